@@ -58,8 +58,8 @@ MODERN = (
 class Recipe:
     """Describe a run: the command that trains it, and its settings in addition to the common settings.
 
-    `stop_at`: the run is stopped at this step and continued with the same command. `needs`: recipes that must be run
-    before.
+    With `stop_at`, the run is stopped at this step and continued with the same command. `needs` names the recipes that must
+    have been run before this one.
     """
 
     command: str
@@ -140,7 +140,7 @@ def start(tree: Path, folder: Path, command: str, arguments: list[str]) -> None:
 
 
 def trace(run: Path) -> dict[str, Any]:
-    """Read what must not change: the numbers of all rows of metrics.jsonl, and a hash of the weights."""
+    """Return what must be equal for two commits: the compared numbers of a run's metrics.jsonl, and a hash of the weights."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [
         {key: value for key, value in json.loads(line).items() if not key.startswith(NOT_COMPARED)} for line in lines
@@ -183,7 +183,10 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 class Checkout:
-    """Hold a commit, checked out into a folder, or the working tree, and compute its traces, each once."""
+    """Check out the commit `name` into a folder below `places`, or use the working tree, and compute the traces of its code.
+
+    Each trace is computed only once.
+    """
 
     def __init__(self, name: str, places: Path) -> None:
         self.sha = None if name == WORKING_TREE else git("rev-parse", "--verify", f"{name}^{{commit}}")

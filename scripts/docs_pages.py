@@ -188,7 +188,7 @@ def configuration_page() -> str:
 
 
 def _default(key: str, defaults: dict[Recipe, dict[str, Any]]) -> str:
-    """Describe the default of a key: that of the first command that reads it, and those of others that differ from it."""
+    """Describe the default of a key for the first command that reads it, then the defaults of other commands that differ."""
     known = {
         recipe: values[key]
         for recipe, values in defaults.items()
@@ -290,12 +290,12 @@ def page_of(target: str) -> str | None:
 
 
 def generated_page(target: str) -> Callable[[], str] | None:
-    """Return the function that writes the generated page `target`, or None if this page is not generated."""
+    """Return the function that returns the content of the generated page `target`, or None if this page is not generated."""
     return GENERATED.get(target.removeprefix("docs/")) if target.startswith("docs/") else None
 
 
 def _origin(src_uri: str) -> str:
-    """Return the path of the file from which a page was made."""
+    """Return the path, relative to the repository, of the file from which a page of the site is made."""
     return next((name for name, page in TOP_LEVEL.items() if page == src_uri), f"docs/{src_uri}")
 
 
@@ -368,9 +368,9 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
 
 
 def has_columns(text: str) -> bool:
-    """Tell whether lines of the text must not wrap, because their parts stand below each other.
+    """Tell whether the text is arranged in columns, so that its lines must not wrap.
 
-    These are at least two lines with two gaps of two or more spaces, or with an indentation of 12 or more.
+    This is so if at least two lines have two gaps of two or more spaces, or an indentation of 12 or more spaces.
     """
     lines = [re.sub(r"<[^>]*>", "", line) for line in text.splitlines()]
     return sum(bool(re.search(r"\S {2,}\S.*\S {2,}\S|^ {12,}\S", line)) for line in lines) >= 2

@@ -1,4 +1,4 @@
-"""Write docs/reference/formats.md: the options of a model that each export format supports. Each option is tried."""
+"""Write docs/reference/formats.md: which options of a model each export format supports. The script tries each option."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def cell(name: str, option: str, value: Any) -> str:
 
 
 def formats_page() -> str:
-    """Return the page."""
+    """Return the Markdown of docs/reference/formats.md."""
     rows = [f"| option | {' | '.join(FORMATS)} |", f"|---|{'---|' * len(FORMATS)}"]
     for option, values in OPTIONS.items():
         for value in values:

@@ -101,10 +101,10 @@ def depths(graph: Graph) -> dict[str, int]:
 
 
 def levels(graph: Graph) -> tuple[list[list[str]], dict[tuple[str, str], list[str]]]:
-    """Return the rows of boxes, from the top, and the path of each arrow.
+    """Return the names in each row, from the top, and for each arrow (from, to) the names along its path.
 
-    In a row, a box is placed near the boxes that import it. An arrow that crosses a row has its own position in this row,
-    so that it does not run behind a box.
+    In a row, a box is placed near the boxes that import it. An arrow that crosses a row has its own name and position in this
+    row, so that it does not run behind a box.
     """
     depth = depths(graph)
     ways = {

@@ -74,7 +74,7 @@ STYLE: dict[Any, Any] = {
 
 
 class PageError(Exception):
-    """A page contradicts its Python file or the source code."""
+    """Report that a page contradicts its Python file or the source code."""
 
 
 @dataclass(frozen=True)

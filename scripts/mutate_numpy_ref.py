@@ -548,7 +548,7 @@ def try_mutant(folders: Queue[Path], mutant: Mutant) -> tuple[Mutant, str | None
 
 
 def selected(names: list[str]) -> list[Mutant]:
-    """Return the mutants whose file is one of `names` or whose description contains one; all mutants if `names` is empty."""
+    """Return the mutants whose file is one of `names` or whose description contains one of them; all if `names` is empty."""
     for name in names:
         if not any(name == file or name in what for file, _, _, what in MUTANTS):
             sys.exit(f"no mutant has the file or description {name}: --list shows all")

@@ -1,4 +1,4 @@
-"""Run the tests as on other processors, and show how many pass.
+"""Run the tests as if on other processors, and show how many pass.
 
     python -m scripts.run_on_cpus
     python -m scripts.run_on_cpus --only avx2 --only native-busy tests/model

@@ -10,7 +10,7 @@ import sys
 
 
 def load_average() -> str:
-    """Return the number of programs that wanted a core in the last minute; "unknown" on Windows, which does not count them."""
+    """Return how many programs wanted a core on average in the last minute; "unknown" on Windows, which does not count them."""
     if sys.platform == "win32":
         return "unknown"
     return f"{os.getloadavg()[0]:.1f}"

@@ -40,7 +40,7 @@ SECONDS = 5.0  # duration of a measurement, after one call for warm-up
 
 
 def train() -> Callable[[], int]:
-    """Return a function that makes an optimizer step on a model like the quickstart's; it returns the tokens (4,608)."""
+    """Return a function that takes a training step of a model like the quickstart's and returns the step's tokens (4,608)."""
     from positron.training.allocator import tune_allocator
 
     tune_allocator()
@@ -67,7 +67,7 @@ def train() -> Callable[[], int]:
 
 
 def decode() -> Callable[[], int]:
-    """Return a function that generates 60 tokens with a model like the quickstart's; it returns the tokens."""
+    """Return a function that generates 60 tokens with a model like the quickstart's and returns their number."""
     from positron.system.threads import SPIN_WRITING, spin
 
     spin(SPIN_WRITING)
@@ -97,7 +97,7 @@ def decode() -> Callable[[], int]:
 
 
 def prepare() -> Callable[[], int]:
-    """Return a function that prepares a corpus of 4 MB of stories with tokenizer and tokens; it returns the bytes."""
+    """Return a function that prepares 4 MB of stories (text, tokenizer and token files) and returns the bytes of the text."""
     from positron.config import DataConfig, TokenizerConfig
     from positron.data.corpus import prepare
 
@@ -111,7 +111,10 @@ def prepare() -> Callable[[], int]:
 
 
 def numpy_ref() -> Callable[[], int]:
-    """Return a function that makes a training step of numpy_ref (8 x 128 tokens, 2 layers of 128); it returns the tokens."""
+    """Return a function that computes the loss and gradients of a numpy_ref model and returns the number of tokens.
+
+    The model has 2 layers of width 128, and the batch has 8 x 128 tokens.
+    """
     from numpy_ref import GPTConfig, init_params, loss_and_grads  # isort: skip  (before NumPy: it sets the threads)
     import numpy as np
 
@@ -136,7 +139,7 @@ WORKLOADS: dict[str, Callable[[], Callable[[], int]]] = {
 
 
 def measure(workload: str) -> float:
-    """Return units of work per second, from the median time of the calls within SECONDS."""
+    """Call the workload repeatedly for SECONDS; return its units of work per second, from the median time of a call."""
     import positron  # noqa: F401  (sets the wait policy before torch or NumPy is loaded)
 
     call = WORKLOADS[workload]()

@@ -1,9 +1,9 @@
-"""Measure data preparation, opening of token files, and reading of batches, and compare them with the libraries in use.
+"""Measure how long it takes to prepare data, to open token files, and to read batches.
 
     python -m scripts.bench.data [TEXT]
 
-The programs that are compared are measured in turns. TEXT (default: 80 MB of the built-in stories) is a file whose
-documents are separated by lines `<|endoftext|>`.
+Preparation is compared with the tokenizer library alone, and both are measured in turns. TEXT (default: 80 MB of the built-in
+stories) is a file whose documents are separated by lines `<|endoftext|>`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _encode_texts(texts: list[str]) -> int:
 
 
 def tokenizing(text: Path, choice: TokenizerConfig, root: Path) -> None:
-    """Measure `write_tokens`, and the library's encoder alone on the same texts with as many processes; print both."""
+    """Measure `write_tokens`, and the library's encoder alone on the same texts with as many processes; print both speeds."""
     source = open_source(DataConfig("text", str(text)))
     home = root / f"{choice.kind}-{choice.name}"
     home.mkdir()

@@ -1,9 +1,10 @@
-"""Measure tokens per second of the plain and the compiled decoder, beside llama2.c's run.c and runq.c in turns.
+"""Measure the tokens per second of the plain decoder, the compiled decoder, and run.c and runq.c of llama2.c.
 
-All hold the same seeded weights and write the likeliest tokens after the beginning of a text; in fp32 the ids are compared
-first. Every round runs each variant once for a short time, and a figure is the median over the rounds, because the speed of
-a machine drifts. It also depends on where in the memory the weights are (in a virtual machine by up to 1.6 times): they are
-copied anew several times. For run.c, compile it as its documentation says and give the folder:
+All of them have the same weights and generate at temperature 0. First, their token ids are compared with those of the plain
+decoder in fp32. Then every round runs each variant once for a short time. The table shows the median over the rounds, because
+the speed of a machine drifts. The speed also depends on where in the memory the weights are (in a virtual machine by a factor
+of up to 1.6), so the weights are copied to new places several times. To measure run.c and runq.c, compile them as their
+documentation says, and give the folder of the programs:
 
     gcc -Ofast -fopenmp -march=native run.c -lm -o run; gcc -Ofast -fopenmp -march=native runq.c -lm -o runq
     python -m scripts.bench.decoding --llama2c FOLDER
@@ -65,7 +66,7 @@ GROUP = 32  # weights of a scale in runq.c
 
 
 def fresh_model(config: GPTConfig) -> GPT:
-    """Make a model whose greedy text does not repeat one token."""
+    """Return a model with random weights that does not repeat a single token at temperature 0."""
     model = GPT(config, seed=0).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -76,7 +77,10 @@ def fresh_model(config: GPTConfig) -> GPT:
 
 
 def write_llama2c(model: GPT, folder: Path) -> None:
-    """Write the weights for run.c and, with groups of 32, for runq.c, and a vocabulary whose pieces are their ids."""
+    """Write the weights for run.c, the weights for runq.c in int8, and a vocabulary in which the text of each token is its id.
+
+    In int8, every GROUP weights share a scale.
+    """
     config = model.config
     tensors = to_theirs(rules(config), model.state_dict())
     header = (config.d_model, config.ff_width, config.n_layer, config.n_head, config.kv_heads, config.vocab_size)
@@ -100,7 +104,7 @@ def write_llama2c(model: GPT, folder: Path) -> None:
 
 
 def with_llama2c(program: Path, model: Path, tokens: int) -> tuple[float, list[int]]:
-    """Return the tokens per second that the program prints, and the ids it wrote."""
+    """Return the tokens per second that the program reports, and the token ids that it prints."""
     command = [str(program), str(model), "-t", "0", "-n", str(tokens + 1), "-z", str(model.parent / "tokenizer.bin")]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     return float(done.stderr.split()[-1]), [int(word) for word in done.stdout.split()]
@@ -125,7 +129,10 @@ def engine_of(model: GPT, kind: type[Decoder], dtype: torch.dtype | None) -> Eng
 def make_variants(
     options: argparse.Namespace, model: GPT, folder: Path
 ) -> dict[str, Callable[[], tuple[float, list[int]]]]:
-    """Copy the weights for each variant; return what measures it and gives its ids."""
+    """Copy the weights for each variant; return, by name, functions that run a variant once.
+
+    Each function returns the tokens per second and the generated ids.
+    """
     variants: dict[str, Callable[[], tuple[float, list[int]]]] = {}
     if options.llama2c and options.shape == "stories15M":
         write_llama2c(model, folder)
@@ -142,7 +149,7 @@ def make_variants(
 def compare_ids(
     model: GPT, variants: dict[str, Callable[[], tuple[float, list[int]]]], tokens: int, silent: bool
 ) -> None:
-    """Run each variant once, which warms it up, and print how many ids are those of the plain decoder."""
+    """Run each variant once, which warms it up; print how many of its ids equal those of the plain decoder in fp32."""
     wanted = with_engine(engine_of(model, Decoder, None), 1, tokens)[1]
     for name, measure in variants.items():
         ids = measure()[1]

@@ -3,8 +3,8 @@
 One sequence is generated on a CPU. All programs use the same weights, those of an untrained TinyGPT. The script first checks
 that they generate the same tokens in fp32 at temperature 0. They are measured in turns (A B C A B C ...) in one process; the
 table shows medians over the rounds. The last line is a limit: the speed at which every weight is read once per token from
-memory, at the rate of a large product of a matrix and a vector. --run RUN measures this run instead, with its bits per byte
-in fp32, bf16 and int8; --draft DRAFT also measures it with a draft model. Needs: pip install -e '.[bench]'.
+memory, at the rate of a large product of a matrix and a vector. --run RUN measures this run instead, in fp32, bf16 and int8,
+and also its bits per byte; --draft DRAFT measures the run also with a draft model. Needs: pip install -e '.[bench]'.
 """
 
 from __future__ import annotations

@@ -14,7 +14,10 @@ NAMES = ("ours", "nanoGPT", "nanoGPT, large", "nanochat", "HF Trainer")
 
 
 def passed_at(points: list[tuple[float, float]], goal: float) -> float | None:
-    """Return the seconds after which the curve first reaches `goal`, interpolated between two points; None if never."""
+    """Return the seconds after which the curve of `points` (seconds, bits per byte) first falls to `goal`; None if never.
+
+    The curve is interpolated between two points.
+    """
     if points[0][1] <= goal:
         return points[0][0]
     for (t0, a), (t1, b) in itertools.pairwise(points):
@@ -24,7 +27,7 @@ def passed_at(points: list[tuple[float, float]], goal: float) -> float | None:
 
 
 def table(seeds: dict[int, dict[str, Any]], minutes: float) -> str:
-    """Return a table with each recipe's last score, its tokens per second, and when Positron's recipe reached this score."""
+    """Return a table with each recipe's tokens per second, its last score, and when Positron's recipe reached this score."""
     lines = [
         "| recipe | tokens/s | bits per byte at the end (± standard deviation) | Positron reaches this score after |",
         "|---|---|---|---|",

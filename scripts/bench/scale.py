@@ -2,8 +2,8 @@
 
 The axes are parameters (1M to 124M), context (128 to 8,192 tokens, also with device.checkpoint_activations), vocabulary (256
 to 100k), data (1 MB to 10 GB of token files) and processes (1 and 2, gloo). On the first three axes, a step of forward pass,
-backward pass and AdamW in bf16 is measured; on the axis data, opening the files and reading a batch; on the axis processes,
-the step of one batch that is shared by DDP. The result is a table for each axis and one figure.
+backward pass and AdamW in bf16 is measured; on the axis data, opening the files and reading a batch; on the axis processes, a
+step on a batch that DDP divides among the processes. The result is a table for each axis and one figure.
 
 Each point is measured in a new process, so that its peak memory is its own. With one thread, time is the CPU time of the
 process, which other programs on the same core hardly change; with more threads, time is wall time. A line is fitted to the
@@ -127,7 +127,10 @@ def measure(point: Point, threads: int) -> dict[str, Any]:
         try:
             result: dict[str, Any] = ours.recv()
         except EOFError:
-            raise SystemExit(f"{point.axis} {label(point)} ended without a result") from None
+            raise SystemExit(
+                f"the measurement of {point.axis} {label(point)} ended without a result: the error is above or, if there is "
+                "none, the system killed the process, for example because the memory was full"
+            ) from None
         finally:
             for process in ranks:
                 process.join()
@@ -135,7 +138,7 @@ def measure(point: Point, threads: int) -> dict[str, Any]:
 
 
 def timed(action: Callable[[], object], threads: int, *, steps: int | None = None) -> float:
-    """Return the median of the seconds that `action` takes."""
+    """Call `action` at least STEPS times and for SECONDS, or `steps` times; return the median seconds of a call."""
     clock = time.process_time if threads == 1 else time.perf_counter
     seconds: list[float] = []
     while len(seconds) < (steps or STEPS) or (steps is None and sum(seconds) < SECONDS):
@@ -146,7 +149,10 @@ def timed(action: Callable[[], object], threads: int, *, steps: int | None = Non
 
 
 def train(point: Point, threads: int, folder: Path, rank: int, pipe: PipeEnd) -> None:
-    """Measure the median seconds of a step on this process's part of the batch, and its memory; send both to `pipe`."""
+    """Measure the median seconds of a step on this process's part of the batch, and the peak memory of this process.
+
+    The first process sends both to `pipe`. With several processes, it also sends the seconds without exchanging gradients.
+    """
     tune_allocator()
     torch.set_num_threads(threads)
     inherited = peak_memory(torch.device("cpu"))
@@ -181,7 +187,7 @@ def train(point: Point, threads: int, folder: Path, rank: int, pipe: PipeEnd) ->
 
 
 def serve(point: Point, threads: int, folder: Path, rank: int, pipe: PipeEnd) -> None:
-    """Measure the seconds to open `x` bytes of token files, and to read the batch of a step; send both to `pipe`.
+    """Measure the seconds to open `point.x` bytes of token files and to read a batch, and the memory; send them to `pipe`.
 
     The files are sparse: they occupy no space on the disk, and the time does not include the time of the disk.
     """

@@ -38,21 +38,22 @@ class Setup:
     checkpoint: bool
 
     def state_bytes(self) -> float:
-        """Return the bytes of weights, gradients and two moments in fp32 (16 per parameter) and of their copies."""
+        """Return the bytes on a GPU of weights, gradients and two moments in fp32 (16 per parameter), and of copies of them."""
         n = self.gpt.n_params()
         if self.strategy == "none":
             return 16 * n + 2 * n  # plus the weights in bf16
         if self.strategy == "ddp":
             return 16 * n + 2 * n + 4 * n  # plus the weights in bf16 and buckets of gradients
-        # a share, plus whole gradients, which micro-batches add up, and the weights of two blocks at a time in fp32 and bf16
+        # this GPU's share of the 16 bytes, plus all gradients, to which the micro-batches add, plus the weights outside of the
+        # blocks and of two blocks at a time, in fp32 and bf16
         return 16 * n / self.gpus + 4 * n + (4 + 2) * (self.outside() + 2 * self.block())
 
     def block(self) -> int:
-        """Return the number of parameters of a block, without its norms."""
+        """Return the number of parameters of a block, not counting its norms and biases."""
         return 12 * self.gpt.d_model**2
 
     def outside(self) -> int:
-        """Return the number of parameters outside of the blocks, and of all norms."""
+        """Return the number of all parameters that `block` does not count: outside of the blocks, norms and biases."""
         return self.gpt.n_params() - self.gpt.n_layer * self.block()
 
     def activation_bytes(self, rows: int) -> float:
@@ -60,11 +61,11 @@ class Setup:
 
     @property
     def rows(self) -> int:
-        """The number of sequences of a step on each GPU."""
+        """Return the number of sequences of an optimizer step on each GPU."""
         return self.batch_tokens // self.gpt.context_length // self.gpus
 
     def micro_batch(self) -> int:
-        """Return the number of sequences at a time: all, halved until they fit into memory."""
+        """Return the number of sequences in a micro-batch: all `rows` of the GPU, halved until they fit into its memory."""
         size = self.rows
         while size > 1 and self.state_bytes() + self.activation_bytes(size) > USABLE * MEMORY:
             size //= 2

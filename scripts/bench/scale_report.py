@@ -14,7 +14,10 @@ BLUE, ORANGE, RED = "#1f5fa8", "#c8590a", "#b00020"
 
 
 def off_the_line(x: list[float], y: list[float]) -> list[float]:
-    """Return y / (a + b x), where a, b >= 0 have the lowest relative error for the three smallest points."""
+    """Return y / (a + b x), where the line a + b x, with a, b >= 0, is fitted to the three smallest points.
+
+    The fit minimises the sum of the squared relative errors.
+    """
     first_x, first_y = np.array(x[:3]), np.array(y[:3])
     lines = [np.array([1 / first_y, first_x / first_y]).T, np.array([0 / first_y, first_x / first_y]).T]
     lines.append(np.array([1 / first_y, 0 * first_x]).T)
@@ -28,7 +31,10 @@ def off_the_line(x: list[float], y: list[float]) -> list[float]:
 
 
 def verdict_lines(axis: str, rows: list[Row]) -> list[str]:
-    """Add each point's ratio to the line to its row; return lines that say where each series leaves its line."""
+    """Return lines of text that say where each series of points leaves the line that is fitted to it.
+
+    The ratio of each point to the line is stored in its row, under `time_ratio` and `memory_ratio`.
+    """
     said = [f"{row['label']} {row['series']} skipped: {row['skipped']}" for row in rows if "skipped" in row]
     for series in dict.fromkeys(row["series"] for row in rows):
         mine = [row for row in rows if row["series"] == series and "skipped" not in row]

@@ -1,4 +1,4 @@
-"""Measure the memory of a process that trains a model alone or shares it with others by FSDP2, beside computed values.
+"""Measure the memory of a process that trains a model alone or with others by FSDP2, and compare it with computed values.
 
 Each process trains on its own sequences, two micro-batches of one sequence of 256 tokens in a step, so that the activations are
 the same for any number of processes. The processes exchange by gloo. Three sizes are measured in process 0:
@@ -76,7 +76,7 @@ def train(gpt: GPTConfig, processes: int, folder: str, rank: int, pipe: PipeEnd)
 
 
 def largest_sum(record: profile) -> int:
-    """Return the largest number of bytes that were allocated and not yet freed at a time of the record."""
+    """Return the largest number of bytes that were allocated and not yet freed at any time of the record."""
     assert record.profiler is not None
     assert record.profiler.kineto_results is not None
     events: list[Any] = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -85,7 +85,10 @@ def largest_sum(record: profile) -> int:
 
 
 def measure(gpt: GPTConfig, processes: int) -> tuple[int, int, int]:
-    """Return the bytes that `train` sends. Raises SystemExit if the processes end without a result."""
+    """Run `train` in new processes; return the three numbers of bytes that process 0 sends.
+
+    Raises SystemExit if the processes end without a result.
+    """
     ours, theirs = PROCESS.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).as_uri()
@@ -96,7 +99,10 @@ def measure(gpt: GPTConfig, processes: int) -> tuple[int, int, int]:
         try:
             result: tuple[int, int, int] = ours.recv()
         except EOFError:
-            raise SystemExit(f"{processes} processes ended without a result") from None
+            raise SystemExit(
+                f"the measurement with {processes} processes ended without a result: the error is above or, if there is "
+                "none, the system killed a process, for example because the memory was full"
+            ) from None
         finally:
             for process in ranks:
                 process.join()
@@ -104,7 +110,10 @@ def measure(gpt: GPTConfig, processes: int) -> tuple[int, int, int]:
 
 
 def computed(gpt: GPTConfig, processes: int) -> tuple[float, float]:
-    """Return what a process holds, weights and two moments in fp32, and the sum of its tensors by the formulas of SCALE.md."""
+    """Return the computed bytes that a process holds between two steps, and the largest sum of its tensors during a step.
+
+    It holds its share of the weights and two moments in fp32. docs/SCALE.md explains the formulas of the sum.
+    """
     n, strategy = gpt.n_params(), "fsdp" if processes > 1 else "none"
     state = Setup(gpt, gpt.context_length * processes, processes, strategy, False).state_bytes()
     activations_and_loss = Point("parameters", n, gpt).computed_bytes() - 16 * n - 2 * gpt.matmul_params()

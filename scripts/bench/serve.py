@@ -1,10 +1,10 @@
 """Measure `positron serve` with 1, 8 and 32 streams at the same time: tokens per second and the time to the first token.
 
 The server runs in a process of its own. Each stream sends one request after another, for texts of 200 tokens, until
---seconds are over. Without RUN the server has an untrained TinyGPT. The table shows, for each number of streams, the finished
-requests, the errors, the tokens per second of all streams together, the median of those of one text after its first token,
-the median and the 95th percentile of the time to the first token, and the memory of the server after the first tenth of the
-time and at the end.
+--seconds are over. Without RUN, the server has an untrained TinyGPT. The table shows, for each number of streams: the number
+of finished requests, the number of errors, the tokens per second of all streams together, the median tokens per second of a
+single text after its first token, the median and the 95th percentile of the time to the first token, and the memory of the
+server after the first tenth of the time and at the end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROMPTS = ("Once upon a time", "Tom", "This is a story about a", "The sun was")
 
 @dataclass
 class Load:
-    """Hold what some streams saw."""
+    """Hold the measurements of `streams` streams that sent requests at the same time."""
 
     streams: int
     seconds: float = 0.0
@@ -45,7 +45,7 @@ class Load:
 
 
 def untrained(**changes: Any) -> Any:
-    """Return an untrained TinyGPT, as a server serves it."""
+    """Return an untrained model in the form that the server needs: a TinyGPT, or a GPT with the options `changes`."""
     import torch
 
     from positron.config import GPTConfig
@@ -83,7 +83,7 @@ def _serve(run: str | None, changes: dict[str, Any], answer: PipeEnd) -> None:
 
 @contextmanager
 def server(run: str | None = None, **changes: Any) -> Iterator[tuple[str, int]]:
-    """Start a server; yield its address and its process."""
+    """Start a server with the run `run`, or with `untrained(**changes)`; yield its address and its process id."""
     start = multiprocessing.get_context("spawn")
     ours, theirs = start.Pipe()
     process = start.Process(target=_serve, args=(run, changes, theirs), daemon=True)
@@ -106,7 +106,7 @@ def memory_of(pid: int) -> int:
 
 
 async def put_under_load(url: str, pid: int, streams: int, seconds: float, tokens: int = TOKENS) -> Load:
-    """Let this number of streams send requests for some seconds."""
+    """Let `streams` streams send requests for `seconds` seconds, for texts of `tokens` tokens; return the measurements."""
     load, begin = Load(streams), time.perf_counter()
     end = begin + seconds
     limits = httpx.Limits(max_connections=None)
@@ -160,7 +160,7 @@ async def _request(client: httpx.AsyncClient, body: dict[str, Any], load: Load) 
 
 
 def row(load: Load) -> str:
-    """Return a row of the table."""
+    """Return the row of the table for one number of streams."""
     late = statistics.quantiles(load.first, n=20)[-1] if len(load.first) > 1 else load.first[0]
     memory = [size / 2**20 for size in (load.memory[len(load.memory) // 10], load.memory[-1])]
     return (
