@@ -93,7 +93,10 @@ def _block_losses(z: Array, y: Array, p: Array) -> Array:
 
 
 def cross_entropy_backward(dloss: Array | float, cache: Cache) -> tuple[Array]:
-    """Compute dlogits = dloss (p - onehot(target)) / count: dL/dloss () -> dlogits (..., V)."""
+    """Compute dlogits = dloss (p - onehot(target)) / count, 0 where the target is -100: dloss () -> dlogits (..., V).
+
+    `count` is the number by which `cross_entropy_forward` divided the sum of the losses.
+    """
     p, y = cache["p"], cache["targets"]
     scored = y != IGNORE
     scale = np.asarray(dloss / cache["count"], dtype=p.dtype)

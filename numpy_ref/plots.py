@@ -98,7 +98,7 @@ def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -
 
 
 def outlier_tokens(norms: Array, factor: float = 2.0, most: int = 4) -> list[int]:
-    """Find tokens whose norm is, after some layer, above `factor` times or below 1 / `factor` times the median of all tokens.
+    """Find the tokens whose norm differs, after some layer, by more than the factor `factor` from the median of all tokens.
 
     norms (layers, T) -> the indices of at most `most` tokens, the most extreme first.
     """
