@@ -41,7 +41,7 @@ def one_line_errors() -> Iterator[None]:
 def open_streams() -> None:
     """Make stdout and stderr usable: a closed stream becomes the null device, and unencodable characters are replaced.
 
-    On Windows both are UTF-8, as elsewhere, and not in the code page of the system.
+    On Windows, both use UTF-8, as on other systems, instead of the code page of the system.
     """
     encoding = "utf-8" if sys.platform == "win32" else None
     for name, errors in (("stdout", "replace"), ("stderr", "backslashreplace")):

@@ -26,7 +26,7 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError with argparse's message and a similar option, or else the command that lists all options."""
+        """Raise UserError with argparse's message, followed by a similar option or by the command that lists all options."""
         wrong = re.match(r"unrecognized arguments: (-\S*)", message)
         options = [option for option in self._option_string_actions if option.startswith("--")]
         near = difflib.get_close_matches(wrong[1].partition("=")[0], options, 1, 0.6) if wrong else []

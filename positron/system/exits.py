@@ -48,7 +48,7 @@ def _flush_output() -> None:
 
 
 def describe(error: BaseException) -> tuple[int, str]:
-    """Return the exit code of an error and one line that describes it; text from files cannot add a second line."""
+    """Return the exit code of an error and one line that describes it, in which line breaks are escaped."""
     code, line = _described(error)
     return code, one_line(line)
 

@@ -37,7 +37,7 @@ def show(line: str) -> None:
 
 
 class _OneLine(logging.Formatter):
-    """Format a record as one line; text from files cannot forge a second line. A warning or error begins with its level."""
+    """Format a record as one line, in which line breaks are escaped. A warning or error begins with its level."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
@@ -86,7 +86,7 @@ class RunFileHandler(_Handler):
         self._append(record, self.format(record))
 
     def note_end(self, error: BaseException) -> None:
-        """Write why the run ended, with the traceback of an unexpected error."""
+        """Append the error that ended the run, with its traceback if it is an unexpected error."""
         text = describe(error)[1] or one_line(str(error))
         if not isinstance(error, (UserError, Diverged, Interrupted, LeftAtOnce)):
             lines = "".join(traceback.format_exception(error)).splitlines()

@@ -32,7 +32,7 @@ def without_home(value: Any) -> Any:
 def _homes() -> list[str]:
     """Return the path of the home folder as given and with links resolved; empty if it is the root folder or unknown.
 
-    A path of Windows is also returned with slashes, and with the doubled backslashes of quoted text.
+    A Windows path is also returned with slashes instead of backslashes, and with doubled backslashes, as in quoted text.
     """
     try:
         home = Path.home()

@@ -15,7 +15,7 @@ if sys.platform == "win32":
     _STILL_RUNNING = 0x102  # WAIT_TIMEOUT of winbase.h
 
     def _exists(pid: int) -> bool:
-        """Ask for the process by a handle, because `os.kill` ends a process on Windows, whatever the signal."""
+        """Tell whether a process exists by opening it, because `os.kill` ends a process on Windows, whatever the signal."""
         kernel = ctypes.WinDLL("kernel32", use_last_error=True)
         kernel.OpenProcess.restype = ctypes.c_void_p  # a handle has 64 bits, and an int of C 32
         handle = ctypes.c_void_p(kernel.OpenProcess(_SYNCHRONIZE, False, pid))

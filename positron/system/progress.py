@@ -41,7 +41,7 @@ class Meter:
             sys.stderr.flush()
 
     def show(self, done: float) -> None:
-        """Update the bar, or print a line, with the amount `done`, if the last time was long enough ago."""
+        """Update the bar, or print a line, with the amount `done`, unless too little time has passed since the last update."""
         now = time.monotonic()
         interval = BAR_SECONDS if sys.stderr.isatty() else LINE_SECONDS
         if (

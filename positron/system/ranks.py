@@ -6,11 +6,11 @@ import os
 
 
 def first_rank(processes: int) -> bool:
-    """Tell whether this process is the first of the `processes` that train one run; it prints and writes for all of them.
+    """Tell whether this process is the first of the `processes` that train one run.
 
-    A single process is always the first, whatever its environment says: containers, notebooks, launchers and SLURM may leave
-    rank variables of another program in it. If torchrun has set RANK, it alone decides, because torchrun may number the
-    machines in another order than SLURM.
+    The first process prints and writes for all of them. A single process is always the first, whatever its environment says:
+    containers, notebooks, launchers and SLURM may leave rank variables of another program in it. If torchrun has set RANK, only
+    RANK counts, because torchrun may number the machines in another order than SLURM.
     """
     if processes == 1:
         return True

@@ -59,7 +59,10 @@ def describe_others(cores: float | None, of: int | None = None) -> str:
 
 
 def _busy_seconds() -> tuple[float, float, float] | None:
-    """Return (wall clock, CPU seconds of all programs, CPU seconds of this program and its finished children)."""
+    """Return (wall-clock seconds, CPU seconds of all programs, CPU seconds of this program and its finished children).
+
+    Returns None if the system does not report them.
+    """
     if not sys.platform.startswith("linux"):
         return None
     try:
