@@ -220,6 +220,8 @@ def check_options(options: argparse.Namespace, name: str) -> None:
         )
     if options.resume and options.fresh:
         raise InputError("--resume continues and --fresh starts over: give only one of them")
+    if options.resume and options.long_training:
+        raise InputError("--resume continues with the saved number of epochs: leave --long-training out")
     saved = options.out / f"{name}_training.npz"
     if options.resume and not saved.exists():
         raise InputError(f"cannot resume: {saved} does not exist; check --out and --name, or leave --resume out")

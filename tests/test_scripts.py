@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import FAST, PATIENCE, PROJECT
 
-from positron.cli.help_text import TUNING_EXPERIMENTS
+from positron.cli.unused_settings import TUNING_EXPERIMENTS
 from scripts.clean import clean
 
 SCRIPTS = [*sorted(path.name for path in (PROJECT / "scripts").glob("*.sh")), "run_on_cpus.py"]

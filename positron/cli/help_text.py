@@ -17,7 +17,7 @@ from typing import Any, Literal
 from positron import config as settings
 from positron.cli.defaults import default_configs, register_defaults
 from positron.cli.overrides import groups_of
-from positron.cli.unused_settings import SOURCES_OF
+from positron.cli.unused_settings import fits
 from positron.config import RunConfig
 from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, Recipe, flat, leaf_keys, type_of
 from positron.system.commands import command
@@ -53,11 +53,6 @@ _USAGE: dict[Recipe, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
-TUNING_EXPERIMENTS: dict[Recipe, tuple[str, ...]] = {  # the others are for pretraining
-    "sft": ("story_instruct",),
-    "prefer": ("story_preference",),
-    "reinforce": ("story_reward",),
-}
 _OPTIONS = (
     ("-m, --multirun", "sweep: one run for each value of key=a,b,c (or Hydra's choice(), range(), glob(), interval())"),
     (
@@ -85,7 +80,7 @@ def help_text(recipe: Recipe, conf: Path) -> str:
             continue
         default = f" (default {chosen[group] or 'null'})"
         rows = [
-            (name, first_comment(conf / group / f"{name}.yaml")) for name in choices if _fits(recipe, group, name, conf)
+            (name, first_comment(conf / group / f"{name}.yaml")) for name in choices if fits(recipe, group, name, conf)
         ]
         lines += ["", f"  {group}={default}", *_columns(rows, 24, indent=4)]
     lines += ["", "keys, with type and default:"]
@@ -194,24 +189,6 @@ def _group_class(hint: Any) -> type | None:
 def is_group(hint: Any) -> bool:
     """Tell whether a type is a group of settings."""
     return _group_class(hint) is not None
-
-
-def _fits(recipe: Recipe, group: str, name: str, conf: Path) -> bool:
-    """Tell whether the command `recipe` can use the choice `name` of a group; only pretraining can use texts, for example."""
-    match group:
-        case "data":
-            import yaml
-
-            source = yaml.safe_load((conf / "data" / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
-            return source in ("custom", *SOURCES_OF[recipe])
-        case "experiment":
-            return name in TUNING_EXPERIMENTS.get(recipe, ()) or (recipe == "train" and not _is_of_tuning(name))
-        case _:
-            return True
-
-
-def _is_of_tuning(experiment: str) -> bool:
-    return any(experiment in names for names in TUNING_EXPERIMENTS.values())
 
 
 def type_in_words(hint: Any) -> str:

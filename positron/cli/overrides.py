@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.cli.other_tools import advice, question, same_option
+from positron.cli.unused_settings import fits
 from positron.settings import (
     BASE_GROUPS,
     BUDGET_KEYS,
@@ -185,7 +186,7 @@ def _unknown_option(name: str, value: str | None, recipe: Recipe) -> str:
 class _Reader:
     def __init__(self, recipe: Recipe, conf: Path, is_sweep: bool, has_own_conf: bool) -> None:
         self.recipe, self.is_sweep, self.has_own_conf = recipe, is_sweep, has_own_conf
-        self.groups = groups_of(conf)
+        self.groups, self.conf = groups_of(conf), conf
         self.keys = set(leaf_keys())
         self.chosen: dict[str, str] = {}
 
@@ -268,7 +269,8 @@ class _Reader:
                 if empty
                 else f"every run needs a choice of {group}=; choices: "
             )
-        return f"there is no {group}={name}: {hint}{', '.join(choices)}"
+        usable = [choice for choice in choices if fits(self.recipe, group, choice, self.conf)]
+        return f"there is no {group}={name}: {hint}{', '.join(usable)}"
 
     def _value(self, key: str, text: str, parser: OverridesParser) -> str:
         """Return the value as Hydra must get it to read what the user means: a text that its grammar cannot read is quoted."""

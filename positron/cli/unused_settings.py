@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from positron.config import OPTIMIZER_READS, REWARD_READS
@@ -107,6 +108,11 @@ SOURCES_OF: dict[Recipe, tuple[str, ...]] = {
     "sft": ("instruct", "story_instruct"),
     "prefer": ("preferences", "story_preference"),
     "reinforce": ("instruct", "story_instruct", "addition"),
+}
+TUNING_EXPERIMENTS: dict[Recipe, tuple[str, ...]] = {  # the others are for pretraining
+    "sft": ("story_instruct",),
+    "prefer": ("story_preference",),
+    "reinforce": ("story_reward", "addition_reward"),
 }
 _DATA_ADVICE: dict[Recipe, str] = {
     "train": "pretraining learns from text: give data=text data.path=FILE, or data=stories",
@@ -243,3 +249,21 @@ def _batch(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, 
             raise UserError(
                 f"device.{key}= is only the default of train.{key}, which is {used} here: give train.{key}= instead"
             )
+
+
+def fits(recipe: Recipe, group: str, name: str, conf: Path) -> bool:
+    """Tell whether the command `recipe` can use the choice `name` of a group; only pretraining can use texts, for example."""
+    match group:
+        case "data":
+            import yaml
+
+            source = yaml.safe_load((conf / "data" / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
+            return source in ("custom", *SOURCES_OF[recipe])
+        case "experiment":
+            return name in TUNING_EXPERIMENTS.get(recipe, ()) or (recipe == "train" and not _is_of_tuning(name))
+        case _:
+            return True
+
+
+def _is_of_tuning(experiment: str) -> bool:
+    return any(experiment in names for names in TUNING_EXPERIMENTS.values())

@@ -10,8 +10,8 @@ from composing import composed
 from conftest import PATIENCE, PROJECT, tiny
 
 from positron import preview
-from positron.cli.help_text import TUNING_EXPERIMENTS
 from positron.cli.sampling_options import chosen_sampling, sampling_options
+from positron.cli.unused_settings import TUNING_EXPERIMENTS
 from positron.config import GPTConfig, RunConfig, seconds
 from positron.settings import BASE_GROUPS, from_dict, leaf_keys, unknown_key
 from positron.system.errors import UserError

@@ -169,6 +169,7 @@ def test_what_only_some_jobs_of_a_sweep_read_is_not_refused():
         (("data=my.txt",), "data=text data.path=my.txt"),
         (("data=[text,stories]",), "names several choices: give one"),
         (("model=_defaults",), "choose from auto, debug"),
+        (("experiment=0",), "size_sweep, ten_minutes"),  # without the experiments of other commands
         (("logger=null",), "logger=files"),
         (("data=null",), "every run needs a choice of data="),
         (("~schedule",), "every run needs a schedule"),

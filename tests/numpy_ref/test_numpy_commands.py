@@ -360,6 +360,7 @@ def test_numpy_train_refuses_bad_text(
         (["--context", "1000"], "smaller --context"),
         (["--resume"], "cannot resume"),
         (["--resume", "--fresh"], "give only one of them"),
+        (["--resume", "--long-training"], "leave --long-training out"),
         (["--seed", "-1"], "--seed -1"),
         (["--vocab-size", "50"], "--tokenizer word and bpe"),
         (["--lr", "1e30", *TINY], "lower --lr"),
