@@ -140,7 +140,10 @@ def ipo_forward(
     tau: float = 0.1,
     denominator: int | None = None,
 ) -> tuple[Array, Cache]:
-    """Compute IPO's loss () from four log-probabilities (N,) of N pairs: sums as in the paper, or means."""
+    """Compute IPO's loss, a scalar, from the four log-probabilities (N,) of the answers of N pairs.
+
+    The log-probability of an answer is the sum over its tokens, as in the paper, or their mean.
+    """
     h = (chosen - reference_chosen) - (rejected - reference_rejected)  # (N,)
     error = h - 1 / (2 * tau)
     loss, count = _mean_loss(error**2, denominator)

@@ -390,7 +390,9 @@ class DataConfig:
         text = str(self.tokens_per_epoch).strip()
         number = read_amount(text)
         if not 1 <= number < float("inf"):
-            raise UserError(f"data.tokens_per_epoch={text} is not a number of tokens: give 10000000, or 10M")
+            raise UserError(
+                f"data.tokens_per_epoch={text} is not a number of tokens: give a number of at least 1, such as 10000000 or 10M"
+            )
         return round(number)
 
 
@@ -904,7 +906,10 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """Hold what the user asked for beyond RunConfig, for the choices that `budget=` makes. A run folder does not record it."""
+    """Hold facts about the user's command that are not in RunConfig, because `budget=` needs them to choose settings.
+
+    A run folder does not record them.
+    """
 
     auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)
     given: dict[str, str] = field(

@@ -104,8 +104,8 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
         is_outside = law.reduced is not None and abs(math.log(d / law.partner(n))) > MIN_SPREAD
     if is_outside:
         raise UserError(
-            f"--predict {n:g},{d:g}: in these runs {family(law, sizes)}, so the law does not hold for other pairs of "
-            "parameters and tokens: predict a pair of this kind, or add runs with other sizes"
+            f"--predict {n:g},{d:g} is not such a pair: in these runs {family(law, sizes)}, and the law holds only for such "
+            "pairs of parameters and tokens; predict another pair, or add runs with other pairs"
         )
     return n, d
 
@@ -119,8 +119,8 @@ def family(law: Law, sizes: list[Size]) -> str:
     if abs(law.slope) < MIN_SPREAD:
         return f"all models saw about {amount(math.exp(law.center['D']))} tokens"
     if abs(law.slope - 1) < MIN_SPREAD:
-        return f"tokens follow parameters, about {math.exp(law.center['D'] - law.center['N']):.3g} to one"
-    return f"tokens follow parameters, as their power {law.slope:.2f}"
+        return f"every model saw about {math.exp(law.center['D'] - law.center['N']):.3g} tokens for each parameter"
+    return f"the number of tokens is proportional to the number of parameters to the power {law.slope:.2f}"
 
 
 def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, Any]:

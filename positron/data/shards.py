@@ -141,7 +141,10 @@ class SplitWriter:
     def append(self, ids: np.ndarray) -> None:
         """Append token ids (n,). Raises ValueError if an id is too large for the integer type of the files."""
         if len(ids) and ids.max() > np.iinfo(self.dtype).max:
-            raise ValueError(f"token id {ids.max()} does not fit {np.dtype(self.dtype).name}")
+            raise ValueError(
+                f"the token id {ids.max()} is too large for {np.dtype(self.dtype).name}, the integer type of the token files: "
+                "the tokenizer returned an id that is not in its vocabulary"
+            )
         self._pending.append(ids.astype(self.dtype))
         self.waiting += len(ids)
 

@@ -134,7 +134,10 @@ def size_of(text: str) -> int:
 
 
 def _decoded(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> str:
-    """Decode ids, and return a `Lossy` text if one is the unknown token. `lengths` (V,) are the bytes of text of each id."""
+    """Decode token ids; return a `Lossy` text if one of them is the unknown token.
+
+    `lengths` (V,) contains the number of bytes of text that each id of the vocabulary stands for.
+    """
     text = tokenizer.decode(ids.tolist())
     if not tokenizer.has_unknown or not (ids == 0).any():
         return text

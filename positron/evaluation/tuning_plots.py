@@ -89,7 +89,11 @@ def tuning_pictures(rows: list[dict[str, Any]]) -> list[tuple[str, str, bytes]]:
 
 
 def _drawable(panel: Panel, keys: set[str]) -> list[Line]:
-    """Return the curves of a panel that have values; PASS stands for one curve for each number of answers."""
+    """Return the curves of a panel whose metric is in `keys`, the names of the recorded metrics.
+
+    PASS is only the beginning of a metric's name. A curve with this key is replaced by one curve for each number of answers
+    per prompt for which a metric was recorded.
+    """
     lines = []
     for line in panel.lines:
         if line.key == PASS:

@@ -265,7 +265,9 @@ class Decoder:
         """
         start, n = self.lengths[row], self.lengths[row] + count
         if n > self.config.context_length:
-            raise ValueError(f"{n} tokens do not fit the cache of {self.config.context_length}")
+            raise ValueError(
+                f"row {row} would have {n} tokens, but the cache has room for {self.config.context_length}: give fewer tokens"
+            )
         return start, n
 
     @torch.inference_mode()

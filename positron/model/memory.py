@@ -40,7 +40,7 @@ def check_memory(config: GPTConfig, *, copies: int, accelerator: str = "cpu", pr
     _check(config, FLOAT_BYTES * config.n_params() * in_main_memory + fixed, total, "this machine")
     if accelerator == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory * processes
-        gpu = "its GPU" if processes == 1 else "its GPUs together"
+        gpu = "this machine's GPU" if processes == 1 else "all GPUs together"
         _check(config, FLOAT_BYTES * config.n_params() * copies, total, gpu)
 
 

@@ -18,7 +18,7 @@ SCRIPT = "positron"  # the name of the installed command
 
 
 def module_of(name: str) -> str:
-    """Return the name of a command's module: `import_` for `import`, which is a Python keyword, or the command itself."""
+    """Return the name of a command's module: that of the command, except `import_` for `import`, a Python keyword."""
     return f"{name}_" if keyword.iskeyword(name) else name
 
 

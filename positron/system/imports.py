@@ -28,7 +28,11 @@ def load_object(name: str, key: str) -> Any:
         module = importlib.import_module(module_name)
     except Exception as error:  # a module may fail in any way while it is imported
         is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        remedy = "correct the name, or start in the folder of the module" if is_missing else "correct the module"
+        remedy = (
+            "correct the name, or start this command in the folder that contains the module"
+            if is_missing
+            else "correct the module"
+        )
         reason = " ".join(str(error).split())
         raise UserError(
             f"{key}={name}: importing {module_name} failed: {type(error).__name__}: {reason}; {remedy}"

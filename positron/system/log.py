@@ -120,7 +120,10 @@ class _ContextHandler(_Handler):
 
 
 def take_over() -> None:
-    """Make every record of the package go to the handlers that are set in the context in which it is logged."""
+    """Send each log record of the package to the handlers that the context variable of this module has for the caller.
+
+    The caller is the thread or task that logs the record.
+    """
     package = logging.getLogger("positron")
     package.addHandler(_ContextHandler(logging.NOTSET))
     package.setLevel(logging.DEBUG)  # each handler has a level of its own

@@ -186,7 +186,7 @@ def test_a_far_step_serves_each_window_of_its_epoch_once_on_any_number_of_device
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"tokens_per_epoch": "many"}, "is not a number of tokens: give 10000000, or 10M"),
+        ({"tokens_per_epoch": "many"}, "give a number of at least 1, such as 10000000 or 10M"),
         ({"max_mb": 3.0}, "give one of them"),
         ({"packing": "documents"}, "packing=windows"),
         ({"files": "data/train-00000*"}, "needs at least two files"),

@@ -205,7 +205,7 @@ def test_the_command_shows_the_law_of_a_sweep_and_predicts_the_next_size(tmp_pat
     assert "stopped at step 9" in err
     assert "E      0.2000, the entropy of the text in bits per byte" in out
     assert "alpha  0.400 ± 0.000" in out
-    assert "tokens follow parameters, about 20 to one" in out
+    assert "every model saw about 20 tokens for each parameter" in out
     assert (folder / "scaling.png").read_bytes().startswith(b"\x89PNG")
     code, out, _ = said(monkeypatch, capsys, str(folder), "--json", "--png", str(tmp_path / "x.png"))
     facts = json.loads(out)
@@ -240,7 +240,7 @@ def test_sizes_and_lengths_that_vary_apart_tell_both_terms_and_the_best_split(tm
         ("two", (), "at least 3 finished pretraining runs, not 2"),
         ("empty", (), "no run with a checkpoint"),
         ("unvalidated", (), "not 0"),
-        ("sizes", ("--predict", "1M,99M"), "the law does not hold for other pairs"),
+        ("sizes", ("--predict", "1M,99M"), "the law holds only for such pairs"),
         ("sizes", ("--predict", "big"), "such as 2M or 2M,40M"),
         ("sizes", ("--predict", "1,2,3"), "such as 2M or 2M,40M"),
     ],

@@ -161,7 +161,7 @@ def test_a_full_cache_and_wrong_prompts_are_refused() -> None:
     decoder.step(torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="cache is full: 48"):
         decoder.step(torch.tensor([1, 1]))
-    with pytest.raises(ValueError, match="50 tokens do not fit the cache of 48"):
+    with pytest.raises(ValueError, match="row 1 would have 50 tokens, but the cache has room for 48"):
         decoder.read([1] * 48, 1)
     for prompts in ([[], [1]], [[1] * 49]):
         with pytest.raises(ValueError, match="1 to 48 fit"):

@@ -242,7 +242,7 @@ def test_several_tokens_are_read_as_one_by_one(shape: dict[str, Any]) -> None:
     found += [several.read(ids[7:9]), several.read(ids[9:])]
     torch.testing.assert_close(torch.cat([*found[:2], found[3]]), wanted, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found[2], wanted[7:9], rtol=1e-10, atol=1e-10)
-    with pytest.raises(ValueError, match="do not fit the cache of 24"):
+    with pytest.raises(ValueError, match="the cache has room for 24"):
         several.read([0] * 11)
 
 

@@ -241,7 +241,7 @@ def test_a_function_of_the_user_is_imported_from_the_current_folder(tmp_path, mo
         ("reward_module_of_a_user.begins", "has no begins"),
         (
             "no_such_module.reward",
-            "No module named 'no_such_module'; correct the name, or start in the folder of the module",
+            "No module named 'no_such_module'; correct the name, or start this command in the folder that contains the module",
         ),
         ("broken_module_of_a_user.reward", "No module named 'no_such_module'; correct the module"),
         ("reward", "must name a module"),

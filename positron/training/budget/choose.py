@@ -206,9 +206,9 @@ def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
         given = {f"model.{name}": getattr(model, name) for name in names if is_set[name]}
         settings = " and ".join(f"{key}={number}" for key, number in given.items())
         raise UserError(
-            f"no size of model=auto works with {settings}: the width ({SIZES[0][1]} to {SIZES[-1][1]} channels) must be a "
-            f"multiple of model.n_head (one head for every {D_HEAD} channels, if it is not given), and model.n_head a multiple "
-            f"of model.n_kv_head. Leave {' and '.join(given)} out"
+            f"model=auto finds no model size with {settings}: model.d_model must be a multiple of model.n_head, and "
+            f"model.n_head a multiple of model.n_kv_head; leave out {' and '.join(given)} (model=auto then tries widths of "
+            f"{SIZES[0][1]} to {SIZES[-1][1]}, with one head for every {D_HEAD} channels)"
         )
     return [
         dataclasses.replace(model, n_layer=n, d_model=d, n_head=h).with_vocab(vocab_size)

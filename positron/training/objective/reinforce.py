@@ -156,13 +156,19 @@ class ReinforceObjective(NextToken):
     def examples(
         self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
     ) -> list[Part]:
-        """Sample answers to the prompts, compute their rewards, and return micro-batches of the answers that have a gradient.
+        """Sample answers to the prompts and compute the rewards of the answers; return micro-batches for the loss.
 
-        A micro-batch has six tensors: input ids (B, T), targets (B, T), advantages (B,), the log-probabilities (B, T) that the
-        targets had when they were sampled, its share () of the denominator P K L, and the indices (N,) of the targets in the
-        flattened rows, with which the targets are selected without waiting for the device. The first micro-batch has this
-        rank's whole share of P K L, and the others have 0. The last micro-batches are the replayed text: their advantages are
-        a constant, and their log-probabilities are an empty tensor (0,), because no token was sampled.
+        Answers whose advantage is 0 are left out, unless the KL divergence is part of the loss. A micro-batch has six tensors:
+
+        - input ids (B, T)
+        - targets (B, T)
+        - advantages (B,)
+        - log-probabilities (B, T) of the targets when they were sampled
+        - the micro-batch's share () of the denominator P K L: the first one has the whole share of this rank, the others 0
+        - indices (N,) of the targets in the flattened rows; finding them on the device would make the CPU wait
+
+        With `config.replay`, the last micro-batches contain text of the pretraining. Their advantages are a constant, and their
+        log-probabilities are an empty tensor (0,), because no token was sampled.
         """
         asked = [self.questions[number] for number in self._numbers(step, rank, world_size)]
         K = self.config.samples
