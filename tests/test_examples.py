@@ -225,7 +225,7 @@ def test_an_optimizer_that_cannot_be_built_is_named(modules, target, options, me
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "data=custom needs data._target_=my_module.my_texts"),
+        ({}, "data=custom needs data._target_=my_module.my_function"),
         ({"_target_": "misfits.value"}, "is a int, not a function"),
         ({"_target_": "misfits.step"}, "returns a NoneType, not a list or generator"),
         ({"_target_": "add_a_data_source.sums", "options": {"m": 1}}, "refuses its options"),

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["Tom", "--seed", "99999999999999999999999"],
             "seed must be between -9223372036854775808",
         ),
-        (["Tom", "--seed", str(2**64 - 1), "--num-samples", "2"], "each of the 2 texts"),
+        (["Tom", "--seed", str(2**64 - 1), "--num-samples", "2"], "the 2 texts use the seeds"),
         (["\udcff bad"], "the prompt is not UTF-8: byte 0 is 0xff"),
         (["Tom \udce9t\udce9"], "the prompt is not UTF-8: byte 4 is 0xe9"),
         (["--file", "utf16.txt"], "is not UTF-8: byte 0 is 0xff; it looks like UTF-16"),

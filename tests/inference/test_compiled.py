@@ -164,7 +164,7 @@ def test_a_full_cache_and_wrong_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match="row 1 would have 50 tokens, but the cache has room for 48"):
         decoder.read([1] * 48, 1)
     for prompts in ([[], [1]], [[1] * 49]):
-        with pytest.raises(ValueError, match="1 to 48 fit"):
+        with pytest.raises(ValueError, match="each must have 1 to 48"):
             decoder.prefill(list(range(len(prompts))), prompts)
     assert decoder.lengths == [48, 2]
 

@@ -265,7 +265,7 @@ def test_the_commands_take_a_draft_and_bytes(runs: Path, run_command: Callable[.
     assert run_command("generate", "Tom", *short, "--weights", "int8", folder=runs).out.startswith("Tom")
     refused = run_command("generate", "Tom", *short, "--num-samples", "2", "--draft", "small", folder=runs)
     assert (refused.code, refused.err.count("Traceback")) == (2, 0)
-    assert "one text at a time, not --num-samples 2" in refused.err.splitlines()[-1]
+    assert "only one text can be generated at a time, not --num-samples 2" in refused.err.splitlines()[-1]
     with pytest.raises(UserError, match="small has another tokenizer"):
         load_draft(str(runs / "outputs" / "small"), CharTokenizer("xyz"))
 
@@ -287,6 +287,6 @@ def test_a_batch_in_bytes_writes_what_each_row_writes_alone(runs: Path) -> None:
     prompts = ["Tom", "Once upon a", "A"]
     texts = writer.samples(prompts, max_tokens=25, temperature=0)
     assert texts == [writer.generate(prompt, max_tokens=25, temperature=0) for prompt in prompts]
-    with pytest.raises(UserError, match="one text at a time"):
+    with pytest.raises(UserError, match="only one text can be generated at a time"):
         Writer(writer.model, writer.tokenizer, draft=writer.model).samples(prompts)
     assert list(itertools.islice(writer.stream("Tom"), 1))
