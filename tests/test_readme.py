@@ -186,7 +186,7 @@ SHORTENED = {
         *arguments,
         "train.max_steps=2",
         *(f"reinforce.{key}=2" for key in ("prompts", "samples", "val_prompts", "val_samples", "max_tokens")),
-        "data.examples=60",
+        *([] if "experiment=addition_reward" in arguments else ["data.examples=60"]),
         "precision=fp32",
         "data.val_fraction=0.5",
     ],
