@@ -161,7 +161,8 @@ def shortened(arguments: list[str]) -> list[str]:
     kept = [a for a in arguments if not a.startswith((*steps, "device=", "budget="))]
     if kept != arguments and any(a.startswith("budget=") for a in arguments):
         kept, steps = [*kept, "budget=4s"], {}
-    corpus = [a for a in SHORT if not (a.startswith("data.") and "data=text" in arguments)]
+    of_stories = not {"data=text", "experiment=addition"} & set(arguments)
+    corpus = [a for a in SHORT if of_stories or not a.startswith("data.")]
     if any(a.startswith("tokenizer") for a in arguments):
         corpus.remove("tokenizer=char")
     if any(a.startswith("model.window") for a in arguments):
