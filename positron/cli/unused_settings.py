@@ -1,8 +1,8 @@
 """Refuse given keys that a run would not read, and say what to give instead.
 
 The table `READ_BY` says, for groups of settings such as `optimizer`, which choice (adamw, muon, ...) reads which keys; a few
-functions check rules between groups. Only keys from the command line or an experiment's file are refused, never defaults. This
-module imports only the standard library.
+functions check rules between groups. Only keys from the command line or an experiment's file are refused, never defaults.
+`fits` says which choices a command can use. The module is imported before torch and Hydra, so it must not import them.
 """
 
 from __future__ import annotations

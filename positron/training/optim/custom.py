@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,32 +23,34 @@ def custom_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> t
     `groups`: the parameter groups; the training loop sets the learning rate of each group before each step. Raises UserError
     if the class refuses its arguments or cannot update sharded weights, and in the cases in which `optimizer_class` raises it.
     """
-    cls = optimizer_class(config)
+    build = functools.partial(optimizer_class(config), lr=config.lr, **(config.options or {}))
     try:
-        optimizer: torch.optim.Optimizer = cls(groups, lr=config.lr, **(config.options or {}))
+        optimizer: torch.optim.Optimizer = build(groups)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{KEY}={config._target_} refuses its arguments ({' '.join(str(error).split())}): correct optimizer.options=, or "
             "choose another optimizer"
         ) from error
     if any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"]):
-        _refuse_unsharded(cls, groups, config)
+        _check_sharded_step(build, groups, config)
     return optimizer
 
 
-def _refuse_unsharded(cls: Any, groups: list[dict[str, Any]], config: OptimizerConfig) -> None:
+def _check_sharded_step(
+    build: Callable[..., torch.optim.Optimizer], groups: list[dict[str, Any]], config: OptimizerConfig
+) -> None:
     """Raise UserError if the optimizer class cannot update sharded weights.
 
     To find out, it takes one optimizer step on sharded tensors of zeros: one tensor for each number of dimensions that
     occurs in `groups`. All processes must call this function together.
     """
-    by_rank = {parameter.ndim: parameter for group in groups for parameter in group["params"]}
-    tried = [torch.nn.Parameter(torch.zeros_like(parameter)) for parameter in by_rank.values()]
+    by_ndim = {parameter.ndim: parameter for group in groups for parameter in group["params"]}
+    tried = [torch.nn.Parameter(torch.zeros_like(parameter)) for parameter in by_ndim.values()]
     for parameter in tried:
         parameter.grad = torch.ones_like(parameter)
     try:
-        cls(tried, lr=config.lr, **(config.options or {})).step()
-    except (NotImplementedError, RuntimeError) as error:
+        build(tried).step()
+    except (NotImplementedError, RuntimeError) as error:  # what DTensor raises for an operation that it does not have
         reason = " ".join(str(error).split()).split(". ")[0]
         raise UserError(
             f"{KEY}={config._target_} cannot update weights that are divided among processes ({reason}): choose "
