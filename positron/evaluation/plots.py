@@ -10,50 +10,54 @@ import numpy as np
 from positron.system.formatting import counted
 
 
-def loss_curve(
-    rows: list[dict[str, Any]], floor_bpb: float | None, title: str, validation_loss: str | None = "val/loss"
-) -> bytes:
-    """Draw training and validation loss against tokens, and below them bits per byte with the entropy of the text.
+def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str, measure: str = "val/loss") -> bytes:
+    """Draw the progress of a run against tokens, and below it bits per byte with the entropy of the text. Returns a PNG.
 
     `rows` are the rows of metrics.jsonl; `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
-    `validation_loss` is the metric that measures the same as the training loss; if it is None, the losses are left out, because
-    the training loss then shows no progress. There are two panels because losses and bits per byte cannot share an axis.
-    Returns a PNG.
+    `measure` is the validation metric that shows the progress: "val/loss", "preference/loss" or "val/reward". Losses are drawn
+    with the training loss; the training loss of reinforcement learning shows no progress, so rewards are drawn with the
+    rewards of the training. There are two panels because losses, rewards and bits per byte cannot share an axis.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.8, 7.2 if validation_loss else 3.8), layout="constrained")
-    *upper, lower = figure.subplots(2 if validation_loss else 1, 1, squeeze=False)[:, 0]
-    if validation_loss:
-        _draw_losses(upper[0], rows, validation_loss)
-    val = [row for row in rows if row.get("val/bpb") is not None]
-    tokens = [row["tokens"] for row in val]
-    if val:
-        scores = [row["val/bpb"] for row in val]
-        lower.plot(tokens, scores, color="tab:orange", marker="o", ms=3, label="validation")
-        lower.annotate(
-            f"{scores[-1]:.4f}", (tokens[-1], scores[-1]), textcoords="offset points", xytext=(0, 8), ha="right"
-        )
-        if floor_bpb and min(scores) < 3 * floor_bpb:  # an entropy far below the curve would make the curve flat
-            lower.axhline(
-                floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the entropy of the text"
-            )
-            scores = [*scores, floor_bpb]
-        fit_range(lower, scores)
+    figure = Figure(figsize=(6.8, 7.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    upper.set_title(title)
+    if measure == "val/reward":
+        _draw_rewards(upper, rows)
     else:
-        say_why_empty(lower, "no validation was measured yet: train.val_every= sets the interval")
-    lower.set(ylabel="bits per byte", title="validation")
-    figure.axes[0].set_title(title)
-    for axes in figure.axes:
+        _draw_losses(upper, rows, measure)
+    _draw_bits_per_byte(lower, rows, floor_bpb)
+    lower.set_title("validation" if measure == "val/loss" else "validation on the pretraining text")
+    for axes in (upper, lower):
         token_axis(axes, max((row["tokens"] for row in rows), default=0))
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     return as_png(figure)
 
 
+def _draw_bits_per_byte(axes: Any, rows: list[dict[str, Any]], floor_bpb: float | None) -> None:
+    val = [row for row in rows if row.get("val/bpb") is not None]
+    tokens = [row["tokens"] for row in val]
+    if val:
+        scores = [row["val/bpb"] for row in val]
+        axes.plot(tokens, scores, color="tab:orange", marker="o", ms=3, label="validation")
+        axes.annotate(
+            f"{scores[-1]:.4f}", (tokens[-1], scores[-1]), textcoords="offset points", xytext=(0, 8), ha="right"
+        )
+        if floor_bpb and min(scores) < 3 * floor_bpb:  # an entropy far below the curve would make the curve flat
+            axes.axhline(
+                floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the entropy of the text"
+            )
+            scores = [*scores, floor_bpb]
+        fit_range(axes, scores)
+    else:
+        say_why_empty(axes, "no validation was measured yet: train.val_every= sets the interval")
+    axes.set_ylabel("bits per byte")
+
+
 def _draw_losses(axes: Any, rows: list[dict[str, Any]], validation_loss: str) -> None:
-    train = [(row["tokens"], row["train/loss"]) for row in rows if row["train/loss"] is not None]
-    val = [(row["tokens"], row[validation_loss]) for row in rows if row.get(validation_loss) is not None]
+    train, val = _points(rows, "train/loss"), _points(rows, validation_loss)
     if train:
         axes.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1, marker=dots(train), ms=3, label="training")
     if val:
@@ -63,6 +67,22 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]], validation_loss: str) ->
     else:
         say_why_empty(axes, "no loss was logged: train.log_every= sets the interval")
     axes.set_ylabel("loss, nats per token" if validation_loss == "val/loss" else "loss of a pair")
+
+
+def _draw_rewards(axes: Any, rows: list[dict[str, Any]]) -> None:
+    train, val = _points(rows, "train/reward"), _points(rows, "val/reward")
+    if train:
+        axes.plot(*zip(*train, strict=True), color="tab:blue", linewidth=0.8, alpha=0.6, label="training prompts")
+    if val:
+        axes.plot(*zip(*val, strict=True), color="tab:orange", marker="o", ms=3, label="validation prompts")
+    if not (train or val):
+        say_why_empty(axes, "no reward was logged: train.log_every= sets the interval")
+    axes.set_ylabel("mean reward of an answer")
+
+
+def _points(rows: list[dict[str, Any]], metric: str) -> list[tuple[int, float]]:
+    """Return (tokens, value) of the rows in which a metric was measured."""
+    return [(row["tokens"], row[metric]) for row in rows if row.get(metric) is not None]
 
 
 def dots(points: list[Any]) -> str:

@@ -30,14 +30,14 @@ def write_report(run: Run) -> None:
     rows = read_metrics(run.metrics_path)
     facts, config = run.facts(), run.config()
     name = run.folder.name
-    picture = loss_curve(rows, facts.floor_bpb, name, _validation_loss(run))
+    picture = loss_curve(rows, facts.floor_bpb, name, _measure(run))
     with whole_file(run.loss_picture) as file:
         file.write(picture)
     page = _render(
         name=name,
         headline=_headline(facts, run.is_measured_on_answers, own_measure(rows)),
         learned=tuning_pictures(rows),
-        loss=picture,
+        progress=picture,
         reasons=reasons_for_a_higher_training_loss(run, rows, config),
         samples=[(sample.head, sample.text) for sample in read_samples(run)],
         learning_rate=learning_rate_curve(rows),
@@ -68,9 +68,9 @@ def _render(**values: Any) -> str:
     return template.render(without_home(values))
 
 
-def _validation_loss(run: Run) -> str | None:
-    """Return the metric of the validation that measures the same as the training loss of the run; None if there is none."""
-    return {PREFERENCE: "preference/loss", REINFORCE: None}.get(run.kind, "val/loss")
+def _measure(run: Run) -> str:
+    """Return the validation metric that shows the progress of the run."""
+    return {PREFERENCE: "preference/loss", REINFORCE: "val/reward"}.get(run.kind, "val/loss")
 
 
 def _headline(facts: Facts, on_answers: bool, learnt: str | None) -> dict[str, str]:

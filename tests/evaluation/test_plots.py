@@ -86,8 +86,20 @@ def test_a_loss_is_drawn_beside_the_validation_that_measures_the_same() -> None:
     upper, _ = plots.loss_curve(measured, None, "preference", "preference/loss").axes
     assert [list(line.get_ydata()) for line in upper.lines][1:] == [[0.5, 0.5]]
     assert upper.get_ylabel() == "loss of a pair"
-    (only,) = plots.loss_curve(measured, None, "reward", None).axes  # the loss of reinforcement learning shows nothing
-    assert only.get_ylabel() == "bits per byte"
+
+
+def test_rewards_are_drawn_in_place_of_a_loss_that_shows_no_progress() -> None:
+    measured = [
+        {**row, "train/reward": row["step"] / 20, **({"val/reward": 0.5} if "val/loss" in row else {})}
+        for row in rows(20, lambda i: 2.0)
+    ]
+    upper, lower = plots.loss_curve(measured, None, "reward", "val/reward").axes
+    train, val = (list(line.get_ydata()) for line in upper.lines)
+    assert train == [row["step"] / 20 for row in measured]
+    assert val == [0.5, 0.5]
+    assert upper.get_ylabel() == "mean reward of an answer"
+    assert list(lower.lines[0].get_ydata()) == [2.0, 2.0]
+    assert "no reward was logged" in words(plots.loss_curve(rows(5, lambda i: 1.0), None, "old", "val/reward"))
 
 
 def test_what_a_tuning_measures_is_drawn_with_its_standard_error() -> None:
