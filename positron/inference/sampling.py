@@ -1,8 +1,8 @@
 """Sample the next token: pure functions on logits.
 
-Repetition penalty, temperature, top-k, top-p and min-p are applied in this order, each to the result of the previous step.
-An excluded token gets the logit -inf; the likeliest token is never excluded. `numpy_ref/sampling.py` computes the same
-results with NumPy, and a test compares the two modules.
+Repetition penalty, temperature, top-k, top-p and min-p are applied in this order, each to the result of the previous step. The
+filters work in NumPy on the tokens that are left, which are few after top-p. `numpy_ref/sampling.py` computes the same results
+on the whole vocabulary, and a test compares the two modules.
 """
 
 from __future__ import annotations
@@ -30,22 +30,11 @@ def penalize(logits: Tensor, recent: Iterable[int], penalty: float, exempt: Iter
     return logits.index_copy(0, seen, torch.where(z > 0, z / penalty, z * penalty))
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k largest logits of each row (B, V), and all that equal the k-th largest; set the others to -inf."""
-    if k >= logits.shape[-1]:
-        return logits
-    smallest = torch.topk(logits, k).values[..., -1, None]
-    return logits.masked_fill(logits < smallest, float("-inf"))
-
-
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of likeliest tokens whose total probability is at least p; set other logits (B, V) to -inf.
-
-    This is nucleus sampling (arXiv:1904.09751).
-    """
-    probability = logits.softmax(dim=-1)
-    kept = torch.stack([_nucleus(row, p) for row in probability])
-    return logits.masked_fill(~kept, float("-inf"))
+def top_k_places(logits: np.ndarray, k: int) -> np.ndarray:
+    """Return the places of the k largest logits (n,), and of all that equal the k-th largest, in ascending order."""
+    if k >= len(logits):
+        return np.arange(len(logits))
+    return np.flatnonzero(logits >= np.partition(logits, -k)[-k])
 
 
 _OCTAVE = 64  # buckets for probabilities between x and 2 x
@@ -53,14 +42,18 @@ _BUCKETS = 64 * _OCTAVE
 _SLACK = 1e-9  # sums of float64 probabilities in another order differ by less
 
 
-def _nucleus(probability: Tensor, p: float) -> Tensor:
-    """Select the smallest set of likeliest tokens whose total probability is at least p: probabilities (V,) -> bool (V,).
+def top_p_places(logits: np.ndarray, p: float) -> np.ndarray:
+    """Return the places of the smallest set of likeliest tokens whose total probability is at least p, in ascending order.
 
-    Of tokens with equal probability, those with smaller ids are selected first. Sorting 32,000 probabilities takes 3 ms, which
-    is longer than a small model needs for a token. Therefore similar probabilities are first added up in buckets, and only
-    the bucket in which the sum of all likelier ones reaches p is sorted.
+    This is nucleus sampling (arXiv:1904.09751). `logits` (n,) are float64. Of tokens with equal probability, those with smaller
+    places are selected first. Sorting 32,000 probabilities takes 3 ms, which is longer than a small model needs for a token.
+    Therefore tokens with a probability below (1 - p) / 2n are left out first: together they have less than 1 - p, so the set
+    contains none of them. Then similar probabilities are added up in buckets, and only the bucket in which the sum of all
+    likelier ones reaches p is sorted.
     """
-    values = probability.detach().numpy()
+    probability = _softmax(logits)
+    places = np.flatnonzero(probability >= (1 - p) / (2 * len(logits)))
+    values = probability[places]
     bits = values.view(np.int64) >> (
         52 - _OCTAVE.bit_length() + 1
     )  # exponent and leading digits, which grow with the value
@@ -72,8 +65,16 @@ def _nucleus(probability: Tensor, p: float) -> Tensor:
     if kept is None:  # rounding decides whether a token is needed: add all probabilities in sorted order instead
         kept = _likeliest_of(values, np.arange(len(values)), 0.0, p)
         assert kept is not None
-        return torch.from_numpy(kept)
-    return torch.from_numpy(kept | (bucket < first))
+    else:
+        kept |= bucket < first
+    selected: np.ndarray = places[kept]
+    return selected
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max())
+    shares: np.ndarray = weights / weights.sum()
+    return shares
 
 
 def _likeliest_of(values: np.ndarray, candidates: np.ndarray, before: float, p: float) -> np.ndarray | None:
@@ -94,34 +95,39 @@ def _likeliest_of(values: np.ndarray, candidates: np.ndarray, before: float, p: 
     return kept
 
 
-def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the tokens with at least p times the largest probability; set the other logits (B, V) to -inf.
+def min_p_places(logits: np.ndarray, p: float) -> np.ndarray:
+    """Return the places of the tokens with at least p times the largest probability, in ascending order: logits (n,).
 
     The source is arXiv:2407.01082.
     """
-    return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), float("-inf"))
+    return np.flatnonzero(logits >= logits.max() + math.log(p))
 
 
 def filtered(
-    logits: Tensor,
+    logits: np.ndarray,
     *,
     temperature: float,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-) -> Tensor:
-    """Apply temperature, top-k, top-p and min-p: logits (B, V) -> float64 (B, V), -inf for excluded tokens.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Apply temperature, top-k, top-p and min-p to logits (V,).
 
-    `temperature` must be above 0. A filter whose value is None is left out.
+    Return the ids (n,) of the tokens that are not excluded, in ascending order, and their logits (n,) in float64, divided by
+    `temperature`, which must be above 0. The likeliest token is never excluded. A filter whose value is None is left out.
     """
-    logits = logits.double() / temperature
+    logits = logits.astype(np.float64) / temperature
+    ids = np.arange(len(logits))
     if top_k is not None:
-        logits = keep_top_k(logits, top_k)
+        places = top_k_places(logits, top_k)
+        ids, logits = ids[places], logits[places]
     if top_p is not None and top_p < 1:
-        logits = keep_top_p(logits, top_p)
+        places = top_p_places(logits, top_p)
+        ids, logits = ids[places], logits[places]
     if min_p is not None and min_p > 0:
-        logits = keep_min_p(logits, min_p)
-    return logits
+        places = min_p_places(logits, min_p)
+        ids, logits = ids[places], logits[places]
+    return ids, logits
 
 
 MIN_TEMPERATURE = 1e-100  # logits divided by a smaller temperature overflow
@@ -187,35 +193,52 @@ def preset(name: str) -> Sampling:
     return PRESETS[name]
 
 
-def probabilities(logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iterable[int] = ()) -> Tensor:
-    """Compute the probabilities from which the next token is drawn: logits (V,) -> float64 (V,), on the CPU.
+def probabilities(logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iterable[int] = ()) -> np.ndarray:
+    """Compute the probabilities from which the next token is drawn: logits (V,) -> float64 (V,).
 
     `seen`: all tokens before the next one. `exempt`: tokens without repetition penalty. At temperature 0 the likeliest token
     has probability 1. Raises UserError if the largest logit is not finite.
     """
-    logits = _penalized(logits.cpu(), sampling, seen, exempt)
+    ids, chances = _candidates(logits, sampling, seen, exempt)
+    spread = np.zeros(len(logits))
+    spread[ids] = chances
+    return spread
+
+
+def _candidates(
+    logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iterable[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids (n,) of the tokens that may follow, in ascending order, and their probabilities (n,) in float64."""
+    values = _as_array(_penalized(logits.cpu(), sampling, seen, exempt))
+    best = int(values.argmax())
+    _check_finite(float(values[best]))
     if sampling.temperature == 0:
-        return torch.zeros_like(logits, dtype=torch.float64).index_fill_(0, torch.tensor(_likeliest(logits)), 1.0)
-    _check_finite(float(logits.max()))
-    candidates = filtered(
-        logits[None],
+        return np.array([best]), np.ones(1)
+    ids, kept = filtered(
+        values,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
     )
-    return candidates.softmax(dim=-1)[0]
+    return ids, _softmax(kept)
 
 
-def draw(chances: Tensor, generator: torch.Generator) -> int:
+def _as_array(logits: Tensor) -> np.ndarray:
+    """Return logits (V,) on the CPU as an array, bf16 as fp32, because NumPy has no bf16."""
+    values: np.ndarray = (logits.float() if logits.dtype == torch.bfloat16 else logits).detach().numpy()
+    return values
+
+
+def draw(chances: np.ndarray, generator: torch.Generator) -> int:
     """Draw an index i with probability proportional to chances[i]: one random number is looked up in the cumulative sum.
 
     `torch.multinomial` draws one random number for every index. For V = 16,000 this takes 250 µs, which is as long as all
     matrix products of a small model.
     """
-    cumulative = chances.cumsum(dim=0)
-    position = torch.rand((), dtype=chances.dtype, generator=generator) * cumulative[-1]
-    return int(torch.searchsorted(cumulative[:-1], position, right=True))  # right: an index of chance 0 is never drawn
+    cumulative = chances.cumsum()
+    position = float(torch.rand((), dtype=torch.float64, generator=generator)) * cumulative[-1]
+    return int(np.searchsorted(cumulative[:-1], position, side="right"))  # right: an index of chance 0 is never drawn
 
 
 def choose(
@@ -225,9 +248,8 @@ def choose(
 
     The sampling runs on the CPU, so that the result is the same for models on all devices.
     """
-    if sampling.temperature == 0:
-        return _likeliest(_penalized(logits.cpu(), sampling, seen, exempt))
-    return draw(probabilities(logits, sampling, seen, exempt), generator)
+    ids, chances = _candidates(logits, sampling, seen, exempt)
+    return int(ids[0] if sampling.temperature == 0 else ids[draw(chances, generator)])
 
 
 def _penalized(logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iterable[int]) -> Tensor:
@@ -235,17 +257,6 @@ def _penalized(logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iter
     if sampling.repetition_penalty == 1:
         return logits
     return penalize(logits, seen[-sampling.last_n :], sampling.repetition_penalty, exempt)
-
-
-def _likeliest(logits: Tensor) -> int:
-    """Return the first index of the largest logit (V,), on the CPU; raises UserError if the largest logit is not finite.
-
-    NumPy's argmax takes 6 µs for V = 32,000, and torch's 58 µs. NumPy has no bf16.
-    """
-    values = (logits.float() if logits.dtype == torch.bfloat16 else logits).detach().numpy()
-    best = int(values.argmax())
-    _check_finite(float(values[best]))
-    return best
 
 
 def _check_finite(largest: float) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class Window:
         self.decoder.lengths[0] = min(self.decoder.lengths[0], length - self.start)
 
 
-def accept(proposed: list[int], q: list[Tensor], p: Iterator[Tensor], generator: torch.Generator) -> list[int]:
+def accept(proposed: list[int], q: list[np.ndarray], p: Iterator[np.ndarray], generator: torch.Generator) -> list[int]:
     """Return the accepted proposals and one more token.
 
     That token replaces the first proposal that is not accepted. If all are accepted, it is drawn from the last distribution
@@ -61,8 +62,8 @@ def accept(proposed: list[int], q: list[Tensor], p: Iterator[Tensor], generator:
     """
     for i, (token, small) in enumerate(zip(proposed, q, strict=True)):
         large = next(p)
-        if torch.rand((), dtype=torch.float64, generator=generator) * small[token] >= large[token]:
-            return [*proposed[:i], draw((large - small).clamp(min=0), generator)]
+        if float(torch.rand((), dtype=torch.float64, generator=generator)) * small[token] >= large[token]:
+            return [*proposed[:i], draw((large - small).clip(min=0), generator)]
     return [*proposed, draw(next(p), generator)]
 
 
@@ -119,7 +120,7 @@ class SpeculativeEngine(Engine):
         # + 1, because the small model does not have to read the last proposal
         count = min(PROPOSALS_PER_ROUND, most - 1, large.free_tokens(seen), small.free_tokens(seen) + 1)
         proposed: list[int] = []
-        q: list[Tensor] = []
+        q: list[np.ndarray] = []
         for _ in range(count):
             logits = small.read(seen + proposed)[-1]
             q.append(probabilities(logits, sampling, seen + proposed, self.specials))

@@ -454,7 +454,9 @@ def test_chapter_12_sampling():
     equal(values["p"], logits.softmax(0))
 
     def filtered(**options):
-        return sampling.filtered(logits[None], **{"temperature": 1.0, **options}).softmax(-1)[0]
+        ids, kept = sampling.filtered(logits.detach().numpy(), **{"temperature": 1.0, **options})
+        shares = np.exp(kept) / np.exp(kept).sum()
+        return t([shares[list(ids).index(i)] if i in ids else 0.0 for i in range(len(logits))])
 
     for got, options in (
         (values["cold"], {"temperature": 0.5}),

@@ -16,7 +16,6 @@ from conftest import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rounding import largest_share, spread
-from torch import Tensor
 
 import numpy_ref
 from positron import load
@@ -24,7 +23,7 @@ from positron.config import GPTConfig, Position
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
 from positron.inference.packed_linear import can_pack
-from positron.inference.sampling import PRESETS, Sampling, choose, keep_top_p, probabilities
+from positron.inference.sampling import PRESETS, Sampling, choose, probabilities, top_p_places
 from positron.inference.writing import cut_at_stop
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
@@ -195,14 +194,13 @@ def test_special_tokens_are_not_penalised_for_having_been_said() -> None:
     assert choose(logits, Sampling(temperature=0, repetition_penalty=2.0, last_n=1), [0, 2], generator) == 0
 
 
-def sorted_nucleus(logits: Tensor, p: float) -> Tensor:
+def sorted_nucleus(logits: np.ndarray, p: float) -> np.ndarray:
     """Sort all tokens, and drop those before which at least p is summed up; of equal ones the first is likelier."""
-    probability = logits.softmax(dim=-1)
-    order = probability.sort(dim=-1, descending=True, stable=True).indices
-    ordered = probability.gather(-1, order)
-    before = ordered.cumsum(dim=-1) - ordered
-    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
-    return logits.masked_fill(dropped, float("-inf"))
+    probability = np.exp(logits - logits.max())
+    probability /= probability.sum()
+    order = np.argsort(-probability, kind="stable")
+    before = probability[order].cumsum() - probability[order]
+    return np.sort(order[before < p])
 
 
 @given(
@@ -217,9 +215,8 @@ def test_a_nucleus_found_by_buckets_is_that_of_all_tokens_sorted(
     seed: int, p: float, scale: float, size: int, digits: int
 ) -> None:
     """Also where many tokens are equally likely, and where whole groups of these sum up to just p."""
-    logits = torch.randn(2, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
-    logits = logits.round(decimals=digits)
-    assert torch.equal(keep_top_p(logits, p), sorted_nucleus(logits, p))
+    logits = (np.random.default_rng(seed).standard_normal(size) * scale).round(digits)
+    assert np.array_equal(top_p_places(logits, p), sorted_nucleus(logits, p))
 
 
 @pytest.mark.parametrize("sampling", [*PRESETS.values(), Sampling(temperature=0), Sampling(top_k=40, min_p=0.01)])
@@ -228,8 +225,8 @@ def test_the_same_random_number_chooses_the_token_of_the_sorted_nucleus(
     sampling: Sampling, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[list[int]] = []
-    for nucleus in (keep_top_p, sorted_nucleus):
-        monkeypatch.setattr("positron.inference.sampling.keep_top_p", nucleus)
+    for nucleus in (top_p_places, sorted_nucleus):
+        monkeypatch.setattr("positron.inference.sampling.top_p_places", nucleus)
         chosen.append([])
         for seed in range(25):
             generator = torch.Generator().manual_seed(seed)
