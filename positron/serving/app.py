@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ from positron.system.exits import describe
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 2**20
+# seconds in which the pieces of a stream are joined: sending an event costs as much time as a token of a small model
+EVENT_SECONDS = 0.02
 RETRY_SECONDS = 1  # time after which a refused client should try again
 
 
@@ -144,13 +147,17 @@ class _Texts:
     def __init__(self, call: Call, model: Served) -> None:
         self._worker = model.worker
         self._loop = asyncio.get_running_loop()
-        self._arrived: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
         self._jobs = [Job(request, self._deliverer(i)) for i, request in enumerate(call.requests)]
+        self._arrived: deque[tuple[int, Piece | Exception]] = deque()
+        self._is_waiting = False  # the reader waits for a piece
+        self._wake = asyncio.Event()
 
     def _deliverer(self, i: int) -> Callable[[Piece | Exception], None]:
         def deliver(piece: Piece | Exception) -> None:  # in the worker's thread
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
-                self._loop.call_soon_threadsafe(self._arrived.put_nowait, (i, piece))
+            self._arrived.append((i, piece))
+            if self._is_waiting:  # a reader that does not wait looks for pieces before it waits
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
+                    self._loop.call_soon_threadsafe(self._wake.set)
 
         return deliver
 
@@ -177,30 +184,59 @@ class _Texts:
         """Return the states of all texts. All texts must have ended."""
         return [self.session(i) for i in range(len(self._jobs))]
 
-    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
-        """Yield (index of the text, piece) for each piece when it arrives. Raises the error of a text that failed."""
+    async def batches(self) -> AsyncIterator[list[tuple[int, Piece]]]:
+        """Yield (index of the text, piece) of all texts for which pieces have arrived; a piece joins all of its text.
+
+        Raises the error of a text that failed.
+        """
         open_texts = len(self._jobs)
         while open_texts:
-            i, piece = await self._arrived.get()
-            if isinstance(piece, Exception):
-                raise piece
-            open_texts -= piece.finish is not None
-            yield i, piece
+            batch = []
+            for i, piece in _joined(await self._next_arrivals()):
+                if isinstance(piece, Exception):
+                    raise piece
+                batch.append((i, piece))
+                open_texts -= piece.finish is not None
+            yield batch
+            await asyncio.sleep(0)  # let the server notice now, and not after the last piece, if the client is gone
+
+    async def _next_arrivals(self) -> list[tuple[int, Piece | Exception]]:
+        """Wait until a piece has arrived, and take all pieces that have."""
+        while not self._arrived:
+            self._wake.clear()
+            self._is_waiting = True
+            if not self._arrived:  # none has arrived before the worker could see that the reader waits
+                await self._wake.wait()
+            self._is_waiting = False
+        arrived = [self._arrived.popleft() for _ in range(len(self._arrived))]
+        for i, _ in arrived:
             self._worker.taken(self._jobs[i])
-            if not self._arrived.empty():  # get() would return at once
-                await asyncio.sleep(0)  # let the server notice now, and not after the last piece, if the client is gone
+        return arrived
 
     async def all_pieces(self) -> list[list[Piece]]:
         """Wait until all texts have ended, and return the pieces of each."""
         pieces: list[list[Piece]] = [[] for _ in self._jobs]
-        async for i, piece in self.pieces():
-            pieces[i].append(piece)
+        async for batch in self.batches():
+            for i, piece in batch:
+                pieces[i].append(piece)
         return pieces
 
     def cancel(self) -> None:
         """End the texts that have not ended."""
         for job in self._jobs:
             self._worker.cancel(job)
+
+
+def _joined(arrived: list[tuple[int, Piece | Exception]]) -> list[tuple[int, Piece | Exception]]:
+    """Join the pieces of each text, in the order in which the first pieces of the texts arrived. Errors stay as they are."""
+    joined: dict[int, Piece | Exception] = {}
+    for i, piece in arrived:
+        before = joined.get(i)
+        if isinstance(before, Piece) and isinstance(piece, Piece):
+            joined[i] = Piece(before.text + piece.text, [*before.tokens, *piece.tokens], piece.finish)
+        else:
+            joined[i] = piece
+    return list(joined.items())
 
 
 class _EventStream(StreamingResponse):
@@ -225,11 +261,13 @@ async def _events(texts: _Texts, answer: Answer) -> AsyncIterator[str]:
     for chunk in answer.first_chunks():
         yield _event(chunk)
     try:
-        async for i, piece in texts.pieces():
-            said = answer.chunk(i, texts.session(i), piece, is_first=i not in started)
-            started.add(i)
-            if said is not None:
-                yield _event(said)
+        async for batch in texts.batches():
+            chunks = [answer.chunk(i, texts.session(i), piece, is_first=i not in started) for i, piece in batch]
+            started.update(i for i, _ in batch)
+            events = [_event(chunk) for chunk in chunks if chunk is not None]
+            if events:
+                yield "".join(events)
+                await asyncio.sleep(EVENT_SECONDS)
     except Exception as error:
         yield _event(_described_error(error).body())
     else:

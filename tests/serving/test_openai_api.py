@@ -116,6 +116,17 @@ def test_a_stream_is_the_whole_answer_in_pieces(client):
     assert "".join(c.choices[0].text for c in texts) == written(text_ids("b"), max_tokens=30, seed=5)[0]
 
 
+def test_tokens_that_arrive_soon_after_an_event_are_sent_together(client, monkeypatch):
+    monkeypatch.setattr("positron.serving.app.EVENT_SECONDS", 0.5)  # in which even a busy machine generates all tokens
+    given = {"model": "writer", "prompt": "b", "seed": 5, "max_tokens": 30, "logprobs": 2}
+    whole = client.completions.create(**given).choices[0]
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**given, stream=True)]
+    assert len(chunks) <= 5
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert [token for chunk in chunks for token in chunk.logprobs.tokens] == whole.logprobs.tokens
+    assert [x for chunk in chunks for x in chunk.logprobs.token_logprobs] == whole.logprobs.token_logprobs
+
+
 def test_a_stream_has_pieces_of_whole_characters(site):
     """Of OpenAI's events on the wire: each a line of JSON, then [DONE]."""
     body = {"model": "writer", "prompt": "é", "max_tokens": 20, "seed": 1, "stream": True, "temperature": 5}
