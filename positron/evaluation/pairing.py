@@ -14,10 +14,11 @@ from typing import Any
 
 from positron.evaluation.comparison import find_runs
 from positron.run.folder import TEXT_LOCATION, Run, learned_settings
+from positron.run.outcome import read_outcome
 from positron.run.provenance import read_provenance, recorded_changes, start_of
 from positron.settings import leaf_keys, unknown_key
 from positron.system.console import one_line
-from positron.system.disk import read_json, refuse_links_in
+from positron.system.disk import refuse_links_in
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 
@@ -180,13 +181,8 @@ def _member(run: Run) -> Member:
     if resolved.precision is not None:
         values["precision.dtype"] = resolved.precision
     values[STEPS] = facts.step
-    job = read_json(run.job_path) if run.job_path.exists() else {}
-    overrides = job.get("overrides") if isinstance(job, dict) else None
-    if not isinstance(overrides, list | None):
-        raise UserError(
-            f"{run.job_path} is damaged: overrides is not a list; restore it from a copy, or delete the file"
-        )
-    choices = dict(str(override).lstrip("+").split("=", 1) for override in overrides or () if "=" in str(override))
+    overrides = read_outcome(run.job_path).overrides if run.job_path.exists() else []
+    choices = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     values = {key: value for key, value in values.items() if key not in _NOT_COMPARED}
     return Member(run, settings.seed, values, choices, facts.data_fingerprint)
 

@@ -132,17 +132,12 @@ def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> 
 def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: float | None) -> Law:
     """Fit a law to R runs. Parameters, tokens and losses (bits per byte) are (R,); `floor` is E, None if it is unknown.
 
-    Raises UserError if there are fewer runs than numbers to fit, if the runs do not differ in size, or if a loss is not
-    above `floor`.
+    All losses must be above `floor`. Raises UserError if there are fewer runs than numbers to fit, or if the runs do not
+    differ in size.
     """
     given = [np.asarray(values, dtype=np.float64) for values in (parameters, tokens, losses)]
     order = np.lexsort(given[::-1])  # sorted runs give the same sums in any order of the arguments
     n, d, bpb = (values[order] for values in given)
-    if bpb.min() <= (floor or 0.0):
-        raise UserError(
-            f"a run has {bpb.min():.4f} bits per byte, but no model can be below {floor or 0:.4f}, the entropy of the text: "
-            "the model has seen the validation text (a leak); leave this run out"
-        )
     center = {"N": float(np.log(n).mean()), "D": float(np.log(d).mean())}
     logs = {"N": np.log(n) - center["N"], "D": np.log(d) - center["D"]}
     varying = _varying(logs)

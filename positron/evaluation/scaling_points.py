@@ -32,7 +32,8 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
     """Return the finished pretraining runs, smallest first, and the entropy of their text in bits per byte (None: unknown).
 
     Only the last loss of a run is used, because earlier losses depend on the schedule of the learning rate. Raises
-    UserError if fewer than MIN_RUNS can be used, or if the runs were trained on different texts.
+    UserError if fewer than MIN_RUNS can be used, if the runs were trained on different texts, or if the loss of a run is
+    not above the entropy of the text.
     """
     finished = []
     for run, (reason, size) in read_runs(runs, _size_or_reason):
@@ -48,7 +49,14 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
     comparable = _refuse_different_texts([run for run, _ in finished])
     floors = {run.facts().floor_bpb for run in comparable}
     sizes = sorted((size for run, size in finished if run in comparable), key=lambda s: (s.parameters, s.tokens))
-    return sizes, floors.pop() if len(floors) == 1 else None
+    floor = floors.pop() if len(floors) == 1 else None
+    for size in sizes:
+        if floor is not None and size.bpb <= floor:
+            raise UserError(
+                f"{size.run} has {size.bpb:.4f} bits per byte, but no model can be below {floor:.4f}, the entropy of the text: "
+                "the model has seen the validation text (a leak); leave this run out"
+            )
+    return sizes, floor
 
 
 def _size_or_reason(run: Run) -> tuple[str, Size | None]:

@@ -155,8 +155,6 @@ def test_too_few_runs_give_a_law_without_an_interval_and_still_fewer_none() -> N
         fit_law(n, np.array([1e6, 9e6, 2e6]), 0.2 + 30 * n**-0.6, 0.1)
     with pytest.raises(UserError, match="hardly differ"):
         fit_law(np.full(3, 1e6), np.full(3, 1e7), np.array([0.4, 0.5, 0.6]), 0.1)
-    with pytest.raises(UserError, match="a leak"):
-        fit_law(n, d, np.array([0.4, 0.3, 0.1]), 0.2)
 
 
 TOKENIZER = CharTokenizer("abcd ")
@@ -194,6 +192,15 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
     except SystemExit as exit_:
         code = int(str(exit_.code))
     return code, *capsys.readouterr()
+
+
+def test_a_run_below_the_entropy_of_its_text_is_named(tmp_path, monkeypatch, capsys) -> None:
+    folder = sweep(tmp_path / "sizes")
+    made(folder / "5", 96, 1000, 0.19)
+    code, _, err = said(monkeypatch, capsys, str(folder))
+    assert code == 2
+    assert f"{folder / '5'} has 0.1900 bits per byte, but no model can be below 0.2000" in err
+    assert not (folder / "scaling.png").exists()
 
 
 def test_the_command_shows_the_law_of_a_sweep_and_predicts_the_next_size(tmp_path, monkeypatch, capsys) -> None:
