@@ -13,6 +13,7 @@ from numpy_ref.attention import attention_backward, attention_forward
 from numpy_ref.linear import linear_backward, linear_forward
 from numpy_ref.loss import cross_entropy_backward, cross_entropy_forward
 from positron.config import IGNORE
+from positron.model.gpt import document_mask
 from positron.model.kernels.attention import BLOCK_QUERIES, BlockedCausalAttention, causal_attention
 from positron.model.kernels.loss import linear_cross_entropy, token_losses
 
@@ -29,8 +30,8 @@ def qkv(T, D=16, H=4, K=4, dtype=torch.float64, seed=0):
     return one(H), one(K), one(K)
 
 
-def plain(q, k, v, window=None):
-    """softmax(q k^T / sqrt(D)) v over the last `window` keys, written out in fp64."""
+def plain(q, k, v, window=None, mask=None):
+    """softmax(q k^T / sqrt(D)) v over the last `window` keys, and only where `mask` is True, written out in fp64."""
     q, k, v = q.double(), k.double(), v.double()
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -39,6 +40,8 @@ def plain(q, k, v, window=None):
     unseen = torch.ones(T, T, dtype=torch.bool).triu(1)
     if window is not None:
         unseen |= torch.ones(T, T, dtype=torch.bool).tril(-window)
+    if mask is not None:
+        unseen = unseen | ~mask
     return scores.masked_fill(unseen, float("-inf")).softmax(-1) @ v
 
 
@@ -70,6 +73,12 @@ def attention_errors(dtype):
     return {name: FACTOR * error * (math.sqrt(2) if dtype == torch.float64 else 1) for name, error in typical.items()}
 
 
+def documents_of(T):
+    """Numbers of documents (2, T): one row with many short documents, one with a long and a short one."""
+    places = torch.arange(T)
+    return torch.stack((places // 7, (places > 2 * T // 3).long()))
+
+
 WINDOWS = (1, 2, 16, 17, 31, 100, BLOCK_QUERIES - 1, BLOCK_QUERIES, BLOCK_QUERIES + 1, 200, 299, 300, 1000)
 
 
@@ -79,7 +88,7 @@ WINDOWS = (1, 2, 16, 17, 31, 100, BLOCK_QUERIES - 1, BLOCK_QUERIES, BLOCK_QUERIE
 def test_blocked_attention_is_attention(T, window, H, K, D, dtype):
     tensors = qkv(T, D, H, K, dtype)
     upstream = torch.randn(2, H, T, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    out = BlockedCausalAttention.apply(*tensors, window or T)
+    out = BlockedCausalAttention.apply(*tensors, window or T, None)
     gradients = torch.autograd.grad(out, tensors, upstream.to(dtype))
     exact_inputs = [x.detach().double().requires_grad_() for x in tensors]
     exact = plain(*exact_inputs, window)
@@ -90,6 +99,38 @@ def test_blocked_attention_is_attention(T, window, H, K, D, dtype):
         # at T = 1 the gradients of q and k are exactly 0, and what rounding leaves is compared with v's
         scale = max(expected.norm(), exact_gradients[2].norm() * 0.05)
         assert (gradient.double() - expected).norm() / scale < tolerance[name]
+
+
+@pytest.mark.parametrize("window", [None, 16, 100])
+@pytest.mark.parametrize(("H", "K", "D"), [(4, 4, 16), (6, 1, 64)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_inside_documents_is_the_same_in_blocks(window, H, K, D, dtype):
+    T = BLOCK_QUERIES + 40
+    tensors, mask = qkv(T, D, H, K, dtype), document_mask(documents_of(T), window)
+    upstream = torch.randn(2, H, T, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    out = causal_attention(*tensors, mask=mask, window=window)
+    assert "Blocked" in type(out.grad_fn).__name__
+    gradients = torch.autograd.grad(out, tensors, upstream.to(dtype))
+    exact_inputs = [x.detach().double().requires_grad_() for x in tensors]
+    exact = plain(*exact_inputs, window, mask)
+    exact_gradients = torch.autograd.grad(exact, exact_inputs, upstream.to(dtype).double())
+    tolerance = attention_errors(dtype)
+    assert relative_error(out, exact) < tolerance["out"]
+    for name, gradient, expected in zip("qkv", gradients, exact_gradients, strict=True):
+        assert relative_error(gradient, expected) < tolerance[name]
+    with torch.no_grad():
+        assert relative_error(causal_attention(*tensors, mask=mask, window=window), exact) < tolerance["out"]
+
+
+def test_no_gradient_crosses_the_beginning_of_a_document():
+    T = BLOCK_QUERIES + 40
+    documents, tensors = documents_of(T), qkv(T)
+    out = causal_attention(*tensors, mask=document_mask(documents, None))
+    last = documents == documents.max(dim=1, keepdim=True).values  # (2, T)
+    for gradient in torch.autograd.grad(out.square().sum(dim=(1, 3))[last].sum(), tensors):
+        reached = gradient.abs().sum(dim=(1, 3)) > 0
+        assert torch.equal(reached, reached & last)
+        assert reached.any(dim=1).all()
 
 
 @pytest.mark.parametrize("size", [3, 30])
@@ -139,7 +180,9 @@ def test_blocked_attention_passes_finite_differences():
     tensors = qkv(BLOCK_QUERIES + 3, D=2, H=2, K=1)
     small = [x[:1].detach().requires_grad_() for x in tensors]
     for window in (BLOCK_QUERIES + 3, 40):
-        assert torch.autograd.gradcheck(BlockedCausalAttention.apply, (*small, window), fast_mode=True)
+        assert torch.autograd.gradcheck(BlockedCausalAttention.apply, (*small, window, None), fast_mode=True)
+    mask = document_mask(documents_of(BLOCK_QUERIES + 3)[1:], None)
+    assert torch.autograd.gradcheck(BlockedCausalAttention.apply, (*small, BLOCK_QUERIES + 3, mask), fast_mode=True)
 
 
 @pytest.mark.parametrize("window", [1, 7, 64, 200])
@@ -166,7 +209,7 @@ def test_the_same_twice_is_bit_identical():
     results = []
     for _ in range(2):
         tensors = qkv(300, dtype=torch.bfloat16)
-        out = BlockedCausalAttention.apply(*tensors, 300)
+        out = BlockedCausalAttention.apply(*tensors, 300, None)
         results.append((out, *torch.autograd.grad(out, tensors, torch.ones_like(out))))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -28,14 +28,14 @@ def causal_attention(
     """Compute causal attention: q (B, H, T, D), k and v (B, K, T, D), H a multiple of K -> (B, H, T, D).
 
     A query attends to the last `window` tokens, itself included (None: to all earlier tokens). If `mask` (B, 1, T, T) is
-    given, a query attends where it is True, and `window` is not used. `dropout` is the probability of setting an attention
-    weight to 0.
+    given, it attends only where the mask is True, which must not be outside the window or after the query. `dropout` is the
+    probability of setting an attention weight to 0.
     """
     q, k, v = (x.to(product_dtype(x)) for x in (q, k, v))
     grouped, T = k.shape[1] != q.shape[1], q.shape[2]
     visible = min(T, window or T)
-    if mask is None and dropout == 0 and blocked_is_faster(q, visible):
-        out: Tensor = BlockedCausalAttention.apply(q, k, v, visible)
+    if dropout == 0 and blocked_is_faster(q, visible):
+        out: Tensor = BlockedCausalAttention.apply(q, k, v, visible, mask)
         return out
     if mask is None and visible < T:
         mask = window_mask(T, visible, q.device)
@@ -76,8 +76,11 @@ class BlockedCausalAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        """Compute O: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D)."""
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None) -> Tensor:
+        """Compute O: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D).
+
+        `mask` (B, 1, T, T) is True where a query attends to a key; None: to all keys before it in its window.
+        """
         B, H, T, D = q.shape
         N, G = B * k.shape[1], H // k.shape[1]
         with torch.autocast(q.device.type, enabled=False):
@@ -91,10 +94,15 @@ class BlockedCausalAttention(torch.autograd.Function):
                 n = end - start
                 scores = scaled_scores(q[:, :, start:end].reshape(N, G * n, D), k[:, first:end])
                 by_query = scores.view(N, G, n, end - first)
-                by_query[..., start - first :] += future[:n, :n]  # takes a fourth of the time of masked_fill
-                if end - first > window:  # the first key is outside the window of the block's last query
-                    too_old = by_query[..., : end - first - window]
-                    too_old += torch.full_like(too_old[0, 0], float("-inf")).tril_(start - first - window)
+                if mask is None:
+                    by_query[..., start - first :] += future[:n, :n]  # takes a fourth of the time of masked_fill
+                    if end - first > window:  # the first key is outside the window of the block's last query
+                        too_old = by_query[..., : end - first - window]
+                        too_old += torch.full_like(too_old[0, 0], float("-inf")).tril_(start - first - window)
+                else:
+                    hidden = torch.zeros(B, 1, n, end - first, dtype=scores.dtype, device=q.device)
+                    hidden.masked_fill_(~mask[:, :, start:end, first:end], float("-inf"))
+                    by_query.view(B, H, n, -1).add_(hidden)
                 p = scores.softmax(dim=-1).to(q.dtype)  # (N, G n, end - first)
                 out[:, :, start:end] = torch.bmm(p, v[:, first:end]).view(B, H, n, D)
                 probabilities.append(p)
@@ -104,7 +112,7 @@ class BlockedCausalAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Compute dq (B, H, T, D), dk and dv (B, K, T, D) from dO (B, H, T, D)."""
         q, k, v, *probabilities = ctx.saved_tensors
         N, G, T, D = q.shape
@@ -124,7 +132,7 @@ class BlockedCausalAttention(torch.autograd.Function):
                 dq[:, :, start:end] = torch.bmm(ds, k[:, keys]).view(B, H, end - start, D)
             dq *= 1 / math.sqrt(D)
             dk *= 1 / math.sqrt(D)
-        return dq, dk.mT.view(B, -1, T, D), dv.mT.view(B, -1, T, D), None
+        return dq, dk.mT.view(B, -1, T, D), dv.mT.view(B, -1, T, D), None, None
 
 
 def first_key(start: int, window: int) -> int:
