@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -34,6 +34,9 @@ from positron.config import (
 )
 from positron.run.folder import Run
 from positron.system.log import screen_log
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 PROJECT = Path(__file__).parent.parent
 # Seconds until a test gives up waiting for a process: on a crowded machine imports alone take half a minute.
@@ -155,6 +158,16 @@ def quick_runs() -> Iterator[None]:
         patch.setattr("positron.evaluation.report.tuning_pictures", lambda _: [])
         patch.setattr("positron.training.timing.matmul_flops", lambda *_, **__: MATMUL_RATE)
         yield
+
+
+@pytest.fixture(
+    scope="module"
+)  # Playwright keeps an event loop in this thread, where tests of other modules run theirs
+def browser() -> Iterator[Browser]:
+    from browser import chromium
+
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import yaml
-from browser import chromium, has_sideways_scroll, opened
+from browser import has_sideways_scroll, opened
 from conftest import PROJECT
 
 from positron.cli import COMMANDS
@@ -152,10 +152,10 @@ SIDEWAYS = """[...document.querySelectorAll(
 
 
 @pytest.mark.slow
-def test_on_a_phone_only_text_in_columns_scrolls_sideways(site):
+def test_on_a_phone_only_text_in_columns_scrolls_sideways(site, browser):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
     pages = ("index", "guides/python", "learn/02_linear", "reference/configuration", "reference/python")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as browser:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
             for page in pages:

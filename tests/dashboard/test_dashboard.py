@@ -1,5 +1,7 @@
 """The dashboard: every run told as it is, live, to this machine only."""
 
+from __future__ import annotations
+
 import contextlib
 import http.client
 import json
@@ -10,9 +12,10 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from browser import chromium, opened
+from browser import opened
 from conftest import PATIENCE, tiny
 from serving_models import Running
 
@@ -20,6 +23,9 @@ from positron.dashboard.curves import Metrics, reduced
 from positron.dashboard.table import is_live
 from positron.system.locks import lock
 from positron.text.char_word import CharTokenizer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 def make_run(outputs: Path, name: str, steps: int = 30, **facts) -> Path:
@@ -290,19 +296,19 @@ def _tick_all_runs(shown) -> None:
     shown.get_by_label("show the curves of all runs in the table").check()
 
 
-def test_a_browser_shows_the_table_and_the_curves(page: Page) -> None:
-    with chromium() as browser, opened(browser, f"{page.url}/runs") as shown:
+def test_a_browser_shows_the_table_and_the_curves(browser: Browser, page: Page) -> None:
+    with opened(browser, f"{page.url}/runs") as shown:
         shown.get_by_text("sweeps/lr/0").first.wait_for()
         shown.wait_for_selector("#charts canvas")
         assert shown.get_by_label("Metric").input_value() == "val/bpb"
 
 
-def test_runs_of_different_texts_have_charts_of_their_own(page: Page, outputs: Path) -> None:
+def test_runs_of_different_texts_have_charts_of_their_own(browser: Browser, page: Page, outputs: Path) -> None:
     choose(make_run(outputs, "own", floor_bpb=None), fingerprint="g", data__source="text", data__path="/home/me/my.txt")
     for name in ("own", "one"):
         with (outputs / name / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": 31, "tokens": 1, "train/lr": 0.1}) + "\n")
-    with chromium() as browser, opened(browser, f"{page.url}/runs") as shown:
+    with opened(browser, f"{page.url}/runs") as shown:
         _tick_all_runs(shown)
         shown.locator("#charts figure").nth(1).wait_for()
         assert sorted(shown.locator("#charts figcaption").all_inner_texts()) == ["my.txt", "stories, 0.2 MB"]
@@ -312,72 +318,61 @@ def test_runs_of_different_texts_have_charts_of_their_own(page: Page, outputs: P
         shown.locator("#charts figure").nth(1).wait_for(state="detached")
 
 
-def test_a_running_run_opens_on_its_training_loss(page: Page, outputs: Path) -> None:
+def test_a_running_run_opens_on_its_training_loss(browser: Browser, page: Page, outputs: Path) -> None:
     folder = make_run(outputs, "live", status="running")
     with (
         lock(folder / "lock", lambda: pytest.fail("nobody else trains it")),
-        chromium() as browser,
         opened(browser, f"{page.url}/runs") as shown,
     ):
         shown.wait_for_selector("#charts canvas")
         assert shown.get_by_label("Metric").input_value() == "train/loss"
 
 
-MARKUP = "<img src=x onerror=alert(1)>"
+def markup(field: str) -> str:
+    return f"<img src=x onerror=alert('{field}')>"
 
 
-def _with_markup(outputs: Path, field: str) -> None:
-    """Write markup into one field of the runs `one` and `sweeps/lr/0`."""
+def test_markup_in_a_run_is_shown_as_text(browser: Browser, page: Page, outputs: Path) -> None:
+    shown_fields = ("setting", "override", "failure", "status", "metric", "sample", "folder")
     one = outputs / "one"
-    match field:
-        case "setting":
-            choose(one, data__source="text", data__path=f"/home/{MARKUP}")
-        case "override":
-            choose(one, overrides=[MARKUP])
-            choose(outputs / "sweeps/lr/0", overrides=["a=1"])
-        case "failure":
-            (one / "job.json").write_text(json.dumps({"overrides": [], "failed": MARKUP}))
-        case "status" | "name":
-            facts = json.loads((one / "run.json").read_text())
-            (one / "run.json").write_text(json.dumps({**facts, field: MARKUP}))
-        case "metric":
-            with (one / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": 31, "tokens": 1, MARKUP: 1.0}) + "\n")
-        case "sample":
-            (one / "samples.md").write_text(f"## Step 10 · loss 0.4\n\nA {MARKUP}\n\n")
-        case "folder":
-            (outputs / "sweeps/lr/0").rename(outputs / MARKUP)
-
-
-@pytest.mark.parametrize("field", ["setting", "override", "failure", "status", "name", "metric", "sample", "folder"])
-def test_markup_in_a_run_is_shown_as_text(page: Page, outputs: Path, field: str) -> None:
-    _with_markup(outputs, field)
-    with chromium() as browser, opened(browser, f"{page.url}/runs#sample=%22one%22") as shown:
+    choose(one, [markup("override")], data__source="text", data__path=f"/home/{markup('setting')}")
+    choose(outputs / "sweeps/lr/0", ["a=1"])
+    failed = make_run(outputs, "failed")
+    (failed / "job.json").write_text(json.dumps({"overrides": [], "failed": markup("failure")}))
+    named = make_run(outputs, "named")
+    facts = json.loads((named / "run.json").read_text())
+    (named / "run.json").write_text(json.dumps({**facts, "name": markup("name")}))
+    make_run(outputs, markup("folder"), status=markup("status"))
+    with (one / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 31, "tokens": 1, markup("metric"): 1.0}) + "\n")
+    (one / "samples.md").write_text(f"## Step 10 · loss 0.4\n\nA {markup('sample')}\n\n")
+    with opened(browser, f"{page.url}/runs#sample=%22one%22") as shown:
         shown.on("dialog", lambda dialog: pytest.fail(dialog.message))
         _tick_all_runs(shown)
         shown.wait_for_selector("#charts canvas")
-        if field != "name":  # a run has the name of its folder
-            shown.get_by_text(MARKUP).first.wait_for(state="attached")
+        shown.get_by_text(named.name).first.wait_for(state="attached")  # a run has the name of its folder
+        for field in shown_fields:
+            shown.get_by_text(markup(field)).first.wait_for(state="attached")
         assert shown.locator("img").count() == 0
 
 
-def test_metrics_may_have_any_name(page: Page, outputs: Path) -> None:
+def test_metrics_may_have_any_name(browser: Browser, page: Page, outputs: Path) -> None:
     names = ["__proto__/a", "constructor/b", "/c"]
     with (outputs / "one" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 31, "tokens": 1, **dict.fromkeys(names, 1.0)}) + "\n")
-    with chromium() as browser, opened(browser, f"{page.url}/runs#shown=[%22one%22]") as shown:
+    with opened(browser, f"{page.url}/runs#shown=[%22one%22]") as shown:
         shown.wait_for_selector("#charts canvas")
         for name in names:
             shown.get_by_label("Metric").select_option(name)
 
 
-@pytest.mark.parametrize(
-    "change", ["shown=5", "x=%22y%22", "filter=3", "smooth={}", "sort=null", "metric=[]", "__proto__=1", "%%"]
-)
-def test_an_address_that_somebody_has_changed_opens_the_page(page: Page, outputs: Path, change: str) -> None:
-    with chromium() as browser, opened(browser, f"{page.url}/runs#{change}") as shown:
-        shown.wait_for_selector("#charts canvas")
-        assert shown.locator("#trouble").is_hidden()
+def test_an_address_that_somebody_has_changed_opens_the_page(browser: Browser, page: Page) -> None:
+    with opened(browser, f"{page.url}/runs") as shown:
+        for change in ("shown=5", "x=%22y%22", "filter=3", "smooth={}", "sort=null", "metric=[]", "__proto__=1", "%%"):
+            shown.goto("about:blank")  # an address that differs after the # only would not load the page again
+            shown.goto(f"{page.url}/runs#{change}")
+            shown.wait_for_selector("#charts canvas")
+            assert shown.locator("#trouble").is_hidden(), change
 
 
 HOSTILE = {

@@ -7,12 +7,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import torch
-from browser import chromium, has_sideways_scroll, opened, serious_findings
+from browser import has_sideways_scroll, opened, serious_findings
 from conftest import PATIENCE
 from serving_models import Running
 
@@ -24,6 +24,9 @@ from positron.run.folder import Run
 from positron.serving.models import MAX_ON_DEMAND, Models
 from positron.system import disk
 from positron.text.conversation import TEMPLATE
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 COPIES = MAX_ON_DEMAND + 1
 
@@ -138,9 +141,9 @@ def test_a_run_that_was_trained_further_is_loaded_again_when_it_answers_nothing(
     assert httpx.post(f"{site.url}/api/look", json=prompt).status_code == 404
 
 
-@pytest.mark.parametrize("phone", [False, True])
-def test_the_inspector_shows_a_run_and_its_history(site: Running, phone: bool) -> None:
-    with chromium() as browser, opened(browser, f"{site.url}/look?run=sweep/1", phone=phone, csp=False) as page:
+@pytest.mark.parametrize("phone", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_the_inspector_shows_a_run_and_its_history(browser: Browser, site: Running, phone: bool) -> None:
+    with opened(browser, f"{site.url}/look?run=sweep/1", phone=phone, csp=False) as page:
         page.locator(".look-token").first.wait_for()
         assert page.get_by_label("Run").input_value() == "sweep/1"
         page.locator(".look-history input[type=range]").wait_for()
@@ -149,16 +152,16 @@ def test_the_inspector_shows_a_run_and_its_history(site: Running, phone: bool) -
 
 
 @pytest.mark.parametrize("phone", [False, True])
-def test_a_report_fits_its_window(kept_run: Run, phone: bool) -> None:
-    with chromium() as browser, opened(browser, kept_run.report_path.as_uri(), phone=phone) as page:
+def test_a_report_fits_its_window(browser: Browser, kept_run: Run, phone: bool) -> None:
+    with opened(browser, kept_run.report_path.as_uri(), phone=phone) as page:
         page.locator("summary").click()
         assert not has_sideways_scroll(page)
 
 
-def test_the_inspector_shows_the_template_around_a_message(chat_run: Run) -> None:
+def test_the_inspector_shows_the_template_around_a_message(browser: Browser, chat_run: Run) -> None:
     running = Running(folder=chat_run.folder.parent)
     try:
-        with chromium() as browser, opened(browser, f"{running.url}/look") as page:
+        with opened(browser, f"{running.url}/look") as page:
             page.get_by_label("Message").fill("Hi")
             page.get_by_label("Message").press("Enter")
             page.locator("li:nth-child(6):last-child .look-token").wait_for()
@@ -173,8 +176,8 @@ def test_the_inspector_shows_the_template_around_a_message(chat_run: Run) -> Non
         running.stop()
 
 
-def test_the_chat_continues_a_text_with_a_run_of_the_folder(site: Running) -> None:
-    with chromium() as browser, opened(browser, site.url) as page:
+def test_the_chat_continues_a_text_with_a_run_of_the_folder(browser: Browser, site: Running) -> None:
+    with opened(browser, site.url) as page:
         page.wait_for_selector(".welcome")
         page.fill("#question", "Tom")
         page.press("#question", "Enter")
@@ -182,16 +185,15 @@ def test_the_chat_continues_a_text_with_a_run_of_the_folder(site: Running) -> No
         assert page.locator(".answer .error").all_inner_texts() == [""]
 
 
-def test_a_name_of_a_run_is_shown_as_text(folder: Path) -> None:
+def test_a_name_of_a_run_is_shown_as_text(browser: Browser, folder: Path) -> None:
     name = "<img src=x onerror=alert(1)>"
     shutil.copytree(folder / "sweep/0", folder / "odd" / name)
     running = Running(folder=folder / "odd")
     try:
-        with chromium() as browser:
-            for tab in ("/", "/look", "/runs"):
-                with opened(browser, running.url + tab) as page:
-                    page.get_by_text(name).first.wait_for(state="attached")
-                    assert page.locator("img").count() == 0
+        for tab in ("/", "/look", "/runs"):
+            with opened(browser, running.url + tab) as page:
+                page.get_by_text(name).first.wait_for(state="attached")
+                assert page.locator("img").count() == 0
     finally:
         running.stop()
         shutil.rmtree(folder / "odd")

@@ -5,7 +5,7 @@ import itertools
 import re
 
 import pytest
-from browser import chromium, has_sideways_scroll, opened, serious_findings
+from browser import WINDOWS, has_sideways_scroll, opened, serious_findings
 from interop.saved_runs import corpus, gpt_config, random_model, sentencepiece
 
 from positron.inference.engine import Engine
@@ -47,12 +47,6 @@ def stored(**changes) -> Stored:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     return write_file(small_model(), sentencepiece(), stored(), tmp_path_factory.mktemp("page") / "tiny.html")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 def ready(page) -> None:
@@ -191,8 +185,7 @@ def test_without_webassembly_the_page_computes_the_same(browser, written):
         assert "WebAssembly" not in page.locator("#inspector").inner_text()
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("phone", [False, True])
+@pytest.mark.parametrize(("phone", "dark"), WINDOWS)
 def test_the_page_is_readable_for_everyone(browser, written, phone, dark):
     with opened(browser, written.path.as_uri(), phone=phone, dark=dark, csp=False) as page:
         ready(page)

@@ -9,17 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser import chromium, has_sideways_scroll, opened, serious_findings
+from browser import WINDOWS, has_sideways_scroll, opened, serious_findings
 from serving_models import CONTEXT, Running, served_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -344,8 +338,7 @@ def test_a_server_with_a_key_asks_for_it(browser: Browser) -> None:
         server.stop()
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("phone", [False, True])
+@pytest.mark.parametrize(("phone", "dark"), WINDOWS)
 def test_the_page_fits_a_phone_and_can_be_used_without_sight(
     browser: Browser, site: Running, phone: bool, dark: bool
 ) -> None:
