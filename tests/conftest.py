@@ -45,6 +45,9 @@ PATIENCE = 300
 # One thread per process, here and in all that tests start: workers with several threads each, on as many cores, wait for
 # each other ten times longer than they work. Nothing has imported torch yet.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a killed process has written, the next one reads with or without fsync, for which a tiny run would wait a quarter of
+# its time; no test cuts the power.
+os.fsync = lambda descriptor: None
 # Messages name commands in the form that the user's shell finds: the tests expect those of an activated environment, also
 # where `make test` or an editor starts them without one.
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
