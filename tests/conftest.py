@@ -60,6 +60,9 @@ else:
     _SERVER = multiprocessing.get_context("forkserver")
 _IMPORTED_LATE = (  # what commands import inside functions, and what test modules import: half of a short run's time
     "positron.training.loop",
+    "positron.inference.compiled",
+    "numba.typed.typedlist",
+    "numba.np.arraymath",
     "positron.stories",
     "positron.data.hub",
     "positron.data.stream_windows",
@@ -145,28 +148,32 @@ ONE_PIXEL = base64.b64decode(
 MATMUL_RATE = 1e11  # FLOP/s
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_runs() -> Iterator[None]:
-    """Leave out what takes two thirds of the time of a tiny run in this process, and what few tests look at.
+def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes two thirds of the time of a tiny run, and what few tests look at.
 
     The curves of the report are replaced by a picture of one pixel or left out, and the measured rate of matrix products by a
-    constant. Commands that tests run as processes draw and measure.
+    constant.
     """
+    for curve in ("loss_curve", "learning_rate_curve"):
+        patch.setattr(f"positron.evaluation.report.{curve}", lambda *_, **__: ONE_PIXEL)
+    patch.setattr("positron.evaluation.report.tuning_pictures", lambda _: [])
+    patch.setattr("positron.training.timing.matmul_flops", lambda *_, **__: MATMUL_RATE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_runs() -> Iterator[None]:
+    """Draw and measure nothing in runs of this process."""
     if not {"positron.train", "positron.sft", "positron.training.loop"} & sys.modules.keys():
         yield  # a module without trainings need not import what they import
         return
     with pytest.MonkeyPatch.context() as patch:
-        for curve in ("loss_curve", "learning_rate_curve"):
-            patch.setattr(f"positron.evaluation.report.{curve}", lambda *_, **__: ONE_PIXEL)
-        patch.setattr("positron.evaluation.report.tuning_pictures", lambda _: [])
-        patch.setattr("positron.training.timing.matmul_flops", lambda *_, **__: MATMUL_RATE)
+        leave_out_pictures(patch)
         yield
 
 
-@pytest.fixture(
-    scope="module"
-)  # Playwright keeps an event loop in this thread, where tests of other modules run theirs
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Keep Chromium for a module, not longer: Playwright leaves an event loop in this thread, in which others run theirs."""
     from browser import chromium
 
     with chromium() as browser:
@@ -237,13 +244,16 @@ class Result:
 
 
 class CommandProcess:
-    """`python -m positron.<name> arguments` in a folder, as a process of its own."""
+    """`python -m positron.<name> arguments` in a folder, as a process of its own, which draws and measures only if `whole`."""
 
-    def __init__(self, name: str, arguments: tuple[str, ...], folder: Path, stdin: str, environment: dict) -> None:
+    def __init__(
+        self, name: str, arguments: tuple[str, ...], folder: Path, stdin: str, environment: dict, whole: bool = False
+    ) -> None:
         self.folder = folder
         self._streams = [folder / f".{name}-{os.urandom(4).hex()}.{kind}" for kind in ("out", "err")]
         self.process = _SERVER.Process(
-            target=_run_command, args=(name, arguments, str(folder), list(map(str, self._streams)), stdin, environment)
+            target=_run_command,
+            args=(name, arguments, str(folder), list(map(str, self._streams)), stdin, environment, whole),
         )
         self.process.start()
 
@@ -260,7 +270,7 @@ class CommandProcess:
 
 
 def _run_command(
-    name: str, arguments: tuple[str, ...], folder: str, streams: list[str], stdin: str, environment: dict
+    name: str, arguments: tuple[str, ...], folder: str, streams: list[str], stdin: str, environment: dict, whole: bool
 ) -> None:
     os.chdir(folder)
     os.environ.update(environment)
@@ -273,6 +283,8 @@ def _run_command(
     sys.argv = [f"positron/{name}.py", *arguments]
     import importlib
 
+    if not whole:
+        leave_out_pictures(pytest.MonkeyPatch())
     code = 0
     try:
         importlib.import_module(f"positron.{name}").main()
@@ -296,9 +308,14 @@ def logged() -> Iterator[list[str]]:
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., CommandProcess]:
     def start(
-        name: str, *arguments: str, folder: Path | None = None, stdin: str = "", **environment: str
+        name: str,
+        *arguments: str,
+        folder: Path | None = None,
+        stdin: str = "",
+        whole: bool = False,
+        **environment: str,
     ) -> CommandProcess:
-        return CommandProcess(name, arguments, folder or tmp_path, stdin, environment)
+        return CommandProcess(name, arguments, folder or tmp_path, stdin, environment, whole)
 
     return start
 

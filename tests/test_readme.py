@@ -238,7 +238,7 @@ def test_every_command_of_the_readme_and_the_guides_runs(pages, run_command, sta
         json.dumps({"base": recipe, "candidates": {"high": ["optimizer.lr=1e-2"]}})
     )
     long = ("model.context_length=1024", "train.batch_tokens=2048")  # letters of a story, with the request for it
-    quickstart = run_command("train", "experiment=quickstart", *SHORT, *long, "train.max_steps=5")
+    quickstart = run_command("train", "experiment=quickstart", *SHORT, *long, "train.max_steps=5", whole=True)
     assert quickstart.code == 0, quickstart.err
     for command in dict.fromkeys(command for page in pages for command in printed_commands(page)):
         if command.startswith(("make ", "source ")) or PARSED_ONLY.search(command):
@@ -255,7 +255,7 @@ def test_every_command_of_the_readme_and_the_guides_runs(pages, run_command, sta
             assert page.wait().code == 0
             continue
         stdin = "Tell me a story.\n" if name == "chat" and arguments[0].startswith("--") else ""
-        result = run_command(name, *SHORTENED.get(name, list)(arguments), stdin=stdin)
+        result = run_command(name, *SHORTENED.get(name, list)(arguments), stdin=stdin, whole=True)
         assert result.code == 0, f"{command}\n{result.err}"
         assert result.out.strip(), command
 
