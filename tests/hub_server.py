@@ -114,7 +114,8 @@ def stories_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
     monkeypatch.setattr(hub, "SPARE_BYTES", 0)
-    monkeypatch.setattr(hub, "time", FakeClock())
+    for module in ("positron.data.hub", "huggingface_hub.file_download", "huggingface_hub.utils._http"):
+        monkeypatch.setattr(f"{module}.time", FakeClock())
     yield server
     server.close()
 
