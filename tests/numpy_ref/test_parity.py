@@ -7,7 +7,9 @@ would pass. Errors are relative to the largest number of the tensor.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import random
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -99,16 +101,34 @@ def note(kind: str, value: float) -> float:
     return value
 
 
+def quadruples(options: dict[str, Any]) -> set[tuple[tuple[str, Any], ...]]:
+    return set(itertools.combinations(options.items(), 4))
+
+
+@functools.cache
+def quarter() -> list[int]:
+    """The numbers of 720 architectures, drawn at random, in which every four values of options meet."""
+    chosen = sorted(random.Random(0).sample(range(len(PRODUCT)), len(PRODUCT) // 4))
+    assert set().union(*map(quadruples, PRODUCT)) == set().union(*(quadruples(PRODUCT[number]) for number in chosen))
+    return chosen
+
+
+@pytest.mark.parametrize("fourth", [0, 1, 2, 3])
+def test_parity_of_logits_loss_and_every_gradient(fourth: int) -> None:
+    for number in quarter()[fourth::4]:
+        compare(PRODUCT[number], seed=number)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", OPTIONS["norm"])
 @pytest.mark.parametrize("position", OPTIONS["position"])
 @pytest.mark.parametrize("activation", OPTIONS["activation"])
-def test_parity_of_logits_loss_and_every_gradient(norm: str, position: str, activation: str) -> None:
-    """The full product of options, 2,880 architectures, in 30 tests of 96."""
+def test_parity_of_the_full_product_of_options(norm: str, position: str, activation: str) -> None:
+    """2,880 architectures, in 30 tests of 96."""
     chosen = {"norm": norm, "position": position, "activation": activation}
     for number, options in enumerate(PRODUCT):
-        if not options.items() >= chosen.items():
-            continue
-        compare(options, seed=number)
+        if options.items() >= chosen.items():
+            compare(options, seed=number)
 
 
 def compare(options: dict[str, Any], seed: int) -> None:
@@ -406,4 +426,4 @@ def test_parity_of_the_real_presets_in_float32(preset: str) -> None:
 def test_zz_what_the_parity_tests_saw(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         told = ", ".join(f"{kind} {value:.1e}" for kind, value in WORST.items())
-        print(f"  [parity of {len(PRODUCT)} architectures; largest relative errors: {told}]")
+        print(f"  [parity; largest relative errors: {told}]")
