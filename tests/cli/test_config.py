@@ -38,8 +38,14 @@ CHOICES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def base():
+    """The values that every recipe begins with."""
+    return {key: value for key, value in composed().items() if key in BASE_GROUPS}
+
+
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_file_in_conf_composes_to_a_valid_run(group, choice):
+def test_every_file_in_conf_composes_to_a_valid_run(group, choice, base):
     needed = {
         ("data", "text"): ["data.path=my.txt"],
         ("data", "hub"): ["data.repo=some/dataset"],
@@ -53,7 +59,6 @@ def test_every_file_in_conf_composes_to_a_valid_run(group, choice):
     overrides = [f"{group}={choice}", *needed.get((group, choice), [])]
     recipes = {name: recipe for recipe, names in TUNING_EXPERIMENTS.items() for name in names}
     recipe = "reinforce" if group == "reward" else recipes.get(choice, "train")
-    base = {key: value for key, value in composed().items() if key in BASE_GROUPS}
     config = from_dict(RunConfig, {**base, **composed(*overrides, recipe=recipe)})
     assert config.name
 
