@@ -91,9 +91,9 @@ def answers_to(model: GPT, prompt: list[int]) -> tuple[list[list[int]], torch.Te
 def estimates(
     objective: ReinforceObjective, model: GPT, answers: list[list[int]], rewards: torch.Tensor
 ) -> dict[tuple[int, int], torch.Tensor]:
-    """The estimated gradient for each pair of answers to the first question."""
+    """The estimated gradient for each pair of answers to the first question, which their order does not change."""
     question, made = objective.questions[0], {}
-    for pair in itertools.product(range(len(answers)), repeat=2):
+    for pair in itertools.combinations_with_replacement(range(len(answers)), 2):
         weights = advantages(rewards[list(pair)][None], objective.config.advantage)[0]
         sampled = [Rollout(0, answers[i], [0.0] * len(answers[i]), ended=answers[i][-1] == END) for i in pair]
         rows = [
@@ -102,7 +102,7 @@ def estimates(
         ]
         (part,) = objective._parts(rows, torch.device("cpu"))
         part = (*part[:2], part[2].double(), *part[3:])
-        made[pair] = gradient(model, objective.loss(model, part) / 2)  # the mean over the answers of a pair
+        made[pair] = made[pair[::-1]] = gradient(model, objective.loss(model, part) / 2)  # the mean over the answers
     return made
 
 
