@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAST, PROJECT
+from conftest import FAST, PROJECT, CommandProcess
 
 import numpy_ref
 from numpy_ref.config import InputError
@@ -33,10 +33,10 @@ ARCHITECTURES = {
 }
 
 
-@pytest.fixture(params=ARCHITECTURES)
-def run(request: pytest.FixtureRequest, run_command: Any, tmp_path: Path) -> Path:
-    made = run_command(
-        "train",
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = (
         "model=debug",
         *(option for option in FAST if not option.startswith("tokenizer")),
         "train.max_steps=10",
@@ -44,8 +44,14 @@ def run(request: pytest.FixtureRequest, run_command: Any, tmp_path: Path) -> Pat
         "name=x",
         *ARCHITECTURES[request.param],
     )
+    made = CommandProcess("train", arguments, folder, "", {}).wait()
     assert made.code == 0, made.err
-    return tmp_path / "outputs" / "x"
+    return folder / "outputs" / "x"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "outputs" / "x")
 
 
 def verify_run() -> Any:
