@@ -168,12 +168,16 @@ def test_from_nothing_to_an_answer(tmp_path, run_command):
     assert answer.returncode == 0, answer.stderr
 
 
+RECIPES = sorted(
+    {path.stem for path in (PROJECT / "conf" / "experiment").glob("*.yaml")}
+    - {name for names in TUNING_EXPERIMENTS.values() for name in names}
+)
+# each other recipe differs from these by values alone; that it is valid is a test of tests/cli/test_config.py
+REPRESENTATIVE = ("quickstart", "addition")
+
+
 @pytest.mark.parametrize(
-    "recipe",
-    sorted(
-        {path.stem for path in (PROJECT / "conf" / "experiment").glob("*.yaml")}
-        - {name for names in TUNING_EXPERIMENTS.values() for name in names}
-    ),
+    "recipe", [pytest.param(r, marks=[] if r in REPRESENTATIVE else pytest.mark.slow) for r in RECIPES]
 )
 def test_every_recipe_trains(recipe, run_command, tmp_path):
     fast = (o for o in TINY if not o.startswith("train.batch_tokens"))

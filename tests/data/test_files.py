@@ -240,8 +240,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(tokens.iterdir())}
 
 
+@pytest.mark.parametrize(("count", "least"), [(8, 2), pytest.param(20, 4, marks=pytest.mark.slow)])
 def test_prepare_killed_at_random_moments_continues_and_writes_the_same_bytes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int, least: int
 ) -> None:
     if sys.platform == "win32":
         pytest.skip("Windows sends no signals to other processes")
@@ -256,7 +257,7 @@ def test_prepare_killed_at_random_moments_continues_and_writes_the_same_bytes(
 
     kills, resumed, rng = 0, 0, random.Random(0)
     attempts = 0
-    while kills < 20:
+    while kills < count:
         attempts += 1
         folder = tmp_path / f"killed-{attempts}"
         while True:
@@ -275,7 +276,7 @@ def test_prepare_killed_at_random_moments_continues_and_writes_the_same_bytes(
             kills += 1
             resumed += whole_shards(folder) > 0
         assert contents(folder) == wanted
-    assert resumed > 3
+    assert resumed >= least
     with capsys.disabled():
         print(f"  [prepare: {kills} kills, {resumed} after a whole shard; all completed byte for byte]")
 

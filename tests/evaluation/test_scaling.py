@@ -85,11 +85,19 @@ def test_the_order_of_the_runs_does_not_matter(order: list[int], seed: int) -> N
 @pytest.mark.parametrize(
     ("n", "d", "truth", "alpha", "floor", "times"),
     [
-        (N, 20 * N, lambda n, d: 30 * n**-0.6, 0.6, 0.2, 100),
-        (GRID_N, GRID_D, both, 0.4, 0.5, 40),
-        (np.geomspace(1e5, 6.4e6, 9), np.geomspace(2e6, 1.3e8, 9), lambda n, d: 30 * n**-0.5, 0.5, None, 40),
+        pytest.param(N, 20 * N, lambda n, d: 30 * n**-0.6, 0.6, 0.2, 100, id="one term", marks=pytest.mark.slow),
+        pytest.param(GRID_N, GRID_D, both, 0.4, 0.5, 40, id="both terms"),
+        pytest.param(
+            np.geomspace(1e5, 6.4e6, 9),
+            np.geomspace(2e6, 1.3e8, 9),
+            lambda n, d: 30 * n**-0.5,
+            0.5,
+            None,
+            40,
+            id="E fitted",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["one term", "both terms", "E fitted"],
 )
 def test_95_percent_intervals_hold_the_truth_about_95_times_in_100(n, d, truth, alpha, floor, times) -> None:
     rng = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from traces import trace, weights
 if sys.platform == "win32":
     pytest.skip("Windows sends no signals to other processes", allow_module_level=True)
 
-STEPS = 120
+STEPS = 60
 
 
 def command(name: str, *more: str) -> tuple[str, ...]:
@@ -95,14 +95,10 @@ CASES = {
 }
 
 
-SLOW = (
-    "kill -9",
-    "kill -9, accumulation 3, two threads",
-    "SIGTERM",
-)  # what they share with the others is tested by these
+FAST_CASE = "kill -9 while saving"  # tests/training/test_signals.py stops runs by signals
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in CASES])
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c == FAST_CASE else pytest.mark.slow) for c in CASES])
 def test_a_run_stopped_anywhere_ends_bit_identical_to_one_never_stopped(case, tmp_path, start, references, capsys):
     how, more, code = CASES[case]
     folder = tmp_path / "outputs" / "stopped"
