@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import functools
 import http.server
 import io
 import json
@@ -37,6 +38,8 @@ from positron.system.log import screen_log
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+    from positron.stories import Story
 
 PROJECT = Path(__file__).parent.parent
 # Seconds until a test gives up waiting for a process: on a crowded machine imports alone take half a minute.
@@ -168,7 +171,16 @@ def quick_runs() -> Iterator[None]:
         return
     with pytest.MonkeyPatch.context() as patch:
         leave_out_pictures(patch)
+        patch.setattr("positron.stories.generate", _written_once())
         yield
+
+
+@functools.cache
+def _written_once() -> Callable[..., Story]:
+    """Return a function that writes each story once: the runs of this process train on the same text."""
+    from positron.stories.grammar import generate
+
+    return functools.lru_cache(maxsize=10_000)(generate)
 
 
 @pytest.fixture(scope="module")
