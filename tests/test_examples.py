@@ -33,7 +33,14 @@ TRAINING = sorted(
 )  # tested with `positron floor`
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if path.stem == "add_an_objective" else pytest.mark.slow)
+        for path in TRAINING  # the tests below train with what the others define
+    ],
+    ids=lambda path: path.stem,
+)
 def test_the_example_runs(path, tmp_path):
     apart(run_example, str(path), str(tmp_path))
     (run,) = (tmp_path / "outputs").glob("*/run.json")

@@ -237,6 +237,7 @@ def test_the_interval_over_documents_is_that_of_a_bootstrap_of_documents_with_al
     assert result.documents == "200 documents"
 
 
+@pytest.mark.slow
 def test_both_intervals_hold_the_truth_19_times_of_20() -> None:
     """Each over what it is about: the documents of the one are drawn anew, with the seeds fixed, and the reverse."""
     rng = np.random.default_rng(6)
