@@ -63,6 +63,7 @@ class Decoder:
         """
         config = model.config
         self.config, self.model = config, model
+        self.context_length, self.vocab_size = config.context_length, config.vocab_size
         self.device = model.wte.weight.device
         self.bytewise = dtype == torch.int8
         self.dtype = torch.bfloat16 if self.bytewise else dtype or model.wte.weight.dtype
@@ -98,6 +99,12 @@ class Decoder:
         shape = (self.config.n_layer, batch, self.K, context, self.D)
         self.k, self.v = (torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in range(2))
         self.lengths = [0] * batch  # the number of tokens of each sequence that the cache contains
+
+    @property
+    def row_bytes(self) -> int:
+        """Return the memory of the keys and values of one sequence."""
+        config = self.config
+        return 2 * config.n_layer * self.K * config.context_length * self.D * self.cache_dtype.itemsize
 
     def with_empty_cache(self, batch: int) -> Decoder:
         """Create a decoder that shares the packed weights and has its own empty cache for `batch` sequences."""

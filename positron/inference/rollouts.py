@@ -49,15 +49,13 @@ def rollouts(
     prompt, so that answers depend on the other prompts only by rounding. `pause` is called before each token; it may raise
     an error to stop the sampling. Raises ValueError for a prompt that fills the context.
     """
-    config = decoder.config
-    row_bytes = 2 * config.n_layer * decoder.K * config.context_length * decoder.D * decoder.cache_dtype.itemsize
-    together = max(1, CACHE_BYTES // row_bytes // copies)
+    together = max(1, CACHE_BYTES // decoder.row_bytes // copies)
     stops = frozenset(stop_ids)
     answers: list[Rollout] = []
     for start in range(0, len(prompts), together):
         part = prompts[start : start + together]
         new = [Rollout(start + i) for i in range(len(part)) for _ in range(copies)]
-        limits = [min(max_tokens, config.context_length - len(part[answer.prompt - start])) for answer in new]
+        limits = [min(max_tokens, decoder.context_length - len(part[answer.prompt - start])) for answer in new]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + together]]
         _sample(decoder, part, copies, temperature, new, limits, stops, generators, pause)
         answers += new
@@ -106,9 +104,7 @@ def _sample(
         if not active:
             return
         pause()
-        if len(active) <= SHRINK * len(rows) or any(
-            length >= decoder.config.context_length for length in cache.lengths
-        ):
+        if len(active) <= SHRINK * len(rows) or any(length >= decoder.context_length for length in cache.lengths):
             kept = [i for i, row in enumerate(rows) if row in active]
             cache, tokens, rows = cache.with_rows(kept), tokens[torch.tensor(kept)], [rows[i] for i in kept]
         logits = cache.step(tokens)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from positron.inference.sessions import Sessions
 from positron.inference.text_model import Writer
@@ -44,11 +41,7 @@ class Served:
 
 def slots_of(writer: Writer) -> int:
     """Return how many texts may be generated at the same time, so that their caches fit MAX_CACHE_BYTES."""
-    decoder = writer.engine().decoder
-    config = writer.model.config
-    numbers = 2 * config.n_layer * config.kv_heads * config.d_head * config.context_length
-    size = torch.finfo(decoder.cache_dtype).bits // 8
-    return max(1, min(MAX_SLOTS, math.floor(MAX_CACHE_BYTES / (numbers * size))))
+    return max(1, min(MAX_SLOTS, MAX_CACHE_BYTES // writer.engine().decoder.row_bytes))
 
 
 def serve_run(run: Run, weights: str = "fp32", name: str | None = None) -> Served:
