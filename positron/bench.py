@@ -22,7 +22,8 @@ from positron.system.log import screen_log
 from positron.system.threads import SPIN_WRITING, spin
 
 if TYPE_CHECKING:
-    from positron.inference.text_model import Writer
+    from positron.inference.engine import Engine
+    from positron.model.gpt import GPT
 
 logger = logging.getLogger("positron.bench")  # under `python -m` the module is called __main__
 
@@ -53,10 +54,10 @@ def main() -> None:
 
         logger.info(f"{run.folder}, {path.name}")
         draft = load_draft(options.draft, tokenizer)
-        measure(Writer(model, tokenizer, options.weights, draft))
+        measure(model, Writer(model, tokenizer, options.weights, draft).engine())
 
 
-def measure(writer: Writer) -> None:
+def measure(model: GPT, engine: Engine) -> None:
     """Print, for several prompt lengths, milliseconds to the first token, and tokens per second with and without the cache."""
     import torch
 
@@ -71,7 +72,6 @@ def measure(writer: Writer) -> None:
             times.append(time.perf_counter() - began)
         return sorted(times)[1]
 
-    model, engine = writer.model, writer.engine()
     context = model.config.context_length
     print(
         f"{parameter_count(model.config.n_params())}, context {context}, {counted(torch.get_num_threads(), 'thread')}"

@@ -1,4 +1,7 @@
-"""Choose a decoder: the one that Numba compiles, if Numba is installed (the extra `fast`), otherwise the one built on torch."""
+"""Choose a decoder: the one that Numba compiles, if Numba is installed (the extra `fast`), otherwise the one built on torch.
+
+An ensemble has such a decoder for each of its members.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,13 @@ import os
 import torch
 
 from positron.inference.decoder import Decoder
+from positron.inference.ensemble import EnsembleDecoder
+from positron.model.ensemble import Ensemble
 from positron.model.gpt import GPT
 
 logger = logging.getLogger(__name__)
+
+AnyDecoder = Decoder | EnsembleDecoder
 
 
 def make_decoder(model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> Decoder:
@@ -31,3 +38,10 @@ def make_decoder(model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -
         logger.warning(f"generating without the compiled decoder, because Numba cannot be imported: {error}")
         return Decoder(model, batch, dtype)
     return CompiledDecoder(model, batch, dtype)
+
+
+def decoder_of(model: GPT | Ensemble, batch: int = 1, dtype: torch.dtype | None = None) -> AnyDecoder:
+    """Create the fastest decoder for a model or an ensemble; the arguments are those of `Decoder`."""
+    if isinstance(model, Ensemble):
+        return EnsembleDecoder([make_decoder(member, batch, dtype) for member in model.members])
+    return make_decoder(model, batch, dtype)

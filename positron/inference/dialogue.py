@@ -93,7 +93,7 @@ class Dialogue:
 
     def _prompt(self, messages: list[Message]) -> list[int]:
         """Return the ids of the conversation, without its oldest turns if it does not fit the context."""
-        tokenizer, context = self.writer.tokenizer, self.writer.model.config.context_length
+        tokenizer, context = self.writer.tokenizer, self.writer.context
         read, dropped = conversation.fit(messages, tokenizer, context, self.max_tokens)
         if dropped:
             turns = "turn no longer fits" if dropped == 1 else f"{dropped} turns no longer fit"

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 
 from positron.inference.arguments import seed_of, stops_of, whole_number
-from positron.inference.decoder import Decoder
-from positron.inference.decoders import make_decoder
+from positron.inference.decoders import AnyDecoder, decoder_of
 from positron.inference.sampling import BALANCED, Sampling, choose
 from positron.inference.writing import Progress, Stream, pieces
+from positron.model.ensemble import Ensemble
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
 from positron.text.tokenizer import SPECIALS, Tokenizer
@@ -40,13 +40,13 @@ class Engine:
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT | Ensemble,
         tokenizer: Tokenizer,
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.decoder, self.tokenizer = make_decoder(model, 0, dtype), tokenizer
-        self.context = model.config.context_length
+        self.decoder, self.tokenizer = decoder_of(model, 0, dtype), tokenizer
+        self.context = self.decoder.context_length
         self.specials = [tokenizer.special_id(token) for token in SPECIALS]
 
     def ids(
@@ -98,7 +98,7 @@ class Engine:
         """Return the last context // 2 tokens of `seen` (at least one), which are read again when the context is full."""
         return seen[-max(1, self.context // 2) :]
 
-    def _read(self, decoder: Decoder, seen: list[list[int]], ended: list[bool]) -> torch.Tensor:
+    def _read(self, decoder: AnyDecoder, seen: list[list[int]], ended: list[bool]) -> torch.Tensor:
         """Compute the logits after the newest token of each text, (B, V).
 
         If a text has filled the context, its cache is filled anew with the last half of the context.

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from positron.inference.decoder import Decoder
+from positron.inference.decoders import AnyDecoder
 from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling, choose
 from positron.inference.writing import Progress
@@ -229,7 +229,7 @@ def scored(logits: Tensor, tokens: list[int], likeliest: int) -> list[Token]:
     ]
 
 
-def exact_rows(decoder: Decoder) -> int:
+def exact_rows(decoder: AnyDecoder) -> int:
     """Return how many rows `step_some` may compute together so that each row gets exactly the logits that it gets alone.
 
     oneDNN's products with packed weights give a row the same result in any number of rows; those of `F.linear` do not.
@@ -238,10 +238,10 @@ def exact_rows(decoder: Decoder) -> int:
     """
     slots = len(decoder.lengths)
     probe, rows = decoder.with_empty_cache(slots), list(range(slots))
-    ids = torch.arange(slots, device=decoder.device) % decoder.config.vocab_size
+    ids = torch.arange(slots, device=decoder.device) % decoder.vocab_size
 
     def logits(rows: list[int]) -> Tensor:
-        probe.lengths = [decoder.config.context_length // 2] * slots
+        probe.lengths = [decoder.context_length // 2] * slots
         return probe.step_some(ids[rows], rows)
 
     alone = torch.cat([logits([row]) for row in rows])

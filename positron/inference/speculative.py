@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from positron.inference.decoder import Decoder
-from positron.inference.decoders import make_decoder
+from positron.inference.decoders import AnyDecoder, make_decoder
 from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling, draw, probabilities
+from positron.model.ensemble import Ensemble
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
 from positron.text.tokenizer import Tokenizer
@@ -32,8 +32,8 @@ class Window:
     When the context is full, `start` moves forward, and the last half of the context is read again, as in `Engine`.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder, self.context, self.start = decoder, decoder.config.context_length, 0
+    def __init__(self, decoder: AnyDecoder) -> None:
+        self.decoder, self.context, self.start = decoder, decoder.context_length, 0
 
     def free_tokens(self, seen: list[int]) -> int:
         """Return the number of tokens that fit the context after `seen`.
@@ -73,7 +73,9 @@ class SpeculativeEngine(Engine):
     The texts have the same distribution as those of `Engine`, but with the same seed the text is different.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, draft: GPT, *, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: GPT | Ensemble, tokenizer: Tokenizer, draft: GPT, *, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__(model, tokenizer, dtype=dtype)
         self.draft = make_decoder(
             draft, 0, torch.int8

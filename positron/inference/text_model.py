@@ -14,6 +14,7 @@ from positron.inference.engine import Engine
 from positron.inference.sampling import BALANCED, Sampling
 from positron.inference.speculative import SpeculativeEngine
 from positron.inference.writing import Stream
+from positron.model.ensemble import Ensemble, context_of
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -23,7 +24,7 @@ OWN_SETTINGS = ("max_tokens", "seed", "stop")  # settings of `generate` that are
 
 
 class Writer:
-    """Generate text with a model and its tokenizer.
+    """Generate text with a model, or an ensemble of models, and its tokenizer.
 
     `**settings` of the methods are fields of `Sampling`; other names raise UserError. Any number of texts can be generated at
     the same time, in one or several threads. Each text is the same as if it were generated alone, up to rounding, which can
@@ -32,7 +33,7 @@ class Writer:
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT | Ensemble,
         tokenizer: Tokenizer,
         weights: str = "fp32",
         draft: GPT | None = None,
@@ -46,6 +47,11 @@ class Writer:
         self.draft = draft
         self._engine: Engine | None = None
         self._packing = threading.Lock()
+
+    @property
+    def context(self) -> int:
+        """Return the number of tokens that the model reads at most."""
+        return context_of(self.model)
 
     def generate(
         self,
@@ -100,7 +106,7 @@ class Writer:
         Raises UserError if they do not fit the context.
         """
         ids = [self.tokenizer.special_id(END_OF_TEXT), *self.tokenizer.encode(text_of("prompt", prompt))]
-        limit = self.model.config.context_length
+        limit = self.context
         if len(ids) > limit:
             raise UserError(
                 f"the prompt has {len(ids) - 1} tokens, but the model reads at most {limit - 1}: give a shorter prompt"

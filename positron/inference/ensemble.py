@@ -1,0 +1,63 @@
+"""Decode with several models that predict as one, each with its own key/value cache.
+
+The members compute a token one after the other. With their weights stacked, so that one operator computes all members
+(torch.vmap), three models of 15M parameters took more than twice as long on one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from positron.inference.decoder import Decoder
+from positron.model.ensemble import mean_logits
+
+
+class EnsembleDecoder:
+    """Compute the logits of the mean of the members' distributions, with the methods of a `Decoder`.
+
+    The attributes have the same meaning as those of `Decoder`. The context is the shortest one of the members.
+    """
+
+    def __init__(self, members: Sequence[Decoder]) -> None:
+        self.members = tuple(members)
+        self.device, self.dtype = members[0].device, members[0].dtype
+        self.context_length = min(member.context_length for member in members)
+        self.vocab_size = members[0].vocab_size
+        self.lengths = list(members[0].lengths)  # set in all members before they compute, since callers change it
+
+    @property
+    def row_bytes(self) -> int:
+        """Return the memory of one sequence in the caches of all members."""
+        return sum(member.row_bytes for member in self.members)
+
+    def with_empty_cache(self, batch: int) -> EnsembleDecoder:
+        """Create a decoder that shares the packed weights and has its own empty caches for `batch` sequences."""
+        return EnsembleDecoder([member.with_empty_cache(batch) for member in self.members])
+
+    def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
+        """Replace the content of the cache rows `rows` by the prompts and return the logits after each prompt, (b, V)."""
+        return self._mean(lambda member: member.prefill(rows, prompts))
+
+    def read(self, ids: list[int], row: int = 0) -> Tensor:
+        """Append T tokens to a row of the caches and return the logits after each of them, (T, V)."""
+        return self._mean(lambda member: member.read(ids, row))
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Append one token to each row of the caches: ids (B,) -> next-token logits (B, V)."""
+        return self._mean(lambda member: member.step(ids))
+
+    def step_some(self, ids: Tensor, rows: list[int]) -> Tensor:
+        """Append one token to each of the cache rows `rows`: ids (b,) -> next-token logits (b, V)."""
+        return self._mean(lambda member: member.step_some(ids, rows))
+
+    @torch.inference_mode()
+    def _mean(self, logits_of: Callable[[Decoder], Tensor]) -> Tensor:
+        logits = []
+        for member in self.members:
+            member.lengths = list(self.lengths)
+            logits.append(logits_of(member))
+        self.lengths = list(self.members[0].lengths)
+        return mean_logits(logits)

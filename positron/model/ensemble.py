@@ -1,0 +1,55 @@
+"""Let several models predict as one: the probability of a token is the mean of the probabilities that the models give it.
+
+The mean is a probability distribution, too, and its loss is at most the mean of the losses of the models (Jensen's inequality).
+Models that make different errors gain most; see Lakshminarayanan et al., arXiv:1612.01474.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from positron.model.gpt import GPT
+from positron.model.kernels.precision import widest
+
+
+class Ensemble:
+    """Hold the models of an ensemble, its members. They may have different architectures, but have the same vocabulary."""
+
+    def __init__(self, members: Sequence[GPT]) -> None:
+        """Keep the models. Raises ValueError if there is none, or if their vocabularies have different sizes."""
+        sizes = sorted({member.config.vocab_size for member in members})
+        if len(sizes) != 1:
+            raise ValueError(f"an ensemble needs models with the same vocabulary, not vocabularies of {sizes} tokens")
+        self.members = tuple(members)
+
+
+def members_of(model: GPT | Ensemble) -> tuple[GPT, ...]:
+    """Return the members of an ensemble; a single model is its own only member."""
+    return model.members if isinstance(model, Ensemble) else (model,)
+
+
+def context_of(model: GPT | Ensemble) -> int:
+    """Return the context length of a model, or the shortest one of the members, because all of them read the same tokens."""
+    return min(member.config.context_length for member in members_of(model))
+
+
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """Return logits of the mean of the members' distributions, from their logits (..., V), in float64 where the device has it.
+
+    A constant that is added to all logits does not change the distribution, but it changes the effect of the repetition
+    penalty, which depends on the sign of a logit. The constant is the mean of log sum exp over the members, so that the logits
+    of equal members remain as they are.
+    """
+    each = torch.stack([part.to(widest(part.device)) for part in logits])  # (n, ..., V)
+    log_sums = each.logsumexp(dim=-1, keepdim=True)
+    return (each - log_sums).logsumexp(dim=0) - math.log(len(logits)) + log_sums.mean(dim=0)
+
+
+def mean_losses(losses: Sequence[Tensor]) -> Tensor:
+    """Return -log of the mean probability of each target, in float64, from the losses of the members in nats, (...)."""
+    each = torch.stack([part.double() for part in losses])
+    return math.log(len(losses)) - (-each).logsumexp(dim=0)
