@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -124,6 +125,19 @@ def texts_of_run(run: Run, split: str, limit: int, instead: str = INSTEAD) -> li
     if not texts:
         part = "validation" if split == "val" else "training"
         raise UserError(f"the {part} part of the text of {run.folder} is empty: {instead}")
+    return texts
+
+
+def common_texts(runs: Sequence[Run], split: str, limit: int) -> list[str]:
+    """Return what `texts_of_run` returns for each of the runs. Raises UserError if two runs have different texts."""
+    first, *others = runs
+    texts = texts_of_run(first, split, limit)
+    for run in others:
+        if texts_of_run(run, split, limit) != texts:
+            raise UserError(
+                f"{first.folder} and {run.folder} have different {'validation' if split == 'val' else 'training'} texts: "
+                f"{INSTEAD}"
+            )
     return texts
 
 

@@ -13,6 +13,7 @@ from positron.config import IGNORE
 from positron.evaluation.eval_texts import Beginning, size_of
 from positron.evaluation.score import Score
 from positron.evaluation.statistics import t95
+from positron.model.ensemble import Ensemble, context_of, mean_losses
 from positron.model.gpt import GPT
 from positron.model.kernels.loss import token_losses
 from positron.system.errors import UserError
@@ -22,6 +23,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 ROWS = 16  # number of windows that are computed at a time
 MIN_UNITS = 20  # with fewer documents, the interval is computed from blocks of text instead of documents
 MAX_BLOCKS = 100
+Windows = list[tuple[Tensor, Tensor]]  # x and y (N, context) for each document
 
 
 @torch.inference_mode()
@@ -79,20 +81,50 @@ def score_windows(
     document, one per window; their sum is the score of the document. `what` is the title of the progress line. Raises
     UserError if the stride is not between 1 and the context length.
     """
-    context = model.config.context_length
+    windows = _windows(tokenizer, texts, model.config.context_length, stride)
+    if not windows:
+        return []
+    x, y = (torch.cat(side) for side in zip(*windows, strict=True))
+    return _documents(texts, windows, window_losses(model, x, y, what), tokenizer)
+
+
+def score_ensemble(
+    ensemble: Ensemble, tokenizer: Tokenizer, texts: Sequence[str], *, stride: int | None = None
+) -> tuple[list[list[Score]], list[list[list[Score]]]]:
+    """Score each document with the mean of the members' probabilities, and with each member by itself.
+
+    All members read the same windows, which are as long as the shortest context. Returns what `score_windows` returns, for
+    the ensemble and for each member. Raises the errors of `score_windows`.
+    """
+    windows = _windows(tokenizer, texts, context_of(ensemble), stride)
+    count = len(ensemble.members)
+    if not windows:
+        return [], [[] for _ in range(count)]
+    x, y = (torch.cat(side) for side in zip(*windows, strict=True))
+    losses = [
+        window_losses(member, x, y, f"scoring by run {i} of {count}") for i, member in enumerate(ensemble.members, 1)
+    ]
+    mean = mean_losses(losses).masked_fill(y == IGNORE, 0.0)
+    return _documents(texts, windows, mean, tokenizer), [_documents(texts, windows, part, tokenizer) for part in losses]
+
+
+def _windows(tokenizer: Tokenizer, texts: Sequence[str], context: int, stride: int | None) -> Windows:
+    """Cut each document, with its end-of-text token, into windows. Raises UserError for a wrong stride."""
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
         raise UserError(f"--stride must be between 1 and the context length {context}, not {stride}")
     begin, end = tokenizer.special_id(END_OF_TEXT), tokenizer.end_ids[0]
     cut = [isinstance(text, Beginning) for text in texts]
-    windows = [
+    return [
         sliding_windows([begin, *ids] if is_cut else [begin, *ids, end], context, stride)
         for ids, is_cut in zip(tokenizer.encode_batch([str(text) for text in texts]), cut, strict=True)
     ]
-    if not windows:
-        return []
-    x, y = torch.cat([x for x, _ in windows]), torch.cat([y for _, y in windows])
-    nats = window_losses(model, x, y, what).double().sum(dim=1).tolist()
+
+
+def _documents(texts: Sequence[str], windows: Windows, losses: Tensor, tokenizer: Tokenizer) -> list[list[Score]]:
+    """Return the scores of the windows of each document, from the losses in nats of all windows, (N, context)."""
+    y = torch.cat([y for _, y in windows])
+    nats = losses.double().sum(dim=1).tolist()
     tokens = (y != IGNORE).sum(dim=1).tolist()
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
     weights = token_bytes[y.clamp(min=0)].mul(y != IGNORE).sum(dim=1).tolist()

@@ -1,0 +1,56 @@
+"""Measure what an ensemble gains over its members on a text that all of them scored in the same windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from positron.evaluation.score import Score
+from positron.evaluation.scoring import interval, sampling_units, total
+
+
+def ensemble_facts(
+    names: Sequence[str], documents: list[list[Score]], by_member: Sequence[list[list[Score]]]
+) -> dict[str, Any]:
+    """Return the scores of the members `names`, and the gain of the ensemble over their mean and over the best member.
+
+    `documents` and `by_member` are the results of `score_ensemble`.
+    """
+    scores = [total([total(windows) for windows in member]) for member in by_member]
+    best = min(range(len(scores)), key=lambda i: scores[i].nats)
+    return {
+        "members": [
+            {"run": name, "loss": score.loss, "bpb": score.bpb} for name, score in zip(names, scores, strict=True)
+        ],
+        "best_member": names[best],
+        "gain_over_mean": gain(documents, by_member),
+        "gain_over_best": gain(documents, [by_member[best]]),
+    }
+
+
+def gain(documents: list[list[Score]], by_member: Sequence[list[list[Score]]]) -> dict[str, float | None]:
+    """Return how many bits per byte an ensemble has less than the mean of members, and half the 95 % interval, or None.
+
+    The interval is computed from the differences on the same documents, so that it is narrower than those of the scores.
+    """
+    differences = [
+        [
+            Score(sum(other.nats for other in others) / len(others) - ours.nats, ours.bytes, ours.tokens)
+            for ours, *others in zip(*windows, strict=True)
+        ]
+        for windows in zip(documents, *by_member, strict=True)
+    ]
+    units, _ = sampling_units(differences)
+    return {"bpb": total(units).bpb, "interval": interval(units)}
+
+
+def as_lines(facts: dict[str, Any]) -> list[str]:
+    """Return the results of `ensemble_facts` as lines of text."""
+    head, *others = [f"{member['bpb']:.4f} bits per byte: {member['run']}" for member in facts["members"]]
+    lines = [f"runs            {head}", *(f"{'':<16}{line}" for line in others)]
+    names = {"gain_over_mean": "the mean of the runs", "gain_over_best": f"the best run, {facts['best_member']}"}
+    for key, name in names.items():
+        half = facts[key]["interval"]
+        interval_text = f" ± {half:.4f}" if half is not None else ""
+        lines.append(f"gain            {facts[key]['bpb']:.4f}{interval_text} bits per byte over {name}")
+    return lines
