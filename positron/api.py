@@ -140,7 +140,7 @@ def reinforce(
 
 
 def evaluate(
-    run: str | Path | Run | None = None,
+    run: str | Path | Run | Sequence[str | Path | Run] | None = None,
     text: str | Path | None = None,
     *,
     split: str = "val",
@@ -151,6 +151,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a run (None: the one trained last) and return the results, as `positron evaluate --json` prints them.
 
+    Several runs are measured as one model, an ensemble, which gives each token the mean of their probabilities.
+
     The loss is measured on the file `text`. If `text` is None, it is measured on the text with which the run was trained: on
     its validation part or, with `split="train"`, on its training part. The first documents are scored, until they have `limit`
     bytes together (0: all documents). With `stories`, the model also writes `count` stories; with `instruct`, it also answers
@@ -158,32 +160,45 @@ def evaluate(
     """
     from positron.evaluate import arguments, figures
 
-    words = [] if run is None else ["--run", str(getattr(run, "folder", run))]
+    words = [] if run is None else ["--run", _names_of(run)]
     words += ["--split", split] if text is None else ["--text", str(text)]
     words += ["--limit", str(limit), "--count", str(count)]
     words += ["--stories"] * stories + ["--instruct"] * instruct
     return figures(arguments().parse_args(words))
 
 
-def load(run: str | Path | Run | None = None, weights: str = "fp32") -> Writer:
+def load(run: str | Path | Run | Sequence[str | Path | Run] | None = None, weights: str = "fp32") -> Writer:
     """Load the model of a run, to generate text with it.
 
-    `run` is a run, its folder, or its name below outputs/ (None: the run trained last). `weights="bf16"` or `"int8"` is faster
-    on a CPU and less exact. Raises UserError if the run does not exist or is damaged.
+    `run` is a run, its folder, or its name below outputs/ (None: the run trained last). Several runs with the same tokenizer
+    are loaded as one model, an ensemble, which gives each token the mean of their probabilities. `weights="bf16"` or `"int8"`
+    is faster on a CPU and less exact. Raises UserError if a run does not exist or is damaged.
     """
     spin(SPIN_WRITING)
     from positron.inference.arguments import weights_of
     from positron.inference.text_model import Writer
-    from positron.run.folder import Run, find_run
-    from positron.run.load import load_model
+    from positron.run.ensemble import find_runs, load_models
 
-    if isinstance(run, Run):
-        run = run.folder
-    if run is not None and not isinstance(run, (str, Path)):
-        raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")
+    names = None if run is None else _names_of(run)
     weights_of(weights)
-    model, tokenizer, _ = load_model(find_run(None if run is None else str(run)))
+    model, tokenizer, _ = load_models(find_runs(names))
     return Writer(model, tokenizer, weights=weights)
+
+
+def _names_of(runs: str | Path | Run | Sequence[str | Path | Run]) -> str:
+    """Return the name or folder of a run, or those of several runs, separated by commas, as `--run` takes them.
+
+    Raises UserError for an object that does not name a run.
+    """
+    from positron.run.folder import Run
+
+    each = runs if isinstance(runs, list | tuple) else [runs]
+    for run in each:
+        if not isinstance(run, str | Path | Run):
+            raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")
+    if not each:
+        raise UserError("the list of runs is empty: name at least one run")
+    return ",".join(str(run.folder if isinstance(run, Run) else run) for run in each)
 
 
 def export(

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from positron.cli.chat_commands import NearCommand, execute, parse, remark
-from positron.cli.sampling_options import chosen_sampling, draft_option, sampling_options
+from positron.cli.sampling_options import chosen_sampling, draft_option, run_option, sampling_options
 from positron.inference.arguments import argument, seed_of, standard_input_lines
 from positron.system.command_parser import CommandParser
 from positron.system.console import Screen, say_loading
@@ -42,7 +42,7 @@ def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = CommandParser("chat", __doc__)
     parser.add_argument("question", nargs="?", help="answer this question and exit")
-    parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
+    run_option(parser)
     parser.add_argument(
         "--max-tokens", type=int, help="maximum tokens of an answer (default: until it ends or the context is full)"
     )
@@ -65,18 +65,21 @@ def main() -> None:
             raise UserError("the question is empty: give a text")
         system = argument(options.system, "--system") if options.system else None
         sampling, seed = chosen_sampling(options, PRESET), seed_of(options.seed)
-        from positron.run.folder import announce, find_run
-        from positron.run.load import load_draft, load_model
+        from positron.run.ensemble import all_chat, find_runs, load_models
+        from positron.run.folder import announce
+        from positron.run.load import load_draft
 
-        run = find_run(options.run)
-        announce(run, options.run)
+        runs = find_runs(options.run)
+        announce(runs[0], options.run)
+        chats = all_chat(runs)
         from positron.inference.dialogue import Dialogue
         from positron.inference.text_model import Writer
+        from positron.model.ensemble import members_of
 
-        model, tokenizer, path = load_model(run)
+        model, tokenizer, paths = load_models(runs)
         draft = load_draft(options.draft, tokenizer)
         writer = Writer(model, tokenizer, weights=options.weights, draft=draft)
-        dialogue = Dialogue(writer, run.is_chat, sampling, options.max_tokens, seed)
+        dialogue = Dialogue(writer, chats, sampling, options.max_tokens, seed)
         if system:
             dialogue.system = system
         if question is not None:
@@ -84,9 +87,10 @@ def main() -> None:
         elif not sys.stdin.isatty():
             answer_lines(dialogue)
         else:
-            kind = "" if run.is_chat else "; it was not fine-tuned on conversations: it continues what you begin"
-            parameters = parameter_count(model.config.n_params())
-            Screen().line(f"{run.folder}, {path.name}, {parameters}{kind}. /help shows what you can do.")
+            loaded = "; ".join(f"{run.folder}, {path.name}" for run, path in zip(runs, paths, strict=True))
+            parameters = parameter_count(sum(member.config.n_params() for member in members_of(model)))
+            kind = "" if chats else "; it was not fine-tuned on conversations: it continues what you begin"
+            Screen().line(f"{loaded}, {parameters}{kind}. /help shows what you can do.")
             converse(dialogue, terminal_prompt())
 
 

@@ -3,6 +3,7 @@
 positron evaluate --run outputs/quickstart
 positron evaluate --run outputs/quickstart --text book.txt
 positron evaluate --stories --instruct
+positron evaluate --run seed-0,seed-1,seed-2
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, assert_never
 
-from positron.cli.sampling_options import chosen_sampling, sampling_options
+from positron.cli.sampling_options import chosen_sampling, run_option, sampling_options
 from positron.config import DataConfig
 from positron.settings import from_dict
 from positron.system.callable_module import make_callable
@@ -28,7 +29,10 @@ from positron.system.formatting import above_floor, counted, parameter_count, pe
 from positron.system.log import screen_log
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from positron.data.conversations import Conversation
+    from positron.evaluation.score import Score
     from positron.inference.text_model import Writer
     from positron.run.folder import Run
 
@@ -40,7 +44,7 @@ TABLE_WIDTH = 14
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = CommandParser("evaluate", __doc__)
-    parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
+    run_option(parser)
     text = parser.add_mutually_exclusive_group()
     text.add_argument(
         "--text", metavar="FILE", help="score this file (.txt, .jsonl, .csv, .parquet and others) or folder of files"
@@ -97,60 +101,76 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     if options.count < 1:
         raise UserError(f"--count must be at least 1, not {options.count}")
     chosen_sampling(options, default="precise")  # refused before anything is loaded
-    from positron.run.folder import announce, find_run
-    from positron.run.load import load_model
+    from positron.run.ensemble import find_runs, load_models
+    from positron.run.folder import announce
 
-    run = find_run(options.run)
-    announce(run, options.run)
+    runs = find_runs(options.run)
+    announce(runs[0], options.run)
     from positron.inference.text_model import Writer
+    from positron.model.ensemble import members_of
 
-    model, tokenizer, path = load_model(run)
-    logger.info(f"{run.folder}, {path.name}: {parameter_count(model.config.n_params())}")
+    model, tokenizer, paths = load_models(runs)
+    sizes = [member.config.n_params() for member in members_of(model)]
+    for run, path, size in zip(runs, paths, sizes, strict=True):
+        logger.info(f"{run.folder}, {path.name}: {parameter_count(size)}")
     writer = Writer(model, tokenizer, weights=options.weights)
-    facts: dict[str, Any] = {"run": str(run.folder), "checkpoint": path.name, "parameters": model.config.n_params()}
-    facts |= text_facts(run, writer, options)
-    if not math.isfinite(facts["loss"]):
-        raise UserError(
-            f"{path} gives {facts['text']} a loss that is NaN or infinite, because the training diverged: train again under "
-            "another name= with a lower optimizer.lr="
-        )
+    facts: dict[str, Any] = {
+        "run": ",".join(str(run.folder) for run in runs),
+        "checkpoint": ",".join(path.name for path in paths),
+        "parameters": sum(sizes),
+    }
+    facts |= text_facts(runs, writer, options)
+    losses = [facts["loss"]] if len(runs) == 1 else [member["loss"] for member in facts["members"]]
+    for path, loss in zip(paths, losses, strict=True):
+        if not math.isfinite(loss):
+            raise UserError(
+                f"{path} gives {facts['text']} a loss that is NaN or infinite, because the training diverged: train again "
+                "under another name= with a lower optimizer.lr="
+            )
     if options.stories:
-        facts["stories"] = story_facts(run, writer, options)
+        facts["stories"] = story_facts(runs, writer, options)
     if options.instruct:
-        facts["instruct"] = instruct_facts(run, writer, options)
+        facts["instruct"] = instruct_facts(runs, writer, options)
     return facts
 
 
-def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
+def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Measure the loss on the text that the options choose, and return it with the size of the text and the settings used.
 
-    Each document is scored from its beginning to its end.
+    Each document is scored from its beginning to its end. For several runs, which are an ensemble, the result also contains the
+    scores of its members and what the ensemble gains.
     """
-    from positron.evaluation.eval_texts import floor_of, floor_of_run, texts_of_file, texts_of_run, up_to
-    from positron.evaluation.scoring import interval, sampling_units, score_windows, total
+    from positron.evaluation.ensemble import ensemble_facts
+    from positron.evaluation.eval_texts import common_texts, floor_of, floor_of_run, texts_of_file, up_to
+    from positron.evaluation.scoring import interval, sampling_units, score_ensemble, score_windows, total
     from positron.inference.int8 import round_weights
+    from positron.model.ensemble import Ensemble, members_of
 
     if options.text is not None:
         texts, name = texts_of_file(options.text), options.text
     else:
         texts, name = (
-            texts_of_run(run, options.split, options.limit),
+            common_texts(runs, options.split, options.limit),
             f"the {'validation' if options.split == 'val' else 'training'} part of its own text",
         )
     texts = up_to(texts, options.limit)
     began = time.perf_counter()
-    model = round_weights(writer.model, writer.dtype)
-    documents = score_windows(model, writer.tokenizer, texts, stride=options.stride)
+    models = [round_weights(member, writer.dtype) for member in members_of(writer.model)]
+    by_member: list[list[list[Score]]] = []
+    if len(models) == 1:
+        documents = score_windows(models[0], writer.tokenizer, texts, stride=options.stride)
+    else:
+        documents, by_member = score_ensemble(Ensemble(models), writer.tokenizer, texts, stride=options.stride)
     took = time.perf_counter() - began
     whole = total([total(scores) for scores in documents])
     floor: float | None = None
     if options.stories:
         floor = floor_of(texts)
     elif options.text is None:
-        floor = floor_of_run(run, options.split, texts)
+        floor = floor_of_run(runs[0], options.split, texts)
     units, kind = sampling_units(documents)
-    context = writer.model.config.context_length
-    return {
+    context = writer.context
+    facts = {
         "text": name,
         "weights": options.weights,
         "documents": len(documents),
@@ -165,22 +185,26 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
         "bpb_interval": interval(units),
         "interval_over": f"{len(units):,} {kind}",
         "floor_bpb": floor,
-        "in_training": in_training(run) if options.text is None and options.split == "val" else None,
+        "in_training": in_training(runs) if options.text is None and options.split == "val" else None,
         "tokens_per_second": whole.tokens / took,
     }
+    if by_member:
+        facts |= ensemble_facts([str(run.folder) for run in runs], documents, by_member)
+    return facts
 
 
-def in_training(run: Run) -> float | None:
+def in_training(runs: Sequence[Run]) -> float | None:
     """Return the bits per byte that training measured on the validation text for the best checkpoint.
 
-    Return None for a run that was not pretrained but trained further, by fine-tuning for example.
+    Return None for a run that was not pretrained but trained further, by fine-tuning for example, and for an ensemble.
     """
     from positron.run.folder import PRETRAIN
 
-    return run.facts().best_bpb if run.kind == PRETRAIN else None
+    run, *others = runs
+    return None if others else run.facts().best_bpb if run.kind == PRETRAIN else None
 
 
-def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
+def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Compare stories that the model writes with new stories that the grammar of the built-in stories generates."""
     import dataclasses
 
@@ -188,7 +212,13 @@ def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[s
     from positron.evaluation.eval_texts import token_files
     from positron.evaluation.story_quality import quality, write_stories
 
-    training = token_files(run, "train", "leave --stories out, which needs this text")
+    training, *others = [token_files(run, "train", "leave --stories out, which needs this text") for run in runs]
+    for run, other in zip(runs[1:], others, strict=True):
+        if other.fingerprint != training.fingerprint:
+            raise UserError(
+                f"{runs[0].folder} and {run.folder} were trained on different texts, so --stories cannot count what is copied "
+                "from the training text: leave --stories out"
+            )
     sampling = chosen_sampling(options, default="balanced")
     written = write_stories(writer, options.count, sampling, options.seed, longest(writer))
     fresh = [story.text for story in stories.documents(-1 - options.seed, 0, options.count)]
@@ -202,7 +232,7 @@ def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[s
     }
 
 
-def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
+def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Check the model's answers to new requests: combinations of name, object and place that training did not contain."""
     import dataclasses
 
@@ -210,9 +240,18 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
     from positron.data.conversations import story_requests
     from positron.evaluation.story_quality import answer_requests, following
 
-    if not run.is_chat:
-        raise UserError(f"{run.folder} was not fine-tuned on conversations: --instruct needs a run of {command('sft')}")
-    data = _requests_of(run)
+    for run in runs:
+        if not run.is_chat:
+            raise UserError(
+                f"{run.folder} was not fine-tuned on conversations: --instruct needs a run of {command('sft')}"
+            )
+    data, *others = map(_requests_of, runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        if (other.seed, other.examples, other.val_fraction) != (data.seed, data.examples, data.val_fraction):
+            raise UserError(
+                f"{runs[0].folder} and {run.folder} were fine-tuned on different requests, so that no request is surely new to "
+                "both: leave --instruct out"
+            )
     unseen: list[int] = []  # indices of requests
     conversations: list[Conversation] = []
     index = data.examples  # smaller indices took part in fine-tuning, for training or validation
@@ -248,7 +287,7 @@ def _requests_of(run: Run) -> DataConfig:
 
 def longest(writer: Writer) -> int:
     """Return the maximum number of tokens of a story: twice the context length."""
-    return max(16, 2 * writer.model.config.context_length)
+    return max(16, 2 * writer.context)
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -274,6 +313,10 @@ def as_text(facts: dict[str, Any]) -> str:
             "measured on the first train.val_tokens tokens, in windows without overlap, so each token has less context"
         )
         lines.insert(-4, f"in training     {facts['in_training']:.4f} bits per byte ({how})")
+    if "members" in facts:
+        from positron.evaluation.ensemble import as_lines
+
+        lines += ["", *as_lines(facts)]
     if "stories" in facts:
         lines += ["", *_stories(facts["stories"])]
     if "instruct" in facts:

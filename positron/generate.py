@@ -2,6 +2,7 @@
 
 positron generate "Once upon a time" --run outputs/quickstart
 positron generate "Once upon a time" --compare
+positron generate "Once upon a time" --run seed-0,seed-1,seed-2
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.cli.sampling_options import chosen_sampling, draft_option, given_options, sampling_options
+from positron.cli.sampling_options import chosen_sampling, draft_option, given_options, run_option, sampling_options
 from positron.inference.arguments import argument, decoded, read_standard_input, seed_of, stops_of, whole_number
 from positron.system.command_parser import CommandParser
 from positron.system.console import Screen, printable, say_loading
@@ -39,7 +40,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = CommandParser("generate", __doc__)
     parser.add_argument("prompt", nargs="?", help="beginning of the text; - reads standard input")
     parser.add_argument("--file", help="read the prompt from this file")
-    parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
+    run_option(parser)
     parser.add_argument(
         "--max-tokens", type=int, default=300, help="maximum number of tokens to generate (default: %(default)s)"
     )
@@ -103,15 +104,17 @@ def continue_prompt(options: argparse.Namespace) -> None:
             f"--draft speeds up only one text at a time, not --num-samples {options.num_samples}: leave one of them out"
         )
     prompt = read_prompt(options)
-    from positron.run.folder import announce, find_run
-    from positron.run.load import load_draft, load_model
+    from positron.run.ensemble import find_runs, load_models
+    from positron.run.folder import announce
+    from positron.run.load import load_draft
 
-    run = find_run(options.run)
-    announce(run, options.run)
-    model, tokenizer, path = load_model(run)
+    runs = find_runs(options.run)
+    announce(runs[0], options.run)
+    model, tokenizer, paths = load_models(runs)
     from positron.inference.text_model import Writer
 
-    logger.info(f"{run.folder}, {path.name}")
+    for run, path in zip(runs, paths, strict=True):
+        logger.info(f"{run.folder}, {path.name}")
     draft = load_draft(options.draft, tokenizer)
     writer = Writer(model, tokenizer, options.weights, draft)
     if options.compare:

@@ -1,4 +1,7 @@
-"""Define the sampling options of the command line. Imports no large library, so that `--help` is immediate."""
+"""Define the options of the commands that use a model: the run, and how it samples.
+
+The module imports no large library, so that `--help` is immediate.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,15 @@ from positron.system.errors import UserError
 
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling
+
+
+def run_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the run, or several runs that are used as one model."""
+    parser.add_argument(
+        "--run",
+        help="run folder, or name below outputs/ (default: the one trained last); A,B,C: use several runs as one model, an "
+        "ensemble, which gives each token the mean of their probabilities",
+    )
 
 
 def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") -> None:

@@ -303,15 +303,20 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
         run = next((run for run in itertools.chain([newest], candidates) if _is_preferred(run)), newest)
         refuse_links_in(run.folder)
         return run
-    for folder in (Path(name), outputs / name):
-        if Run(folder).exists:
-            refuse_links_in(folder)
-            return Run(folder)
+    named = named_run(name, outputs)
+    if named is not None:
+        refuse_links_in(named.folder)
+        return named
     known = sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
     near = difflib.get_close_matches(name, known, 1, 0.6)
     shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
     hint = f": did you mean {near[0]}?" if near else f" (its runs: {shown})" if known else " (it has no runs yet)"
     raise UserError(one_line(f"there is no run {name}: it is neither a run folder nor a name in {outputs}/{hint}"))
+
+
+def named_run(name: str, outputs: Path = OUTPUTS) -> Run | None:
+    """Return the run whose folder is `name` or whose name in `outputs` is `name`, or None if there is no such run."""
+    return next((run for run in (Run(Path(name)), Run(outputs / name)) if run.exists), None)
 
 
 def _is_preferred(run: Run) -> bool:

@@ -1,0 +1,95 @@
+"""Find and load the runs of an ensemble: `outputs/a,outputs/b` names two runs that are used as one model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from positron.run.folder import OUTPUTS, Run, find_run, named_run
+from positron.run.load import load_model
+from positron.system.commands import command
+from positron.system.console import one_line
+from positron.system.errors import UserError
+
+if TYPE_CHECKING:
+    from positron.model.ensemble import Ensemble
+    from positron.model.gpt import GPT
+    from positron.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def find_runs(name: str | None, outputs: Path = OUTPUTS) -> list[Run]:
+    """Find the run that `find_run` finds, or several runs, if `name` consists of several names that are separated by commas.
+
+    If the name of a run contains commas itself, it is found as well: the longest name is tried first. Raises UserError if a
+    run is not found or is named twice.
+    """
+    if name is None or "," not in name:
+        return [find_run(name, outputs)]
+    runs: list[Run] = []
+    parts = name.split(",")
+    while parts:
+        beginnings = [",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)]
+        found = next((text for text in beginnings if text and named_run(text, outputs)), beginnings[-1])
+        if not found:
+            raise UserError(f"{one_line(name)} has a comma without a name beside it: name runs as in a,b,c")
+        runs.append(find_run(found, outputs))
+        parts = parts[found.count(",") + 1 :]
+    return refuse_repeated(runs)
+
+
+def refuse_repeated(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs as a list. Raises UserError if a run occurs twice."""
+    folders: set[Path] = set()
+    for run in runs:
+        folder = run.folder.resolve()
+        if folder in folders:
+            raise UserError(f"{run.folder} is named twice, so it would count twice in the mean: name each run once")
+        folders.add(folder)
+    return list(runs)
+
+
+def names_of(runs: Sequence[Run]) -> str:
+    """Return the folders of the runs, separated by commas, in the form that `find_runs` reads."""
+    return ",".join(str(run.folder) for run in runs)
+
+
+def all_chat(runs: Sequence[Run]) -> bool:
+    """Tell whether the runs answer messages. Raises UserError if some of them do and others do not."""
+    others = [run for run in runs if not run.is_chat]
+    if 0 < len(others) < len(runs):
+        raise UserError(
+            f"{names_of(others)}: not fine-tuned on conversations, and the other runs are, so they cannot answer together: "
+            f"name only runs that {command('sft')} made"
+        )
+    return not others
+
+
+def load_models(runs: Sequence[Run]) -> tuple[GPT | Ensemble, Tokenizer, list[Path]]:
+    """Return the model of one run or the ensemble of several, their tokenizer, and the checkpoint of each run.
+
+    Raises the errors of `load_model`, and UserError if two runs have different tokenizers.
+    """
+    from positron.model.ensemble import Ensemble
+
+    loaded = [load_model(run) for run in runs]
+    models, paths = [model for model, _, _ in loaded], [path for _, _, path in loaded]
+    tokenizer = loaded[0][1]
+    for run, (_, other, _) in zip(runs, loaded, strict=True):
+        if other.hash != tokenizer.hash:
+            raise UserError(
+                f"{runs[0].folder} and {run.folder} have different tokenizers, so their probabilities have no mean: name runs "
+                "with the same tokenizer"
+            )
+    if len(models) == 1:
+        return models[0], tokenizer, paths
+    lengths = [model.config.context_length for model in models]
+    if min(lengths) < max(lengths):
+        shortest = runs[lengths.index(min(lengths))]
+        logger.info(
+            f"the context is {min(lengths)} tokens, that of {shortest.folder}; the longest one is {max(lengths)}"
+        )
+    return Ensemble(models), tokenizer, paths
