@@ -24,12 +24,23 @@ def site() -> Iterator[Running]:
     running.stop()
 
 
-@pytest.fixture
-def page(browser: Browser, site: Running) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def window(browser: Browser, site: Running) -> Iterator[Page]:
+    """One window for all tests, which compiles the scripts once; it fails at its end if anything was logged."""
     with opened(browser, site.url) as page:
         page.route("**/completions", _without_end)
-        page.wait_for_selector(".welcome")
         yield page
+
+
+@pytest.fixture
+def page(window: Page, site: Running) -> Page:
+    """The page as a browser shows it that has no conversations."""
+    window.goto("about:blank")
+    storage = {"origin": site.url, "storageTypes": "all"}
+    window.context.new_cdp_session(window).send("Storage.clearDataForOrigin", storage)
+    window.goto(site.url)
+    window.wait_for_selector(".welcome")
+    return window
 
 
 def _without_end(route: Route) -> None:
