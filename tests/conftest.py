@@ -6,6 +6,7 @@ import base64
 import contextlib
 import dataclasses
 import functools
+import gc
 import http.server
 import io
 import json
@@ -105,6 +106,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 4) if cores > 1 else 0
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # a million objects of imported modules, which each search for garbage would go through
 
 
 def tiny(folder: Path, **changes: Any) -> RunConfig:
@@ -223,12 +228,17 @@ def apart(target: Callable[..., None], *arguments: str | int) -> None:
 
 def side_by_side(target: Callable[..., None], calls: Sequence[tuple[str | int, ...]]) -> None:
     """Call `target` once with each of the arguments in `calls`, in processes of their own that run at the same time."""
-    processes = [_SERVER.Process(target=target, args=arguments) for arguments in calls]
+    processes = [_SERVER.Process(target=_call, args=(target, *arguments)) for arguments in calls]
     for process in processes:
         process.start()
     for process in processes:
         process.join(PATIENCE)
     assert [process.exitcode for process in processes] == [0] * len(calls)
+
+
+def _call(target: Callable[..., None], *arguments: str | int) -> None:
+    gc.freeze()
+    target(*arguments)
 
 
 class FakeClock:
@@ -284,6 +294,7 @@ class CommandProcess:
 def _run_command(
     name: str, arguments: tuple[str, ...], folder: str, streams: list[str], stdin: str, environment: dict, whole: bool
 ) -> None:
+    gc.freeze()  # what the server has imported: to search it takes longer than many a command
     os.chdir(folder)
     os.environ.update(environment)
     if sys.platform != "win32":
