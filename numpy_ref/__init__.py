@@ -25,6 +25,7 @@ Read the chapters in this order. Each file begins with its mathematics; the code
     21  preference.py    learning from pairs: DPO, IPO, SimPO, ORPO
     22  policy_gradient.py   learning from rewards: RLOO, Dr. GRPO, GRPO, and the KL divergence
     23  enumeration.py   exact expectations over all answers of a tiny policy
+    24  distillation.py  learning from the probabilities of a teacher
 
     config.py defines the options of the architecture, plots.py draws figures, command_line.py reports errors.
 
@@ -38,7 +39,8 @@ The result has the dtype of the input: float64 for tests against finite differen
 
 Tests verify this package: tests/numpy_ref/test_numpy_gradcheck.py compares every backward with finite differences,
 tests/numpy_ref/test_parity.py compares the whole model with the torch model over every combination of options, and
-tests/numpy_ref/test_numpy_preference.py and test_numpy_policy_gradient.py do both for losses of pairs and of rewards.
+tests/numpy_ref/test_numpy_preference.py, test_numpy_policy_gradient.py and test_numpy_distillation.py do both for the losses of
+pairs, of rewards and of teachers.
 """
 
 import os

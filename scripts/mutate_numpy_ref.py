@@ -31,6 +31,7 @@ OWN_TESTS = {  # what the model does not use is tested by one file each
     "preference": ("tests/numpy_ref/test_numpy_preference.py",),
     "policy_gradient": ("tests/numpy_ref/test_numpy_policy_gradient.py",),
     "enumeration": ("tests/numpy_ref/test_numpy_policy_gradient.py",),
+    "distillation": ("tests/numpy_ref/test_numpy_distillation.py",),
 }
 
 Mutant = tuple[str, str, str, str]
@@ -380,6 +381,39 @@ MUTANTS: list[Mutant] = [
         "np.exp(log_probs[groups].sum(axis=1))",
         "np.full(len(groups), 1 / len(groups))",
         "enumeration: all groups are equally likely",
+    ),
+    ("distillation", "alpha * temperature**2 * kl", "alpha * temperature * kl", "distillation: T for T^2 in the loss"),
+    (
+        "distillation",
+        "alpha * temperature / cache",
+        "alpha * temperature**2 / cache",
+        "distillation: T^2 for T in the gradient",
+    ),
+    (
+        "distillation",
+        "(teacher * (log_q - log_s))",
+        "(np.exp(log_s) * (log_s - log_q))",
+        "distillation: KL the other way",
+    ),
+    (
+        "distillation",
+        "sum(softmax(z / temperature) for z in logits) / len(logits)",
+        "softmax(sum(z / temperature for z in logits) / len(logits))",
+        "distillation: teachers averaged in logits",
+    ),
+    (
+        "distillation",
+        "softmax(z / temperature) for z",
+        "softmax(z.copy()) for z",
+        "distillation: the teachers have no temperature",
+    ),
+    ("distillation", "(1 - alpha) * ce + alpha *", "alpha * ce + (1 - alpha) *", "distillation: a swapped in the loss"),
+    ("distillation", "((1 - alpha) * dloss,", "(dloss,", "distillation: the whole gradient of the cross-entropy"),
+    (
+        "distillation",
+        "(softmax(z) - teacher) * scored",
+        "(softmax(z) - teacher)",
+        "distillation: padding has a gradient",
     ),
     # branches of `match` and their likes: a value that is treated as another one
     (

@@ -15,6 +15,7 @@ from numpy_ref.loss import cross_entropy_backward, cross_entropy_forward
 from positron.config import IGNORE
 from positron.model.gpt import document_mask
 from positron.model.kernels.attention import BLOCK_QUERIES, BlockedCausalAttention, causal_attention
+from positron.model.kernels.distillation import linear_distillation
 from positron.model.kernels.loss import linear_cross_entropy, token_losses
 
 LENGTHS = (1, 2, 31, 33, 127, BLOCK_QUERIES, BLOCK_QUERIES + 1, 300)
@@ -293,3 +294,56 @@ def test_a_tied_weight_collects_both_gradients():
     twin = weight.detach().clone().requires_grad_()
     (expected,) = torch.autograd.grad(plain_loss(twin[idx] + x.detach(), twin, targets), twin)
     assert torch.allclose(gradient, expected, rtol=1e-9)
+
+
+def teachers_of(N, *widths, V=101, dtype=torch.float64):
+    g = torch.Generator().manual_seed(2)
+    return [tuple(torch.randn(rows, C, generator=g, dtype=torch.float64).to(dtype) for rows in (N, V)) for C in widths]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_chunks_of_distillation_add_up(alpha, monkeypatch):
+    """Formulas and gradients are compared in tests/numpy_ref/test_numpy_distillation.py, in one chunk."""
+    x, weight, targets = head(333)
+    teachers = teachers_of(333, 8, 40)
+    results = []
+    for values in (1 << 24, 101 * 64):
+        monkeypatch.setattr("positron.model.kernels.distillation.CHUNK_VALUES", values)
+        monkeypatch.setattr("positron.model.kernels.distillation.SOFTMAX_VALUES", values // 2)
+        total, ce, kl = linear_distillation(x, weight, targets, teachers, alpha, 2.0)
+        results.append((total, ce, kl, *torch.autograd.grad(0.37 * total, (x, weight))))
+        assert total.item() == pytest.approx((1 - alpha) * ce.item() + alpha * 4 * kl.item(), rel=1e-14)
+    for whole, chunked in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_distillation_without_teachers_weight_is_cross_entropy_bit_for_bit(dtype):
+    x, weight, targets = head(50, dtype=dtype)
+    total, ce, _ = linear_distillation(x, weight, targets, teachers_of(50, 8, 40, dtype=dtype), 0.0, 3.0)
+    loss = linear_cross_entropy(x, weight, targets)
+    assert torch.equal(total, loss)
+    assert torch.equal(ce, loss)
+    for ours, plain in zip(
+        torch.autograd.grad(total, (x, weight)), torch.autograd.grad(loss, (x, weight)), strict=True
+    ):
+        assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_a_student_that_equals_its_teacher_has_no_divergence_and_no_gradient(dtype, temperature):
+    x, weight, targets = head(50, dtype=dtype)
+    total, ce, kl = linear_distillation(x, weight, targets, [(x.detach(), weight.detach())], 1.0, temperature)
+    assert total.item() == kl.item() == 0
+    assert ce.item() > 0
+    assert all((gradient == 0).all() for gradient in torch.autograd.grad(total, (x, weight)))
+
+
+def test_a_teacher_that_excludes_tokens_has_a_finite_divergence():
+    x = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    weight = torch.tensor([[1000.0, 0.0], [-1000.0, 0.0]])
+    total, _, kl = linear_distillation(x, weight, torch.tensor([0]), [(-x.detach(), weight)], 1.0, 1.0)
+    assert kl.item() == pytest.approx(2000)
+    total.backward()
+    assert x.grad.isfinite().all()

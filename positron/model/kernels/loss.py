@@ -49,10 +49,10 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         head = weight.to(dtype).t()
         losses = torch.empty(len(x), dtype=wide(dtype), device=x.device)
-        for rows in _chunks(len(x), len(weight), CHUNK_VALUES):
+        for rows in chunks(len(x), len(weight), CHUNK_VALUES):
             logits, labels = x[rows].to(dtype) @ head, targets[rows]
-            for part in _chunks(len(logits), len(weight), SOFTMAX_VALUES):
-                losses[rows][part], _ = _losses(logits[part], labels[part])
+            for part in chunks(len(logits), len(weight), SOFTMAX_VALUES):
+                losses[rows][part], _ = losses_and_softmax(logits[part], labels[part])
     return losses
 
 
@@ -84,9 +84,9 @@ class _LinearTokenLosses(torch.autograd.Function):
             scale = grad.masked_fill(targets == IGNORE, 0.0)[:, None]  # (N, 1)
             dx = torch.empty_like(inputs)
             dw = torch.zeros(weight.shape, dtype=wide(ctx.dtype), device=weight.device)
-            for rows in _chunks(len(x), len(weight), CHUNK_VALUES):
+            for rows in chunks(len(x), len(weight), CHUNK_VALUES):
                 logits, labels = inputs[rows] @ head.t(), targets[rows]  # (n, V), (n,)
-                for part in _chunks(len(logits), len(weight), SOFTMAX_VALUES):
+                for part in chunks(len(logits), len(weight), SOFTMAX_VALUES):
                     p = logits[part].softmax(dim=-1, dtype=dw.dtype)
                     index = labels[part].clamp(min=0)[:, None]
                     # d loss / d logits = softmax - one-hot, written over the logits
@@ -108,10 +108,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dx = torch.empty_like(inputs)
             dw = torch.zeros(weight.shape, dtype=wide(dtype), device=weight.device)
             loss = torch.zeros((), dtype=dw.dtype, device=x.device)
-            for rows in _chunks(len(x), len(weight), CHUNK_VALUES):
+            for rows in chunks(len(x), len(weight), CHUNK_VALUES):
                 logits, labels = inputs[rows] @ head.t(), targets[rows]  # (n, V), (n,)
-                for part in _chunks(len(logits), len(weight), SOFTMAX_VALUES):
-                    losses, p = _losses(logits[part], labels[part])
+                for part in chunks(len(logits), len(weight), SOFTMAX_VALUES):
+                    losses, p = losses_and_softmax(logits[part], labels[part])
                     loss += losses.sum()
                     # d loss / d logits = softmax - one-hot, written over the logits
                     index = labels[part].clamp(min=0)[:, None]
@@ -131,7 +131,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (dx * grad).to(x_dtype), (dw * grad).to(weight_dtype), None, None
 
 
-def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def losses_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Compute losses (n,) and softmax (n, V), in fp32 or wider, from logits (n, V) and targets (n,)."""
     p = logits.softmax(dim=-1, dtype=wide(logits.dtype))
     p_target = p.gather(1, targets.clamp(min=0)[:, None])[:, 0]
@@ -145,7 +145,7 @@ def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return (log_sum_exp - target).masked_fill_(targets == IGNORE, 0.0), p
 
 
-def _chunks(n: int, width: int, values: int) -> list[slice]:
+def chunks(n: int, width: int, values: int) -> list[slice]:
     """Divide n rows of `width` numbers into slices. Each slice has at most `values` numbers, but at least one row."""
     size = max(1, values // width)
     return [slice(start, min(n, start + size)) for start in range(0, n, size)]

@@ -1,0 +1,108 @@
+"""Compute the loss of distillation at a linear output head without storing the logits of a whole batch.
+
+As in `loss.py`, the head multiplies one chunk of rows at a time, and the gradient of the logits is computed in the forward
+pass. The logits of the teachers are computed for the same chunk from their last hidden states, so that no logits are alive
+longer than those of one chunk. numpy_ref/distillation.py has the same formulas with their derivation.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from positron.config import IGNORE
+from positron.model.kernels.loss import CHUNK_VALUES, SOFTMAX_VALUES, chunks, losses_and_softmax
+from positron.model.kernels.precision import product_dtype, wide
+
+States = tuple[Tensor, Tensor]  # of a teacher: last hidden states (N, C) and output matrix (V, C), without gradients
+
+
+def linear_distillation(
+    x: Tensor, weight: Tensor, targets: Tensor, teachers: Sequence[States], alpha: float, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the sum over the targets of (1 - alpha) CE + alpha temperature² KL, and the sums of CE and KL alone, in nats.
+
+    CE is the cross-entropy of the target, and KL the divergence of the student's distribution at this temperature from the
+    mean of the teachers'. x (N, C), weight (V, C), targets (N,) -> three tensors (), of which only the first has a gradient.
+    A target that is IGNORE is not counted.
+    """
+    if x.device.type == "cpu":  # on other devices, counting the targets would wait for the device
+        scored = targets != IGNORE
+        if not scored.all():
+            x, targets = x[scored], targets[scored]
+            teachers = [(states[scored], head) for states, head in teachers]
+    total, ce, kl = _LinearDistillation.apply(x, weight, targets, teachers, alpha, temperature, product_dtype(x))
+    return total, ce, kl
+
+
+class _LinearDistillation(torch.autograd.Function):
+    """Compute the matrix products in `dtype`, and the softmax and the gradient of the weight in fp32 or wider."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        teachers: Sequence[States],
+        alpha: float,
+        temperature: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            inputs, head = x.to(dtype), weight.to(dtype)
+            taught = [(states.to(dtype), matrix.to(dtype).t()) for states, matrix in teachers]
+            valid = (targets != IGNORE)[:, None]
+            scored = inputs * valid  # (N, C): rows without a target give the weight no gradient
+            dx = torch.empty_like(inputs)
+            dw = torch.zeros(weight.shape, dtype=wide(dtype), device=weight.device)
+            ce, kl = (torch.zeros((), dtype=dw.dtype, device=x.device) for _ in range(2))
+            for rows in chunks(len(x), len(weight), CHUNK_VALUES):
+                logits, labels = inputs[rows] @ head.t(), targets[rows]  # (n, V), (n,)
+                of_teachers = [states[rows] @ matrix for states, matrix in taught]  # (n, V) each
+                for part in chunks(len(logits), len(weight), SOFTMAX_VALUES):
+                    divergences, pull = _divergences(logits[part], [each[part] for each in of_teachers], temperature)
+                    kl += divergences.masked_fill_(labels[part] == IGNORE, 0.0).sum()
+                    losses, p = losses_and_softmax(logits[part], labels[part])
+                    ce += losses.sum()
+                    # d loss / d logits, written over the logits: (1 - a) (softmax - one-hot) + a T (s - q)
+                    index = labels[part].clamp(min=0)[:, None]
+                    d = p.scatter_add_(1, index, torch.full_like(p[:, :1], -1.0))
+                    logits[part] = d.mul_(1 - alpha).add_(pull, alpha=alpha * temperature)
+                dx[rows] = logits @ head
+                dw += logits.t() @ scored[rows]
+            dx *= valid
+        ctx.save_for_backward(dx, dw)
+        ctx.dtypes = x.dtype, weight.dtype
+        ctx.mark_non_differentiable(ce, kl)
+        return (1 - alpha) * ce + alpha * temperature**2 * kl, ce, kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:
+        dx, dw = ctx.saved_tensors
+        x_dtype, weight_dtype = ctx.dtypes
+        return (dx * grad).to(x_dtype), (dw * grad).to(weight_dtype), None, None, None, None, None
+
+
+def _divergences(logits: Tensor, teachers: list[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
+    """Compute KL(q, s) (n,) in nats and s - q (n, V), in fp32 or wider, from logits (n, V) of the student and each teacher.
+
+    s is the student's distribution at the temperature, q the mean of the teachers'. If the logits of the student and of its
+    only teacher are equal, both results are exactly 0.
+    """
+    log_s, *logs = (_log_softmax(each, temperature) for each in (logits, *teachers))
+    log_q = functools.reduce(torch.logaddexp, logs) - math.log(len(logs))
+    q = log_q.exp()
+    divergences = log_q.sub_(log_s).mul_(q).sum(dim=-1)
+    return divergences, log_s.exp_().sub_(q)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return (logits.to(wide(logits.dtype)) / temperature).log_softmax(dim=-1)
