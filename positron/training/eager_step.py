@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from positron.model.gpt import GPT, document_numbers
+from positron.model.gpt import GPT
 from positron.training.device import CPU_MICRO_TOKENS, Machine
+from positron.training.objective.base import Part
 from positron.training.optim.groups import clip_gradients
 
 
-def add_gradient(model: GPT, rows: Tensor, machine: Machine, document_start: int | None = None) -> None:
+def cross_entropy(model: GPT, part: Part) -> Tensor:
+    """Return the sum of the losses of a micro-batch, in nats."""
+    total: Tensor = model(*part)
+    return total
+
+
+def add_gradient(
+    model: GPT, rows: Tensor, machine: Machine, loss_of: Callable[[GPT, Part], Tensor] = cross_entropy
+) -> None:
     """Add the gradient of the mean loss over rows (B, T + 1) to the parameters' gradients.
 
-    On a CPU the rows are processed in micro-batches that fit the CPU's cache. `document_start`: the id that begins documents
-    if attention does not cross documents, otherwise None.
+    On a CPU the rows are processed in micro-batches that fit the CPU's cache. `loss_of` returns the sum of the losses of a
+    micro-batch, as `Objective.loss` does.
     """
     micro = max(1, CPU_MICRO_TOKENS // model.config.context_length) if machine.accelerator == "cpu" else len(rows)
     for part in rows.split(micro):
-        x, y = part[:, :-1], part[:, 1:]
         with machine.autocast():
-            loss = model(x, y, document_numbers(x, document_start)) / rows[:, 1:].numel()
+            loss = loss_of(model, (part[:, :-1], part[:, 1:])) / rows[:, 1:].numel()
         loss.backward()
 
 

@@ -18,6 +18,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from positron.system.formatting import counted
 from positron.text.tokenizer import Tokenizer
 from positron.training.budget.speed import Speed, SpeedMeasurement
 from positron.training.device import Machine, is_out_of_memory
+from positron.training.objective.pretrain import PretrainObjective
 from positron.training.optim.groups import suitable_rate
 
 logger = logging.getLogger(__name__)
@@ -227,16 +229,23 @@ class Candidate:
     forecast: float  # the result of `forecast_bpb`, meaningful only in comparison with other candidates
 
 
-def choose(config: RunConfig, asked: Asked, machine: Machine, tokenizer: Tokenizer, folder: Path) -> Choice:
+def choose(
+    config: RunConfig,
+    asked: Asked,
+    machine: Machine,
+    tokenizer: Tokenizer,
+    folder: Path,
+    objective: Callable[..., PretrainObjective] = PretrainObjective,
+) -> Choice:
     """Measure the candidates for about a tenth of `config.budget` (at most about a minute) and return the best choice.
 
-    The time of the budget starts with this call. `folder` contains the prepared text.
+    The time of the budget starts with this call. `folder` contains the prepared text, and `objective` opens it.
     """
     assert config.budget is not None
     started = time.monotonic()
     budget = seconds(config.budget, "budget")
     seconds_each = min(MAX_MEASURING_S, MEASURING_SHARE * budget) / len(SIZES)
-    measurement = SpeedMeasurement(config, machine, tokenizer, folder)
+    measurement = SpeedMeasurement(config, machine, tokenizer, folder, objective)
     given = config.budget if isinstance(config.budget, str) else f"{budget:g}s"
     logger.info(f"budget={given}: measuring how fast this machine trains")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from positron.config import GPTConfig, RunConfig
 from positron.model.gpt import GPT
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import Tokenizer
 from positron.training.device import CPU_MICRO_TOKENS, Machine, wait_for
 from positron.training.eager_step import add_gradient, update
 from positron.training.objective.pretrain import PretrainObjective
@@ -40,8 +40,16 @@ class Speed:
 class SpeedMeasurement:
     """Measure the training speed of models by training each for a few seconds on the text and the device of the run."""
 
-    def __init__(self, config: RunConfig, machine: Machine, tokenizer: Tokenizer, folder: Path) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        machine: Machine,
+        tokenizer: Tokenizer,
+        folder: Path,
+        objective: Callable[..., PretrainObjective] = PretrainObjective,
+    ) -> None:
         self.config, self.machine, self.tokenizer, self.folder = config, machine, tokenizer, folder
+        self.objective = objective
         self.multiple = 1 if machine.accelerator == "cpu" else 4
 
     @contextlib.contextmanager
@@ -51,7 +59,7 @@ class SpeedMeasurement:
         When the `with` block ends, the objective is closed, which ends a download of the text.
         """
         context = self.config.model.context_length
-        data = PretrainObjective(
+        data = self.objective(
             self.config.data,
             self.folder,
             self.tokenizer,
@@ -75,7 +83,6 @@ class SpeedMeasurement:
         model.checkpoint_activations = self.config.device.checkpoint_activations
         optimizer = build_optimizer(model.named_parameters(), self.config.optimizer, fused=True)
         set_lr(optimizer.param_groups, rate)
-        document_start = self.tokenizer.special_id(END_OF_TEXT) if self.config.data.document_mask else None
         gradients: list[tuple[int, float]] = []  # tokens, seconds
         updates: list[float] = []
         spent = 0.0
@@ -84,7 +91,7 @@ class SpeedMeasurement:
             if len(gradients) % 2:
                 rows = rows[: len(rows) // self.multiple]
             rows = rows.to(self.machine.device)
-            gradient_s = self._seconds(lambda: add_gradient(model, rows, self.machine, document_start))  # noqa: B023 (called at once)
+            gradient_s = self._seconds(lambda: add_gradient(model, rows, self.machine, data.loss))  # noqa: B023 (called at once)
             updates.append(self._seconds(lambda: update(model, optimizer, self.config.train.grad_clip)))
             gradients.append((rows[:, 1:].numel(), gradient_s))
             spent += gradient_s + updates[-1]

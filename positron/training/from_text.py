@@ -1,0 +1,85 @@
+"""Train a model on a text: what pretraining and distillation have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback
+
+from positron.config import Asked, RunConfig
+from positron.data.corpus import prepare
+from positron.model.gpt import GPT
+from positron.run.base import with_origin
+from positron.run.facts import Facts
+from positron.run.folder import Run
+from positron.run.load import restore
+from positron.text.factory import load_tokenizer
+from positron.text.tokenizer import Tokenizer
+from positron.training.budget.choose import choose, restore_choice
+from positron.training.loop import fit
+from positron.training.objective.pretrain import PretrainObjective
+from positron.training.resolve import make_plan
+from positron.training.resume import Session, open_session, refuse_before_start, refuse_untrainable
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Describe what a run learns from its text."""
+
+    objective: Callable[..., PretrainObjective] = PretrainObjective  # called with the arguments of PretrainObjective
+    tokenizer: Tokenizer | None = None  # for a new run; None: one is trained on the text
+    facts: dict[str, Any] = field(default_factory=dict)  # facts that run.json records when the run begins
+
+
+def train_on_text(
+    config: RunConfig,
+    folder: Path,
+    callbacks: Sequence[Callback],
+    asked: Asked,
+    started: float,
+    lesson_of: Callable[[Session], Lesson],
+) -> Facts:
+    """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
+
+    `asked` holds the keys that the user gave; `budget=` does not change these. `started`: time.monotonic() at the start of the
+    command. `lesson_of` is called when the run is locked. Raises the errors of `positron.train.train`.
+    """
+    config = with_origin(Run(folder), restore_choice(config, asked, Run(folder)))
+    with open_session(folder, config, started) as session:
+        run, start, machine = session.run, session.start, session.machine
+        lesson = lesson_of(session)
+        saved_tokenizer = lesson.tokenizer
+        if start.tokenizer_from is not None:
+            saved_tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
+        tokenizer, tokens = prepare(config.data, config.tokenizer, saved_tokenizer, run.facts().data_fingerprint)
+        if config.budget is not None and config.train.max_steps == "auto":
+            choice = choose(config, asked, machine, tokenizer, tokens, lesson.objective)
+            config = choice.applied(config, asked)
+            session = dataclasses.replace(session, config=config)
+        refuse_untrainable(config, machine, vocab_size=tokenizer.vocab_size)
+        model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
+        model.checkpoint_activations = config.device.checkpoint_activations
+        plan = make_plan(config, model, machine, start)
+        task = lesson.objective(
+            config.data,
+            tokens,
+            tokenizer,
+            context=model.config.context_length,
+            batch_size=plan.batch_size,
+            micro_batch_size=plan.micro_batch_size,
+            seed=config.seed,
+            val_tokens=config.train.val_tokens,
+        )
+        source = start.weights or start.checkpoint
+        if source is not None:
+            restore(model, tokenizer, source)  # Lightning restores the optimizer and the loops, if the run continues
+        refuse_before_start(run, start, last_step=plan.last_step, fingerprint=task.fingerprint)
+        if session.is_first_rank:
+            run.begin(config, tokenizer, kind=task.kind, new=not start.is_own, forked_from=start.checkpoint)
+            if lesson.facts:
+                run.update(**lesson.facts)
+        return fit(session, plan, model, task, tokenizer, callbacks)
