@@ -33,7 +33,9 @@ class MetricsLog(L.Callback):
         due = any(step % interval == 0 for interval in self.intervals)
         if not due and "val/bpb" not in module.metrics and not trainer.should_stop:
             return
-        loss = module.loss if trainer.world_size == 1 else trainer.strategy.reduce(module.loss, reduce_op="mean")
+        losses = {"train/loss": module.loss, **module.objective.loss_terms()}
+        if trainer.world_size > 1:
+            losses = {name: trainer.strategy.reduce(loss, reduce_op="mean") for name, loss in losses.items()}
         if not trainer.is_global_zero:
             return
         steps, seconds = self.clock.steps - self._since[0], self.clock.step_s - self._since[1]
@@ -45,7 +47,7 @@ class MetricsLog(L.Callback):
             "step": step,
             "tokens": step * self.speed.batch_tokens,
             "time_s": round(self.clock.time_s, 3),
-            "train/loss": loss.item(),
+            **{name: loss.item() for name, loss in losses.items()},
             "train/lr": module.lr(step),
             "train/grad_norm": module.grad_norm.item(),
             "train/skipped_steps": int(module.bad_steps),

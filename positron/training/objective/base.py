@@ -100,6 +100,13 @@ class Objective(Protocol):
         """Return those metrics of the last optimizer step that the loop does not compute itself, by name."""
         ...
 
+    def loss_terms(self) -> dict[str, Tensor]:
+        """Return the terms of the last step's loss on this rank, means in nats per target, by the name of their metric.
+
+        They stay on the device and are read only if the step is logged.
+        """
+        ...
+
     def progress(self, metrics: dict[str, float], loss: float) -> str:
         """Return the text for the progress line, given the metrics and the loss (in nats) of the last step."""
         ...

@@ -87,7 +87,7 @@ class PretrainObjective(NextToken):
         return self.train.fingerprint
 
     @property
-    def bytes_per_token(self) -> float:
+    def bytes_per_token(self) -> float | None:
         """Return the mean number of bytes of a training token's text."""
         return self.train.bytes_per_token
 

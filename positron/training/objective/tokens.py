@@ -77,6 +77,10 @@ class NextToken:
         """Return an empty dict: the loss is the only metric."""
         return {}
 
+    def loss_terms(self) -> dict[str, Tensor]:
+        """Return an empty dict: the loss has a single term."""
+        return {}
+
     def progress(self: Objective, metrics: dict[str, float], loss: float) -> str:
         """Return the loss of the last step as text, also in bits per byte if `bytes_per_token` is known."""
         size = self.bytes_per_token
