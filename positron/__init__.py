@@ -1,7 +1,7 @@
 """Positron: train, understand, fine-tune and talk to a small GPT on a machine you own.
 
-`train`, `finetune`, `prefer`, `reinforce`, `evaluate`, `export`, `import_model`, `load` and `Run` are the Python interface
-(positron/api.py).
+`train`, `distill`, `finetune`, `prefer`, `reinforce`, `evaluate`, `export`, `import_model`, `load` and `Run` are the Python
+interface (positron/api.py).
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ if sys.argv[:1] == ["-m"]:  # python -m positron.COMMAND is finding its module
     interrupt_in_one_line()
 
 if TYPE_CHECKING:
-    from positron.api import evaluate, export, finetune, import_model, load, prefer, reinforce, train
+    from positron.api import distill, evaluate, export, finetune, import_model, load, prefer, reinforce, train
     from positron.run.folder import Run
 
 
 __all__ = [
     "Run",
     "__version__",
+    "distill",
     "evaluate",
     "export",
     "finetune",
@@ -43,7 +44,7 @@ def __getattr__(name: str) -> Any:
     """Import a name of the Python interface when it is first used; the command line does not need the interface."""
     match name:
         # commands as well: modules that can be called (positron/system/callable_module.py)
-        case "train" | "prefer" | "reinforce" | "evaluate" | "export":
+        case "train" | "distill" | "prefer" | "reinforce" | "evaluate" | "export":
             return importlib.import_module(f"positron.{name}")
         case "finetune" | "import_model" | "load":
             return getattr(importlib.import_module("positron.api"), name)

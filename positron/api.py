@@ -58,6 +58,37 @@ def train(
     )
 
 
+def distill(
+    teachers: str | Path | Run | Sequence[str | Path | Run],
+    model: str | None = None,
+    data: Any = None,
+    *,
+    name: str = "distill",
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> Run:
+    """Train a new model on a text and on what one or several trained runs predict there, and return the new run.
+
+    `model` is a preset in conf/model, and `data` the text, as for `train`; None: those of the first teacher. `settings` are
+    further settings of `positron distill`. Raises the errors of `train`, and UserError if a teacher cannot be used or has
+    changed since the run began.
+    """
+    from positron.cli.sweeps import run_config
+    from positron.distill import configure
+    from positron.distill import distill as recipe
+    from positron.run.folder import Run
+
+    several = [teachers] if isinstance(teachers, (str, Path, Run)) else teachers
+    chosen: dict[str, Any] = {"teachers": [str(getattr(each, "folder", each)) for each in several]}
+    chosen |= {} if model is None else {"model": model}
+    chosen |= {} if data is None else _data_settings(data, "text", settings)
+    return run_config(
+        *_composed("distill", name, {**chosen, **settings}),
+        configure,
+        lambda config, folder, more, asked: recipe(config, folder, [*more, *callbacks], asked),
+    )
+
+
 def finetune(
     base: str | Path | Run | None = None,
     data: Any = "story_instruct",

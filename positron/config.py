@@ -825,6 +825,21 @@ class ReinforceConfig:
             )
 
 
+@dataclass(frozen=True)
+class DistillConfig:
+    """Hold the settings of distillation; `numpy_ref/distillation.py` has the formulas."""
+
+    # teachers: runs, by name or folder, from whose probabilities a new model learns; teachers=A,B for short
+    teachers: tuple[str, ...] = ()
+    alpha: Ratio = 0.5  # weight of the teachers in the loss; 0: learn from the text alone, 1: from the teachers alone
+    temperature: Positive = 1.0  # temperature of the probabilities of student and teachers; above 1: more even ones
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "distill")
+        if not self.teachers:
+            raise UserError(f"{command('distill')} needs teachers=RUN, a trained run, or several as teachers=RUN,RUN")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Hold all settings of a run, as `positron train --cfg job` prints them."""
@@ -846,6 +861,7 @@ class RunConfig:
     preference: PreferenceConfig | None = None  # set by the command prefer only
     reinforce: ReinforceConfig | None = None  # set by the command reinforce only
     reward: RewardConfig | None = None  # set by the command reinforce only
+    distill: DistillConfig | None = None  # set by the command distill only
     # continue from a checkpoint FILE, a RUN, or latest (of this run); everything is restored
     ckpt_path: str | None = None
     init_from: str | None = None  # start with the weights of this run; optimizer and step are new
@@ -873,12 +889,18 @@ class RunConfig:
             seconds(self.budget, "budget")
             if self.sft is not None or self.device.processes > 1:
                 raise UserError(
-                    "budget= is for pretraining and for reinforce, on one device: leave it out, and give train.max_steps= or "
+                    "budget= is for train, distill and reinforce, on one device: leave it out, and give train.max_steps= or "
                     "train.max_time="
                 )
-        if self.preference is not None and (self.device.shards_weights or self.device.compile):
+        eager = next((name for name, group in self._needing_whole_weights.items() if group is not None), None)
+        if eager is not None and (self.device.shards_weights or self.device.compile):
             key = "strategy=fsdp" if self.device.shards_weights else "compile=true"
-            raise UserError(f"device.{key} is not supported by {command('prefer')}: leave it out")
+            raise UserError(f"device.{key} is not supported by {command(eager)}: leave it out")
+
+    @property
+    def _needing_whole_weights(self) -> dict[str, PreferenceConfig | DistillConfig | None]:
+        """Return the commands that call parts of the model, which must be neither compiled nor sharded, and their settings."""
+        return {"prefer": self.preference, "distill": self.distill}
 
     @property
     def is_tuning(self) -> bool:

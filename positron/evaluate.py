@@ -198,10 +198,10 @@ def in_training(runs: Sequence[Run]) -> float | None:
 
     Return None for a run that was not pretrained but trained further, by fine-tuning for example, and for an ensemble.
     """
-    from positron.run.folder import PRETRAIN
+    from positron.run.folder import FROM_TEXT
 
     run, *others = runs
-    return None if others else run.facts().best_bpb if run.kind == PRETRAIN else None
+    return None if others else run.facts().best_bpb if run.kind in FROM_TEXT else None
 
 
 def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:

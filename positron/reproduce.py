@@ -18,7 +18,7 @@ from typing import Any
 
 from positron.cli.preflight import check_name
 from positron.config import RunConfig
-from positron.run.folder import OUTPUTS, PREFERENCE, PRETRAIN, REINFORCE, SFT, TUNED, Run, find_run
+from positron.run.folder import DISTILL, FROM_TEXT, OUTPUTS, PREFERENCE, PRETRAIN, REINFORCE, SFT, TUNED, Run, find_run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, recorded_changes, start_of
 from positron.settings import from_dict
@@ -58,7 +58,7 @@ def main() -> None:
         if options.steps < 1:
             raise UserError(f"--steps must be at least 1, not {options.steps}")
         run = find_run(options.run)
-        if run.kind not in (PRETRAIN, *TUNED):
+        if run.kind not in (*FROM_TEXT, *TUNED):
             raise UserError(
                 one_line(f"{run.folder} was trained by the objective {run.kind}, which this command cannot start: run ")
                 + "the command in its provenance.json yourself, with another name="
@@ -70,12 +70,14 @@ def main() -> None:
         if first_rank(config.device.processes):
             check_name(folder)
             claim(folder, run)
+        from positron.distill import distill
         from positron.prefer import prefer
         from positron.reinforce import reinforce
         from positron.sft import sft
         from positron.train import train
 
-        {PRETRAIN: train, SFT: sft, PREFERENCE: prefer, REINFORCE: reinforce}[run.kind](config, folder)
+        commands = {PRETRAIN: train, DISTILL: distill, SFT: sft, PREFERENCE: prefer, REINFORCE: reinforce}
+        commands[run.kind](config, folder)
         if first_rank(config.device.processes):
             same, text = verdict(run, Run(folder), last)
             print("\n" + text)

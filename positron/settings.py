@@ -20,27 +20,38 @@ from positron.system.errors import UserError
 T = TypeVar("T")
 MISSING = "???"  # OmegaConf's mark for a value that the user must give
 BESIDE_VALUES = ("auto_size",)  # keys of `Asked` that a user sets like the keys of `RunConfig`
-Recipe = Literal["train", "sft", "prefer", "reinforce"]  # the commands that start runs; each has a file in conf/
+Recipe = Literal[
+    "train", "distill", "sft", "prefer", "reinforce"
+]  # the commands that start runs; each has a file in conf/
 OWN_GROUPS: dict[Recipe, tuple[str, ...]] = {  # settings that only this command reads
     "train": (),
+    "distill": ("distill",),
     "sft": ("sft",),
     "prefer": ("preference",),
     "reinforce": ("reinforce", "reward"),
 }
+SHORT_KEYS = {"teachers": "distill.teachers"}  # short names of keys, also as options: teachers=A,B or --teachers A,B
+FROM_TEXT: tuple[Recipe, ...] = ("train", "distill")  # the commands that train a new model on a text
 BASE_GROUPS = ("model", "tokenizer")  # groups that a fine-tuned run takes from its base run
 BUDGET_KEYS = ("budget", "auto_size")
+_TAKEN_KEYS: dict[Recipe, tuple[str, ...]] = {  # top-level keys of other runs, or that have no meaning
+    "train": (),
+    "distill": ("tokenizer",),
+    "sft": (*BASE_GROUPS, *BUDGET_KEYS),
+    "prefer": (*BASE_GROUPS, *BUDGET_KEYS),
+    "reinforce": (*BASE_GROUPS, "auto_size"),
+}
 NOT_READ_BY: dict[Recipe, tuple[str, ...]] = {  # top-level keys
     recipe: (
         *(group for other, groups in OWN_GROUPS.items() if other != recipe for group in groups),
-        *(BASE_GROUPS if recipe != "train" else ()),
-        *(BUDGET_KEYS[recipe == "reinforce" :] if recipe != "train" else ()),
+        *_TAKEN_KEYS[recipe],
     )
     for recipe in OWN_GROUPS
 }
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """Return the command that trains a run with these settings: train, sft, prefer or reinforce."""
+    """Return the command that trains a run with these settings: train, distill, sft, prefer or reinforce."""
     return next((recipe for recipe, groups in OWN_GROUPS.items() if groups and groups[0] in values), "train")
 
 
@@ -187,6 +198,11 @@ def is_text(key: str) -> bool:
 def is_list(key: str) -> bool:
     """Tell whether the value of a key is a list."""
     return any(typing.get_origin(option) is tuple for option in _alternatives(type_of(key)))
+
+
+def is_list_of_texts(key: str) -> bool:
+    """Tell whether the value of a key is a list of free texts, such as names of runs."""
+    return bool(type_of(key) == tuple[str, ...])
 
 
 def expected(key: str) -> str:

@@ -121,6 +121,8 @@ UNITS = {
     "reinforce.lora.rank": "columns",
     "reward.target": "characters",
     "reward.max_seconds": "seconds",
+    "distill.alpha": "share, 0 to 1",
+    "distill.temperature": "",
 }
 
 

@@ -61,7 +61,7 @@ def test_each_library_has_its_place(module):
     assert "numpy_ref" not in libraries
     if package not in ("cli", "train"):
         assert "hydra" not in libraries
-    if package not in ("training", "train", "sft", "prefer", "reinforce", "cli", "api"):
+    if package not in ("training", "train", "distill", "sft", "prefer", "reinforce", "cli", "api"):
         assert "lightning" not in libraries
     if package == "model":
         assert libraries <= {"torch", *sys.stdlib_module_names}

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from positron.system.commands import module_of
 
 GUIDES = (
     *("training", "resuming", "data", "tokenizers", "fine-tuning", "preference", "reinforcement-learning"),
-    *("chat-and-generation", "evaluation"),
+    *("distillation", "chat-and-generation", "evaluation"),
     *("experiments", "serve", "monitoring", "import", "export", "devices", "python", "numpy", "windows"),
 )
 PAGES = [
@@ -118,7 +119,7 @@ QUOTED = [command for page in [*PAGES, *LEARN, PROJECT / "docs" / "migration.md"
 @pytest.mark.parametrize(
     "command", sorted({c for c in [*COMMANDS, *QUOTED] if c.startswith(("positron", "python -m positron", "torchrun"))})
 )
-def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path, monkeypatch):
+def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path, monkeypatch, kept_run):
     """By the reader of settings and by Hydra's composition, or by the command's own parser."""
     monkeypatch.chdir(tmp_path)
     name, arguments = words_of(command)
@@ -130,6 +131,8 @@ def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path
         return
     if arguments == ["--help"]:
         return
+    for teacher in re.findall(r"[\w-]+", command.partition("teachers=")[2].split()[0] if name == "distill" else ""):
+        shutil.copytree(kept_run.folder, tmp_path / "outputs" / teacher)
     line = read_command_line(arguments, name, PROJECT / "conf")
     words = [word.split(",")[0] if line.is_sweep and "(" not in word else word for word in line.words]
     words = [word for word in words if "=" in word and not word.startswith("hydra") and "interval" not in word]
@@ -176,6 +179,11 @@ def shortened(arguments: list[str]) -> list[str]:
 
 SHORTENED = {
     "train": shortened,
+    "distill": lambda arguments: [
+        *(a for a in arguments if not a.startswith("train.max_steps")),
+        *(a for a in SHORT if a != "tokenizer=char"),
+        "train.max_steps=3",
+    ],
     "sft": lambda arguments: [
         *arguments,
         "train.max_steps=2",
@@ -223,7 +231,7 @@ def plain(words: list[str], folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "pages",
-    [PAGES[:1], *(pytest.param(pages, marks=pytest.mark.slow) for pages in (PAGES[1:5], PAGES[5:11], PAGES[11:]))],
+    [PAGES[:1], *(pytest.param(pages, marks=pytest.mark.slow) for pages in (PAGES[1:5], PAGES[5:12], PAGES[12:]))],
     ids=lambda pages: pages[0].stem,
 )
 def test_every_command_of_the_readme_and_the_guides_runs(pages, run_command, start, tmp_path):

@@ -16,6 +16,7 @@ from positron.version import __version__
 
 COMMANDS = (
     "train",
+    "distill",
     "sft",
     "prefer",
     "reinforce",

@@ -21,9 +21,9 @@ KEY = "data._target_"
 def write_custom_data(values: dict[str, Any]) -> None:
     """Replace `data=custom` in a composed configuration by a file with the texts that the user's function returns.
 
-    The function takes `data.options` as keyword arguments and returns an iterable: of texts for `train`, of conversations for
-    `sft` and `reinforce`, or of pairs for `prefer`. Raises UserError if the function cannot be imported, raises TypeError, or
-    returns something else.
+    The function takes `data.options` as keyword arguments and returns an iterable: of texts for `train` and `distill`, of
+    conversations for `sft` and `reinforce`, or of pairs for `prefer`. Raises UserError if the function cannot be imported,
+    raises TypeError, or returns something else.
     """
     data = values["data"]
     target, options = data.pop("_target_", None), data.pop("options", None)
@@ -54,7 +54,7 @@ def write_custom_data(values: dict[str, Any]) -> None:
     from positron.data.memory import write_conversations, write_pairs, write_texts
 
     match recipe_of(values):
-        case "train":
+        case "train" | "distill":
             data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}
         case "sft" | "reinforce":
             data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}

@@ -11,6 +11,7 @@ from typing import Any
 from positron.config import (
     BATCH_TOKENS,
     Asked,
+    DistillConfig,
     PreferenceConfig,
     ReinforceConfig,
     RewardConfig,
@@ -33,7 +34,13 @@ def register_defaults() -> None:
 def default_configs() -> dict[str, dict[str, Any]]:
     """Return base configurations by name: all keys of each command, the presets of accelerators, and the optional loggers."""
     beside = {key: getattr(Asked, key) for key in BESIDE_VALUES}
-    groups = {"sft": SFTConfig, "preference": PreferenceConfig, "reinforce": ReinforceConfig, "reward": RewardConfig}
+    groups = {
+        "distill": DistillConfig,
+        "sft": SFTConfig,
+        "preference": PreferenceConfig,
+        "reinforce": ReinforceConfig,
+        "reward": RewardConfig,
+    }
     run = {**defaults_of(RunConfig), **{name: defaults_of(group) for name, group in groups.items()}, **beside}
     return {
         **{

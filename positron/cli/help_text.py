@@ -32,6 +32,14 @@ _USAGE: dict[Recipe, tuple[str, tuple[str, ...]]] = {
             "-m model=debug optimizer.lr=3e-4,1e-3 name=grid",
         ),
     ),
+    "distill": (
+        "Train a new model on a text and on what trained models, its teachers, predict there. Model and text are those of\n"
+        "the first teacher unless model= and data= are given; the tokenizer is always that of the teachers.",
+        (
+            "teachers=quickstart experiment=quickstart name=student",
+            "teachers=RUN,RUN model=debug distill.alpha=0.9 distill.temperature=2",
+        ),
+    ),
     "sft": (
         "Fine-tune a run on conversations. Model and tokenizer come from init_from=RUN (default: the one pretrained last).",
         ("init_from=quickstart experiment=story_instruct", "init_from=quickstart data=instruct data.path=my.jsonl"),
@@ -76,7 +84,7 @@ def help_text(recipe: Recipe, conf: Path) -> str:
     lines += ["", "options:", *_columns(_OPTIONS, 24), "", "groups, one choice each:"]
     chosen = default_choices(conf / f"{recipe}.yaml")
     for group, choices in groups_of(conf).items():
-        if group not in chosen:
+        if group not in chosen or group in NOT_READ_BY[recipe]:
             continue
         default = f" (default {chosen[group] or 'null'})"
         rows = [

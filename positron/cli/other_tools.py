@@ -106,6 +106,11 @@ _OTHER_NAMES_OF: dict[Recipe, dict[str, str]] = {
         "reward.function": "custom_reward_function",
         "reward.terms": "reward_weights",
     },
+    "distill": {
+        "distill.teachers": "teacher teacher_model teacher_model_name_or_path teacher_path teacher_checkpoint",
+        "distill.alpha": "alpha alpha_kd kd_alpha kd_ratio kd_weight distillation_weight",
+        "distill.temperature": "temperature kd_temperature distillation_temperature",
+    },
 }
 
 
@@ -151,6 +156,9 @@ _NOTES = {
     "reinforce.mask_truncated": "true or false",
     "reinforce.max_ratio": f"read by {command('reinforce')}",
     "reinforce.lora.rank": f"read by {command('reinforce')}",
+    "distill.teachers": f"read by {command('distill')}: one run, or several as teachers=RUN,RUN",
+    "distill.alpha": f"read by {command('distill')}: weight of the teachers; that of the text is 1 - alpha",
+    "distill.temperature": f"read by {command('distill')}; the divergence is multiplied by its square",
     "reward": "reward=custom reward.function=my_module.my_reward for a function of your own",
     "reward.function": "my_module.my_reward, together with reward=custom",
     "reward.terms": "together with reward=sum",

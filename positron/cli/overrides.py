@@ -20,9 +20,11 @@ from positron.settings import (
     BUDGET_KEYS,
     NOT_READ_BY,
     OWN_GROUPS,
+    SHORT_KEYS,
     Recipe,
     expected,
     is_list,
+    is_list_of_texts,
     is_text,
     leaf_keys,
     unknown_key,
@@ -60,6 +62,8 @@ _OPTIONS_WITHOUT_VALUE = {
 }
 _MULTIPLE_CHOICE = ("monitor", "logger", "callbacks")  # groups that accept several choices at once
 _OPTIONAL_GROUPS = ("experiment",)
+_TAKEN_IN_TUNING = "the architecture and tokenizer of the base run, which init_from= names"
+_TAKEN: dict[Recipe, str] = {"distill": "the tokenizer of the runs that teachers= names"}
 _UNCHECKED_KEYS = (
     "callbacks.",
     "optimizer.options.",
@@ -159,6 +163,8 @@ def _options(words: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]
             if not equal and not rest:
                 raise UserError(f"{name} needs a value; {command(recipe, '--help')} shows all options")
             options += [name, value if equal else rest.pop(0)]
+        elif name.removeprefix("--") in SHORT_KEYS and (equal or rest):
+            settings.append(f"{name.removeprefix('--')}={value if equal else rest.pop(0)}")
         else:
             following = rest[0] if rest and not equal and not rest[0].startswith("-") and "=" not in rest[0] else None
             raise UserError(_unknown_option(name, value if equal else following, recipe))
@@ -206,6 +212,7 @@ class _Reader:
             raise UserError(self._undeletable(key))
         if value is None:
             raise UserError(self._without_value(word))
+        key = SHORT_KEYS.get(key, key)
         group, _, package = key.partition("@")
         if group in self.groups and not package:
             self._check_command(key)
@@ -219,14 +226,12 @@ class _Reader:
         return f"{key}={self._value(key, value, parser)}"
 
     def _check_command(self, key: str) -> None:
-        """Raise UserError for a key that only another command reads, or that a fine-tuned run takes from its base run."""
+        """Raise UserError for a key that only another command reads, or whose value the run takes from other runs."""
         top, ours = key.split(".")[0], command(self.recipe)
         if top not in NOT_READ_BY[self.recipe]:
             return
         if top in BASE_GROUPS:
-            raise UserError(
-                f"{ours} takes the architecture and tokenizer of the base run, which init_from= names: leave {key}= out"
-            )
+            raise UserError(f"{ours} takes {_TAKEN.get(self.recipe, _TAKEN_IN_TUNING)}: leave {key}= out")
         if top in BUDGET_KEYS:
             raise UserError(f"{key}= is not read by {ours}: give train.max_time=, or train.max_steps=")
         reader = next(recipe for recipe, groups in OWN_GROUPS.items() if top in groups)
@@ -273,7 +278,13 @@ class _Reader:
         return f"there is no {group}={name}: {hint}{', '.join(usable)}"
 
     def _value(self, key: str, text: str, parser: OverridesParser) -> str:
-        """Return the value as Hydra must get it to read what the user means: a text that its grammar cannot read is quoted."""
+        """Return the value as Hydra must get it to read what the user means: a text that its grammar cannot read is quoted.
+
+        A list of texts may be written without brackets and is never a sweep.
+        """
+        if is_list_of_texts(key):
+            names = [name.strip().strip("'\"") for name in text.strip().removeprefix("[").removesuffix("]").split(",")]
+            return f"[{','.join(_quoted(name) for name in names if name)}]"
         parsed = _parsed(parser, key, text)
         if parsed is None:
             if is_text(key):

@@ -12,6 +12,7 @@ from positron.cli.custom_data import write_custom_data
 from positron.cli.hydra_app import conf_folder, hydra_errors_as_ours
 from positron.cli.overrides import experiment_keys, given_keys, read_settings
 from positron.cli.preflight import check
+from positron.cli.teachers import take_from_teachers
 from positron.cli.unused_settings import refuse_unread
 from positron.config import Asked, RunConfig
 from positron.interop.names import needs_import
@@ -66,7 +67,8 @@ class Request:
 def read_request(composed: Any, overrides: Sequence[str]) -> Request:
     """Build a request from the configuration that Hydra composed with `overrides`.
 
-    Expands paths, and writes the data of data=custom to a file. Raises UserError if that fails.
+    Expands paths, writes the data of data=custom to a file, and takes from the teachers of a distillation what is not given.
+    Raises UserError if that fails.
     """
     from omegaconf import OmegaConf
 
@@ -75,7 +77,9 @@ def read_request(composed: Any, overrides: Sequence[str]) -> Request:
     write_custom_data(values)
     callbacks = values.pop("callbacks", None)
     beside = {key: values.pop(key) for key in BESIDE_VALUES if key in values}
-    return Request(values, from_dict(Asked, {**beside, "given": given_keys(overrides)}), callbacks)
+    given = given_keys(overrides)
+    take_from_teachers(values, given)
+    return Request(values, from_dict(Asked, {**beside, "given": given}), callbacks)
 
 
 def compose_request(recipe: Recipe, settings: Sequence[str]) -> Request:

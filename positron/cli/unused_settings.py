@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.config import OPTIMIZER_READS, REWARD_READS
-from positron.settings import NOT_READ_BY, OWN_GROUPS, Recipe
+from positron.settings import FROM_TEXT, NOT_READ_BY, OWN_GROUPS, Recipe
 from positron.system.commands import command
 from positron.system.errors import UserError
 
@@ -103,8 +103,10 @@ READ_BY = (
         {name: f"preference.loss={name}" for name in ("dpo", "ipo", "simpo", "orpo")},
     ),
 )
+_TEXTS = ("stories", "addition", "text", "hub")
 SOURCES_OF: dict[Recipe, tuple[str, ...]] = {
-    "train": ("stories", "addition", "text", "hub"),
+    "train": _TEXTS,
+    "distill": _TEXTS,
     "sft": ("instruct", "story_instruct"),
     "prefer": ("preferences", "story_preference"),
     "reinforce": ("instruct", "story_instruct", "addition"),
@@ -116,6 +118,7 @@ TUNING_EXPERIMENTS: dict[Recipe, tuple[str, ...]] = {  # the others are for pret
 }
 _DATA_ADVICE: dict[Recipe, str] = {
     "train": "pretraining learns from text: give data=text data.path=FILE, or data=stories",
+    "distill": "distillation learns from text and teachers: give data=text data.path=FILE, or data=stories",
     "sft": "SFT learns from conversations: give data=story_instruct, or data=instruct data.path=my.jsonl",
     "prefer": "preference tuning learns from pairs: give data=story_preference, or data=preferences data.path=my.jsonl",
     "reinforce": "prompts come from conversations: give data=story_instruct, data=addition, or data=instruct data.path=FILE",
@@ -200,7 +203,7 @@ def _text_by_url(values: Mapping[str, Any], given: Mapping[str, str], recipe: Re
 
 
 def _pretraining_data(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
-    if recipe == "train":
+    if recipe in FROM_TEXT:
         return
     for key in ("packing", "document_mask", "dir"):
         if f"data.{key}" in given:
@@ -260,7 +263,7 @@ def fits(recipe: Recipe, group: str, name: str, conf: Path) -> bool:
             source = yaml.safe_load((conf / "data" / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
             return source in ("custom", *SOURCES_OF[recipe])
         case "experiment":
-            return name in TUNING_EXPERIMENTS.get(recipe, ()) or (recipe == "train" and not _is_of_tuning(name))
+            return name in TUNING_EXPERIMENTS.get(recipe, ()) or (recipe in FROM_TEXT and not _is_of_tuning(name))
         case _:
             return True
 

@@ -15,8 +15,9 @@ def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str, 
 
     `rows` are the rows of metrics.jsonl; `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
     `measure` is the validation metric that shows the progress: "val/loss", "preference/loss" or "val/reward". Losses are drawn
-    with the training loss; the training loss of reinforcement learning shows no progress, so rewards are drawn with the
-    rewards of the training. There are two panels because losses, rewards and bits per byte cannot share an axis.
+    with the training loss (of distillation: with its cross-entropy); the training loss of reinforcement learning shows no
+    progress, so rewards are drawn with the rewards of the training. There are two panels because losses, rewards and bits per
+    byte cannot share an axis.
     """
     from matplotlib.figure import Figure
 
@@ -57,7 +58,8 @@ def _draw_bits_per_byte(axes: Any, rows: list[dict[str, Any]], floor_bpb: float 
 
 
 def _draw_losses(axes: Any, rows: list[dict[str, Any]], validation_loss: str) -> None:
-    train, val = _points(rows, "train/loss"), _points(rows, validation_loss)
+    # the training loss of distillation contains the divergence from the teachers; the validation loss is a cross-entropy
+    train, val = _points(rows, "train/ce") or _points(rows, "train/loss"), _points(rows, validation_loss)
     if train:
         axes.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1, marker=dots(train), ms=3, label="training")
     if val:

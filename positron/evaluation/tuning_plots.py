@@ -1,4 +1,4 @@
-"""Draw what preference tuning and reinforcement learning measure, for the report of a run."""
+"""Draw what distillation, preference tuning and reinforcement learning measure, for the report of a run."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ class View:
 
 PASS = "val/pass_"  # followed by the number of answers to a prompt
 VIEWS = (
+    View(
+        "Distillation",
+        "Measured on the training batches. The cross-entropy is that of the text. The KL divergence is the distance from the "
+        "probabilities of the teachers, at the temperature of the training; at 0 the model predicts the same as they do.",
+        (
+            Panel("nats per token", (Line("train/ce", "cross-entropy", is_thin=True),)),
+            Panel("nats per token", (Line("train/kl", "KL divergence from the teachers", is_thin=True),)),
+        ),
+    ),
     View(
         "Preference",
         "Measured on the validation pairs. If both log-probabilities fall far, the chosen answers become unlikely too. If the "

@@ -11,19 +11,19 @@ import os
 from pathlib import Path
 
 from positron.config import RunConfig
-from positron.run.folder import OUTPUTS, PRETRAIN, TUNED, Run
+from positron.run.folder import FROM_TEXT, OUTPUTS, TUNED, Run
 from positron.system.console import one_line
 from positron.system.disk import expanded
 from positron.system.errors import UserError
 
 
 def base_of(run: Run) -> Run | None:
-    """Return the base run of `run`, or None for a pretrained run.
+    """Return the base run of `run`, or None for a run that was trained on a text of its own.
 
     Raises UserError if the base run cannot be found.
     """
     kind, origin = run.kind, run.base
-    if kind == PRETRAIN or (origin is None and kind not in TUNED):
+    if kind in FROM_TEXT or (origin is None and kind not in TUNED):
         return None
     if origin is None:
         raise UserError(
@@ -77,7 +77,7 @@ def tokens_seen(run: Run) -> int:
     """
     facts = run.facts()
     tokens = facts.tokens or 0
-    if run.kind == PRETRAIN:
+    if run.kind in FROM_TEXT:
         return tokens
     recorded = facts.base_tokens
     if recorded is None:

@@ -109,6 +109,7 @@ class Facts:
     base_tokens: int | None = _fact(_COUNT, "base/tokens")  # training tokens of the base run and of its base runs
     base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")  # of the base run, on the pretraining text
     base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")
+    teachers: str | None = _fact(_TEXT)  # SHA-256 of the weights of each teacher of a distillation, separated by blanks
     reference: str | None = _fact(_TEXT)  # SHA-256 of the weights that preference tuning compares with
 
 

@@ -39,11 +39,12 @@ logger = logging.getLogger(__name__)
 
 OUTPUTS = Path("outputs")
 # the kinds of runs that the commands make
-PRETRAIN, SFT, PREFERENCE, REINFORCE = "pretrain", "sft", "preference", "reinforce"
+PRETRAIN, DISTILL, SFT, PREFERENCE, REINFORCE = "pretrain", "distillation", "sft", "preference", "reinforce"
+FROM_TEXT = (PRETRAIN, DISTILL)  # the kinds that have a text of their own, and no base run
 TUNED = (SFT, PREFERENCE, REINFORCE)  # the kinds that always have a base run
 
 # Settings that may differ between two commands that train the same run, because they do not change what it learns.
-_CHANGEABLE_KEYS = {"ckpt_path", "init_from", "resume"}
+_CHANGEABLE_KEYS = {"ckpt_path", "init_from", "resume", "distill.teachers"}  # of the teachers, the weights are compared
 _CHANGEABLE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
 _CHANGEABLE_TRAIN = {
     "stop_at",
@@ -88,7 +89,7 @@ class Run(RunPaths):
 
     @property
     def kind(self) -> str:
-        """Return the kind of training: `pretrain`, `sft`, `preference`, `reinforce`, or the kind of a user's own objective."""
+        """Return the kind of training: one of the kinds above, such as `pretrain`, or the kind of a user's own objective."""
         kind = self.facts().kind
         if kind is not None:
             return kind

@@ -205,7 +205,7 @@ def floor_bpb(objective: Objective) -> float | None:
 
 
 def _record_start(session: Session, plan: Plan, objective: Objective, tokenizer: Tokenizer) -> None:
-    start = session.start
+    start, teachers = session.start, session.run.facts().teachers
     record_start(
         session.run.folder,
         step=start.step,
@@ -214,6 +214,7 @@ def _record_start(session: Session, plan: Plan, objective: Objective, tokenizer:
         weights=None if start.is_own else start.weights or start.checkpoint,
         text=objective.fingerprint,
         tokenizer=tokenizer.hash,
+        **({} if teachers is None else {"teachers": teachers}),
     )
 
 

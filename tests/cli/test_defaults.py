@@ -74,7 +74,7 @@ def test_what_is_written_anyway_makes_a_difference():
     assert set(WRITTEN_ANYWAY["sft.yaml"]) <= set(written(CONF / "sft.yaml"))
 
 
-@pytest.mark.parametrize("recipe", ["train", "sft", "prefer"])
+@pytest.mark.parametrize("recipe", ["train", "distill", "sft", "prefer"])
 def test_a_recipe_composes_exactly_the_keys_that_its_command_reads(recipe):
     keys = set(leaf_keys())
     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
@@ -82,7 +82,7 @@ def test_a_recipe_composes_exactly_the_keys_that_its_command_reads(recipe):
     absent = {"logger.wandb", "logger.tensorboard"}  # until logger=wandb or logger=tensorboard brings them
     values = flat(composed("logger=[wandb,tensorboard]", recipe=recipe))
     assert set(values) == read - set(BESIDE_VALUES)
-    assert MISSING not in values.values()
+    assert (MISSING in values.values()) == (recipe == "distill")  # whose model and text are those of the teacher
     assert {key: value for key, value in flat(composed(recipe=recipe)).items() if key in absent} == dict.fromkeys(
         absent
     )

@@ -230,12 +230,41 @@ def test_a_word_that_is_not_ours_is_answered_with_what_to_type(words, said):
         ("reinforce", "lora_r=8", "reinforce.lora.rank"),
         ("prefer", "model_name_or_path=mine", "init_from"),
         ("train", "num_generations=8", "did you mean reinforce.samples?"),
+        ("distill", "alpha=0.3", "did you mean distill.alpha? (read by"),
+        ("distill", "--temperature=2", "distill.temperature=2"),
+        ("distill", "teacher_model=x", "did you mean distill.teachers? (read by"),
+        ("train", "teacher=x", "did you mean distill.teachers?"),
     ],
 )
 def test_a_name_of_another_tool_has_the_meaning_of_the_command(recipe, word, said):
     message = refused(word, recipe=recipe)
     assert said in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["teachers=a,outputs/b"],
+        ["--teachers", "a,outputs/b"],
+        ["--teachers=a,outputs/b"],
+        ["distill.teachers=[a,outputs/b]"],
+        ["teachers=['a', 'outputs/b']"],
+        ["+teachers=a, outputs/b,"],
+    ],
+)
+def test_a_list_of_runs_is_written_with_or_without_brackets_and_is_never_a_sweep(words):
+    for option in ([], ["-m"]):
+        line = read_command_line([*option, *words], "distill", CONF)
+        assert line.overrides == ["distill.teachers=['a','outputs/b']"]
+    assert "distill.teachers= is read by" in refused(*words, recipe="train")
+
+
+def test_a_distillation_refuses_the_tokenizer_and_data_that_are_no_text():
+    assert "takes the tokenizer of the runs that teachers= names: leave tokenizer= out" in refused(
+        "teachers=a", "tokenizer=char", recipe="distill"
+    )
+    assert "--teachers" in refused("--teachers", recipe="distill")
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
@@ -350,6 +379,7 @@ def test_every_number_of_a_run_refuses_nan_and_infinity():
     values["reinforce"] = {"lora": {}}
     values["reward"] = {"kind": "story_request"}
     values["preference"] = {"lora": {}}
+    values["distill"] = {"teachers": ["a"]}
     values["logger"] = {"wandb": {}, "tensorboard": {}}
     for key in set(leaf_keys()) - set(BESIDE_VALUES):
         for bad in (math.nan, math.inf, -(10**30)):

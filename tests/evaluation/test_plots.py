@@ -120,6 +120,11 @@ def test_what_a_tuning_measures_is_drawn_with_its_standard_error() -> None:
     pairs = [{**row, "preference/accuracy": 0.9, "preference/kl": 0.1} for row in rows(3, lambda i: 1.0)]
     ((title, _, figure),) = tuning_plots.tuning_pictures(pairs)
     assert (title, len(figure.axes)) == ("Preference", 2)
+    taught = [{**row, "train/ce": 2.0, "train/kl": 0.5} for row in rows(3, lambda i: 1.0)]
+    ((title, _, figure),) = tuning_plots.tuning_pictures(taught)
+    assert (title, [axes.lines[0].get_ydata()[0] for axes in figure.axes]) == ("Distillation", [2.0, 0.5])
+    upper, _ = plots.loss_curve(taught, None, "distillation").axes
+    assert list(upper.lines[0].get_ydata()) == [2.0] * 3  # and not train/loss, which contains the divergence
 
 
 @pytest.mark.parametrize("lengths", [[60_000], [5, 70], [64] * 19])

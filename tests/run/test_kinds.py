@@ -42,11 +42,22 @@ def test_a_run_records_its_kind_and_its_base_when_it_begins(run: Run) -> None:
 
 
 def test_the_record_says_what_a_config_cannot(run: Run) -> None:
-    begin(run, "distillation", init_from="outputs/base")
-    assert (run.kind, run.base) == ("distillation", "outputs/base")
+    begin(run, "imitation", init_from="outputs/base")
+    assert (run.kind, run.base) == ("imitation", "outputs/base")
     with pytest.raises(UserError, match="trained from outputs/base, but that run does not exist"):
         base_of(run)
-    assert in_training(run) is None
+    assert in_training([run]) is None
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "distillation"])
+def test_a_run_on_a_text_of_its_own_has_no_base_run_even_if_it_began_with_the_weights_of_another(
+    run: Run, kind: str
+) -> None:
+    begin(run, kind, init_from="outputs/other")
+    run.update(tokens=5, best_bpb=1.5)
+    assert base_of(run) is None
+    assert tokens_seen(run) == 5
+    assert in_training([run]) == 1.5
 
 
 @pytest.mark.parametrize(
@@ -69,7 +80,7 @@ def test_the_kind_and_the_base_of_an_older_run_are_those_of_its_config(
 
 
 @pytest.mark.parametrize("is_old", [True, False])
-@pytest.mark.parametrize(("was", "now"), [("pretrain", "sft"), ("sft", "pretrain"), ("pretrain", "distillation")])
+@pytest.mark.parametrize(("was", "now"), [("pretrain", "sft"), ("sft", "pretrain"), ("pretrain", "imitation")])
 def test_a_run_is_not_continued_by_an_objective_of_another_kind(run: Run, was: str, now: str, is_old: bool) -> None:
     changes = {"sft": SFTConfig(), "init_from": "outputs/base"} if was == "sft" else {}
     made_by_an_older_version(run, **changes) if is_old else begin(run, was, **changes)
@@ -114,11 +125,11 @@ def test_an_sft_run_that_lost_its_base_says_so(run: Run) -> None:
 def test_a_run_of_an_objective_that_no_command_has_is_not_reproduced_by_another(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin(run, "distillation")
+    begin(run, "imitation")
     monkeypatch.setattr("sys.argv", ["reproduce", str(run.folder)])
     monkeypatch.chdir(run.folder.parent)
     with pytest.raises(SystemExit) as ended:
         reproduce.main()
     assert ended.value.code == 2
-    assert "was trained by the objective distillation, which this command cannot start" in capsys.readouterr().err
+    assert "was trained by the objective imitation, which this command cannot start" in capsys.readouterr().err
     assert not Path("outputs").exists()

@@ -39,6 +39,7 @@ REWARD = (
     *("reward=length", "reward.target=20", "reinforce.prompts=2", "reinforce.samples=2", "reinforce.max_tokens=12"),
     *("reinforce.val_prompts=2", "reinforce.val_samples=2"),
 )
+TEACH = ("teachers=base", "distill.temperature=2", "device=cpu", "precision=fp32")
 SMALL = ("train.batch_tokens=512", "train.val_tokens=1000", "train.sample_tokens=8", "train.micro_batch_size=4")
 
 KINDS = {
@@ -51,6 +52,7 @@ KINDS = {
     "packing": ("sft", (*TUNE, *SMALL, "sft.packing=true", "train.save_every=7")),
     "replay": ("sft", (*TUNE, *SMALL, "sft.replay_ratio=0.25", "train.save_every=20")),
     "preference": ("prefer", (*PREFER, *SMALL, "train.save_every=5")),
+    "distillation": ("distill", (*TEACH, *SMALL, "train.save_every=4")),
     "reinforcement": ("reinforce", (*REWARD, *SMALL[1:], "train.save_every=2")),
 }
 

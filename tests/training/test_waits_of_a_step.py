@@ -21,6 +21,7 @@ from tuning import chat_base, pairs_of, tuned
 
 from positron.config import (
     DeviceConfig,
+    DistillConfig,
     LoraConfig,
     MonitorConfig,
     PrecisionConfig,
@@ -31,6 +32,7 @@ from positron.config import (
     RunConfig,
     SFTConfig,
 )
+from positron.distill import distill
 from positron.prefer import prefer
 from positron.reinforce import reinforce
 from positron.run.folder import Run
@@ -73,11 +75,14 @@ def waits_of(
     return steps.by_step
 
 
-def expect(by_step: dict[int, dict[str, int]], each: dict[str, int]) -> None:
-    """Compare the waits of steps with those that each step has, and with those of showing and logging it."""
+def expect(by_step: dict[int, dict[str, int]], each: dict[str, int], terms: int = 0) -> None:
+    """Compare the waits of steps with those that each step has, and with those of showing and logging it.
+
+    `terms`: number of the terms of the loss that are logged besides the loss.
+    """
     assert by_step[2] == each
     assert sum(by_step[1].values()) == sum(each.values()) + SHOWN_WAITS, by_step[1]
-    assert sum(by_step[LOGGED].values()) == sum(each.values()) + LOGGED_WAITS, by_step[LOGGED]
+    assert sum(by_step[LOGGED].values()) == sum(each.values()) + LOGGED_WAITS + terms, by_step[LOGGED]
 
 
 @pytest.mark.parametrize(("kind", "precision"), zip(OPTIMIZERS, ("bf16", "fp32", "bf16"), strict=True))
@@ -112,6 +117,13 @@ def test_monitors_wait_only_in_the_steps_that_they_measure(tmp_path: Path, waits
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that chats without having learned it, conversations, and pairs of answers."""
     return chat_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_learning_from_teachers_waits_for_nothing(precision: str, base: Path, tmp_path: Path, waits: Waits) -> None:
+    teacher = str(base / "base")
+    config = tiny(base, model__context_length=64, distill=DistillConfig((teacher, teacher)))
+    expect(waits_of(distill, config, precision, tmp_path / "run", waits), {}, terms=2)
 
 
 @pytest.mark.parametrize(("rank", "precision"), [(0, "fp32"), (2, "bf16")])

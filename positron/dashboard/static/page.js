@@ -8,7 +8,7 @@ const NEWEST_RUNS = 5; // number of newest runs (of the same text) that are show
 const COLORS = 10; // --c0 to --c9 in page.css; further curves use the same colors with dashes
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
 const FIRST_METRICS = [
-  "val/bpb", "val/loss", "train/loss", "val/reward", "preference/accuracy", "preference/margin", "train/lr", "train/grad_norm", "speed/tokens_per_s",
+  "val/bpb", "val/loss", "train/loss", "train/ce", "train/kl", "val/reward", "preference/accuracy", "preference/margin", "train/lr", "train/grad_norm", "speed/tokens_per_s",
 ];
 const MAX_GATHERED_POINTS = 3000; // after so many appended points, the curve is loaded again with fewer points
 

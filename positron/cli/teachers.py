@@ -1,0 +1,59 @@
+"""Complete the settings of a distillation with those of its teachers: the tokenizer, and model and text unless given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from positron.config import DataConfig, DistillConfig, ModelConfig
+from positron.run.base import portable, pretrained_run
+from positron.run.folder import Run
+from positron.run.teachers import find_teachers
+from positron.settings import MISSING, defaults_of, from_dict
+from positron.system.console import one_line
+from positron.system.errors import UserError
+
+
+def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None:
+    """Complete a composed configuration in place; without the group `distill`, nothing is changed.
+
+    `given` maps the keys of the command line to their values. If it gives single keys of the model or the data, such as
+    model.n_layer=, the other keys are those of the first teacher. Raises UserError if a teacher cannot be used.
+    """
+    if "distill" not in values:
+        return
+    teachers = find_teachers(from_dict(DistillConfig, values["distill"], "distill").teachers)
+    values["distill"]["teachers"] = [portable(run.folder) for run in teachers]
+    first = teachers[0]
+    values["tokenizer"] = first.config()["tokenizer"]
+    if not _is_chosen("model", ModelConfig, values, given):
+        values["model"] = first.config()["model"] | _single_keys("model", values, given)
+    if not _is_chosen("data", DataConfig, values, given):
+        values["data"] = _text_of(first) | _single_keys("data", values, given)
+
+
+def _is_chosen(group: str, cls: type, values: Mapping[str, Any], given: Mapping[str, str]) -> bool:
+    """Tell whether the command line or an experiment chooses a preset of the group: it sets the keys without a default."""
+    needed = [key for key, value in defaults_of(cls).items() if value == MISSING and f"{group}.{key}" not in given]
+    return group in given or any(values[group].get(key, MISSING) != MISSING for key in needed)
+
+
+def _single_keys(group: str, values: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    return {key: value for key, value in values[group].items() if f"{group}.{key}" in given}
+
+
+def _text_of(teacher: Run) -> dict[str, Any]:
+    """Return the settings of the text on which a run was pretrained.
+
+    Raises UserError if they name an address from which the text was not downloaded before: another person may have written it.
+    """
+    from positron.data.files import cached_path
+
+    data: dict[str, Any] = pretrained_run(teacher).config()["data"]
+    url = data.get("url")
+    if url is not None and not cached_path(url, data.get("sha256")).exists():
+        raise UserError(
+            f"the text of the teacher {teacher.folder} is not on this machine, and an address that a run folder names is not "
+            f"downloaded automatically: if you trust it, give data=text data.url={one_line(url, 200)}"
+        )
+    return data

@@ -1,0 +1,91 @@
+"""Train a new model on what trained models predict: `positron distill teachers=quickstart name=student`.
+
+The training is pretraining with one more term in the loss: the divergence from the probabilities of the teachers, which are
+computed in each step. The teachers are never changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from positron.cli.hydra_app import run_hydra
+from positron.cli.sweeps import run_job
+from positron.config import Asked, RunConfig
+from positron.run.facts import Facts
+from positron.run.folder import OUTPUTS
+from positron.run.teachers import find_teachers, tokenizer_of
+from positron.system.callable_module import make_callable
+from positron.system.errors import UserError
+from positron.train import configure as configure_pretraining
+
+if TYPE_CHECKING:
+    from lightning import Callback
+    from omegaconf import DictConfig
+
+    from positron.training.from_text import Lesson
+    from positron.training.resume import Session
+
+
+def distill(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (), asked: Asked | None = None) -> Facts:
+    """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
+
+    Raises the errors of `train`, and UserError if a teacher cannot be used or has changed since the run began.
+    """
+    started = time.monotonic()
+    from positron.training.allocator import tune_allocator
+
+    tune_allocator()
+
+    from positron.training.from_text import train_on_text
+
+    return train_on_text(config, folder, callbacks, asked or Asked(), started, _lesson)
+
+
+def _lesson(session: Session) -> Lesson:
+    """Load the teachers, and return the lesson of learning from them. Raises UserError if the run has another tokenizer."""
+    import functools
+
+    from positron.text.factory import load_tokenizer
+    from positron.training.from_text import Lesson
+    from positron.training.objective.distill import DistillObjective
+    from positron.training.teachers import open_teachers
+
+    settings, start = session.config.distill, session.start
+    assert settings is not None
+    teachers = open_teachers(session)
+    other = start.tokenizer_from
+    if other is not None and load_tokenizer(other.tokenizer_folder).hash != teachers.tokenizer.hash:
+        raise UserError(f"the teachers have another tokenizer than {other.folder}: name runs with the same tokenizer")
+    objective = functools.partial(DistillObjective, settings=settings, teachers=teachers.models)
+    return Lesson(objective, teachers.tokenizer, {"teachers": " ".join(teachers.hashes)})
+
+
+def configure(values: dict[str, Any]) -> RunConfig:
+    """Build the configuration of a distilled run. Raises UserError if settings contradict each other or the teachers."""
+    config = configure_pretraining(values)
+    assert config.distill is not None
+    teachers = find_teachers(config.distill.teachers)
+    tokenizer_of(teachers, config.model.context_length)
+    folder = OUTPUTS / config.name
+    if folder.exists() and any(folder.samefile(run.folder) for run in teachers):
+        raise UserError(f"{folder} is a teacher, which is never changed: give the new run another name=")
+    return config
+
+
+def job(cfg: DictConfig) -> float:
+    """Run one Hydra job and return its val/bpb, which a sweeper minimises. See `run_job`."""
+    return run_job(cfg, configure, distill)
+
+
+def main() -> None:
+    """Run `positron distill` with the options in `sys.argv`."""
+    run_hydra(job, "distill")
+
+
+if __name__ == "__main__":
+    main()
+else:
+    make_callable(__name__)

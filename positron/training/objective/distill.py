@@ -1,0 +1,73 @@
+"""Define distillation: pretraining whose targets are the text and the probabilities of frozen teachers.
+
+Shapes: B rows of a micro-batch, T tokens, N = B T, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from positron.config import DistillConfig
+from positron.model.gpt import GPT
+from positron.model.kernels.distillation import States, linear_distillation
+from positron.training.objective.base import Part
+from positron.training.objective.pretrain import PretrainObjective
+
+
+class DistillObjective(PretrainObjective):
+    """Train on every token of a text, and on the probabilities that the teachers give to every possible token there.
+
+    The validation is the one of pretraining, the plain cross-entropy, so that runs can be compared.
+    """
+
+    kind = "distillation"
+
+    def __init__(self, *text: Any, settings: DistillConfig, teachers: Sequence[GPT], **sizes: Any) -> None:
+        """Open the text, with the arguments of `PretrainObjective`. The teachers must be in evaluation mode.
+
+        They stay outside of the module that is trained, so that neither the optimizer nor a checkpoint contains them.
+        """
+        super().__init__(*text, **sizes)
+        self.settings, self.teachers = settings, teachers
+        self._sums = torch.zeros(3)  # of the step in progress: cross-entropy, KL divergence, number of targets
+
+    @property
+    def bytes_per_token(self) -> None:
+        """Return None: the loss is not the cross-entropy of the text."""
+
+    def examples(
+        self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
+    ) -> list[Part]:
+        """Return `parts` unchanged, and begin to add up the terms of the loss of this step."""
+        self._sums = torch.zeros(3, device=model.wte.weight.device)
+        return parts
+
+    def loss(self, model: GPT, part: Part) -> Tensor:
+        """Return the sum of (1 - alpha) CE + alpha temperature² KL over the targets of a micro-batch, in nats."""
+        x, y = part
+        documents = self.documents(x)
+        student = model.hidden(x, documents).flatten(0, 1)  # (N, C)
+        total, ce, kl = linear_distillation(
+            student,
+            model.head_weight,
+            y.flatten(),
+            self._states(x, documents),
+            self.settings.alpha,
+            self.settings.temperature,
+        )
+        self._sums = self._sums + torch.stack([ce, kl, self.count(part).to(ce.dtype)]).float()
+        return total
+
+    @torch.no_grad()
+    def _states(self, x: Tensor, documents: Tensor | None) -> list[States]:
+        """Return the last hidden states (N, C) and the output matrix (V, C) of each teacher."""
+        return [(each.hidden(x, documents).flatten(0, 1), each.head_weight) for each in self.teachers]
+
+    def loss_terms(self) -> dict[str, Tensor]:
+        """Return the means of the cross-entropy and of the KL divergence over the targets of the last step."""
+        ce, kl, count = self._sums
+        return {"train/ce": ce / count, "train/kl": kl / count}

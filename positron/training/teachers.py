@@ -1,0 +1,61 @@
+"""Load the teachers of a distillation, and tie them to the run by the checksums of their weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from positron.model.gpt import GPT
+from positron.run.folder import Run
+from positron.run.load import load_model
+from positron.run.teachers import find_teachers, tokenizer_of
+from positron.system.errors import UserError
+from positron.system.formatting import counted, parameter_count
+from positron.text.tokenizer import Tokenizer
+from positron.training.objective.reference import hash_of_weights
+from positron.training.resume import Session
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Hold frozen models in evaluation mode, on the device of the training, with the SHA-256 of each one's weights."""
+
+    models: list[GPT]
+    hashes: list[str]
+    tokenizer: Tokenizer
+
+
+def open_teachers(session: Session) -> Teachers:
+    """Load the best checkpoint of each teacher of the session's run.
+
+    Raises UserError if a teacher does not exist, does not fit the run, or has changed since the run began.
+    """
+    config = session.config
+    assert config.distill is not None
+    runs = find_teachers(config.distill.teachers)
+    tokenizer = tokenizer_of(runs, config.model.context_length)
+    models = [load_model(run)[0].requires_grad_(False).to(session.machine.device) for run in runs]
+    hashes = [hash_of_weights(model.state_dict()) for model in models]
+    if session.start.is_own:
+        _refuse_changed(session.run, runs, hashes)
+    for run, model in zip(runs, models, strict=True):
+        logger.info(f"teacher {run.folder}: {parameter_count(model.config.n_params())}, step {run.facts().best_step}")
+    return Teachers(models, hashes, tokenizer)
+
+
+def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> None:
+    """Raise UserError if the hashes of the teachers' weights differ from those that the run recorded when it began."""
+    known = (run.facts().teachers or "").split()
+    if len(known) != len(hashes):
+        raise UserError(
+            f"{run.folder} has {counted(len(known), 'teacher')}, not {len(hashes)}: give the same teachers=, or another name="
+        )
+    changed = [str(each.folder) for each, old, new in zip(teachers, known, hashes, strict=True) if old != new]
+    if changed:
+        raise UserError(
+            f"{' and '.join(changed)} has other weights than the teacher with which {run.folder} began: restore the teacher "
+            "from a copy, or give another name="
+        )
