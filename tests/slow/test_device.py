@@ -26,6 +26,7 @@ from tuning import chat_base, pairs_of, tuned
 from positron.config import (
     Accelerator,
     DeviceConfig,
+    DistillConfig,
     LoraConfig,
     MonitorConfig,
     PrecisionConfig,
@@ -35,6 +36,7 @@ from positron.config import (
     RunConfig,
     SFTConfig,
 )
+from positron.distill import distill
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling
@@ -129,6 +131,19 @@ def test_fine_tuning_has_the_losses_of_the_cpu(device: Any, rank: int, base: Pat
     for name in ("cpu", device):
         sft(on(name, tuned(base, sft=settings)), tmp_path / name)
     assert losses(tmp_path / device) == pytest.approx(losses(tmp_path / "cpu"), rel=2e-3)
+
+
+@pytest.mark.parametrize(("precision", "share"), [("fp32", 2e-3), ("bf16", 2e-2)])
+def test_learning_from_teachers_has_the_losses_of_the_cpu(
+    device: Any, precision: str, share: float, base: Path, tmp_path: Path
+) -> None:
+    teacher = str(base / "base")
+    settings = DistillConfig((teacher, teacher), temperature=2.0)
+    config = tiny(base, train__max_steps=20, model__context_length=64, distill=settings)
+    for name, dtype in (("cpu", "fp32"), (device, precision)):
+        distill(on(name, config, dtype), tmp_path / f"{name}-{dtype}")
+    exact, found = (losses(tmp_path / f"{name}-{dtype}") for name, dtype in (("cpu", "fp32"), (device, precision)))
+    assert found == pytest.approx(exact, rel=share)
 
 
 def test_learning_from_pairs_has_the_losses_of_the_cpu(device: Any, base: Path, tmp_path: Path) -> None:
