@@ -829,7 +829,7 @@ class ReinforceConfig:
 class DistillConfig:
     """Hold the settings of distillation; `numpy_ref/distillation.py` has the formulas."""
 
-    # teachers: runs, by name or folder, from whose probabilities a new model learns; teachers=A,B for short
+    # runs, by name or folder, from whose probabilities a new model learns; teachers=A,B for short
     teachers: tuple[str, ...] = ()
     alpha: Ratio = 0.5  # weight of the teachers in the loss; 0: learn from the text alone, 1: from the teachers alone
     temperature: Positive = 1.0  # temperature of the probabilities of student and teachers; above 1: more even ones

@@ -42,7 +42,8 @@ def open_teachers(session: Session) -> Teachers:
     if session.start.is_own:
         _refuse_changed(session.run, runs, hashes)
     for run, model in zip(runs, models, strict=True):
-        logger.info(f"teacher {run.folder}: {parameter_count(model.config.n_params())}, step {run.facts().best_step}")
+        step = run.facts().best_step or run.facts().step or 0
+        logger.info(f"teacher {run.folder}: {parameter_count(model.config.n_params())}, step {step}")
     return Teachers(models, hashes, tokenizer)
 
 
@@ -53,9 +54,9 @@ def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> Non
         raise UserError(
             f"{run.folder} has {counted(len(known), 'teacher')}, not {len(hashes)}: give the same teachers=, or another name="
         )
-    changed = [str(each.folder) for each, old, new in zip(teachers, known, hashes, strict=True) if old != new]
-    if changed:
-        raise UserError(
-            f"{' and '.join(changed)} has other weights than the teacher with which {run.folder} began: restore the teacher "
-            "from a copy, or give another name="
-        )
+    for teacher, before, now in zip(teachers, known, hashes, strict=True):
+        if before != now:
+            raise UserError(
+                f"{teacher.folder} has other weights than the teacher with which {run.folder} began: restore the teacher from "
+                "a copy, or give another name="
+            )
