@@ -173,6 +173,7 @@ def one_of_eight():
     assert held == 8 * config.n_params() / 8
 
 
+@pytest.mark.slow
 def test_a_step_of_fsdp_sends_and_holds_what_the_formula_says():
     apart(one_of_eight)
 

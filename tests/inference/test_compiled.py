@@ -90,7 +90,9 @@ def test_every_option_has_the_logits_of_the_plain_decoder(options: dict[str, Any
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1], OPTIONS[37], OPTIONS[49]])
+@pytest.mark.parametrize(
+    "options", [OPTIONS[0], *(pytest.param(OPTIONS[i], marks=pytest.mark.slow) for i in (-1, 37, 49))]
+)
 def test_narrow_weights_have_the_logits_of_the_rounded_model(options: dict[str, Any], dtype: torch.dtype) -> None:
     model = model_of(**options)
     assert_same_logits(CompiledDecoder(model, 3, dtype), Decoder(round_weights(model, dtype), 3))

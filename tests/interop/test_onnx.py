@@ -85,6 +85,7 @@ def test_smear_and_a_window_are_in_both_graphs_and_the_card_writes_greedily(tmp_
     assert ids == prompt + greedy(source.model, prompt, CONTEXT - len(prompt))
 
 
+@pytest.mark.slow
 def test_rounding_to_8_bits_keeps_the_likeliest_token_almost_everywhere(tmp_path):
     source = made(tmp_path, QUANTISED)
     difference = export(source, "onnx", tmp_path / "out", "int8")

@@ -119,6 +119,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(kind):
     torch.testing.assert_close(estimated, factor * exact, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_tokens_after_the_decision_of_the_reward_are_left_out_which_changes_only_the_noise():
     """An answer that begins with b is wrong, whatever follows; of the others, only `a` and its end is right."""
     model = model_of()

@@ -241,6 +241,7 @@ def rank_of_eight(rank: int, file: str) -> None:
     torch.save(parts, file)
 
 
+@pytest.mark.slow
 def test_eight_processes_hold_the_rows_of_one_model_and_write_its_layout(tmp_path):
     files = [tmp_path / str(rank) for rank in range(8)]
     for rank, file in enumerate(files):

@@ -66,9 +66,12 @@ def test_a_second_signal_leaves_at_once_and_the_next_start_is_identical(tmp_path
     folder = tmp_path / "outputs" / "twice"
     running = start("train", *command("twice", *SHORT))
     under_way(running, folder)
-    for name in names:
-        os.kill(running.process.pid, getattr(signal, name))
-        time.sleep(0.05)
+    first, second = (getattr(signal, name) for name in names)
+    os.kill(running.process.pid, first)
+    while "a second signal ends the training" not in (folder / "train.log").read_text():
+        assert running.process.is_alive(), "it ended before it had noted the first signal"
+        time.sleep(0.001)
+    os.kill(running.process.pid, second)
     result = running.wait()
     assert result.code in {128 + getattr(signal, name) for name in names}
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
