@@ -101,7 +101,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     if options.count < 1:
         raise UserError(f"--count must be at least 1, not {options.count}")
     chosen_sampling(options, default="precise")  # refused before anything is loaded
-    from positron.run.ensemble import find_runs, load_models
+    from positron.run.ensemble import find_runs, load_models, names_of
     from positron.run.folder import announce
 
     runs = find_runs(options.run)
@@ -115,7 +115,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
         logger.info(f"{run.folder}, {path.name}: {parameter_count(size)}")
     writer = Writer(model, tokenizer, weights=options.weights)
     facts: dict[str, Any] = {
-        "run": ",".join(str(run.folder) for run in runs),
+        "run": names_of(runs),
         "checkpoint": ",".join(path.name for path in paths),
         "parameters": sum(sizes),
     }

@@ -38,10 +38,10 @@ def find_runs(name: str | None, outputs: Path = OUTPUTS) -> list[Run]:
             raise UserError(f"{one_line(name)} has a comma without a name beside it: name runs as in a,b,c")
         runs.append(find_run(found, outputs))
         parts = parts[found.count(",") + 1 :]
-    return refuse_repeated(runs)
+    return _refuse_repeated(runs)
 
 
-def refuse_repeated(runs: Sequence[Run]) -> list[Run]:
+def _refuse_repeated(runs: Sequence[Run]) -> list[Run]:
     """Return the runs as a list. Raises UserError if a run occurs twice."""
     folders: set[Path] = set()
     for run in runs:

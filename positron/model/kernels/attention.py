@@ -100,9 +100,7 @@ class BlockedCausalAttention(torch.autograd.Function):
                         too_old = by_query[..., : end - first - window]
                         too_old += torch.full_like(too_old[0, 0], float("-inf")).tril_(start - first - window)
                 else:
-                    hidden = torch.zeros(B, 1, n, end - first, dtype=scores.dtype, device=q.device)
-                    hidden.masked_fill_(~mask[:, :, start:end, first:end], float("-inf"))
-                    by_query.view(B, H, n, -1).add_(hidden)
+                    by_query.view(B, H, n, -1).add_(torch.where(mask[:, :, start:end, first:end], 0.0, float("-inf")))
                 p = scores.softmax(dim=-1).to(q.dtype)  # (N, G n, end - first)
                 out[:, :, start:end] = torch.bmm(p, v[:, first:end]).view(B, H, n, D)
                 probabilities.append(p)

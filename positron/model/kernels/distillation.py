@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from positron.config import IGNORE
-from positron.model.kernels.loss import CHUNK_VALUES, SOFTMAX_VALUES, chunks, losses_and_softmax
+from positron.model.kernels.loss import CHUNK_VALUES, SOFTMAX_VALUES, chunks, losses_and_softmax, subtract_one_hot_
 from positron.model.kernels.precision import product_dtype, wide
 
 States = tuple[Tensor, Tensor]  # of a teacher: last hidden states (N, C) and output matrix (V, C), without gradients
@@ -72,8 +72,7 @@ class _LinearDistillation(torch.autograd.Function):
                     losses, p = losses_and_softmax(logits[part], labels[part])
                     ce += losses.sum()
                     # d loss / d logits, written over the logits: (1 - a) (softmax - one-hot) + a T (s - q)
-                    index = labels[part].clamp(min=0)[:, None]
-                    d = p.scatter_add_(1, index, torch.full_like(p[:, :1], -1.0))
+                    d = subtract_one_hot_(p, labels[part])
                     logits[part] = d.mul_(1 - alpha).add_(pull, alpha=alpha * temperature)
                 dx[rows] = logits @ head
                 dw += logits.t() @ scored[rows]

@@ -88,9 +88,8 @@ class _LinearTokenLosses(torch.autograd.Function):
                 logits, labels = inputs[rows] @ head.t(), targets[rows]  # (n, V), (n,)
                 for part in chunks(len(logits), len(weight), SOFTMAX_VALUES):
                     p = logits[part].softmax(dim=-1, dtype=dw.dtype)
-                    index = labels[part].clamp(min=0)[:, None]
                     # d loss / d logits = softmax - one-hot, written over the logits
-                    logits[part] = p.scatter_add_(1, index, torch.full_like(p[:, :1], -1.0)) * scale[rows][part]
+                    logits[part] = subtract_one_hot_(p, labels[part]) * scale[rows][part]
                 dx[rows] = logits @ head
                 dw += logits.t() @ inputs[rows]
         return dx.to(x.dtype), dw.to(weight.dtype), None, None
@@ -114,8 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     losses, p = losses_and_softmax(logits[part], labels[part])
                     loss += losses.sum()
                     # d loss / d logits = softmax - one-hot, written over the logits
-                    index = labels[part].clamp(min=0)[:, None]
-                    logits[part] = p.scatter_add_(1, index, torch.full_like(p[:, :1], -1.0))
+                    logits[part] = subtract_one_hot_(p, labels[part])
                 dx[rows] = logits @ head
                 dw += logits.t() @ scored[rows]
             dx *= valid
@@ -143,6 +141,14 @@ def losses_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
     log_sum_exp = logits.amax(dim=-1).to(p.dtype) - p.amax(dim=-1).log()
     target = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0].to(p.dtype)
     return (log_sum_exp - target).masked_fill_(targets == IGNORE, 0.0), p
+
+
+def subtract_one_hot_(p: Tensor, targets: Tensor) -> Tensor:
+    """Subtract 1 from the probability of each target in p (n, V), in place, and return p.
+
+    A row whose target is IGNORE is changed, too: the caller leaves it out.
+    """
+    return p.scatter_add_(1, targets.clamp(min=0)[:, None], torch.full_like(p[:, :1], -1.0))
 
 
 def chunks(n: int, width: int, values: int) -> list[slice]:
