@@ -7,8 +7,9 @@ A text says which token comes next; a teacher, a trained model, says how probabl
 
     L = (1 - a) (-log p_y) + a T^2 KL(q, s)        KL(q, s) = sum_j q_j (log q_j - log s_j)
 
-The teachers are frozen: q has no gradient. Several teachers are averaged in probability, which is the distribution of a random
-one of them. A softmax of averaged logits would be another distribution, near 0 for every token that one teacher excludes.
+The teachers are frozen: q has no gradient. The probabilities of several teachers are averaged, which gives the distribution of
+a token drawn from a teacher chosen at random. A softmax of averaged logits would be another distribution: a token that a single
+teacher excludes would have a probability near 0.
 
 Gradient. Only the term -sum_j q_j log s_j of the KL divergence depends on z. It is a cross-entropy with soft targets, and
 log s_j = z_j / T - logsumexp(z / T), so with sum_j q_j = 1
@@ -18,7 +19,7 @@ log s_j = z_j / T - logsumexp(z / T), so with sum_j q_j = 1
     dL/dz_i = (1 - a) (p_i - [i = y]) + a T (s_i - q_i)
 
 Why T^2. For a large T, s_i is about 1 / V + (z_i - mean z) / (V T), and q_i likewise, so that s_i - q_i shrinks as 1 / T and
-dKL/dz as 1 / T^2. The factor T^2 keeps the weight a of the teacher the same for every T.
+dKL/dz as 1 / T^2. The factor T^2 cancels this, so that the influence of the teachers on the gradient does not shrink with T.
 
 A student that equals its only teacher has s = q exactly, and then the teacher adds no gradient.
 
@@ -52,7 +53,7 @@ def distillation_forward(
     """Compute the loss () from the student's logits (..., V), the teachers' probabilities (..., V) and targets (...).
 
     `teacher` is the result of `teacher_probs` at the same temperature. The loss is in nats per target: the sum over the
-    targets is divided by `denominator` (None: by the number of targets). The cache also holds its two parts, `ce` and `kl`.
+    targets is divided by `denominator` (None: by the number of targets). The cache also contains CE and KL as `ce` and `kl`.
     """
     ce, ce_cache = cross_entropy_forward(logits, targets, denominator)
     scored = (targets != IGNORE)[..., None]  # (..., 1)
@@ -76,7 +77,7 @@ def distillation_forward(
 def distillation_backward(dloss: Array | float, cache: Cache) -> tuple[Array, None, None]:
     """Compute dlogits = dloss ((1 - a) (p - onehot(target)) + a T (s - q)) / count; teacher and targets have no gradient.
 
-    dloss () -> dlogits (..., V), 0 where the target is -100. `count` is the number by which the sum was divided.
+    dloss () -> dlogits (..., V), 0 where the target is -100. `count` is the number by which the sum of the loss was divided.
     """
     alpha, temperature = cache["alpha"], cache["temperature"]
     (dlogits,) = cross_entropy_backward((1 - alpha) * dloss, cache["cross_entropy"])

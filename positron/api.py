@@ -67,11 +67,11 @@ def distill(
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
-    """Train a new model on a text and on what one or several trained runs predict there, and return the new run.
+    """Train a new model on a text and on what one or several trained runs, the teachers, predict there. Return the new run.
 
-    `model` is a preset in conf/model, and `data` the text, as for `train`; None: those of the first teacher. `settings` are
-    further settings of `positron distill`. Raises the errors of `train`, and UserError if a teacher cannot be used or has
-    changed since the run began.
+    `model` is the name of a preset in conf/model, and `data` is the text, as for `train`. If one of them is None, it is taken
+    from the first teacher. `settings` are further settings of `positron distill`. Raises the errors of `train`, and UserError
+    if a teacher cannot be used or has changed since the run began.
     """
     from positron.cli.sweeps import run_config
     from positron.distill import configure
@@ -182,7 +182,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a run (None: the one trained last) and return the results, as `positron evaluate --json` prints them.
 
-    Several runs are measured as one model, an ensemble, which gives each token the mean of their probabilities.
+    Several runs are measured as one model, an ensemble, which predicts each token with the mean of their probabilities.
 
     The loss is measured on the file `text`. If `text` is None, it is measured on the text with which the run was trained: on
     its validation part or, with `split="train"`, on its training part. The first documents are scored, until they have `limit`
@@ -202,8 +202,9 @@ def load(run: str | Path | Run | Sequence[str | Path | Run] | None = None, weigh
     """Load the model of a run, to generate text with it.
 
     `run` is a run, its folder, or its name below outputs/ (None: the run trained last). Several runs with the same tokenizer
-    are loaded as one model, an ensemble, which gives each token the mean of their probabilities. `weights="bf16"` or `"int8"`
-    is faster on a CPU and less exact. Raises UserError if a run does not exist or is damaged.
+    are loaded as one model, an ensemble, which predicts each token with the mean of their probabilities. `weights="bf16"` or
+    `"int8"` is faster on a CPU and less exact. Raises UserError if a run does not exist or is damaged, or if the tokenizers
+    differ.
     """
     spin(SPIN_WRITING)
     from positron.inference.arguments import weights_of
@@ -217,9 +218,9 @@ def load(run: str | Path | Run | Sequence[str | Path | Run] | None = None, weigh
 
 
 def _names_of(runs: str | Path | Run | Sequence[str | Path | Run]) -> str:
-    """Return the name or folder of a run, or those of several runs, separated by commas, as `--run` takes them.
+    """Return the name or folder of a run as the value of `--run`; those of several runs are separated by commas.
 
-    Raises UserError for an object that does not name a run.
+    Raises UserError if an object does not name a run, or if the list is empty.
     """
     from positron.run.folder import Run
 

@@ -832,7 +832,9 @@ class DistillConfig:
     # runs, by name or folder, from whose probabilities a new model learns; teachers=A,B for short
     teachers: tuple[str, ...] = ()
     alpha: Ratio = 0.5  # weight of the teachers in the loss; 0: learn from the text alone, 1: from the teachers alone
-    temperature: Positive = 1.0  # temperature of the probabilities of student and teachers; above 1: more even ones
+    temperature: Positive = (
+        1.0  # divides the logits of student and teachers; above 1, their probabilities are more even
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "distill")
@@ -899,7 +901,10 @@ class RunConfig:
 
     @property
     def _needing_whole_weights(self) -> dict[str, PreferenceConfig | DistillConfig | None]:
-        """Return the commands that call parts of the model, which must be neither compiled nor sharded, and their settings."""
+        """Return the settings of those commands that cannot train a compiled or sharded model, by command.
+
+        They call single parts of the model instead of the model as a whole.
+        """
         return {"prefer": self.preference, "distill": self.distill}
 
     @property

@@ -45,7 +45,10 @@ def distill(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (),
 
 
 def _lesson(session: Session) -> Lesson:
-    """Load the teachers, and return the lesson of learning from them. Raises UserError if the run has another tokenizer."""
+    """Load the teachers, and return what the run learns from them.
+
+    Raises UserError if the run continues, or starts with the weights of, a run whose tokenizer differs from the teachers'.
+    """
     import functools
 
     from positron.text.factory import load_tokenizer
@@ -58,13 +61,18 @@ def _lesson(session: Session) -> Lesson:
     teachers = open_teachers(session)
     other = start.tokenizer_from
     if other is not None and load_tokenizer(other.tokenizer_folder).hash != teachers.tokenizer.hash:
-        raise UserError(f"the teachers have another tokenizer than {other.folder}: name runs with the same tokenizer")
+        raise UserError(
+            f"the teachers have another tokenizer than {other.folder}: give teachers= with the same tokenizer"
+        )
     objective = functools.partial(DistillObjective, settings=settings, teachers=teachers.models)
     return Lesson(objective, teachers.tokenizer, {"teachers": " ".join(teachers.hashes)})
 
 
 def configure(values: dict[str, Any]) -> RunConfig:
-    """Build the configuration of a distilled run. Raises UserError if settings contradict each other or the teachers."""
+    """Build the configuration of a distilled run.
+
+    Raises UserError if settings contradict each other, if a teacher does not fit them, or if the run itself is a teacher.
+    """
     config = configure_pretraining(values)
     assert config.distill is not None
     teachers = find_teachers(config.distill.teachers)

@@ -249,7 +249,7 @@ def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namesp
     for run, other in zip(runs[1:], others, strict=True):
         if (other.seed, other.examples, other.val_fraction) != (data.seed, data.examples, data.val_fraction):
             raise UserError(
-                f"{runs[0].folder} and {run.folder} were fine-tuned on different requests, so that no request is surely new to "
+                f"{runs[0].folder} and {run.folder} were fine-tuned on different requests, so no request is known to be new to "
                 "both: leave --instruct out"
             )
     unseen: list[int] = []  # indices of requests

@@ -34,7 +34,7 @@ SHORT_KEYS = {"teachers": "distill.teachers"}  # short names of keys, also as op
 FROM_TEXT: tuple[Recipe, ...] = ("train", "distill")  # the commands that train a new model on a text
 BASE_GROUPS = ("model", "tokenizer")  # groups that a fine-tuned run takes from its base run
 BUDGET_KEYS = ("budget", "auto_size")
-_TAKEN_KEYS: dict[Recipe, tuple[str, ...]] = {  # top-level keys of other runs, or that have no meaning
+_TAKEN_KEYS: dict[Recipe, tuple[str, ...]] = {  # top-level keys that are taken from other runs or have no effect
     "train": (),
     "distill": ("tokenizer",),
     "sft": (*BASE_GROUPS, *BUDGET_KEYS),

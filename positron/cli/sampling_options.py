@@ -22,7 +22,7 @@ def run_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run",
         help="run folder, or name below outputs/ (default: the one trained last); A,B,C: use several runs as one model, an "
-        "ensemble, which gives each token the mean of their probabilities",
+        "ensemble, which predicts each token with the mean of their probabilities",
     )
 
 

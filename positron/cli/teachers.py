@@ -1,4 +1,4 @@
-"""Complete the settings of a distillation with those of its teachers: the tokenizer, and model and text unless given."""
+"""Take settings of a distillation from its teachers: always the tokenizer, and the model and the text if they are not given."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from positron.system.errors import UserError
 
 
 def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None:
-    """Complete a composed configuration in place; without the group `distill`, nothing is changed.
+    """Write the settings of the teachers into a composed configuration, in place, if it has the group `distill`.
 
-    `given` maps the keys of the command line to their values. If it gives single keys of the model or the data, such as
-    model.n_layer=, the other keys are those of the first teacher. Raises UserError if a teacher cannot be used.
+    `given` maps the keys of the command line to their values. If it contains single keys of the model or the data, such as
+    model.n_layer=, only the other keys are taken from the first teacher. Raises UserError if a teacher cannot be used.
     """
     if "distill" not in values:
         return
@@ -33,7 +33,10 @@ def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None
 
 
 def _is_chosen(group: str, cls: type, values: Mapping[str, Any], given: Mapping[str, str]) -> bool:
-    """Tell whether the command line or an experiment chooses a preset of the group: it sets the keys without a default."""
+    """Tell whether the command line or an experiment chooses a preset of the group.
+
+    A preset of an experiment is recognised by the keys without a default, which it sets.
+    """
     needed = [key for key, value in defaults_of(cls).items() if value == MISSING and f"{group}.{key}" not in given]
     return group in given or any(values[group].get(key, MISSING) != MISSING for key in needed)
 
@@ -45,7 +48,8 @@ def _single_keys(group: str, values: Mapping[str, Any], given: Mapping[str, str]
 def _text_of(teacher: Run) -> dict[str, Any]:
     """Return the settings of the text on which a run was pretrained.
 
-    Raises UserError if they name an address from which the text was not downloaded before: another person may have written it.
+    Raises UserError if they name a web address from which nothing was downloaded yet: the run folder may come from someone who
+    is not trustworthy.
     """
     from positron.data.files import cached_path
 
@@ -54,6 +58,6 @@ def _text_of(teacher: Run) -> dict[str, Any]:
     if url is not None and not cached_path(url, data.get("sha256")).exists():
         raise UserError(
             f"the text of the teacher {teacher.folder} is not on this machine, and an address that a run folder names is not "
-            f"downloaded automatically: if you trust it, give data=text data.url={one_line(url, 200)}"
+            f"downloaded automatically: if you trust this address, give data=text data.url={one_line(url, 200)}"
         )
     return data

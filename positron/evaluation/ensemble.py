@@ -29,9 +29,10 @@ def ensemble_facts(
 
 
 def gain(documents: list[list[Score]], by_member: Sequence[list[list[Score]]]) -> dict[str, float | None]:
-    """Return how many bits per byte an ensemble has less than the mean of members, and half the 95 % interval, or None.
+    """Return by how many bits per byte the score of an ensemble is lower than the mean score of the given members.
 
-    The interval is computed from the differences on the same documents, so that it is narrower than those of the scores.
+    The result has the keys `bpb` and `interval`, half the width of the 95 % interval (None if the text is too short for one).
+    The interval is computed from the differences on the same documents, so it is narrower than the intervals of the scores.
     """
     differences = [
         [

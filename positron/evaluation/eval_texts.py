@@ -61,7 +61,7 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
             url = one_line(data.url, 200)
             raise UserError(
                 f"the text that {run.folder} was trained on is not on this machine, and an address that a run folder names is "
-                "not downloaded automatically: if you trust it, download the text with "
+                "not downloaded automatically: if you trust this address, download the text with "
                 f"{command('prepare', 'data=text', f'data.url={url}')}; or {instead}"
             )
         return TokenFiles(folder, split, tokenizer)

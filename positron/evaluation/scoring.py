@@ -93,8 +93,8 @@ def score_ensemble(
 ) -> tuple[list[list[Score]], list[list[list[Score]]]]:
     """Score each document with the mean of the members' probabilities, and with each member by itself.
 
-    All members read the same windows, which are as long as the shortest context. Returns what `score_windows` returns, for
-    the ensemble and for each member. Raises the errors of `score_windows`.
+    All members read the same windows, which are as long as the shortest context. Returns the result of `score_windows` for the
+    ensemble, and a list with the result for each member. Raises the errors of `score_windows`.
     """
     windows = _windows(tokenizer, texts, context_of(ensemble), stride)
     count = len(ensemble.members)
@@ -109,7 +109,10 @@ def score_ensemble(
 
 
 def _windows(tokenizer: Tokenizer, texts: Sequence[str], context: int, stride: int | None) -> Windows:
-    """Cut each document, with its end-of-text token, into windows. Raises UserError for a wrong stride."""
+    """Cut each document, with its end-of-text token, into windows.
+
+    Raises UserError if the stride is not between 1 and the context length.
+    """
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
         raise UserError(f"--stride must be between 1 and the context length {context}, not {stride}")

@@ -40,8 +40,8 @@ PASS = "val/pass_"  # followed by the number of answers to a prompt
 VIEWS = (
     View(
         "Distillation",
-        "Measured on the training batches. The cross-entropy is that of the text. The KL divergence is the distance from the "
-        "probabilities of the teachers, at the temperature of the training; at 0 the model predicts the same as they do.",
+        "Measured on the training batches. The cross-entropy compares the model with the text. The KL divergence compares it "
+        "with the teachers, at the temperature of the training; at 0 the model predicts the same as they do.",
         (
             Panel("nats per token", (Line("train/ce", "cross-entropy", is_thin=True),)),
             Panel("nats per token", (Line("train/kl", "KL divergence from the teachers", is_thin=True),)),

@@ -36,7 +36,9 @@ class _Layer:
     norm2: tuple[Tensor, Tensor | None]
     qkv: Linear | Int8Linear
     out: Linear | Int8Linear
-    up: Linear | Int8Linear  # followed by the activation; for swiglu the rows of gate, then those of up, without it
+    up: (
+        Linear | Int8Linear
+    )  # includes the activation; for swiglu: the rows of gate, then those of up, without activation
     down: Linear | Int8Linear
     qk_scale: Tensor | None  # (H + K, D), in the same order of numbers as q and k
 
@@ -266,7 +268,7 @@ class Decoder:
         return self._through(x.flatten(0, 1), turn, attend)
 
     def _places(self, row: int, count: int) -> tuple[int, int]:
-        """Return the range (start, end) of the cache positions of `count` new tokens, without the position `end`.
+        """Return the first cache position of `count` new tokens, and the position after the last of them.
 
         Raises ValueError if the tokens do not fit the cache.
         """

@@ -31,7 +31,7 @@ def penalize(logits: Tensor, recent: Iterable[int], penalty: float, exempt: Iter
 
 
 def top_k_places(logits: np.ndarray, k: int) -> np.ndarray:
-    """Return the places of the k largest logits (n,), and of all that equal the k-th largest, in ascending order."""
+    """Return the indices of the k largest logits (n,), and of all that equal the k-th largest, in ascending order."""
     if k >= len(logits):
         return np.arange(len(logits))
     return np.flatnonzero(logits >= np.partition(logits, -k)[-k])
@@ -43,13 +43,13 @@ _SLACK = 1e-9  # sums of float64 probabilities in another order differ by less
 
 
 def top_p_places(logits: np.ndarray, p: float) -> np.ndarray:
-    """Return the places of the smallest set of likeliest tokens whose total probability is at least p, in ascending order.
+    """Return the indices of the smallest set of likeliest tokens whose total probability is at least p, in ascending order.
 
     This is nucleus sampling (arXiv:1904.09751). `logits` (n,) are float64. Of tokens with equal probability, those with smaller
-    places are selected first. Sorting 32,000 probabilities takes 3 ms, which is longer than a small model needs for a token.
+    indices are selected first. Sorting 32,000 probabilities takes 3 ms, which is longer than a small model needs for a token.
     Therefore tokens with a probability below (1 - p) / 2n are left out first: together they have less than 1 - p, so the set
-    contains none of them. Then similar probabilities are added up in buckets, and only the bucket in which the sum of all
-    likelier ones reaches p is sorted.
+    contains none of them. Then similar probabilities are added up in buckets, from the likeliest one on, and only the bucket
+    in which the sum reaches p is sorted.
     """
     probability = _softmax(logits)
     places = np.flatnonzero(probability >= (1 - p) / (2 * len(logits)))
@@ -57,7 +57,7 @@ def top_p_places(logits: np.ndarray, p: float) -> np.ndarray:
     bits = values.view(np.int64) >> (
         52 - _OCTAVE.bit_length() + 1
     )  # exponent and leading digits, which grow with the value
-    bucket = np.minimum(bits.max() - bits, _BUCKETS - 1)  # from the likeliest
+    bucket = np.minimum(bits.max() - bits, _BUCKETS - 1)  # bucket 0 contains the likeliest token
     sums = np.bincount(bucket, weights=values, minlength=_BUCKETS).cumsum()
     first, last = np.searchsorted(sums, [p - _SLACK, p + _SLACK])
     before = sums[first - 1] if first else 0.0
@@ -78,10 +78,10 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _likeliest_of(values: np.ndarray, candidates: np.ndarray, before: float, p: float) -> np.ndarray | None:
-    """Select each candidate for which the sum of all larger values is less than p. Returns bool (V,).
+    """Select each candidate for which the sum of all larger values is less than p. Returns bool (n,), True where selected.
 
-    `candidates`: indices of `values` (V,). `before`: the sum of those values that are larger than the values of all candidates.
-    Returns None if `before` is not 0 and rounding could change the selection.
+    `candidates`: indices into `values` (n,). `before`: the sum of those values that are larger than the values of all
+    candidates. Returns None if `before` is not 0 and rounding could change the selection.
     """
     order = candidates[np.argsort(-values[candidates], kind="stable")]
     ordered = values[order]
@@ -96,9 +96,9 @@ def _likeliest_of(values: np.ndarray, candidates: np.ndarray, before: float, p: 
 
 
 def min_p_places(logits: np.ndarray, p: float) -> np.ndarray:
-    """Return the places of the tokens with at least p times the largest probability, in ascending order: logits (n,).
+    """Return the indices of the tokens with at least p times the largest probability, in ascending order.
 
-    The source is arXiv:2407.01082.
+    `logits` (n,). The source is arXiv:2407.01082.
     """
     return np.flatnonzero(logits >= logits.max() + math.log(p))
 

@@ -50,7 +50,7 @@ class Writer:
 
     @property
     def context(self) -> int:
-        """Return the number of tokens that the model reads at most."""
+        """Return the maximum number of tokens that the model reads."""
         return context_of(self.model)
 
     def generate(

@@ -41,8 +41,8 @@ def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     """Return logits of the mean of the members' distributions, from their logits (..., V), in float64 where the device has it.
 
     A constant that is added to all logits does not change the distribution, but it changes the effect of the repetition
-    penalty, which depends on the sign of a logit. The constant is the mean of log sum exp over the members, so that the logits
-    of equal members remain as they are.
+    penalty, which depends on the sign of a logit. Here the constant is the mean of the members' log sum exp, so that the result
+    for equal members is their own logits.
     """
     each = torch.stack([part.to(widest(part.device)) for part in logits])  # (n, ..., V)
     log_sums = each.logsumexp(dim=-1, keepdim=True)

@@ -18,7 +18,7 @@ from positron.system.errors import UserError
 
 
 def base_of(run: Run) -> Run | None:
-    """Return the base run of `run`, or None for a run that was trained on a text of its own.
+    """Return the base run of `run`, or None if it has none, for example after pretraining or distillation.
 
     Raises UserError if the base run cannot be found.
     """

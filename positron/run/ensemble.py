@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def find_runs(name: str | None, outputs: Path = OUTPUTS) -> list[Run]:
-    """Find the run that `find_run` finds, or several runs, if `name` consists of several names that are separated by commas.
+    """Return the run that `find_run` returns for `name`. For a `name` with commas, return one run for each name between them.
 
-    If the name of a run contains commas itself, it is found as well: the longest name is tried first. Raises UserError if a
-    run is not found or is named twice.
+    A name that contains a comma itself is found as well, because the longest possible name is tried first. Raises UserError if
+    a run does not exist or is named twice.
     """
     if name is None or "," not in name:
         return [find_run(name, outputs)]
@@ -35,7 +35,9 @@ def find_runs(name: str | None, outputs: Path = OUTPUTS) -> list[Run]:
         beginnings = [",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)]
         found = next((text for text in beginnings if text and named_run(text, outputs)), beginnings[-1])
         if not found:
-            raise UserError(f"{one_line(name)} has a comma without a name beside it: name runs as in a,b,c")
+            raise UserError(
+                f"the list of runs '{one_line(name)}' has an empty name before or after a comma: name runs as in a,b,c"
+            )
         runs.append(find_run(found, outputs))
         parts = parts[found.count(",") + 1 :]
     return _refuse_repeated(runs)
@@ -47,7 +49,9 @@ def _refuse_repeated(runs: Sequence[Run]) -> list[Run]:
     for run in runs:
         folder = run.folder.resolve()
         if folder in folders:
-            raise UserError(f"{run.folder} is named twice, so it would count twice in the mean: name each run once")
+            raise UserError(
+                f"{run.folder} is named twice, so it would count twice in the mean of the probabilities: name each run once"
+            )
         folders.add(folder)
     return list(runs)
 
@@ -62,8 +66,8 @@ def all_chat(runs: Sequence[Run]) -> bool:
     others = [run for run in runs if not run.is_chat]
     if 0 < len(others) < len(runs):
         raise UserError(
-            f"{names_of(others)}: not fine-tuned on conversations, and the other runs are, so they cannot answer together: "
-            f"name only runs that {command('sft')} made"
+            f"--run names runs that were fine-tuned on conversations, and others that were not ({names_of(others)}), so they "
+            f"cannot answer together: leave these out, or fine-tune them with {command('sft')}"
         )
     return not others
 
@@ -81,8 +85,8 @@ def load_models(runs: Sequence[Run]) -> tuple[GPT | Ensemble, Tokenizer, list[Pa
     for run, (_, other, _) in zip(runs, loaded, strict=True):
         if other.hash != tokenizer.hash:
             raise UserError(
-                f"{runs[0].folder} and {run.folder} have different tokenizers, so their probabilities have no mean: name runs "
-                "with the same tokenizer"
+                f"{runs[0].folder} and {run.folder} have different tokenizers, so their probabilities cannot be averaged: "
+                "name runs with the same tokenizer"
             )
     if len(models) == 1:
         return models[0], tokenizer, paths
@@ -90,6 +94,6 @@ def load_models(runs: Sequence[Run]) -> tuple[GPT | Ensemble, Tokenizer, list[Pa
     if min(lengths) < max(lengths):
         shortest = runs[lengths.index(min(lengths))]
         logger.info(
-            f"the context is {min(lengths)} tokens, that of {shortest.folder}; the longest one is {max(lengths)}"
+            f"the context is {min(lengths)} tokens, because {shortest.folder} reads no more; another run reads {max(lengths)}"
         )
     return Ensemble(models), tokenizer, paths

@@ -44,7 +44,12 @@ FROM_TEXT = (PRETRAIN, DISTILL)  # the kinds that have a text of their own, and 
 TUNED = (SFT, PREFERENCE, REINFORCE)  # the kinds that always have a base run
 
 # Settings that may differ between two commands that train the same run, because they do not change what it learns.
-_CHANGEABLE_KEYS = {"ckpt_path", "init_from", "resume", "distill.teachers"}  # of the teachers, the weights are compared
+_CHANGEABLE_KEYS = {
+    "ckpt_path",
+    "init_from",
+    "resume",
+    "distill.teachers",
+}  # the weights of the teachers are compared instead
 _CHANGEABLE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
 _CHANGEABLE_TRAIN = {
     "stop_at",
@@ -89,7 +94,7 @@ class Run(RunPaths):
 
     @property
     def kind(self) -> str:
-        """Return the kind of training: one of the kinds above, such as `pretrain`, or the kind of a user's own objective."""
+        """Return the kind of training: `pretrain`, `distillation`, `sft`, `preference`, `reinforce` or a user's own kind."""
         kind = self.facts().kind
         if kind is not None:
             return kind

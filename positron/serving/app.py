@@ -32,7 +32,8 @@ from positron.system.exits import describe
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 2**20
-# seconds in which the pieces of a stream are joined: sending an event costs as much time as a token of a small model
+# Pause between two events of a stream. The pieces that arrive meanwhile are joined, because sending an event takes as much time
+# as computing a token of a small model.
 EVENT_SECONDS = 0.02
 RETRY_SECONDS = 1  # time after which a refused client should try again
 
@@ -185,9 +186,9 @@ class _Texts:
         return [self.session(i) for i in range(len(self._jobs))]
 
     async def batches(self) -> AsyncIterator[list[tuple[int, Piece]]]:
-        """Yield (index of the text, piece) of all texts for which pieces have arrived; a piece joins all of its text.
+        """Yield a list of (index of the text, piece) whenever pieces have arrived. It contains one piece for each text.
 
-        Raises the error of a text that failed.
+        Several pieces of a text are joined. Raises the error of a text that failed.
         """
         open_texts = len(self._jobs)
         while open_texts:
@@ -201,11 +202,11 @@ class _Texts:
             await asyncio.sleep(0)  # let the server notice now, and not after the last piece, if the client is gone
 
     async def _next_arrivals(self) -> list[tuple[int, Piece | Exception]]:
-        """Wait until a piece has arrived, and take all pieces that have."""
+        """Wait until a piece has arrived, and return all pieces that have arrived."""
         while not self._arrived:
             self._wake.clear()
             self._is_waiting = True
-            if not self._arrived:  # none has arrived before the worker could see that the reader waits
+            if not self._arrived:  # a piece may have arrived just before the worker could see that the reader waits
                 await self._wake.wait()
             self._is_waiting = False
         arrived = [self._arrived.popleft() for _ in range(len(self._arrived))]

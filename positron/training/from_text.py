@@ -28,7 +28,7 @@ from positron.training.resume import Session, open_session, refuse_before_start,
 
 @dataclass(frozen=True)
 class Lesson:
-    """Describe what a run learns from its text."""
+    """Describe what a run learns from its text: the loss, the tokenizer and the facts to record."""
 
     objective: Callable[..., PretrainObjective] = PretrainObjective  # called with the arguments of PretrainObjective
     tokenizer: Tokenizer | None = None  # for a new run; None: one is trained on the text
@@ -46,7 +46,7 @@ def train_on_text(
     """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
 
     `asked` holds the keys that the user gave; `budget=` does not change these. `started`: time.monotonic() at the start of the
-    command. `lesson_of` is called when the run is locked. Raises the errors of `positron.train.train`.
+    command. `lesson_of` is called when this process has locked the run folder. Raises the errors of `positron.train.train`.
     """
     config = with_origin(Run(folder), restore_choice(config, asked, Run(folder)))
     with open_session(folder, config, started) as session:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Teachers:
-    """Hold frozen models in evaluation mode, on the device of the training, with the SHA-256 of each one's weights."""
+    """Hold the frozen models, in evaluation mode on the device of the training, and the SHA-256 of the weights of each."""
 
     models: list[GPT]
     hashes: list[str]
@@ -52,11 +52,12 @@ def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> Non
     known = (run.facts().teachers or "").split()
     if len(known) != len(hashes):
         raise UserError(
-            f"{run.folder} has {counted(len(known), 'teacher')}, not {len(hashes)}: give the same teachers=, or another name="
+            f"{run.folder} began with {counted(len(known), 'teacher')}, not {len(hashes)}: give the same teachers=, or another "
+            "name="
         )
     for teacher, before, now in zip(teachers, known, hashes, strict=True):
         if before != now:
             raise UserError(
-                f"{teacher.folder} has other weights than the teacher with which {run.folder} began: restore the teacher from "
-                "a copy, or give another name="
+                f"the weights of {teacher.folder} are not those of the teacher with which {run.folder} began: give the same "
+                "teachers= in the same order, with unchanged weights, or another name="
             )

@@ -133,7 +133,7 @@ def test_an_ensemble_chats_as_one_model(call: Callable[..., Result]) -> None:
 def test_the_shortest_context_counts_and_is_named(call: Callable[..., Result]) -> None:
     result = call("evaluate", "--run", "a,short", "--text", "my.txt")
     assert result.code == 0, result.err
-    assert "the context is 32 tokens, that of outputs/short; the longest one is 64" in result.err
+    assert "the context is 32 tokens, because outputs/short reads no more; another run reads 64" in result.err
     assert "window          32 tokens" in result.out
 
 
@@ -141,11 +141,11 @@ def test_the_shortest_context_counts_and_is_named(call: Callable[..., Result]) -
     ("command", "words", "says"),
     [
         ("generate", ("--run", "a,outputs/a"), "outputs/a is named twice"),
-        ("generate", ("--run", "a,"), "a, has a comma without a name beside it"),
-        ("generate", ("--run", "a,,b"), "a comma without a name"),
+        ("generate", ("--run", "a,"), "the list of runs 'a,' has an empty name before or after a comma"),
+        ("generate", ("--run", "a,,b"), "has an empty name before or after a comma"),
         ("generate", ("--run", "a,nobody"), "there is no run nobody"),
         ("generate", ("--run", "a,b,words"), "outputs/a and outputs/words have different tokenizers"),
-        ("chat", ("Hello", "--run", "talk,a,b"), "outputs/a,outputs/b: not fine-tuned on conversations"),
+        ("chat", ("Hello", "--run", "talk,a,b"), "others that were not (outputs/a,outputs/b), so they cannot"),
         ("evaluate", ("--run", "talk,a", "--instruct", *SHORT), "outputs/a was not fine-tuned"),
         ("evaluate", ("--run", "a,other", *SHORT), "outputs/a and outputs/other have different validation texts"),
         ("evaluate", ("--run", "a,other", "--text", "story.txt", "--stories"), "were trained on different texts"),

@@ -27,9 +27,9 @@ def causal_attention(
 ) -> Tensor:
     """Compute causal attention: q (B, H, T, D), k and v (B, K, T, D), H a multiple of K -> (B, H, T, D).
 
-    A query attends to the last `window` tokens, itself included (None: to all earlier tokens). If `mask` (B, 1, T, T) is
-    given, it attends only where the mask is True, which must not be outside the window or after the query. `dropout` is the
-    probability of setting an attention weight to 0.
+    A query attends to the last `window` tokens, itself included (None: to itself and all earlier tokens). If `mask`
+    (B, 1, T, T) is given, a query attends only to keys for which the mask is True; it must be False for all keys outside the
+    window and after the query. `dropout` is the probability of setting an attention weight to 0.
     """
     q, k, v = (x.to(product_dtype(x)) for x in (q, k, v))
     grouped, T = k.shape[1] != q.shape[1], q.shape[2]
@@ -79,7 +79,8 @@ class BlockedCausalAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None) -> Tensor:
         """Compute O: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D).
 
-        `mask` (B, 1, T, T) is True where a query attends to a key; None: to all keys before it in its window.
+        `mask` (B, 1, T, T) is True where a query attends to a key. If it is None, a query attends to itself and to all earlier
+        keys in its window.
         """
         B, H, T, D = q.shape
         N, G = B * k.shape[1], H // k.shape[1]

@@ -1,8 +1,8 @@
 """Compute the loss of distillation at a linear output head without storing the logits of a whole batch.
 
 As in `loss.py`, the head multiplies one chunk of rows at a time, and the gradient of the logits is computed in the forward
-pass. The logits of the teachers are computed for the same chunk from their last hidden states, so that no logits are alive
-longer than those of one chunk. numpy_ref/distillation.py has the same formulas with their derivation.
+pass. The logits of the teachers are computed for the same chunk from their last hidden states, so that memory holds the logits
+of only one chunk at a time. numpy_ref/distillation.py has the same formulas with their derivation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from positron.config import IGNORE
 from positron.model.kernels.loss import CHUNK_VALUES, SOFTMAX_VALUES, chunks, losses_and_softmax, subtract_one_hot_
 from positron.model.kernels.precision import product_dtype, wide
 
-States = tuple[Tensor, Tensor]  # of a teacher: last hidden states (N, C) and output matrix (V, C), without gradients
+States = tuple[Tensor, Tensor]  # last hidden states (N, C) and output matrix (V, C) of a teacher, without gradients
 
 
 def linear_distillation(
@@ -28,9 +28,9 @@ def linear_distillation(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the sum over the targets of (1 - alpha) CE + alpha temperature² KL, and the sums of CE and KL alone, in nats.
 
-    CE is the cross-entropy of the target, and KL the divergence of the student's distribution at this temperature from the
-    mean of the teachers'. x (N, C), weight (V, C), targets (N,) -> three tensors (), of which only the first has a gradient.
-    A target that is IGNORE is not counted.
+    CE is the cross-entropy of the target. KL is KL(q, s), where q is the mean of the teachers' distributions and s the
+    student's distribution, all at this temperature. x (N, C), weight (V, C), targets (N,) -> three tensors (). Only the first
+    has a gradient. A target that is IGNORE is not counted.
     """
     if x.device.type == "cpu":  # on other devices, counting the targets would wait for the device
         scored = targets != IGNORE

@@ -146,7 +146,7 @@ def losses_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
 def subtract_one_hot_(p: Tensor, targets: Tensor) -> Tensor:
     """Subtract 1 from the probability of each target in p (n, V), in place, and return p.
 
-    A row whose target is IGNORE is changed, too: the caller leaves it out.
+    In a row whose target is IGNORE, 1 is subtracted from the first probability, so the caller must not use this row.
     """
     return p.scatter_add_(1, targets.clamp(min=0)[:, None], torch.full_like(p[:, :1], -1.0))
 

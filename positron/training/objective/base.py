@@ -101,9 +101,9 @@ class Objective(Protocol):
         ...
 
     def loss_terms(self) -> dict[str, Tensor]:
-        """Return the terms of the last step's loss on this rank, means in nats per target, by the name of their metric.
+        """Return the terms of the loss of the last step by the name of their metric: means over this rank's targets, in nats.
 
-        They stay on the device and are read only if the step is logged.
+        They stay on the device and are read only if the step is logged. The dict is empty if the loss has a single term.
         """
         ...
 

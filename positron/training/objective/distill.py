@@ -21,28 +21,28 @@ from positron.training.objective.pretrain import PretrainObjective
 class DistillObjective(PretrainObjective):
     """Train on every token of a text, and on the probabilities that the teachers give to every possible token there.
 
-    The validation is the one of pretraining, the plain cross-entropy, so that runs can be compared.
+    The validation measures the plain cross-entropy, as in pretraining, so that runs can be compared.
     """
 
     kind = "distillation"
 
     def __init__(self, *text: Any, settings: DistillConfig, teachers: Sequence[GPT], **sizes: Any) -> None:
-        """Open the text, with the arguments of `PretrainObjective`. The teachers must be in evaluation mode.
+        """Open the text. `text` and `sizes` are the arguments of `PretrainObjective`; the teachers must be in evaluation mode.
 
-        They stay outside of the module that is trained, so that neither the optimizer nor a checkpoint contains them.
+        The teachers stay outside of the module that is trained, so that neither the optimizer nor a checkpoint contains them.
         """
         super().__init__(*text, **sizes)
         self.settings, self.teachers = settings, teachers
-        self._sums = torch.zeros(3)  # of the step in progress: cross-entropy, KL divergence, number of targets
+        self._sums = torch.zeros(3)  # cross-entropy, KL divergence and number of targets of the current step
 
     @property
     def bytes_per_token(self) -> None:
-        """Return None: the loss is not the cross-entropy of the text."""
+        """Return None, because the loss is not only the cross-entropy of the text and has no value in bits per byte."""
 
     def examples(
         self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
     ) -> list[Part]:
-        """Return `parts` unchanged, and begin to add up the terms of the loss of this step."""
+        """Return `parts` unchanged, and set the sums of the terms of the loss to 0; `loss` adds to them during the step."""
         self._sums = torch.zeros(3, device=model.wte.weight.device)
         return parts
 
