@@ -191,6 +191,7 @@ def memory_of_one_of_eight():
     assert held + sharded.largest_sum(record) == pytest.approx(tensors, rel=0.1)
 
 
+@pytest.mark.slow  # positron/training/sharding.py has fast tests of its own
 def test_the_tensors_of_a_step_of_fsdp_take_what_the_formula_says():
     apart(memory_of_one_of_eight)
 

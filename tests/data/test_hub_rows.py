@@ -101,6 +101,7 @@ configs:
 """
 
 
+@pytest.mark.slow  # four processes import `datasets`
 def test_a_configuration_is_asked_for_by_name_and_identifies_the_text(rows_hub: Hub, tmp_path: Path) -> None:
     rows_hub.files[rows_hub.path("README.md")] = CONFIGS.encode()
     rows_hub.add_lines("short.jsonl", [{"text": "a"}, {"text": "b"}])

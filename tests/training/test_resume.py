@@ -81,7 +81,7 @@ def references(tmp_path_factory):
 CASES = {
     "kill -9": ([signal.SIGKILL] * 3, ("train.micro_batch_size=16", "train.save_every=3"), -signal.SIGKILL),
     "kill -9 while saving": (
-        [signal.SIGKILL] * 5,
+        [signal.SIGKILL] * 3,
         ("train.micro_batch_size=16", "train.save_every=1"),
         -signal.SIGKILL,
     ),
