@@ -16,7 +16,7 @@ from positron.cli.sweeps import run_job
 from positron.config import Asked, RunConfig
 from positron.run.facts import Facts
 from positron.run.folder import OUTPUTS
-from positron.run.teachers import find_teachers, tokenizer_of
+from positron.run.teachers import find_teachers, refuse_shorter_context
 from positron.system.callable_module import make_callable
 from positron.system.errors import UserError
 from positron.train import configure as configure_pretraining
@@ -45,25 +45,16 @@ def distill(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (),
 
 
 def _lesson(session: Session) -> Lesson:
-    """Load the teachers, and return what the run learns from them.
-
-    Raises UserError if the run continues, or starts with the weights of, a run whose tokenizer differs from the teachers'.
-    """
+    """Load the teachers, and return what the run learns from them. Raises the errors of `open_teachers`."""
     import functools
 
-    from positron.text.factory import load_tokenizer
     from positron.training.from_text import Lesson
     from positron.training.objective.distill import DistillObjective
     from positron.training.teachers import open_teachers
 
-    settings, start = session.config.distill, session.start
+    settings = session.config.distill
     assert settings is not None
     teachers = open_teachers(session)
-    other = start.tokenizer_from
-    if other is not None and load_tokenizer(other.tokenizer_folder).hash != teachers.tokenizer.hash:
-        raise UserError(
-            f"the teachers have another tokenizer than {other.folder}: give teachers= with the same tokenizer"
-        )
     objective = functools.partial(DistillObjective, settings=settings, teachers=teachers.models)
     return Lesson(objective, teachers.tokenizer, {"teachers": " ".join(teachers.hashes)})
 
@@ -76,7 +67,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
     config = configure_pretraining(values)
     assert config.distill is not None
     teachers = find_teachers(config.distill.teachers)
-    tokenizer_of(teachers, config.model.context_length)
+    refuse_shorter_context(teachers, config.model.context_length)
     folder = OUTPUTS / config.name
     if folder.exists() and any(folder.samefile(run.folder) for run in teachers):
         raise UserError(f"{folder} is a teacher, which is never changed: give the new run another name=")

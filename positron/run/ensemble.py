@@ -40,10 +40,10 @@ def find_runs(name: str | None, outputs: Path = OUTPUTS) -> list[Run]:
             )
         runs.append(find_run(found, outputs))
         parts = parts[found.count(",") + 1 :]
-    return _refuse_repeated(runs)
+    return refuse_repeated(runs)
 
 
-def _refuse_repeated(runs: Sequence[Run]) -> list[Run]:
+def refuse_repeated(runs: Sequence[Run]) -> list[Run]:
     """Return the runs as a list. Raises UserError if a run occurs twice."""
     folders: set[Path] = set()
     for run in runs:
@@ -54,6 +54,17 @@ def _refuse_repeated(runs: Sequence[Run]) -> list[Run]:
             )
         folders.add(folder)
     return list(runs)
+
+
+def common_tokenizer(tokenizers: Sequence[tuple[Run, Tokenizer]]) -> Tokenizer:
+    """Return the tokenizer of all these runs, given that of each run. Raises UserError if two runs have different ones."""
+    first, tokenizer = tokenizers[0]
+    for run, other in tokenizers:
+        if other.hash != tokenizer.hash:
+            raise UserError(
+                f"{first.folder} and {run.folder} have different tokenizers: name runs with the same tokenizer"
+            )
+    return tokenizer
 
 
 def names_of(runs: Sequence[Run]) -> str:
@@ -81,13 +92,7 @@ def load_models(runs: Sequence[Run]) -> tuple[GPT | Ensemble, Tokenizer, list[Pa
 
     loaded = [load_model(run) for run in runs]
     models, paths = [model for model, _, _ in loaded], [path for _, _, path in loaded]
-    tokenizer = loaded[0][1]
-    for run, (_, other, _) in zip(runs, loaded, strict=True):
-        if other.hash != tokenizer.hash:
-            raise UserError(
-                f"{runs[0].folder} and {run.folder} have different tokenizers, so their probabilities cannot be averaged: "
-                "name runs with the same tokenizer"
-            )
+    tokenizer = common_tokenizer([(run, each) for run, (_, each, _) in zip(runs, loaded, strict=True)])
     if len(models) == 1:
         return models[0], tokenizer, paths
     lengths = [model.config.context_length for model in models]

@@ -1,4 +1,4 @@
-"""Load the teachers of a distillation, and tie them to the run by the checksums of their weights."""
+"""Load the teachers of a distillation, and refuse teachers whose weights have changed since the run began."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from positron.model.gpt import GPT
+from positron.run.ensemble import common_tokenizer
 from positron.run.folder import Run
 from positron.run.load import load_model
-from positron.run.teachers import find_teachers, tokenizer_of
+from positron.run.teachers import find_teachers, refuse_shorter_context
 from positron.system.errors import UserError
 from positron.system.formatting import counted, parameter_count
+from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import Tokenizer
 from positron.training.objective.reference import hash_of_weights
 from positron.training.resume import Session
@@ -33,13 +35,18 @@ def open_teachers(session: Session) -> Teachers:
 
     Raises UserError if a teacher does not exist, does not fit the run, or has changed since the run began.
     """
-    config = session.config
+    config, start = session.config, session.start
     assert config.distill is not None
     runs = find_teachers(config.distill.teachers)
-    tokenizer = tokenizer_of(runs, config.model.context_length)
-    models = [load_model(run)[0].requires_grad_(False).to(session.machine.device) for run in runs]
+    refuse_shorter_context(runs, config.model.context_length)
+    loaded = [load_model(run) for run in runs]
+    tokenizers = [(run, tokenizer) for run, (_, tokenizer, _) in zip(runs, loaded, strict=True)]
+    if start.tokenizer_from is not None:
+        tokenizers.append((start.tokenizer_from, load_tokenizer(start.tokenizer_from.tokenizer_folder)))
+    tokenizer = common_tokenizer(tokenizers)
+    models = [model.requires_grad_(False).to(session.machine.device) for model, _, _ in loaded]
     hashes = [hash_of_weights(model.state_dict()) for model in models]
-    if session.start.is_own:
+    if start.is_own:
         _refuse_changed(session.run, runs, hashes)
     for run, model in zip(runs, models, strict=True):
         step = run.facts().best_step or run.facts().step or 0
