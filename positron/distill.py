@@ -54,9 +54,8 @@ def _lesson(session: Session) -> Lesson:
 
     settings = session.config.distill
     assert settings is not None
-    teachers = open_teachers(session)
-    objective = functools.partial(DistillObjective, settings=settings, teachers=teachers.models)
-    return Lesson(objective, teachers.tokenizer, {"teachers": " ".join(teachers.hashes)})
+    teachers, tokenizer = open_teachers(session)
+    return Lesson(functools.partial(DistillObjective, settings=settings, teachers=teachers), tokenizer)
 
 
 def configure(values: dict[str, Any]) -> RunConfig:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lightning import Callback
 
@@ -31,8 +30,7 @@ class Lesson:
     """Describe what a run learns from its text: the loss, the tokenizer and the facts to record."""
 
     objective: Callable[..., PretrainObjective] = PretrainObjective  # called with the arguments of PretrainObjective
-    tokenizer: Tokenizer | None = None  # for a new run; None: one is trained on the text
-    facts: dict[str, Any] = field(default_factory=dict)  # facts that run.json records when the run begins
+    tokenizer: Tokenizer | None = None  # None: that of the run from which it starts, or one trained on the text
 
 
 def train_on_text(
@@ -53,7 +51,7 @@ def train_on_text(
         run, start, machine = session.run, session.start, session.machine
         lesson = lesson_of(session)
         saved_tokenizer = lesson.tokenizer
-        if start.tokenizer_from is not None:
+        if saved_tokenizer is None and start.tokenizer_from is not None:
             saved_tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
         tokenizer, tokens = prepare(config.data, config.tokenizer, saved_tokenizer, run.facts().data_fingerprint)
         if config.budget is not None and config.train.max_steps == "auto":
@@ -80,6 +78,4 @@ def train_on_text(
         refuse_before_start(run, start, last_step=plan.last_step, fingerprint=task.fingerprint)
         if session.is_first_rank:
             run.begin(config, tokenizer, kind=task.kind, new=not start.is_own, forked_from=start.checkpoint)
-            if lesson.facts:
-                run.update(**lesson.facts)
         return fit(session, plan, model, task, tokenizer, callbacks)

@@ -104,6 +104,7 @@ def fit(
             if session.is_first_rank:
                 cut_after(run, start.step)  # a killed run may have written rows after its last checkpoint
                 facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective)}
+                facts |= objective.dependencies
                 run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
                 settings = {**dataclasses.asdict(config), "resolved": dataclasses.asdict(run.resolved())}
                 trackers = open_trackers(config.logger, run.folder, settings, start.step + 1)
@@ -205,7 +206,7 @@ def floor_bpb(objective: Objective) -> float | None:
 
 
 def _record_start(session: Session, plan: Plan, objective: Objective, tokenizer: Tokenizer) -> None:
-    start, teachers = session.start, session.run.facts().teachers
+    start = session.start
     record_start(
         session.run.folder,
         step=start.step,
@@ -214,7 +215,7 @@ def _record_start(session: Session, plan: Plan, objective: Objective, tokenizer:
         weights=None if start.is_own else start.weights or start.checkpoint,
         text=objective.fingerprint,
         tokenizer=tokenizer.hash,
-        **({} if teachers is None else {"teachers": teachers}),
+        **objective.dependencies,
     )
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from positron.model.gpt import GPT
 from positron.run.ensemble import common_tokenizer
 from positron.run.folder import Run
 from positron.run.load import load_model
@@ -15,23 +13,15 @@ from positron.system.errors import UserError
 from positron.system.formatting import counted, parameter_count
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import Tokenizer
+from positron.training.objective.distill import Teachers
 from positron.training.objective.reference import hash_of_weights
 from positron.training.resume import Session
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Teachers:
-    """Hold the frozen models, in evaluation mode on the device of the training, and the SHA-256 of the weights of each."""
-
-    models: list[GPT]
-    hashes: list[str]
-    tokenizer: Tokenizer
-
-
-def open_teachers(session: Session) -> Teachers:
-    """Load the best checkpoint of each teacher of the session's run.
+def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
+    """Load the best checkpoint of each teacher of the session's run, and return the teachers and their tokenizer.
 
     Raises UserError if a teacher does not exist, does not fit the run, or has changed since the run began.
     """
@@ -51,7 +41,7 @@ def open_teachers(session: Session) -> Teachers:
     for run, model in zip(runs, models, strict=True):
         step = run.facts().best_step or run.facts().step or 0
         logger.info(f"teacher {run.folder}: {parameter_count(model.config.n_params())}, step {step}")
-    return Teachers(models, hashes, tokenizer)
+    return Teachers(models, hashes), tokenizer
 
 
 def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> None:

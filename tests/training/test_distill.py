@@ -27,12 +27,14 @@ from positron.run.checkpoint import checkpoints, load_checkpoint
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
+from positron.run.provenance import read_provenance, start_of
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 from positron.train import train
 from positron.training.budget.speed import SpeedMeasurement
 from positron.training.device import choose_machine
-from positron.training.objective.distill import DistillObjective
+from positron.training.objective.distill import DistillObjective, Teachers
+from positron.training.objective.reference import hash_of_weights
 
 STEPS = 20
 
@@ -66,7 +68,7 @@ def objective_of(place: Path, *teachers: GPT, alpha: float, temperature: float =
     tokenizer, tokens = prepare(config.data, config.tokenizer, None)
     sizes = {"context": 32, "batch_size": 16, "micro_batch_size": 8, "seed": 1, "val_tokens": 1000}
     settings = DistillConfig(("a",), alpha, temperature)
-    return DistillObjective(config.data, tokens, tokenizer, settings=settings, teachers=teachers, **sizes)
+    return DistillObjective(config.data, tokens, tokenizer, settings=settings, teachers=Teachers(teachers, []), **sizes)
 
 
 def test_without_weight_of_the_teachers_a_run_is_pretraining_bit_for_bit(place: Path, tmp_path: Path) -> None:
@@ -106,6 +108,8 @@ def test_teachers_compute_in_the_precision_of_the_training(place: Path) -> None:
 def test_the_loss_is_the_sum_of_its_terms_and_falls(place: Path, tmp_path: Path) -> None:
     facts = distill(student(place, "a", "b", alpha=0.7, temperature=2.0), tmp_path / "run")
     assert (facts.kind, facts.status, facts.base) == ("distillation", "finished", None)
+    hashes = [hash_of_weights(load_model(Run(place / name))[0].state_dict()) for name in ("a", "b")]
+    assert facts.teachers == start_of(read_provenance(tmp_path / "run"), 1)["teachers"] == " ".join(hashes)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     for row in rows:
         assert row["train/loss"] == pytest.approx(0.3 * row["train/ce"] + 0.7 * 4 * row["train/kl"], rel=1e-5)
@@ -245,7 +249,8 @@ def test_a_time_budget_is_measured_with_the_teachers(place: Path) -> None:
     config = tiny(place)
     tokenizer, tokens = prepare(config.data, config.tokenizer, None)
     gpt: GPTConfig = config.model.with_vocab(tokenizer.vocab_size)
-    learning = functools.partial(DistillObjective, settings=DistillConfig(("a",)), teachers=[Counted(gpt).eval()])
+    teachers = Teachers([Counted(gpt).eval()], [])
+    learning = functools.partial(DistillObjective, settings=DistillConfig(("a",)), teachers=teachers)
     machine = choose_machine(config.device, config.precision)
     measurement = SpeedMeasurement(config, machine, tokenizer, tokens, learning)
     with measurement.data() as data:

@@ -49,6 +49,14 @@ class Objective(Protocol):
         ...
 
     @property
+    def dependencies(self) -> dict[str, str]:
+        """Return hashes of what the loss depends on besides the training data, the tokenizer and the settings.
+
+        run.json and provenance.json record them by name, and the names must be fields of `Facts`.
+        """
+        ...
+
+    @property
     def bytes_per_token(self) -> float | None:
         """Return the mean number of bytes per training target; None if the loss is not in nats per token."""
         ...

@@ -6,6 +6,7 @@ Shapes: B rows of a micro-batch, T tokens, N = B T, C channels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,14 @@ from positron.training.objective.base import Part
 from positron.training.objective.pretrain import PretrainObjective
 
 
+@dataclass(frozen=True)
+class Teachers:
+    """Hold the frozen models, in evaluation mode on the device of the training, and the SHA-256 of the weights of each."""
+
+    models: Sequence[GPT]
+    hashes: Sequence[str]
+
+
 class DistillObjective(PretrainObjective):
     """Train on every token of a text, and on the probabilities that the teachers give to every possible token there.
 
@@ -26,14 +35,19 @@ class DistillObjective(PretrainObjective):
 
     kind = "distillation"
 
-    def __init__(self, *text: Any, settings: DistillConfig, teachers: Sequence[GPT], **sizes: Any) -> None:
-        """Open the text. `text` and `sizes` are the arguments of `PretrainObjective`; the teachers must be in evaluation mode.
+    def __init__(self, *text: Any, settings: DistillConfig, teachers: Teachers, **sizes: Any) -> None:
+        """Open the text. `text` and `sizes` are the arguments of `PretrainObjective`.
 
         The teachers stay outside of the module that is trained, so that neither the optimizer nor a checkpoint contains them.
         """
         super().__init__(*text, **sizes)
         self.settings, self.teachers = settings, teachers
         self._sums = torch.zeros(3)  # cross-entropy, KL divergence and number of targets of the current step
+
+    @property
+    def dependencies(self) -> dict[str, str]:
+        """Return the hashes of the teachers' weights, separated by blanks."""
+        return {"teachers": " ".join(self.teachers.hashes)}
 
     @property
     def bytes_per_token(self) -> None:
@@ -65,7 +79,7 @@ class DistillObjective(PretrainObjective):
     @torch.no_grad()
     def _states(self, x: Tensor, documents: Tensor | None) -> list[States]:
         """Return the last hidden states (N, C) and the output matrix (V, C) of each teacher."""
-        return [(each.hidden(x, documents).flatten(0, 1), each.head_weight) for each in self.teachers]
+        return [(each.hidden(x, documents).flatten(0, 1), each.head_weight) for each in self.teachers.models]
 
     def loss_terms(self) -> dict[str, Tensor]:
         """Return the means of the cross-entropy and of the KL divergence over the targets of the last step."""

@@ -33,6 +33,11 @@ class NextToken:
     keeps_best = True
     val_parts: list[Part]  # the micro-batches of the validation, for all ranks together
 
+    @property
+    def dependencies(self) -> dict[str, str]:
+        """Return an empty dict: the loss depends only on the data, the tokenizer and the settings."""
+        return {}
+
     def examples(
         self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
     ) -> list[Part]:
