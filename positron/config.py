@@ -464,9 +464,8 @@ OPTIMIZER_READS = {
 class OptimizerConfig:
     """Hold the settings of the optimizer (`conf/optimizer/*`)."""
 
-    kind: Literal["adamw", "muon", "custom"] = (
-        "adamw"  # muon: orthogonalised steps for the matrices of blocks, else AdamW
-    )
+    # muon: orthogonalised steps for the matrices of the blocks, and AdamW for all other weights
+    kind: Literal["adamw", "muon", "custom"] = "adamw"
     lr: Rate = 3e-4  # peak learning rate
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decay rates of AdamW's averages of the gradient and of its square
     eps: Positive = 1e-8  # constant that AdamW adds to its denominator
@@ -819,10 +818,12 @@ class ReinforceConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "reinforce")
         check_ranges(self.lora, "reinforce.lora")
-        if self.samples < 2 or self.val_samples < 2:
-            raise UserError(
-                "reinforce.samples= and reinforce.val_samples= compare answers with each other: give at least 2 for each"
-            )
+        for key in ("samples", "val_samples"):
+            if getattr(self, key) < 2:
+                raise UserError(
+                    f"reinforce.{key}={getattr(self, key)} must be at least 2, because the answers to a prompt are compared "
+                    "with each other"
+                )
 
 
 @dataclass(frozen=True)
@@ -933,9 +934,9 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """Hold facts about the user's command that are not in RunConfig, because `budget=` needs them to choose settings.
+    """Hold facts about the user's command that `budget=` needs to choose settings.
 
-    A run folder does not record them.
+    They are not part of RunConfig, and a run folder does not record them.
     """
 
     auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)

@@ -121,11 +121,12 @@ def _describe(options: list[Any], value: Any) -> str:
             words += choices
             near = difflib.get_close_matches(str(value), choices, 1)
             if near:
-                return f"did you mean {near[0]}? ({', '.join(choices)})"
+                return f"did you mean {near[0]}?" + (f" ({', '.join(choices)})" if choices[1:] else "")
         elif option is type(None):
             words.append("null")
         elif typing.get_origin(option) is tuple:
-            words.append("a list")
+            inner = typing.get_args(option)
+            words.append("a list" if inner[1:] == (...,) else f"a list of {len(inner)} values")
         elif typing.get_origin(option) is dict:
             words.append("names with values, {name: value}")
         elif dataclasses.is_dataclass(option):

@@ -157,7 +157,7 @@ _NOTES = {
     "reinforce.max_ratio": f"read by {command('reinforce')}",
     "reinforce.lora.rank": f"read by {command('reinforce')}",
     "distill.teachers": f"read by {command('distill')}: one run, or several as teachers=RUN,RUN",
-    "distill.alpha": f"read by {command('distill')}: weight of the teachers; that of the text is 1 - alpha",
+    "distill.alpha": f"read by {command('distill')}: weight of the teachers; the text has the weight 1 - alpha",
     "distill.temperature": f"read by {command('distill')}; the divergence is multiplied by its square",
     "reward": "reward=custom reward.function=my_module.my_reward for a function of your own",
     "reward.function": "my_module.my_reward, together with reward=custom",

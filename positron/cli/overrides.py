@@ -202,7 +202,8 @@ class _Reader:
         parser = OverridesParser.create()
         words = [self._word(word, parser) for word in settings]
         self._refuse_keys_of_other_loggers(words)
-        return words
+        # null is the default of an optional group, but Hydra does not accept it as a choice
+        return [word for word in words if word not in [f"{group}=null" for group in _OPTIONAL_GROUPS]]
 
     def _word(self, word: str, parser: OverridesParser) -> str:
         prefix, key, value = _split(word)
@@ -249,7 +250,7 @@ class _Reader:
             if not self.is_sweep:
                 raise UserError(_needs_sweep(group, text))
             value = parsed.value()
-            names = [str(name) for name in getattr(value, "list", [])]
+            names = ["null" if name is None else str(name) for name in getattr(value, "list", [])]
         else:
             value = parsed.value()
             names = [str(name) for name in value] if isinstance(value, list) else [text.strip("'\"")]
@@ -272,6 +273,8 @@ class _Reader:
             hint = (
                 f"give {group}={empty} instead; choices: "
                 if empty
+                else f"every run of a sweep over {group}= needs one; choices: "
+                if group in _OPTIONAL_GROUPS
                 else f"every run needs a choice of {group}=; choices: "
             )
         usable = [choice for choice in choices if fits(self.recipe, group, choice, self.conf)]
@@ -306,9 +309,9 @@ class _Reader:
 
     def _undeletable(self, key: str) -> str:
         if key in self.groups:
-            empty = {"logger": "files", "monitor": "none", "callbacks": "none", "experiment": "null"}.get(key)
+            empty = {"logger": "files", "monitor": "none", "callbacks": "none"}.get(key)
             remedy = f"give {key}={empty}" if empty else f"leave it out, or choose another {key}="
-            return f"~{key} would delete the group {key}, but every run needs a {key}: {remedy}"
+            return f"~{key} would delete the group {key}, which is not possible: {remedy}"
         if key.partition("=")[0] in self.keys:
             return (
                 f"~{key} would delete a key that every run has: leave it out, or give {key}=null where that is possible"

@@ -48,8 +48,8 @@ def run_job(
 ) -> float:
     """Run one Hydra job, in outputs/<name> or, if it is a job of a sweep, in a numbered folder of the sweep.
 
-    Returns the validation bits per byte. If there are none, returns nan for a single run, and inf for a job of a sweep, because
-    the job may have failed. Raises UserError for a single run that cannot start.
+    Returns the validation bits per byte, which a search minimises. If there are none, for example because the job failed, the
+    result is nan for a single run, and inf for a job of a sweep. Raises UserError for a single run that cannot start.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode

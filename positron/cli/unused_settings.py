@@ -1,4 +1,4 @@
-"""Refuse given keys that a run would not read, and say what to give instead.
+"""Refuse settings that the user gives but the run would not read, and say what to give instead.
 
 The table `READ_BY` says, for groups of settings such as `optimizer`, which choice (adamw, muon, ...) reads which keys; a few
 functions check rules between groups. Only keys from the command line or an experiment's file are refused, never defaults.
@@ -159,11 +159,11 @@ def refuse_unread(
 
 
 def refuse_other_source(source: str, recipe: Recipe) -> None:
-    """Raise UserError if the command of `recipe` does not learn from data of the kind `source`."""
+    """Raise UserError if the command `recipe` does not learn from data of the kind `source`."""
     if source not in SOURCES_OF[recipe]:
         readers = [command(other) for other, sources in SOURCES_OF.items() if source in sources]
-        elsewhere = f"; data={source} is read by {' and '.join(readers)}" if readers else ""
-        raise UserError(f"{_DATA_ADVICE[recipe]}{elsewhere}")
+        elsewhere = f" (only {' and '.join(readers)} can)" if readers else ""
+        raise UserError(f"{command(recipe)} cannot learn from data.source={source}{elsewhere}; {_DATA_ADVICE[recipe]}")
 
 
 def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe) -> None:
@@ -208,7 +208,8 @@ def _pretraining_data(values: Mapping[str, Any], given: Mapping[str, str], recip
     for key in ("packing", "document_mask", "dir"):
         if f"data.{key}" in given:
             instead = " (sft.packing=true packs conversations)" if (key, recipe) == ("packing", "sft") else ""
-            raise UserError(f"data.{key}= is read by pretraining, not by {command(recipe)}: leave it out{instead}")
+            readers = " and ".join(map(command, FROM_TEXT))
+            raise UserError(f"data.{key}= is read by {readers}, not by {command(recipe)}: leave it out{instead}")
 
 
 def _length(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:

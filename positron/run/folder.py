@@ -316,7 +316,7 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     known = sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
     near = difflib.get_close_matches(name, known, 1, 0.6)
     shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-    hint = f": did you mean {near[0]}?" if near else f" (its runs: {shown})" if known else " (it has no runs yet)"
+    hint = f": did you mean {near[0]}?" if near else f" (its runs: {shown})" if known else " (which has no runs yet)"
     raise UserError(one_line(f"there is no run {name}: it is neither a run folder nor a name in {outputs}/{hint}"))
 
 

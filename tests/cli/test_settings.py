@@ -157,6 +157,10 @@ def test_what_only_some_jobs_of_a_sweep_read_is_not_refused():
         refuse_unread(values, {"data.path": "a.txt"}, is_sweep=True, swept=["seed"])
 
 
+def test_no_experiment_may_be_given_as_null():
+    assert compose("train", ["name=x", "experiment=null"]) == compose("train", ["name=x"])
+
+
 # Names, choices and other tools' words
 
 
@@ -172,7 +176,8 @@ def test_what_only_some_jobs_of_a_sweep_read_is_not_refused():
         (("experiment=0",), "size_sweep, ten_minutes"),  # without the experiments of other commands
         (("logger=null",), "logger=files"),
         (("data=null",), "every run needs a choice of data="),
-        (("~schedule",), "every run needs a schedule"),
+        (("~schedule",), "~schedule would delete the group schedule, which is not possible: leave it out"),
+        (("~experiment",), "leave it out, or choose another experiment="),
         (("~train.stop_at",), "train.stop_at=null"),
         (("~monitor",), "monitor=none"),
         (("quickstart",), "did you mean experiment=quickstart?"),
