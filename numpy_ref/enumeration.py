@@ -37,7 +37,8 @@ END = 0
 class Answers:
     """Hold N answers of at most L tokens: their tokens, the contexts of these tokens, and whether the answers ended.
 
-    A context is the answer up to a token. It is given as the row of the policy's table (C, V) that has the token's logits.
+    A context is what stands before a token in its answer. It is stored as a number: the index of the row of logits in the
+    policy's table (C, V) from which the token is drawn.
     """
 
     targets: Array  # (N, L), -100 after the last token

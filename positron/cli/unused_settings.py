@@ -37,7 +37,7 @@ class Choice:
         return next(iter(self.select.values())).partition("=")[0]
 
     def readers(self, key: str) -> list[str]:
-        """Return the choices that read `key`."""
+        """Return the names in `choices` with which the setting `key` of the group is used."""
         return [choice for choice, keys in self.choices.items() if key in keys]
 
 

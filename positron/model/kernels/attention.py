@@ -143,8 +143,9 @@ def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
     """Compute q k^T / sqrt(D) in fp32 or wider, even for bf16 factors: q (N, n, D), k (N, m, D) -> (N, n, m).
 
     If scores were rounded to bf16, large scores would make gradients inexact: by 1 % at a standard deviation of 3 and by 9 %
-    at 30 (SDPA: 0.4 % and 0.7 %). Scores in fp32 take a tenth of the attention's time. On a CPU, bmm cannot write fp32 from
-    bf16 factors. So the factors are converted to fp32, and oneDNN converts them back to bf16, exactly, for the product.
+    at 30 (SDPA: 0.4 % and 0.7 %). Scores in fp32 make attention about 10 % slower. On a CPU, bmm has no product of bf16 factors
+    with a result in fp32. So the factors are converted to fp32 here, and oneDNN multiplies them in bf16, which changes nothing,
+    because they are bf16 numbers.
     """
     dtype = wide(q.dtype)
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
