@@ -272,7 +272,7 @@ class DataConfig:
 
     # kind of data; addition: sums, for train and reinforce; instruct and story_instruct: conversations, for sft and reinforce;
     # preferences and story_preference: pairs of answers, for prefer; imported: only recorded, by an import, because the text of
-    # the model is unknown; data=custom is recorded as text (train), instruct (sft) or preferences (prefer)
+    # the model is unknown; data=custom is recorded as text (train, distill), instruct (sft, reinforce) or preferences (prefer)
     source: Literal[
         "stories",
         "addition",

@@ -61,7 +61,11 @@ _OPTIONS_WITHOUT_VALUE = {
     "-i",
 }
 _MULTIPLE_CHOICE = ("monitor", "logger", "callbacks")  # groups that accept several choices at once
-_OPTIONAL_GROUPS = ("experiment",)
+# groups that may have no choice; without one, `distill` takes model and data from the first teacher
+_OPTIONAL_GROUPS: dict[Recipe, tuple[str, ...]] = {
+    **dict.fromkeys(OWN_GROUPS, ("experiment",)),
+    "distill": ("experiment", "model", "data"),
+}
 _TAKEN_IN_TUNING = "the architecture and tokenizer of the base run, which init_from= names"
 _TAKEN: dict[Recipe, str] = {"distill": "the tokenizer of the runs that teachers= names"}
 _UNCHECKED_KEYS = (
@@ -163,7 +167,9 @@ def _options(words: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]
             if not equal and not rest:
                 raise UserError(f"{name} needs a value; {command(recipe, '--help')} shows all options")
             options += [name, value if equal else rest.pop(0)]
-        elif name.removeprefix("--") in SHORT_KEYS and (equal or rest):
+        elif name.removeprefix("--") in SHORT_KEYS:
+            if not equal and not rest:
+                raise UserError(f"{name} needs a value; {command(recipe, '--help')} shows all options")
             settings.append(f"{name.removeprefix('--')}={value if equal else rest.pop(0)}")
         else:
             following = rest[0] if rest and not equal and not rest[0].startswith("-") and "=" not in rest[0] else None
@@ -193,6 +199,7 @@ class _Reader:
     def __init__(self, recipe: Recipe, conf: Path, is_sweep: bool, has_own_conf: bool) -> None:
         self.recipe, self.is_sweep, self.has_own_conf = recipe, is_sweep, has_own_conf
         self.groups, self.conf = groups_of(conf), conf
+        self.optional = _OPTIONAL_GROUPS[recipe]
         self.keys = set(leaf_keys())
         self.chosen: dict[str, str] = {}
 
@@ -203,7 +210,7 @@ class _Reader:
         words = [self._word(word, parser) for word in settings]
         self._refuse_keys_of_other_loggers(words)
         # null is the default of an optional group, but Hydra does not accept it as a choice
-        return [word for word in words if word not in [f"{group}=null" for group in _OPTIONAL_GROUPS]]
+        return [word for word in words if word not in [f"{group}=null" for group in self.optional]]
 
     def _word(self, word: str, parser: OverridesParser) -> str:
         prefix, key, value = _split(word)
@@ -241,7 +248,7 @@ class _Reader:
     def _check_group(self, group: str, text: str, parser: OverridesParser) -> None:
         choices = self.groups[group]
         self.chosen[group] = text  # of two choices of a group, the last one counts
-        if text == "null" and group in _OPTIONAL_GROUPS:
+        if text == "null" and group in self.optional:
             return
         parsed = _parsed(parser, group, text)
         if parsed is None:
@@ -274,7 +281,7 @@ class _Reader:
                 f"give {group}={empty} instead; choices: "
                 if empty
                 else f"every run of a sweep over {group}= needs one; choices: "
-                if group in _OPTIONAL_GROUPS
+                if group in self.optional
                 else f"every run needs a choice of {group}=; choices: "
             )
         usable = [choice for choice in choices if fits(self.recipe, group, choice, self.conf)]
@@ -319,7 +326,7 @@ class _Reader:
         return unknown_key(key)
 
     def _without_value(self, word: str) -> str:
-        if word in self.keys or word in self.groups:
+        if word in self.keys or word in self.groups or word in SHORT_KEYS:
             return f"{word} needs a value: give {word}=VALUE, without blanks around the ="
         for group in ("experiment", "model", "data"):
             if word in self.groups[group]:

@@ -52,7 +52,7 @@ def real_number(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise UserError(f"{name} is too large: {shown(value)}") from None
+        raise UserError(f"{name} is too large: give a smaller number than {shown(value)}") from None
 
 
 def seed_of(value: Any, texts: int = 1) -> int:

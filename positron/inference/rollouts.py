@@ -20,10 +20,7 @@ SHRINK = 0.75  # rows of ended answers are removed when at most this share of th
 
 @dataclass
 class Rollout:
-    """Hold a sampled answer: its token ids, including the stop token, and a log-probability and an entropy for each of them.
-
-    Both are in nats.
-    """
+    """Hold a sampled answer: its token ids, with the stop token, and for each id a log-probability and an entropy, in nats."""
 
     prompt: int  # index of the prompt
     ids: list[int] = field(default_factory=list)

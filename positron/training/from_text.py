@@ -27,7 +27,7 @@ from positron.training.resume import Session, open_session, refuse_before_start,
 
 @dataclass(frozen=True)
 class Lesson:
-    """Describe what a run learns from its text: the loss, the tokenizer and the facts to record."""
+    """Describe what a run learns from its text: the objective and the tokenizer."""
 
     objective: Callable[..., PretrainObjective] = PretrainObjective  # called with the arguments of PretrainObjective
     tokenizer: Tokenizer | None = None  # None: that of the run from which it starts, or one trained on the text

@@ -161,6 +161,13 @@ def test_no_experiment_may_be_given_as_null():
     assert compose("train", ["name=x", "experiment=null"]) == compose("train", ["name=x"])
 
 
+def test_model_and_data_may_be_given_as_null_only_if_they_come_from_a_teacher():
+    line = read_command_line(["teachers=a", "model=null", "data=null"], "distill", CONF)
+    assert line.overrides == ["distill.teachers=['a']"]
+    assert "every run needs a choice of model=" in refused("model=null")
+    assert "teachers needs a value: give teachers=VALUE" in refused("teachers", recipe="distill")
+
+
 # Names, choices and other tools' words
 
 
