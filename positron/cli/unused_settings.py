@@ -20,10 +20,10 @@ from positron.system.errors import UserError
 
 @dataclass(frozen=True)
 class Choice:
-    """Hold the keys of a group of settings that only some choices of the group read.
+    """Describe a group of settings in which one key decides which of the other keys are used.
 
-    The choice is the value of the key `decided_by` of the group, such as optimizer.kind. `choices` maps each choice to the keys
-    that it reads, `select` maps it to the setting that selects it, such as optimizer=muon.
+    The deciding key is `decided_by`, such as `kind` of the group `optimizer`. `choices` maps each of its values to the keys
+    that are used with it, and `select` maps each value to the setting that selects it, such as optimizer=muon.
     """
 
     group: str

@@ -33,7 +33,7 @@ EPOCHS_AHEAD = 1  # number of epochs that are written before they are needed
 
 
 class StreamWindows:
-    """Make training batches (B, T + 1) as `Windows` does, from the epoch (or two epochs) that a step belongs to.
+    """Make training batches (B, T + 1) as `Windows` does; a batch at the border of two epochs has windows of both.
 
     Raises UserError if an epoch is shorter than one window of `context` tokens.
     """

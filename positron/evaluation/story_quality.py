@@ -46,7 +46,7 @@ class Following:
 
 
 def write_stories(writer: Writer, count: int, sampling: Sampling, seed: int, max_tokens: int) -> list[Written]:
-    """Generate `count` stories from the beginning of a document, without a prompt."""
+    """Generate `count` stories without a prompt: the model is given only the token that begins a document."""
     begin = [writer.tokenizer.special_id(END_OF_TEXT)]
     return _write(writer, [begin] * count, sampling, seed, max_tokens, list(writer.tokenizer.end_ids))
 

@@ -164,7 +164,8 @@ class ReinforceObjective(NextToken):
         - targets (B, T)
         - advantages (B,)
         - log-probabilities (B, T) of the targets when they were sampled
-        - the micro-batch's share () of the denominator P K L: the first one has the whole share of this rank, the others 0
+        - this micro-batch's part () of the loss's denominator, which is prompts x answers per prompt x `max_tokens`: the first
+          micro-batch of a rank has the whole part of the rank, the others have 0
         - indices (N,) of the targets in the flattened rows; finding them on the device would make the CPU wait
 
         With `config.replay`, the last micro-batches contain text of the pretraining. Their advantages are a constant, and their
@@ -259,7 +260,7 @@ class ReinforceObjective(NextToken):
         return made
 
     def count(self, part: Part) -> Tensor:
-        """Return the micro-batch's share of the denominator P K L; see `examples`."""
+        """Return the micro-batch's part of the denominator of the loss; see `examples`."""
         return part[4]
 
     def loss(self, model: GPT, part: Part) -> Tensor:
