@@ -76,10 +76,8 @@ def distill(
     from positron.cli.sweeps import run_config
     from positron.distill import configure
     from positron.distill import distill as recipe
-    from positron.run.folder import Run
 
-    several = [teachers] if isinstance(teachers, (str, Path, Run)) else teachers
-    chosen: dict[str, Any] = {"teachers": [str(getattr(each, "folder", each)) for each in several]}
+    chosen: dict[str, Any] = {"teachers": _names_of(teachers)}
     chosen |= {} if model is None else {"model": model}
     chosen |= {} if data is None else _data_settings(data, "text", settings)
     return run_config(
@@ -191,7 +189,7 @@ def evaluate(
     """
     from positron.evaluate import arguments, figures
 
-    words = [] if run is None else ["--run", _names_of(run)]
+    words = [] if run is None else ["--run", ",".join(_names_of(run))]
     words += ["--split", split] if text is None else ["--text", str(text)]
     words += ["--limit", str(limit), "--count", str(count)]
     words += ["--stories"] * stories + ["--instruct"] * instruct
@@ -211,17 +209,14 @@ def load(run: str | Path | Run | Sequence[str | Path | Run] | None = None, weigh
     from positron.inference.text_model import Writer
     from positron.run.ensemble import find_runs, load_models
 
-    names = None if run is None else _names_of(run)
+    names = None if run is None else ",".join(_names_of(run))
     weights_of(weights)
     model, tokenizer, _ = load_models(find_runs(names))
     return Writer(model, tokenizer, weights=weights)
 
 
-def _names_of(runs: str | Path | Run | Sequence[str | Path | Run]) -> str:
-    """Return the name or folder of a run as the value of `--run`; those of several runs are separated by commas.
-
-    Raises UserError if an object does not name a run, or if the list is empty.
-    """
+def _names_of(runs: str | Path | Run | Sequence[str | Path | Run]) -> list[str]:
+    """Return the names or folders of one or several runs. Raises UserError if an object names no run, or if there is no run."""
     from positron.run.folder import Run
 
     each = runs if isinstance(runs, list | tuple) else [runs]
@@ -230,7 +225,7 @@ def _names_of(runs: str | Path | Run | Sequence[str | Path | Run]) -> str:
             raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")
     if not each:
         raise UserError("the list of runs is empty: name at least one run")
-    return ",".join(str(run.folder if isinstance(run, Run) else run) for run in each)
+    return [str(run.folder if isinstance(run, Run) else run) for run in each]
 
 
 def export(

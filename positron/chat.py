@@ -89,7 +89,7 @@ def main() -> None:
         else:
             loaded = "; ".join(f"{run.folder}, {path.name}" for run, path in zip(runs, paths, strict=True))
             parameters = parameter_count(sum(member.config.n_params() for member in members_of(model)))
-            kind = "" if chats else "; it was not fine-tuned on conversations: it continues what you begin"
+            kind = "" if chats else "; this model was not fine-tuned on conversations: it continues what you begin"
             Screen().line(f"{loaded}, {parameters}{kind}. /help shows what you can do.")
             converse(dialogue, terminal_prompt())
 
