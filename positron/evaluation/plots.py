@@ -14,10 +14,10 @@ def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str, 
     """Draw the progress of a run against tokens, and below it bits per byte with the entropy of the text. Returns a PNG.
 
     `rows` are the rows of metrics.jsonl; `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
-    `measure` is the validation metric that shows the progress: "val/loss", "preference/loss" or "val/reward". Losses are drawn
-    with the training loss (of distillation: with its cross-entropy); the training loss of reinforcement learning shows no
-    progress, so rewards are drawn with the rewards of the training. There are two panels because losses, rewards and bits per
-    byte cannot share an axis.
+    `measure` is the validation metric that shows the progress: "val/loss", "preference/loss" or "val/reward". A validation loss
+    is drawn together with the training loss, or in distillation with the cross-entropy, one of the two terms of the training
+    loss. The reward is drawn together with the reward of the training prompts, because the training loss of reinforcement
+    learning shows no progress. There are two panels because losses, rewards and bits per byte cannot share an axis.
     """
     from matplotlib.figure import Figure
 

@@ -58,7 +58,7 @@ class Objective(Protocol):
 
     @property
     def bytes_per_token(self) -> float | None:
-        """Return the mean number of bytes per training target; None if the loss is not in nats per token."""
+        """Return the mean number of bytes per training target; None if the loss cannot be expressed in bits per byte."""
         ...
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:

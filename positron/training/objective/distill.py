@@ -51,7 +51,7 @@ class DistillObjective(PretrainObjective):
 
     @property
     def bytes_per_token(self) -> None:
-        """Return None, because the loss is not only the cross-entropy of the text and has no value in bits per byte."""
+        """Return None: the loss is not only the cross-entropy of the text, so it cannot be expressed in bits per byte."""
 
     def examples(
         self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
