@@ -216,6 +216,10 @@ def test_a_preset_fills_the_fields_and_a_changed_field_is_custom(page: Page) -> 
     page.get_by_label("Temperature").fill("0.7")
     page.get_by_label("Temperature").press("Tab")
     assert page.get_by_label("Preset").input_value() == "custom"
+    with page.expect_request("**/completions") as sent:
+        send(page, "hello")
+    assert sent.value.post_data_json["temperature"] == 0.7
+    wait_for_end(page)
 
 
 def test_the_exported_file_holds_the_conversation(page: Page) -> None:

@@ -311,7 +311,10 @@ async function start() {
   if (!store.lasts) trouble("This browser keeps no data for this page: conversations are lost when you close the page.");
   try {
     models = await readModels();
-    settings = new Settings($("settings"), await readPresets(), () => save());
+    settings = new Settings($("settings"), await readPresets(), (values) => {
+      conversation.settings = values;
+      save();
+    });
     open(fresh());
     $("question").focus();
   } catch (error) {
