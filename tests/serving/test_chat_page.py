@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import WINDOWS, has_sideways_scroll, opened, serious_findings
+from chat_page import wait_for_end, without_end
 from serving_models import CONTEXT, Running, served_of
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Route
+    from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def site() -> Iterator[Running]:
 def window(browser: Browser, site: Running) -> Iterator[Page]:
     """One window for all tests, which compiles the scripts once; it fails at its end if anything was logged."""
     with opened(browser, site.url) as page:
-        page.route("**/completions", _without_end)
+        page.route("**/completions", without_end)
         yield page
 
 
@@ -43,19 +44,9 @@ def page(window: Page, site: Running) -> Page:
     return window
 
 
-def _without_end(route: Route) -> None:
-    """Let an untrained model write on, which may end its text at any token."""
-    body = json.loads(route.request.post_data or "")
-    route.continue_(post_data=json.dumps({**body, "ignore_eos": True}))
-
-
 def send(page: Page, text: str) -> None:
     page.fill("#question", text)
     page.press("#question", "Enter")
-
-
-def wait_for_end(page: Page) -> None:
-    page.wait_for_selector("#send:not([hidden])")
 
 
 def limit(page: Page, tokens: int) -> None:

@@ -3,6 +3,7 @@
 import { answer as ask, KeyNeeded, models as readModels, presets as readPresets, useKey } from "./api.js";
 import { button } from "./button.js";
 import * as file from "./file.js";
+import { disclosure, replaceItems } from "./focus.js";
 import { Settings } from "./settings.js";
 import { el } from "../dom.js";
 import { openStore } from "./store.js";
@@ -70,20 +71,23 @@ async function save() {
 
 async function listConversations() {
   const all = await store.all();
-  $("conversations").replaceChildren(...all.map((one) => {
+  const items = all.map((one) => {
+    const isOpen = one.id === conversation.id;
     const title = button(one.title, `open ${one.title}`, () => {
       open(one);
-      showHistory(false);
+      $("thread").focus();
     });
     title.classList.add("title");
+    if (isOpen) title.ariaCurrent = "true";
     const remove = button("×", `delete ${one.title}`, async () => {
       if (!confirm(`Delete “${one.title}”?`)) return;
       await store.delete(one.id);
       if (one.id === conversation.id) open(fresh());
       else listConversations();
     });
-    return el("li", { class: one.id === conversation.id ? "open" : "" }, title, remove);
-  }));
+    return el("li", { class: isOpen ? "open" : "", "data-id": one.id }, title, remove);
+  });
+  replaceItems($("conversations"), items, $("new"));
 }
 
 // An edited message begins a new conversation, so that the old answers stay in the list.
@@ -109,7 +113,7 @@ async function importJson(chosen) {
   }
   trouble("");
   open(read);
-  showHistory(false);
+  $("thread").focus();
   await save();
 }
 
@@ -193,9 +197,13 @@ function stop() {
   for (const controller of running.values()) controller.abort();
 }
 
+// Of the two buttons, the shown one takes over the focus of the hidden one, and of a control that began an answer and has gone.
 function showRunning() {
+  const focused = document.activeElement;
   $("stop").hidden = running.size === 0;
   $("send").hidden = running.size > 0;
+  if (running.size && [$("send"), document.body].includes(focused)) $("stop").focus();
+  if (!running.size && focused === $("stop")) $("question").focus();
 }
 
 // --- the page --------------------------------------------------------------------------------------------------------
@@ -247,10 +255,8 @@ function askForKey() {
   $("key").focus();
 }
 
-function showHistory(yes) {
-  $("history").classList.toggle("shown", yes);
-  $("show-history").ariaExpanded = String(yes);
-}
+const showHistory = disclosure($("show-history"), $("history"));
+disclosure($("show-settings"), $("settings"));
 
 function submit() {
   const text = $("question").value;
@@ -274,20 +280,17 @@ $("question").addEventListener("keydown", (event) => {
   }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
-  stop();
-  showHistory(false);
+  if (event.key === "Escape") stop();
 });
-document.addEventListener("pointerdown", (event) => {
-  if (!event.target.closest("#history, #show-history")) showHistory(false);
-});
+for (const event of ["pointerdown", "focusin"]) { // what is outside is covered on a narrow screen
+  document.addEventListener(event, ({ target }) => target.closest("#history") || showHistory(false));
+}
+$("show-history").addEventListener("click", () => $("new").focus()); // it comes before its button
 $("stop").addEventListener("click", stop);
 $("new").addEventListener("click", () => {
   open(fresh());
-  showHistory(false);
   $("question").focus();
 });
-$("show-history").addEventListener("click", () => showHistory(!$("history").classList.contains("shown")));
 $("show-tokens").addEventListener("change", () => thread.showTokens($("show-tokens").checked));
 $("export").addEventListener("click", exportJson);
 $("import").addEventListener("click", () => $("file").click());
@@ -295,10 +298,6 @@ $("file").addEventListener("change", () => {
   const [chosen] = $("file").files;
   if (chosen) importJson(chosen);
   $("file").value = ""; // otherwise the same file could not be chosen again
-});
-$("show-settings").addEventListener("click", () => {
-  $("settings").hidden = !$("settings").hidden;
-  $("show-settings").ariaExpanded = String(!$("settings").hidden);
 });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

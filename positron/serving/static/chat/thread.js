@@ -1,7 +1,7 @@
 // The conversation on the page: turns, each with a question and the answers of one or several models beside each other.
 
 import { Alternatives, tokenElement } from "./tokens.js";
-import { button } from "./button.js";
+import { button, enable } from "./button.js";
 import { el } from "../dom.js";
 
 const NEAR = 80; // pixels from the end within which the page follows the text
@@ -56,21 +56,26 @@ export class Thread {
   }
 
   edit(host, turn, i) {
-    const before = [...host.children];
+    const [before, opener] = [[...host.children], document.activeElement];
     const field = el("textarea", { rows: Math.min(8, 1 + turn.user.split("\n").length), "aria-label": "edited message" }, turn.user);
-    const back = () => host.replaceChildren(...before);
+    const back = () => {
+      host.replaceChildren(...before);
+      opener.focus();
+    };
     const sendAgain = () => field.value.trim() && this.on.edit(i, field.value);
     const send = el("button", { type: "button", class: "button primary", onclick: sendAgain }, "Send again");
     field.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-        event.preventDefault();
-        send.click();
-      } else if (event.key === "Escape") {
-        event.stopPropagation();
-        back();
-      }
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      send.click();
     });
-    host.replaceChildren(field, el("div", { class: "actions" }, button("Cancel", "keep the message", back), send));
+    const editor = el("div", { class: "editor" }, field, el("div", { class: "actions" }, button("Cancel", "keep the message", back), send));
+    editor.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      back();
+    });
+    host.replaceChildren(editor);
     field.focus();
   }
 
@@ -91,8 +96,13 @@ class AnswerView {
     this.text = el("div", { class: "text" });
     this.error = el("p", { class: "error" });
     this.note = el("p", { class: "faint small" });
-    this.footer = el("footer");
-    this.element = el("article", { class: "answer" }, el("h3", {}, model), this.text, this.error, this.note, this.footer);
+    this.regenerate = button("Regenerate", "answer again, with the next seed", () => thread.on.regenerate(i, model));
+    this.copy = button("Copy", "copy this answer", () => navigator.clipboard.writeText(this.answer.text));
+    this.previous = button("‹", "previous answer", () => thread.on.variant(i, model, -1));
+    this.next = button("›", "next answer", () => thread.on.variant(i, model, 1));
+    [this.which, this.facts] = [el("span"), el("span", { class: "facts" })];
+    const footer = el("footer", {}, this.regenerate, this.copy, this.previous, this.which, this.next, this.facts);
+    this.element = el("article", { class: "answer" }, el("h3", {}, model), this.text, this.error, this.note, footer);
     this.renew();
   }
 
@@ -138,24 +148,19 @@ class AnswerView {
   }
 
   choose(place, text) {
-    if (!this.running) this.thread.on.choose(this.i, this.model, place, text);
+    if (this.running) return;
+    this.thread.on.choose(this.i, this.model, place, text);
+    this.text.querySelectorAll(".token")[place].focus();
   }
 
   showFooter(answer, running) {
-    const { on, i, model } = { ...this.thread, i: this.i, model: this.model };
     const { variants, shown } = this.turn.answers[this.model];
-    const facts = el("span", { class: "facts" }, running ? "" : factsOf(answer));
-    const step = (by, text, label) => button(text, label, () => on.variant(i, model, by), { disabled: running || !variants[shown + by] });
-    const several = variants.length > 1 ? [step(-1, "‹", "previous answer"), el("span", {}, `${shown + 1} of ${variants.length}`), step(1, "›", "next answer")] : [];
-    const shape = JSON.stringify([running, shown, variants.length, facts.textContent]);
-    if (shape === this.shape) return;
-    this.shape = shape;
-    this.footer.replaceChildren(
-      button("Regenerate", "answer again, with the next seed", () => on.regenerate(i, model), { disabled: running }),
-      button("Copy", "copy this answer", () => navigator.clipboard.writeText(this.answer.text), { disabled: running }),
-      ...several,
-      facts,
-    );
+    for (const one of [this.regenerate, this.copy]) enable(one, !running);
+    enable(this.previous, !running && shown > 0);
+    enable(this.next, !running && shown + 1 < variants.length);
+    for (const one of [this.previous, this.which, this.next]) one.hidden = variants.length < 2;
+    this.which.textContent = `${shown + 1} of ${variants.length}`;
+    this.facts.textContent = running ? "" : factsOf(answer);
   }
 }
 

@@ -1,6 +1,6 @@
 // Tokens of an answer with their probabilities, and the list of alternatives of one of them.
 
-import { el, percent, visible } from "../dom.js";
+import { el, percent, spoken, visible } from "../dom.js";
 
 const MOST_BITS = 8; // a surprise of as many bits or more has the strongest colour
 
@@ -9,32 +9,34 @@ const probability = (logprob) => percent(Math.exp(logprob));
 // Special tokens and parts of characters have no text with which the answer could continue.
 const isText = (text) => text !== "" && !/^<\|.*\|>$/.test(text) && !text.includes("\ufffd") && !text.startsWith("bytes:");
 
-// A span, because a button would not wrap within the text. The arrow keys move between the tokens of an answer.
+// A span, because a button would not wrap within the text. Tab reaches one token of an answer, arrow keys the others.
 export function tokenElement([text, logprob], open) {
   const made = el("span", {
     class: "token", role: "button", tabindex: -1, title: `${visible({ text })}: ${probability(logprob)}`,
-    "aria-label": `${text}, ${probability(logprob)}`, "aria-expanded": "false",
+    "aria-label": `${spoken({ text })}, ${probability(logprob)}`, "aria-haspopup": "dialog", "aria-expanded": "false",
     share: Math.min(1, -logprob / Math.LN2 / MOST_BITS).toFixed(3), onclick: () => open(made),
   }, text);
   made.addEventListener("keydown", (event) => {
     const next = { ArrowRight: made.nextElementSibling, ArrowLeft: made.previousElementSibling }[event.key];
     if (event.key === "Enter" || event.key === " ") open(made);
     else if (!next?.matches(".token")) return;
-    else [next.tabIndex, made.tabIndex] = [0, -1];
     event.preventDefault();
     next?.focus();
+  });
+  made.addEventListener("focus", () => {
+    made.parentElement.querySelector("[tabindex='0']").tabIndex = -1;
+    made.tabIndex = 0;
   });
   return made;
 }
 
 export class Alternatives {
   constructor(host) {
-    this.host = host;
     this.list = el("ul");
     this.title = el("p");
-    this.box = el("div", { id: "alternatives", hidden: true, role: "dialog", "aria-label": "Alternatives of this token" }, this.title, this.list);
-    document.body.append(this.box);
+    this.box = el("div", { id: "alternatives", hidden: true, role: "dialog", "aria-label": "Alternatives of this token", tabindex: -1 }, this.title, this.list);
     this.box.addEventListener("keydown", (event) => this.keys(event));
+    this.box.addEventListener("focusout", ({ relatedTarget: next }) => next && !this.box.contains(next) && this.close());
     document.addEventListener("pointerdown", (event) => {
       if (!this.box.contains(event.target) && !event.target.closest(".token")) this.close();
     });
@@ -58,15 +60,17 @@ export class Alternatives {
         "aria-current": other === text ? "true" : null,
       }, el("span", {}, visible({ text: other })), el("span", {}, probability(value))));
     }));
+    anchor.parentElement.after(this.box); // so that Tab goes from the text into the list, and on to what follows the text
     this.box.hidden = false;
     const [at, size] = [anchor.getBoundingClientRect(), this.box.getBoundingClientRect()];
     this.box.style.left = `${Math.max(8, Math.min(at.left, innerWidth - size.width - 8))}px`;
     this.box.style.top = `${at.bottom + size.height + 8 < innerHeight ? at.bottom + 4 : Math.max(8, at.top - size.height - 4)}px`;
-    this.list.querySelector("button:not(:disabled)")?.focus();
+    (this.list.querySelector("button:not(:disabled)") ?? this.box).focus();
   }
 
   close() {
     if (this.box.hidden) return;
+    if (this.box.contains(document.activeElement)) this.anchor.focus({ preventScroll: true });
     this.box.hidden = true;
     this.anchor.ariaExpanded = "false";
   }
@@ -77,7 +81,6 @@ export class Alternatives {
     if (event.key === "Escape") {
       event.stopPropagation();
       this.close();
-      this.anchor.focus();
     } else if (by) {
       event.preventDefault();
       buttons.at((buttons.indexOf(document.activeElement) + by) % buttons.length)?.focus();
