@@ -143,8 +143,8 @@ def _refuse_large(run: str, shape: Shape) -> None:
 def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
     """Yield pairs (bits per weight, number of steps in the history) to try until the file is small enough.
 
-    The number of steps is halved twice before the weights get fewer than ENOUGH_BITS, because with fewer bits the logits
-    differ visibly. The last pair has 8 bits.
+    The bits decrease to 8, from at most 16. At ENOUGH_BITS, a half and a quarter of the `steps` are tried before the bits
+    decrease further, because with fewer bits the logits differ visibly.
     """
     fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
     for bits in range(max(8, min(16, fitting)), 7, -1):
@@ -215,7 +215,10 @@ def joined_scripts() -> str:
 
 
 def base85(content: bytes) -> str:
-    """Encode the number of bytes and the bytes in base 85: 5 printable characters for each 4 bytes, big-endian."""
+    """Encode bytes in base 85: 5 characters of DIGITS for each 4 bytes, big-endian.
+
+    The first 4 bytes that are encoded are the length of `content`. Zeros fill up the last 4 bytes.
+    """
     padded = len(content).to_bytes(4, "big") + content + bytes(-len(content) % 4)
     words = np.frombuffer(padded, dtype=">u4").astype(np.uint64)
     powers = 85 ** np.arange(4, -1, -1, dtype=np.uint64)

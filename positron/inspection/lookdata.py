@@ -204,7 +204,7 @@ class TruthToken(TypedDict):
 
 
 class TruthCandidate(TypedDict):
-    """Hold a possible next token with both probabilities."""
+    """Hold a possible next token with its probabilities in the model and in the grammar."""
 
     id: int
     text: str
@@ -214,7 +214,7 @@ class TruthCandidate(TypedDict):
 
 
 class TruthPrediction(TypedDict):
-    """Compare the distributions of the token that follows a position."""
+    """Compare the model's and the grammar's distribution of the token that follows a position."""
 
     top: list[TruthCandidate]  # tokens that the grammar allows, the most probable first
     allowed: int  # number of tokens that the grammar allows
@@ -224,7 +224,10 @@ class TruthPrediction(TypedDict):
 
 
 class RuleRegret(TypedDict):
-    """Hold the sum of the regrets of all tokens that one grammar rule produced."""
+    """Hold the sum of the regrets of all tokens that one grammar rule produced.
+
+    The regret of a token is its surprise (-log2 p) in the model, minus its surprise under the grammar's exact probabilities.
+    """
 
     group: Group
     rule: str

@@ -94,7 +94,7 @@ def quantised(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def restored(values: np.ndarray, precision: Precision) -> np.ndarray:
-    """Return the matrix (rows, cols) that the engine uses instead of the original one, in float32."""
+    """Return a matrix (rows, cols) as the page's engine uses it: `values` rounded to `precision`, then widened to float32."""
     match precision:
         case "fp32":
             return values.astype(np.float32)

@@ -29,8 +29,8 @@ VALIDATION_BYTES = 8_000  # amount of text; each part of the model needs one for
 def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores:
     """Measure what each head attends to, and how much the loss rises without each head, attention layer and MLP.
 
-    `texts` are documents of validation text, of which the first MAX_WINDOW tokens are read. If there are none, only the scores
-    on random tokens are measured.
+    `texts` are documents of validation text; the first MAX_WINDOW tokens of each document are read. If there are no documents,
+    only the scores on random tokens are measured.
     """
     config = model.config
     previous, induction, first = repeated_scores(model, repeated_rows(model, tokenizer))

@@ -71,7 +71,11 @@ class StoryTokens:
         return max(rules, key=lambda rule: rules[rule])
 
     def is_within_word(self, text: str) -> bool:
-        """Tell whether the unread part of a possible current word begins with `text`, which may be tokenized differently."""
+        """Tell whether the story may continue with the characters `text` within one word.
+
+        The word may have been read in part. Only characters are compared, so `text` may come from other tokens than those of
+        the word.
+        """
         for reading in self._readings:
             left = b"".join(self._tokenizer.bytes_of(i) for i in reading.ids[reading.read :])
             if left.startswith(text.encode("utf-8")):
@@ -79,7 +83,10 @@ class StoryTokens:
         return False
 
     def words(self, count: int) -> list[str]:
-        """Return at most `count` possible current words, the most probable first; "" stands for the end of the story."""
+        """Return at most `count` words to which the next token may belong, the most probable first.
+
+        A word that was read in part is returned whole; "" stands for the end of the story.
+        """
         shares: dict[str, float] = {}
         for reading in self._readings:
             text = "".join(piece.text for piece in reading.pieces)
