@@ -84,7 +84,7 @@ def model_card(source: Source, architecture: str) -> str:
 
 
 def onnx_card(source: Source, precision: str) -> str:
-    """Return README.md for a folder with ONNX graphs; it contains a program that generates the likeliest text."""
+    """Return README.md for a folder with ONNX graphs, with an example program that always takes the likeliest next token."""
     config, tokenizer = source.config, source.tokenizer
     stops = stop_ids(tokenizer) if source.is_chat else list(tokenizer.end_ids)
     use = _ONNX_USE.format(

@@ -34,11 +34,11 @@ MAX_FILE_BYTES = 2**31  # the limit of protobuf, the format of ONNX files
 
 
 def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
-    """Write both graphs, the tokenizer and a model card, run the graphs, and compare their logits with those of the run.
+    """Write `model.onnx`, `model_cached.onnx`, the tokenizer and a model card, and run the two graphs.
 
-    Returns the largest difference. int8 rounds the matrices to 8 bits; at run time the activations by which they are
-    multiplied are rounded, too. Raises UserError, before anything is written, if the tokenizer cannot be written as
-    tokenizer.json, if the model needs 2 GB or more, or if a package is missing.
+    Returns the largest difference between their logits and those of the run. int8 rounds the matrices to 8 bits; at run time
+    the activations by which they are multiplied are rounded, too. Raises UserError, before anything is written, if the
+    tokenizer cannot be written as tokenizer.json, if the model needs 2 GB or more, or if a package is missing.
     """
     try:
         import onnx  # noqa: F401
