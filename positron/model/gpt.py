@@ -78,7 +78,7 @@ def document_numbers(idx: Tensor, document_start: int | None) -> Tensor | None:
     """Assign to each token the number of its document: token ids (B, T) -> document numbers (B, T).
 
     Each token with the id `document_start` begins a new document. Returns None if `document_start` is None; attention then
-    crosses the documents of a window.
+    crosses the boundaries of documents.
     """
     return None if document_start is None else (idx == document_start).cumsum(dim=1)
 
@@ -104,7 +104,7 @@ def document_mask(documents: Tensor, window: int | None) -> Tensor:
 def previous_embeddings(x: Tensor, documents: Tensor | None) -> Tensor:
     """Shift x (B, T, C) by one token, so that each position holds the vector of the token before it.
 
-    The first token of the window and of each document gets 0.
+    The first position of each row holds 0. If document numbers (B, T) are given, so does the first position of each document.
     """
     before = F.pad(x[:, :-1], (0, 0, 1, 0))
     if documents is None:

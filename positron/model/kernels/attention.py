@@ -56,10 +56,10 @@ def window_mask(T: int, window: int | None, device: torch.device) -> Tensor:
 def blocked_is_faster(q: Tensor, visible: int) -> bool:
     """Tell whether BlockedCausalAttention is faster than SDPA in forward and backward pass together.
 
-    `visible`: the number of keys that a query attends to. This was measured on cores with AVX512-BF16 and with AMX, for D from
-    32 to 64. In bf16, blocks have 2 to 4 times the speed of SDPA at T = 128 to 1024, and with blocks, whole training steps of
-    small models at T = 16 to 64 are 1.4 to 2.2 times as fast. In fp32, blocks have 1.4 times the speed of SDPA at T = 128 to
-    1024, and the same speed at T <= 64. Without gradients, SDPA is as fast as blocks.
+    `visible`: the number of keys that a query attends to. The speeds were measured on cores with AVX512-BF16 and with AMX, for
+    D from 32 to 64. In bf16, BlockedCausalAttention is 2 to 4 times as fast as SDPA at T = 128 to 1024. At T = 16 to 64, it
+    makes a whole training step of a small model 1.4 to 2.2 times as fast. In fp32, it is 1.4 times as fast as SDPA at T = 128
+    to 1024, and both are equally fast at T <= 64. Without gradients, both are equally fast.
     """
     min_length = 8 if q.dtype == torch.bfloat16 else 64
     fits = q.device.type == "cpu" and q.shape[2] > min_length and visible <= MAX_BLOCKED_KEYS
@@ -143,9 +143,10 @@ def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
     """Compute q k^T / sqrt(D) in fp32 or wider, even for bf16 factors: q (N, n, D), k (N, m, D) -> (N, n, m).
 
     If scores were rounded to bf16, large scores would make gradients inexact: by 1 % at a standard deviation of 3 and by 9 %
-    at 30 (SDPA: 0.4 % and 0.7 %). Scores in fp32 make attention about 10 % slower. On a CPU, bmm has no product of bf16 factors
-    with a result in fp32. So the factors are converted to fp32 here, and oneDNN multiplies them in bf16, which changes nothing,
-    because they are bf16 numbers.
+    at 30 (SDPA: 0.4 % and 0.7 %). Scores in fp32 make attention about 10 % slower.
+
+    On a CPU, bmm cannot multiply bf16 tensors into an fp32 result. So bf16 factors are converted to fp32, and oneDNN is told
+    to round its fp32 factors to bf16, for speed. This rounding loses nothing, because the factors were bf16 before.
     """
     dtype = wide(q.dtype)
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
