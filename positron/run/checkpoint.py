@@ -67,9 +67,9 @@ def _fault_of_contents(checkpoint: Any, needed: dict[str, type]) -> str | None:
 
 
 def run_of(path: Path) -> Path:
-    """Return the folder below which no symbolic link on the way to `path` is followed.
+    """Return the folder of the run if `path` is a file in its `checkpoints/`, otherwise the folder of the file.
 
-    It is the run's folder if the file is in a folder `checkpoints/`, and otherwise the folder of the file.
+    When the file is opened, symbolic links below the returned folder are refused.
     """
     return path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
 

@@ -182,7 +182,8 @@ def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
 def read_config(path: Path) -> tuple[dict[str, Any], bool]:
     """Return the settings in `config.json` with `~` expanded, and whether its checksum is correct.
 
-    A key that an older version did not write gets the default that it had in that version. Raises UserError for a damaged file.
+    If the file lacks a key whose default was changed in a later version, the key gets its former default. Raises UserError for
+    a damaged file.
     """
     config, is_whole = read_record(path)
     config = {key: value for key, value in config.items() if key not in _FORMER_KEYS}

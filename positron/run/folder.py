@@ -102,7 +102,10 @@ class Run(RunPaths):
 
     @property
     def is_measured_on_answers(self) -> bool:
-        """Tell whether validation measures the run's answers. If so, the best checkpoint is the result of the run."""
+        """Tell whether validation scores only answers, as in supervised fine-tuning on conversations.
+
+        If so, the best validation of the run is reported as its result; otherwise the last one is.
+        """
         return self.is_chat and self.kind == SFT
 
     @property
