@@ -21,8 +21,8 @@ _PRONOUNS = {"he", "his", "him", "himself", "boy", "call"}  # forms that do not 
 class Rule(NamedTuple):
     """Name the grammar rule that wrote a piece of text, and the group of rules to which it belongs.
 
-    `name` is the name of the word list for a "list word", and the name of the slot, such as hero, for a mention or a pronoun.
-    For the other groups, `name` is equal to `group`.
+    If `group` is "list word", `name` is the name of the word list. If it is "first mention", "later mention" or "pronoun",
+    `name` is the name of the slot, such as hero. Otherwise `name` is equal to `group`.
     """
 
     group: Group

@@ -75,7 +75,7 @@ class Choice(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Stand for a fixed text."""
+    """Stand for a fixed text in the sequence of nodes that `compile_text` returns."""
 
     text: str
 
@@ -89,7 +89,7 @@ class Slot(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """Stand for one of several sequences: a word of a list, an alternative in a sentence, or a variant of a beat."""
+    """Stand for one of several sequences of nodes: a word of a list, an alternative in a sentence, or a variant of a beat."""
 
     name: str
     choice: Choice
@@ -130,9 +130,10 @@ class Grammar:
         )
 
     def slot_choice(self, plot: Plot, slot: str, bound: Bound) -> Choice:
-        """Return the choice of a slot's value.
+        """Return the possible values of a slot, with their probabilities.
 
-        A value that another slot of the same kind has already is excluded, so that, for example, the friend is not the hero.
+        `bound` has the values of the slots that are fixed already. The value of another slot of the same kind is excluded, so
+        that, for example, the friend is not the hero.
         """
         kind = plot.slots[slot]
         taken = next((value for other, value in bound.items() if other != slot and plot.slots[other] == kind), None)
