@@ -28,7 +28,7 @@ class Range:
     without_high: bool = False
 
     def complaint(self, value: float) -> str | None:
-        """Return what is wrong with `value` as the end of a sentence, or None if it is in the range."""
+        """Return what `value` violates, such as "must be positive", or None if it is in the range."""
         if not math.isfinite(value):
             return "must be a finite number"
         is_low = value <= self.low if self.without_low else value < self.low
@@ -65,9 +65,10 @@ BelowHalf = Annotated[float, Range(0, 0.5, without_high=True)]
 
 
 def first_complaint(settings: Any) -> str | None:
-    """Return `name=value must be ...` for the first number of a dataclass that is outside the range of its type.
+    """Return `name=value must be ...` for the first field of a dataclass with a number that is not allowed, or None.
 
-    Return None if there is no such number.
+    The type of a field states the allowed numbers, as `Annotated[int, Range(1)]` does. A number whose type has no `Range` must
+    be finite and between -MAX_COUNT and MAX_COUNT.
     """
     cls: Any = type(settings)
     for name, hint in _hints(cls).items():

@@ -88,8 +88,8 @@ def parse_size(text: str) -> tuple[float, float | None]:
 def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> tuple[float, float]:
     """Return the parameters N and tokens D whose loss is to be predicted: `n` and `d`, or about twice those of the largest run.
 
-    If N and D are related in the runs, the law has only one of them as a variable, and holds only for pairs with the same
-    relation. Raises UserError for any other pair.
+    If N determines D in the runs (for example, 20 tokens for each parameter), or if all runs have the same N, the law has only
+    one variable. It then holds only for such pairs of N and D, and UserError is raised for any other pair.
     """
     from positron.evaluation.scaling_law import MIN_SPREAD
 
@@ -124,7 +124,7 @@ def family(law: Law, sizes: list[Size]) -> str:
 
 
 def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, Any]:
-    """Return the fitted law and its prediction as nested dicts of numbers and texts."""
+    """Return the law and its prediction for `aim`, (parameters, tokens), as nested dicts of numbers and texts."""
     runs = []
     for size in sizes:
         fitted = law.bpb(size.parameters, size.tokens).item()

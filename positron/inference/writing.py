@@ -92,7 +92,8 @@ class Stream(Iterator[str]):
 def pieces(rows: Iterator[list[int | None]], progress: Progress, max_tokens: int) -> Generator[str, None, None]:
     """Yield a text as strings of whole characters. `rows` yields its token ids, each in a list of length 1.
 
-    The generator does not refer to a `Stream`; a reference cycle would keep the cache in memory.
+    This is not a method of `Stream`: a generator that refers to its stream would form a reference cycle with it, and the cache
+    of the text would not be freed when the last reference to the stream is gone.
     """
     count = 0
     for (token,) in rows:
