@@ -344,6 +344,24 @@ def test_a_server_with_a_key_asks_for_it(browser: Browser) -> None:
         server.stop()
 
 
+def test_the_page_works_on_another_machine_by_http(browser: Browser) -> None:
+    server = Running(served_of("talker", True), key="0123456789abcdef")
+    try:
+        with opened(browser, f"http://0.0.0.0:{server.port}") as page:  # not a loopback address for the browser
+            assert not page.evaluate("isSecureContext")
+            page.get_by_label("API key").fill("0123456789abcdef")
+            page.get_by_label("API key").press("Enter")
+            page.wait_for_selector(".welcome")
+            limit(page, 5)
+            send(page, "hello")
+            wait_for_end(page)
+            assert texts(page) != [""]
+            assert page.get_by_text("Copy").is_hidden()
+            page.locator("#conversations .title", has_text="hello").wait_for()
+    finally:
+        server.stop()
+
+
 @pytest.mark.parametrize(("phone", "dark"), WINDOWS)
 def test_the_page_fits_a_phone_and_can_be_used_without_sight(
     browser: Browser, site: Running, phone: bool, dark: bool

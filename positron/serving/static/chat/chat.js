@@ -6,7 +6,7 @@ import * as file from "./file.js";
 import { disclosure, replaceItems } from "./focus.js";
 import { Settings } from "./settings.js";
 import { el } from "../dom.js";
-import { openStore } from "./store.js";
+import { newId, openStore } from "./store.js";
 import { Thread } from "./thread.js";
 
 const FEW = 6; // as many models are listed side by side; more are in a list that opens
@@ -46,7 +46,7 @@ const shownAnswer = (i, model) => conversation.turns[i].answers[model].variants[
 function fresh() {
   const [first] = models;
   const preset = first?.chats ? "precise" : "balanced";
-  return { id: crypto.randomUUID(), title: "", updated: 0, models: first ? [first.id] : [], settings: settings.initial(preset), turns: [] };
+  return { id: newId(), title: "", updated: 0, models: first ? [first.id] : [], settings: settings.initial(preset), turns: [] };
 }
 
 function open(next) {
@@ -93,7 +93,7 @@ async function listConversations() {
 // An edited message begins a new conversation, so that the old answers stay in the list.
 function fork(i, text) {
   const turns = structuredClone(conversation.turns.slice(0, i));
-  open({ ...structuredClone(conversation), id: crypto.randomUUID(), turns, title: i ? `${conversation.title} (edited)` : "" });
+  open({ ...structuredClone(conversation), id: newId(), turns, title: i ? `${conversation.title} (edited)` : "" });
   send(text);
 }
 

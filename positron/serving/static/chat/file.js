@@ -1,6 +1,7 @@
 // The file of an exported conversation: how it is written, and what a file must hold to be imported.
 
 import { NUMBERS } from "./settings.js";
+import { newId } from "./store.js";
 
 const VERSION = 1;
 const MOST_BYTES = 32 * 2 ** 20;
@@ -19,7 +20,7 @@ export async function read(file) {
   if (content?.version !== VERSION) throw new Error("it is not a conversation that this page has exported");
   const conversation = asConversation(content.conversation, "conversation");
   if (!conversation.turns.length) throw new Error("its conversation is empty");
-  return { id: crypto.randomUUID(), ...conversation };
+  return { id: newId(), ...conversation };
 }
 
 // A check takes a value and its place in the file, and returns a copy with the known fields only.

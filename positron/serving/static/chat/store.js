@@ -3,6 +3,9 @@
 const DATABASE = "positron";
 const NAME = "conversations";
 
+// Return a random id. crypto.randomUUID does not exist where the page comes from another machine by http.
+export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
 function promised(request) {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);

@@ -98,6 +98,7 @@ class AnswerView {
     this.note = el("p", { class: "faint small" });
     this.regenerate = button("Regenerate", "answer again, with the next seed", () => thread.on.regenerate(i, model));
     this.copy = button("Copy", "copy this answer", () => navigator.clipboard.writeText(this.answer.text));
+    this.copy.hidden = !navigator.clipboard; // as where the page comes from another machine by http
     this.previous = button("‹", "previous answer", () => thread.on.variant(i, model, -1));
     this.next = button("›", "next answer", () => thread.on.variant(i, model, 1));
     [this.which, this.facts] = [el("span"), el("span", { class: "facts" })];
