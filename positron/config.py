@@ -699,16 +699,13 @@ REWARD_READS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class RewardTerm:
-    """Hold one term of a weighted sum of rewards (`reward.terms`)."""
+    """Hold one term of a weighted sum of rewards (`reward.terms`). RewardConfig checks its values."""
 
     kind: Literal["story_request", "length", "regex", "addition", "custom"]  # as reward.kind
     weight: float = 1.0  # factor of this reward in the sum; a negative weight makes the reward a penalty
     function: str | None = None  # as reward.function
     pattern: str | None = None  # as reward.pattern
     target: Count | None = None  # as reward.target
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "reward.terms")
 
 
 @dataclass(frozen=True)
@@ -731,6 +728,7 @@ class RewardConfig:
         if self.kind == "sum" and not self.terms:
             raise UserError("reward=sum needs reward.terms=, such as [{kind:story_request},{kind:length,target:400}]")
         for i, term in enumerate(self.terms):
+            check_ranges(term, f"reward.terms[{i}]")
             _refuse_unread_of_term(term, f"reward.terms[{i}]")
             _check_reward(term, f"reward.terms[{i}].")
         _check_reward(self, "reward.")

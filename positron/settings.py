@@ -214,14 +214,20 @@ def expected(key: str) -> str:
 def unknown_key(key: str) -> str:
     """Return the error message about a key that this command does not know.
 
-    The message suggests a key that is similar as a whole, or else one with a similar last word.
+    The message suggests a key that is similar as a whole, or else one with a similar last word. If there is none, it lists the
+    keys of the group.
     """
     keys = [*leaf_keys(), "experiment"]
+    group, _, last = key.rpartition(".")
     if key in keys:
         return f"{key}= cannot be set by this command: {command('train', '--cfg', 'job')} lists all keys"
-    near = difflib.get_close_matches(key, keys, 1, 0.75)
+    near = difflib.get_close_matches(key, [k for k in keys if k != group], 1, 0.75)
     if not near:
         last_words = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
-        near = [last_words[w] for w in difflib.get_close_matches(key.rsplit(".", 1)[-1], last_words, 1, 0.6)]
-    hint = f": did you mean {near[0]}?" if near else f": {command('train', '--cfg', 'job')} lists all keys"
-    return f"unknown key {key}{hint}"
+        near = [last_words[w] for w in difflib.get_close_matches(last, last_words, 1, 0.6)]
+    siblings = [k for k in keys if group and k.rpartition(".")[0] == group]
+    if near:
+        return f"unknown key {key}: did you mean {near[0]}?"
+    if siblings:
+        return f"unknown key {key}: choose from {', '.join(siblings)}"
+    return f"unknown key {key}: {command('train', '--cfg', 'job')} lists all keys"

@@ -52,18 +52,19 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
     by_folder = {name.casefold(): name for name in candidates}
     for name in candidates:
         if by_folder[name.casefold()] != name:
-            raise UserError(f"{path}: {name} and {by_folder[name.casefold()]} differ only in case: rename one of them")
+            raise UserError(
+                f"{path}: the candidates {name} and {by_folder[name.casefold()]} differ only in case: rename one of them"
+            )
     pairs, min_gain = content.get("pairs", PAIRS), content.get("min_gain", MIN_GAIN)
     if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < FIRST_ADOPTION:
         raise UserError(f"{path}: pairs must be a whole number of at least {FIRST_ADOPTION}, not {pairs}")
     if not is_number(min_gain) or min_gain <= 0:
         raise UserError(f"{path}: min_gain must be a number above 0, in bits per byte, not {min_gain}")
-    named = {name: _settings(words, f"{path}: {name}") for name, words in candidates.items()}
+    named = {name: _settings(words, f"{path}: candidate {name}") for name, words in candidates.items()}
     config = _configured(f"{path}: base", base, configure)
     for name, overrides in named.items():
-        _refuse_other_judgement(
-            f"{path}: {name}", config, _configured(f"{path}: {name}", merged(base, overrides), configure)
-        )
+        where = f"{path}: candidate {name}"
+        _refuse_other_judgement(where, config, _configured(where, merged(base, overrides), configure))
     return Plan(base, named, pairs, float(min_gain), config.seed)
 
 

@@ -59,6 +59,8 @@ def _hydra_reason(error: BaseException) -> str:
         if group.startswith("hydra/") and name in _PLUGINS:
             return f"{group}={name} needs the package {_PLUGINS[name]}: pip install {_PLUGINS[name]}"
         return f"there is no {group}={name}: choose from {missing[2].strip()}"
+    if no_file := re.match(r"Cannot find primary config '([^']*)'", text):
+        return f"--config-name: there is no file {no_file[1]}.yaml in conf/ or in the folder of --config-dir: correct the name"
     if no_folder := re.match(r"Additional config directory '(.*)' not found", text):
         return f"--config-dir: there is no folder {no_folder[1]}: correct the path"
     return text

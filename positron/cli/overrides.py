@@ -48,6 +48,7 @@ _OPTIONS_WITH_VALUE = {
     "-cd",
     "--experimental-rerun",
 }
+_PRINTED = ("job", "hydra", "all")  # values of --cfg
 _OPTIONS_WITHOUT_VALUE = {
     "--resolve",
     "--run",
@@ -167,6 +168,8 @@ def _options(words: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]
             if not equal and not rest:
                 raise UserError(f"{name} needs a value; {command(recipe, '--help')} shows all options")
             options += [name, value if equal else rest.pop(0)]
+            if name in ("--cfg", "-c") and options[-1] not in _PRINTED:
+                raise UserError(f"{name} cannot print {options[-1]}: choose from {', '.join(_PRINTED)}")
         elif name.removeprefix("--") in SHORT_KEYS:
             if not equal and not rest:
                 raise UserError(f"{name} needs a value; {command(recipe, '--help')} shows all options")

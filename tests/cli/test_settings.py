@@ -210,6 +210,8 @@ def test_model_and_data_may_be_given_as_null_only_if_they_come_from_a_teacher():
         (("--train.max_steps=3",), "train.max_steps=3"),
         (("--seed=3",), "seed=3"),
         (("--multirum",), "did you mean --multirun?"),
+        (("--cfg", "jobs"), "--cfg cannot print jobs: choose from job, hydra, all"),
+        (("device.nothing=1",), "choose from device.accelerator, device.devices"),
         (("--frobnicate",), "--help"),
         (("lr=3",), "did you mean optimizer.lr?"),
         (("max_iters=3",), "did you mean train.max_steps?"),
