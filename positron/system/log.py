@@ -120,9 +120,10 @@ class _ContextHandler(_Handler):
 
 
 def take_over() -> None:
-    """Send each log record of the package to the handlers that the context variable of this module has for the caller.
+    """Send each log record of the package to the handlers of the thread or task that logs it.
 
-    The caller is the thread or task that logs the record.
+    `screen_log` and `run_log` set these handlers. A thread or task for which none are set shows warnings and errors on the
+    screen.
     """
     package = logging.getLogger("positron")
     package.addHandler(_ContextHandler(logging.NOTSET))
