@@ -61,8 +61,9 @@ def fit(
     """Drop the oldest turns until the context has room for an answer.
 
     Returns the remaining messages and the number of dropped turns. `max_tokens` is the number of tokens to reserve for the
-    answer; if it is None, the lengths of the answers so far decide (see `_answer_tokens`). The system message and the last
-    question are kept whole up to three quarters of the context, even if this leaves less room for the answer.
+    answer; if it is None, the lengths of the answers so far decide (see `_answer_tokens`). If the system message
+    and the last question are long, they may take some of the reserved tokens, as long as a quarter of the context remains for
+    the answer; the beginning of a longer question is cut off.
     """
     reserved = _answer_tokens(messages, tokenizer, context) if max_tokens is None else max_tokens
     alone = len(prompt_ids([m for m in messages[:1] if m.role == "system"] + list(messages[-1:]), tokenizer))
