@@ -23,7 +23,7 @@ CPU_MICRO_TOKENS = 4096  # with about this number of tokens, the activations of 
 
 @dataclass(frozen=True)
 class Machine:
-    """Hold the accelerator and precision that a run uses."""
+    """Describe how a run uses this machine: its accelerator, its precision, and its share of the memory."""
 
     accelerator: Accelerator
     precision: Precision
@@ -104,9 +104,9 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
 
 
 def mps_fallback() -> str:
-    """Return a remark if torch may use the CPU for operators that MPS lacks, otherwise an empty string.
+    """Return a remark if the environment variable PYTORCH_ENABLE_MPS_FALLBACK is set, otherwise an empty string.
 
-    Such operators are slow, and nothing else would tell the user. By default, an operator that MPS lacks raises an error.
+    torch then computes the operators that MPS lacks on the CPU, which is slow. By default it raises an error for them.
     """
     if os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK", "0") in ("", "0"):
         return ""
@@ -253,8 +253,8 @@ def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
     """Estimate the bytes of the activations that `rows` sequences keep for the backward pass; the estimate is rather high.
 
     Each token keeps in each layer about 8 tensors of width d_model for attention and norms, 3 tensors of the MLP's width (4
-    with a gate), and the fp32 inputs of the norms. On a CPU, blocked attention also keeps its probabilities. With
-    `checkpoint_activations`, each layer keeps only its fp32 input, and one layer at a time keeps everything.
+    with a gate), and the fp32 inputs of the norms. On a CPU, `BlockedCausalAttention` also keeps the attention
+    probabilities. With `checkpoint_activations`, each layer keeps only its fp32 input, and one layer at a time keeps all.
     """
     width = DTYPES[machine.precision].itemsize
     mlp = (4 if config.is_gated else 3) * config.ff_width

@@ -143,11 +143,11 @@ class TrainingModule(L.LightningModule):
         return contextlib.nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients, and make the step change no weight if the gradient is NaN or infinite.
+        """Clip the gradients, and make the step change no weight if the gradient (in fp16: the loss) is NaN or infinite.
 
-        Lightning calls this method when the gradients are complete and, in fp16, divided by the loss scale. In fp16 the loss
-        is checked instead of the gradient. With a fused optimizer, the host does not wait for the result of the check:
-        `skip_step_if` makes the optimizer's kernel skip the update on the device.
+        Lightning calls this method when the gradients are complete and, in fp16, divided by the loss scale. In fp16, an
+        infinite gradient is normal, and the gradient scaler skips such a step itself. With a fused optimizer, the host does
+        not wait for the result of the check: `skip_step_if` makes the optimizer's kernel skip the update on the device.
         """
         scaled = self.trainer.precision == "16-mixed"
         self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)

@@ -90,7 +90,7 @@ def train_further(
 
 @torch.no_grad()
 def record_beginning(run: Run, objective: Objective, model: GPT, measured: dict[str, float]) -> float:
-    """Start metrics.jsonl anew with a row for step 0: the metrics before the first update. Return its validation bits per byte.
+    """Start metrics.jsonl anew with a row for step 0, before the first update; return the validation bits per byte at step 0.
 
     Older rows are deleted: they are from an earlier start of the run, which saved no checkpoint. `measured` is the result of
     `objective.measures`. The model must be on the device of the training.

@@ -74,9 +74,10 @@ class Choice:
     weight_decay: float
 
     def applied(self, config: RunConfig, asked: Asked) -> RunConfig:
-        """Return `config` with these values and the intervals that follow from them.
+        """Return `config` with these values, except for the keys that the command line gives.
 
-        Keys that the command line gives keep their values.
+        The number of warmup steps, the number of validation tokens, and the intervals at which a run logs, validates, saves
+        and generates samples follow from these values, and are set too.
         """
         steps = self.max_steps
         values = {
@@ -154,7 +155,7 @@ def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:
 def decay_for(rate: float, steps: int, embedding_ratio: float) -> float:
     """Return the weight decay for which learning rate x weight decay x steps is TOTAL_DECAY.
 
-    The result is smaller if one step would otherwise remove more than a share of MAX_STEP_DECAY from a weight.
+    The result is smaller if one step would otherwise remove a larger share of a weight than MAX_STEP_DECAY.
     `embedding_ratio`: the learning rate of the embeddings relative to `rate`.
     """
     return min(TOTAL_DECAY / steps, MAX_STEP_DECAY / max(1.0, embedding_ratio)) / rate
@@ -173,7 +174,7 @@ def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, tex
     """Return the number of tokens per optimizer step and the number of tokens that a run reads in `seconds`.
 
     A run reads its text, which has `text_tokens` tokens, at most MAX_PASSES times. The batch size depends on the tokens of
-    the run and also determines the speed, so the two numbers are computed in turns, four times.
+    the run, and these depend on the batch size, which affects the speed. Therefore both are computed alternately, four times.
     """
     batch, context = REFERENCE_BATCH, config.model.context_length
     given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
@@ -185,7 +186,7 @@ def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, tex
 
 
 def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
-    """Return the candidate models, smallest first; without auto_size=true (or model=auto), only the configured model.
+    """Return the candidate models, smallest first; without auto_size=true, which model=auto sets, the configured model alone.
 
     Raises UserError if no candidate is compatible with the given width and numbers of heads.
     """

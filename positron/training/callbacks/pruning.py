@@ -35,10 +35,11 @@ def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
 
 
 def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_jobs: int) -> bool:
-    """Tell whether the best validation of a run so far is worse than the median of the finished runs at its newest step.
+    """Tell whether a run is worse than the median of the finished runs, by the rule of Optuna's MedianPruner.
 
-    `own` and `others`: dicts from step to validation bits per byte, of this run and of the finished runs. This is the rule of
-    Optuna's MedianPruner (Akiba et al. 2019, arXiv:1907.10902). Returns False until `startup_jobs` runs have finished.
+    `own` and `others`: dicts from step to validation bits per byte, of this run and of the finished runs. The lowest value of
+    this run is compared with the median of the values that the finished runs had at this run's newest step (Akiba et al. 2019,
+    arXiv:1907.10902). Returns False until `startup_jobs` runs have finished, and if none of them was validated at this step.
     """
     step = max(own)
     values = [curve[step] for curve in others if step in curve]

@@ -13,10 +13,11 @@ from positron.training.signals import Signals
 
 
 class Stopping(L.Callback):
-    """End the run at `last_step`, before it has taken `max_seconds`, or after a signal.
+    """End the run at `last_step`, or earlier: after a signal, or when another step could exceed `max_seconds`.
 
-    After a signal, the step in progress is given up before its next micro-batch, and the last complete step is saved. If
-    there are several processes, they all stop together at the end of a step.
+    The seconds count from `started`, a value of time.monotonic(). After a signal, the step in progress is given up before its
+    next micro-batch, and the last complete step is saved. If there are several processes, they all stop together at the end
+    of a step.
     """
 
     def __init__(self, *, last_step: int, max_seconds: float | None, started: float, signals: Signals) -> None:

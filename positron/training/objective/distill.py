@@ -61,7 +61,11 @@ class DistillObjective(PretrainObjective):
         return parts
 
     def loss(self, model: GPT, part: Part) -> Tensor:
-        """Return the sum of (1 - alpha) CE + alpha temperature² KL over the targets of a micro-batch, in nats."""
+        """Return the sum of (1 - alpha) CE + alpha temperature² KL over the targets of a micro-batch, in nats.
+
+        CE is the cross-entropy of the target. KL is KL(q, s), where q is the mean of the teachers' distributions and s the
+        student's distribution, all at this temperature.
+        """
         x, y = part
         documents = self.documents(x)
         student = model.hidden(x, documents).flatten(0, 1)  # (N, C)

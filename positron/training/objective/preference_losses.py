@@ -32,6 +32,9 @@ def is_mean(settings: PreferenceConfig) -> bool:
 def margins(settings: PreferenceConfig, w: Tensor, l: Tensor, rw: Tensor, rl: Tensor) -> Tensor:  # noqa: E741
     """Return the margin of each chosen answer over the rejected one, the quantity that training increases.
 
+    `w` and `l`: log-probabilities of the chosen and the rejected answers under the model. `rw` and `rl`: those under the
+    reference model. All are (N,): means per token if `is_mean(settings)`, otherwise sums.
+
     | loss  | margin                                                       |
     |-------|--------------------------------------------------------------|
     | dpo   | beta ((w - rw) - (l - rl)), the difference of implicit rewards |
@@ -55,7 +58,7 @@ def margins(settings: PreferenceConfig, w: Tensor, l: Tensor, rw: Tensor, rl: Te
 
 
 def losses(settings: PreferenceConfig, margin: Tensor, w: Tensor) -> Tensor:
-    """Return the loss of each pair from its margin h. Only ORPO uses w.
+    """Return the loss of each pair from its margin h and the log-probability w of its chosen answer, which only ORPO uses.
 
     | loss  | loss of a pair                                              | source                           |
     |-------|-------------------------------------------------------------|----------------------------------|
@@ -64,8 +67,8 @@ def losses(settings: PreferenceConfig, margin: Tensor, w: Tensor) -> Tensor:
     | simpo | -log sigmoid(h - gamma)                                     | arXiv:2405.14734, equation 6     |
     | orpo  | -w - weight log sigmoid(h)                                  | arXiv:2403.07691, equations 6, 7 |
 
-    The paper on IPO uses sums of log-probabilities. This function uses means, as common implementations do, so that long
-    answers do not have larger margins.
+    The paper on IPO computes the margin from sums of log-probabilities. Here it is computed from means (see `is_mean`), as in
+    common implementations, so that long answers do not have larger margins.
     """
     match settings.loss:
         case "dpo":

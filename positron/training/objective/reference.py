@@ -22,8 +22,8 @@ _ARRAYS = ("train", "val", "states", "head")
 class Reference:
     """Hold the log-probabilities of all answers under the reference model, which is the model before this training.
 
-    softmax(states head^T) is the reference model's distribution over the vocabulary at n positions in the chosen answers of
-    the validation pairs.
+    `states` are the reference model's last hidden states at n positions in the chosen answers of the validation pairs, and
+    softmax(states head^T) is its distribution over the vocabulary at these positions.
     """
 
     train: np.ndarray  # (N, 2) log-probabilities of the chosen and the rejected answer of each training pair

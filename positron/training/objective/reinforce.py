@@ -60,8 +60,8 @@ class Question:
 class RewardRule:
     """Hold a reward function, `reward(prompt, answer)`, and `full`: an answer passes if its reward is at least `full`.
 
-    `decided(prompt, answer)` returns the number of characters of the answer after which no further text can change its
-    reward, or None if the end of the answer decides the reward. Prompts and answers are texts.
+    `decided(prompt, answer)` returns how many characters of the answer decide its reward, so that no text after them can
+    change it, or None if the reward is open until the answer ends. Prompts and answers are texts.
     """
 
     reward: Reward
@@ -142,7 +142,10 @@ class ReinforceObjective(NextToken):
         self._ratio_gaps: list[Tensor] = []  # one for each micro-batch of the last step
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
-        """Return one micro-batch: the indices (P / world_size, 1) of a rank's prompts in step `step`, and -100 as targets."""
+        """Return one micro-batch: the indices (n, 1) of the n prompts of a rank in step `step`, and -100 as targets (n, 1).
+
+        n is `config.prompts` / `world_size`.
+        """
         numbers = torch.tensor(self._numbers(step, rank, world_size))[:, None]
         return [(numbers, torch.full_like(numbers, IGNORE))]
 
@@ -266,8 +269,11 @@ class ReinforceObjective(NextToken):
     def loss(self, model: GPT, part: Part) -> Tensor:
         """Return the sum of -A log pi over answers and tokens, plus `config.kl` times the KL divergence from the initial model.
 
-        For replayed text, return the weighted cross-entropy: its logits are not divided by the temperature, and no KL
-        divergence is added.
+        A is the answer's advantage, and pi the probability of a token in softmax(logits / temperature). Unless `is_exact`,
+        each token's A is multiplied by the ratio of its probabilities in training and in sampling.
+
+        For replayed text, return the cross-entropy times a weight (the constant in place of the advantages, see `examples`).
+        There the logits are not divided by the temperature, and no KL divergence is added.
         """
         x, y, weights, sampled, _, places = part
         if sampled.ndim == 1:
@@ -366,15 +372,15 @@ class AnswerTotals:
     reward: float = 0.0
     squares: float = 0.0  # sum of the squared mean rewards of the prompts
     passed: float = 0.0
-    truncated: float = 0.0
+    truncated: float = 0.0  # answers that the limit cut off
     tokens: float = 0.0
-    entropy: float = 0.0
+    entropy: float = 0.0  # in nats, over all tokens
     kl: float = 0.0  # over the tokens of some of the answers
     kl_tokens: float = 0.0
     prompts: float = 0.0
-    passed_prompts: float = 0.0
-    distinct: float = 0.0
-    silent: float = 0.0
+    passed_prompts: float = 0.0  # prompts of which at least one answer passed
+    distinct: float = 0.0  # sum over the prompts of (number of different answers / number of answers)
+    silent: float = 0.0  # prompts whose answers all have the same reward, so that all advantages are 0
 
     @classmethod
     def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> AnswerTotals:
@@ -408,9 +414,11 @@ class AnswerTotals:
         return AnswerTotals(*values.tolist())
 
     def measures(self, copies: int) -> dict[str, float]:
-        """Return the mean reward and its standard error, the tokens per answer, the entropy in nats per token, and shares.
+        """Return the mean reward, its standard error, the tokens per answer, the entropy in nats per token, and five shares.
 
-        The shares, such as `pass_1`, are between 0 and 1.
+        The shares, from 0 to 1: answers that passed (`pass_1`), prompts of whose `copies` answers at least one passed
+        (`pass_8` for 8 copies), answers that were cut off (`truncated`), different answers among those to a prompt
+        (`distinct`), and prompts whose answers all have the same reward (`silent_prompts`).
         """
         mean = self.reward / self.answers
         variance = max(0.0, self.squares / self.prompts - mean**2)

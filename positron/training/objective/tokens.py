@@ -26,7 +26,11 @@ def share_of(parts: list[Part], rank: int, world_size: int) -> list[Part]:
 
 
 class NextToken:
-    """Compute the sum of the cross-entropies of the targets, each predicted from the tokens before it."""
+    """Serve as the base class of the objectives in this package.
+
+    Unless a subclass overrides it, the loss is the sum of the cross-entropies of the targets, each predicted from the tokens
+    before it.
+    """
 
     token_bytes: np.ndarray
     document_start: int | None  # the id at which each document begins; None if attention crosses documents
