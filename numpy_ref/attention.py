@@ -42,9 +42,9 @@ def attention_forward(
 ) -> tuple[Array, Cache]:
     """Compute softmax(q k^T / sqrt(D) + mask) v: q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D).
 
-    `mask` (T, S), or (B, 1, 1, T, S), is True where a query may attend. Without a mask, query t attends to its own key, which
-    is key S - T + t, and to all keys before it. A query that may attend to no key gets zeros. `p_drop` is dropout on the
-    weights.
+    H query heads share K key/value heads. `mask` is True where a query may attend: (T, S), or (B, 1, 1, T, S) if each text has
+    its own mask. Without a mask, query t attends to its own key, which is key S - T + t, and to all keys before it. A query
+    that may attend to no key gets zeros. `p_drop` is dropout on the weights.
     """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]

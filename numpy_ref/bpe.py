@@ -93,7 +93,7 @@ def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def learn_merges(words: list[list[int]], counts: list[int], n_merges: int, first: int) -> list[Pair]:
-    """Merge the most frequent pair of neighbours, up to `n_merges` times, and return the merged pairs in this order.
+    """Merge the most frequent pair of neighbours, up to `n_merges` times; return the pairs in the order of the merges.
 
     The pairs get the ids `first`, `first` + 1, ... `words[i]` is a list of ids, which is replaced by its merged form, and
     `counts[i]` is how often this word occurs in the text. If several pairs are equally frequent, the pair with the smallest

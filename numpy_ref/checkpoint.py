@@ -216,8 +216,8 @@ def check_sha256(path: Path) -> None:
 def from_torch_run(folder: str | Path) -> tuple[Params, GPTConfig, Tokenizer]:
     """Read the exported weights, the architecture and the tokenizer of a Positron run, without torch.
 
-    Raises InputError if `folder` has no exported weights, which a run exports when it is validated, if a file is damaged, or
-    if numpy_ref cannot read this kind of tokenizer.
+    Raises InputError if `folder` has no exported weights (a run exports them after it was validated), if a file is damaged,
+    or if numpy_ref cannot read this kind of tokenizer.
     """
     folder = Path(folder)
     if not (folder / "model" / "weights.safetensors").exists():

@@ -50,10 +50,11 @@ def distillation_forward(
     temperature: float = 1.0,
     denominator: int | None = None,
 ) -> tuple[Array, Cache]:
-    """Compute the loss () from the student's logits (..., V), the teachers' probabilities (..., V) and targets (...).
+    """Compute the loss () = (1 - alpha) CE + alpha temperature^2 KL from the student's `logits` (..., V) and `targets` (...).
 
-    `teacher` is the result of `teacher_probs` at the same temperature. The loss is in nats per target: the sum over the
-    targets is divided by `denominator` (None: by the number of targets). The cache also contains CE and KL as `ce` and `kl`.
+    CE is the cross-entropy of the target, and KL is KL(teacher, softmax(logits / temperature)). `teacher` (..., V) is the
+    result of `teacher_probs` at the same temperature. The loss is in nats per target: the sum over the targets is divided by
+    `denominator` (None: by the number of targets). The cache also contains CE and KL as `ce` and `kl`.
     """
     ce, ce_cache = cross_entropy_forward(logits, targets, denominator)
     scored = (targets != IGNORE)[..., None]  # (..., 1)
@@ -77,7 +78,8 @@ def distillation_forward(
 def distillation_backward(dloss: Array | float, cache: Cache) -> tuple[Array, None, None]:
     """Compute dlogits = dloss ((1 - a) (p - onehot(target)) + a T (s - q)) / count; teacher and targets have no gradient.
 
-    dloss () -> dlogits (..., V), 0 where the target is -100. `count` is the number by which the sum of the loss was divided.
+    Here a = alpha, T = temperature, p = softmax(logits), s = softmax(logits / T), and q = teacher. `count` is the number by
+    which the sum of the loss was divided. dloss () -> dlogits (..., V), 0 where the target is -100.
     """
     alpha, temperature = cache["alpha"], cache["temperature"]
     (dlogits,) = cross_entropy_backward((1 - alpha) * dloss, cache["cross_entropy"])

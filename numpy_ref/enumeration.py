@@ -37,8 +37,8 @@ END = 0
 class Answers:
     """Hold N answers of at most L tokens: their tokens, the contexts of these tokens, and whether the answers ended.
 
-    A context is what stands before a token in its answer. It is stored as a number: the index of the row of logits in the
-    policy's table (C, V) from which the token is drawn.
+    The context of a token is the part of the answer before it. It is stored as an index into the policy's table (C, V), which
+    has a row of logits for each context.
     """
 
     targets: Array  # (N, L), -100 after the last token
@@ -92,10 +92,11 @@ def expected_reward_backward(dreward: Array | float, cache: Cache) -> tuple[Arra
 def estimator_moments(
     log_probs: Array, gradients: Array, rewards: Array, group_size: int, advantages: Callable[[Array], Array]
 ) -> tuple[Array, float]:
-    """Return the mean (C, V) and the total variance of the policy gradient that is estimated from K = `group_size` answers.
+    """Return the mean (C, V) and the variance of the policy gradient that is estimated from K = `group_size` answers.
 
-    They are computed exactly, over all N^K groups of K answers. log_probs (N,), gradients (N, C, V) of log_probs, and
-    rewards (N,) are those of all N answers. `advantages` maps the rewards (G, K) of G groups to advantages (G, K).
+    The variance is the sum of the variances of all C V numbers. Both are exact: they are computed over all N^K groups of K
+    answers. log_probs (N,), gradients (N, C, V) of log_probs, and rewards (N,) are those of all N answers. `advantages` maps
+    the rewards (G, K) of G groups to advantages (G, K).
     """
     groups = np.indices((len(rewards),) * group_size).reshape(group_size, -1).T  # (N^K, K)
     probability = np.exp(log_probs[groups].sum(axis=1))  # (N^K,)

@@ -58,6 +58,8 @@ def layernorm_forward(x: Array, weight: Array, bias: Array | None = None, eps: f
 def layernorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
     """Compute the gradients of `layernorm_forward`: dx = r (g - mean(g) - h mean(g h)) with g = w dy.
 
+    r = 1 / sqrt(var(x) + eps), and h = r (x - mean(x)) is the output without weight and bias.
+
     dy (..., C) -> dx (..., C), dweight (C,), dbias (C,) or None.
     """
     h, r = cache["h"], cache["r"]  # (..., C), (..., 1)
@@ -85,6 +87,8 @@ def rmsnorm_forward(x: Array, weight: Array | None = None, eps: float = EPS) -> 
 
 def rmsnorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array | None]:
     """Compute the gradients of `rmsnorm_forward`: dx = r (g - h mean(g h)) with g = w dy.
+
+    r = 1 / sqrt(mean(x^2) + eps), and h = r x is the output without the weight.
 
     dy (..., C) -> dx (..., C), dweight (C,) or None.
     """

@@ -25,7 +25,7 @@ BASE = 10_000.0
 
 
 def rope_tables(context_length: int, d_head: int, base: float = BASE) -> tuple[Array, Array]:
-    """Compute the cosine and sine of every angle, in float64: (T, D/2) each."""
+    """Compute the cosine and sine of the angle of each position and pair of channels, in float64: (T, D/2) each."""
     frequency = base ** (-np.arange(0, d_head, 2) / d_head)  # (D/2,)
     angle = np.arange(context_length)[:, None] * frequency  # (T, D/2)
     return np.cos(angle), np.sin(angle)

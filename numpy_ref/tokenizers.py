@@ -101,7 +101,7 @@ class CharTokenizer(_TableTokenizer):
 
 
 class WordTokenizer(_TableTokenizer):
-    """Give an id to each frequent word, punctuation mark and run of white space, so that decoding is concatenation."""
+    """Give an id to each frequent word, punctuation mark and run of white space, so that decoding only joins them."""
 
     kind = "word"
 
