@@ -213,9 +213,9 @@ class GPTConfig(ModelConfig):
         """Return the floating-point operations of training per token: forward (2 per weight) and backward (4 per weight).
 
         The sequence has T = `context` tokens (None: `context_length`). Token t attends to min(t, window) keys; without a
-        window, that is (T + 1) / 2 keys on average. The attention scores and the weighted sum of the values together cost 12
-        operations (forward and backward) per layer, key and component of the query. Norms and activations are not counted, as
-        in the model FLOPs of the PaLM paper (arXiv:2204.02311, appendix B).
+        window, a token attends to (T + 1) / 2 keys on average. For each layer, head and key, the attention score and the
+        weighted sum of the values together cost 12 * d_head operations (forward and backward). Norms and activations are not
+        counted, as in the model FLOPs of the PaLM paper (arXiv:2204.02311, appendix B).
         """
         T = context or self.context_length
         beyond = max(0, T - (self.window or T))  # tokens whose window does not reach the first token
@@ -908,7 +908,7 @@ class RunConfig:
 
     @property
     def is_tuning(self) -> bool:
-        """Tell whether the run trains another run, its base run, further, with the same architecture and tokenizer."""
+        """Tell whether the run continues from the weights of a base run, with the architecture and tokenizer of that run."""
         return self._tuning is not None
 
     @property
@@ -932,7 +932,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """Hold facts about the user's command that `budget=` needs to choose settings.
+    """Hold facts about the user's command: `budget=` chooses settings by them, and the checks before a training use them.
 
     They are not part of RunConfig, and a run folder does not record them.
     """

@@ -81,7 +81,8 @@ def parse(line: str) -> Command | None:
 def remark(line: str, reads_system: bool = True) -> str | None:
     """Return a remark if a line goes to the model although it begins with the name of a command, else None.
 
-    `reads_system`: whether the model was fine-tuned on conversations and so reads a system prompt.
+    The remark names the command to type instead. If `reads_system` is false (the model was not fine-tuned on conversations),
+    the remark about a line that begins with `system` says that this model has no system prompt.
     """
     word = line.strip().partition(" ")[0]
     if word not in TAKES_TEXT:

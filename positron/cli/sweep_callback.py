@@ -31,7 +31,7 @@ _LOCKS = contextlib.ExitStack()  # holds the lock of the sweep until this proces
 class SweepTable(Callback):
     """Check a sweep before its first job, and show the table of its jobs after the last.
 
-    Hydra turns an exception of a callback into a warning, so an error ends the process here.
+    An error raises SystemExit, because Hydra would turn any other exception of a callback into a warning and go on.
     """
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:

@@ -268,7 +268,7 @@ def list_texts(path: str, reading: Reading) -> Listing:
 
 
 def read_pieces(path: Path, reading: Reading) -> Iterator[Piece]:
-    """Yield the text of a file as pairs (piece, whether its document ends with it).
+    """Yield the text of a file as pairs (piece of a document, whether it is the document's last piece).
 
     Raises UserError, which names the file and the row, if the file cannot be read.
     """
@@ -297,7 +297,7 @@ _SPACED_START = re.compile(r"<\|endoftext\|>[ \t]*\n")
 
 
 def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
-    """Yield the documents between lines `<|endoftext|>` as pairs (piece, whether its document ends with it).
+    """Yield the text between lines `<|endoftext|>` as pairs (piece of a document, whether it is the document's last piece).
 
     The newlines around these lines are left out, and empty documents are skipped.
     """

@@ -339,8 +339,8 @@ _OF_THIS_MACHINE = {
 def retry_network(action: Callable[[], Answer], what: str) -> Answer:
     """Return the result of `action`; if the network fails, call it again after a pause of 1 to 60 seconds.
 
-    `what` names the downloaded object in messages. Raises Unreachable after `patience_s()` seconds. Raises at once what
-    repeating the request would not change: UserError for a refusal of the hub, OSError for a fault such as a full disk.
+    `what` names the downloaded object in messages. Raises Unreachable after `patience_s()` seconds. Does not try again where
+    this cannot help: raises UserError if the hub refuses the request, and OSError for a fault such as a full disk.
     """
     # HTTPError is the class of the HTTP library that huggingface_hub uses
     from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError

@@ -60,10 +60,7 @@ def pack(rows: list[Row], context: int) -> list[Row]:
 
 
 def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
-    """Group rows of similar length into micro-batches (B, T), B <= `micro`, padded on the right to one of BUCKETS widths.
-
-    `pad`: the id that fills the inputs. The targets are filled with -100.
-    """
+    """Group rows of similar length into micro-batches (B, T) with B <= `micro`, padded as in `to_part`."""
     ordered = sorted(rows, key=lambda r: -len(r[0]))
     parts: list[Part] = []
     for start in range(0, len(ordered), micro):
@@ -74,8 +71,8 @@ def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
 def to_part(rows: list[Row], context: int, pad: int) -> Part:
     """Make one micro-batch (B, T) of all rows, padded on the right.
 
-    T is the smallest of BUCKETS widths that the longest row fits. `pad`: the id that fills the inputs. The targets are
-    filled with -100.
+    T is the length of the longest row, rounded up to a multiple of context / BUCKETS. `pad`: the id that fills the inputs.
+    The targets are filled with -100.
     """
     step = -(-context // BUCKETS)
     width = min(context, -(-max(len(row_x) for row_x, _ in rows) // step) * step)

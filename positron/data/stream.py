@@ -41,7 +41,10 @@ Place = dict[str, int]
 
 
 class Stream:
-    """Manage the epochs of one corpus and one tokenizer. Any process that holds the lock of the corpus may write epochs."""
+    """Manage the epochs of one streamed corpus for one tokenizer: folders of token files, each with new text of the corpus.
+
+    Any process that holds the lock of the corpus may write epochs.
+    """
 
     def __init__(self, config: DataConfig, tokenizer_folder: Path) -> None:
         assert config.tokens_per_epoch is not None

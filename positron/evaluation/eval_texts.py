@@ -129,7 +129,7 @@ def texts_of_run(run: Run, split: str, limit: int, instead: str = INSTEAD) -> li
 
 
 def common_texts(runs: Sequence[Run], split: str, limit: int) -> list[str]:
-    """Return what `texts_of_run` returns for each of the runs. Raises UserError if two runs have different texts."""
+    """Return the result of `texts_of_run` that all runs share. Raises UserError if two runs have different texts."""
     first, *others = runs
     texts = texts_of_run(first, split, limit)
     for run in others:
