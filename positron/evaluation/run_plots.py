@@ -218,8 +218,9 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
 def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> bytes:
     """Draw the gain of each pair of each candidate, with the 95 % interval of the mean, and a second panel below.
 
-    The second panel shows the bits per byte of the recipe with each adopted candidate, as a mean over the seeds of its pairs.
-    `min_gain` is the smallest gain worth having. Returns a PNG.
+    The second panel shows the bits per byte of the base recipe, and of the recipe after each adoption, which contains all
+    candidates adopted so far. Each number is the mean over the seeds of one candidate's pairs. `min_gain` is the smallest gain
+    worth having. Returns a PNG.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

@@ -30,10 +30,12 @@ MIN_SPREAD = 0.15  # standard deviation of log N or log D; below this value, N o
 
 @dataclass(frozen=True)
 class Law:
-    """Hold a fitted law.
+    """Hold a fitted law for the bits per byte after D tokens with N parameters: E + A / N^alpha + B / D^beta.
 
-    `theta` contains the fitted numbers of each term in the order of `terms`. The term "E" has one number, log E. The terms
-    "N" and "D" have two numbers: the logarithm of the term at the centre of the runs, and the exponent.
+    The law has only those of the terms A / N^alpha and B / D^beta that `terms` names, and E is fitted only if `terms` names it.
+    `theta` contains the fitted numbers of each term in the order of `terms`. The term "E" has one number, log E. The term "N"
+    has two numbers: the logarithm of A / N^alpha at log N = `center["N"]`, and alpha. The term "D" has the same two numbers
+    for B / D^beta.
     """
 
     terms: tuple[str, ...]  # "E" if E is fitted, then "N", "D" or both
@@ -96,9 +98,9 @@ class Law:
         return {key: np.log(np.atleast_1d(np.asarray(v, float))) - self.center[key] for key, v in values.items()}
 
     def partner(self, value: float) -> float:
-        """Return the tokens D that the trend of the runs gives for N = `value` parameters.
+        """Return the tokens D for N = `value` parameters, on the straight line that was fitted to log D and log N of the runs.
 
-        If only D varies among the runs, return the parameters N for D = `value` tokens.
+        If the law has only the term "D", return the parameters N for D = `value` tokens instead.
         """
         known, wanted = ("D", "N") if self.reduced == "D" else ("N", "D")
         return float(np.exp(self.center[wanted] + self.slope * (np.log(value) - self.center[known])))

@@ -128,7 +128,10 @@ class CompiledDecoder(Decoder):
         return sum(items for _, _, items in self._phases())
 
     def plan(self, threads: int) -> None:
-        """Divide the items of each phase into chunks of decreasing size, so that all threads finish at about the same time."""
+        """Divide each phase of a step, such as a matrix product, into chunks for the threads.
+
+        The chunks of a phase become smaller and smaller, so that all threads finish it at about the same time.
+        """
         if threads == self.threads:
             return
         chunks: list[tuple[int, ...]] = []

@@ -22,8 +22,9 @@ ROW_MULTIPLE = 32  # the int8 operator reads beyond the end of rows whose length
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise W (out, in) to q (out, in) in int8 and scale (out,) in bf16, with |W - scale q| <= scale / 2.
 
-    The scale is rounded to bf16 before W is divided by it. It can become too small by 1 part in 256. The largest number of a
-    row is then at most 127 (1 + 1/256) = 127.496, which is rounded to 127, so no number exceeds the range.
+    The scale of a row is its largest |W| divided by 127. It is rounded to bf16 before W is divided by it, which makes W / scale
+    larger by at most 1 part in 256. So the largest number of a row is at most 127 (1 + 1/256) = 127.496, which is rounded to
+    127, and no number exceeds the range.
     """
     weight = weight.detach().float()
     scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
@@ -54,7 +55,11 @@ def round_weights(model: GPT, dtype: torch.dtype | None) -> GPT:
 
 
 class Int8Linear:
-    """Compute activation(x W^T + b) with W in int8. The int8 operator of torch is used for a few rows of x in bf16."""
+    """Compute activation(x W^T + b) with W in int8.
+
+    The int8 operator of torch is used on a CPU for at most MAX_DIRECT_ROWS rows of x in bf16, if their length is a multiple of
+    ROW_MULTIPLE. Otherwise, q is converted to the format of x for each product.
+    """
 
     packed = False
 

@@ -234,7 +234,8 @@ def exact_rows(decoder: AnyDecoder) -> int:
 
     oneDNN's products with packed weights give a row the same result in any number of rows; those of `F.linear` do not.
     It is not known in advance which product this machine uses, and how it divides the elementwise operators among threads.
-    Therefore a step in the middle of an empty context is computed with each number of rows, and the results are compared.
+    Therefore a step is computed with each number of rows, at the middle position of the context in a new cache, and the
+    results are compared.
     """
     slots = len(decoder.lengths)
     probe, rows = decoder.with_empty_cache(slots), list(range(slots))
