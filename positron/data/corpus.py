@@ -34,10 +34,11 @@ def prepare(
 ) -> tuple[Tokenizer, Path]:
     """Return the tokenizer of a corpus and the folder of its token files; create both if they do not exist.
 
-    `tokenizer`: the tokenizer of an existing run; if None, a tokenizer is trained on the corpus. `known`: the fingerprint
-    of the text that an existing run was started with. If this text cannot be read any more, or if this version of
-    Positron reads it differently, the token files that were written for this fingerprint are used. If two processes need
-    the same corpus, the second waits for the first. Raises UserError if the text is missing, empty or unreadable.
+    `tokenizer`: the tokenizer of an existing run; if None, a tokenizer with the settings `choice` is trained on the corpus, or
+    loaded if its vocabulary is fixed. `known`: the fingerprint of the text that an existing run was started with. If this text
+    cannot be read any more, or if this version of Positron reads it differently, the token files that were written for this
+    fingerprint are used. If two processes need the same corpus, the second waits for the first. Raises UserError if the text
+    is missing, empty or unreadable.
     """
     existing = find_token_files(data, tokenizer, known)
     try:

@@ -180,7 +180,10 @@ class HubSource:
                     yield str(path), group
 
     def read(self, task: Task | str) -> list[Document]:
-        """Return the documents of a row group. Raises UserError if the column is missing or the file is damaged."""
+        """Return the documents of a row group. `task` must not be WAIT.
+
+        Raises UserError if the column is missing or the file is damaged.
+        """
         assert not isinstance(task, str)  # WAIT has no documents
         path, group = task
         return [

@@ -85,7 +85,7 @@ def violated(request: Request, seed: int, index: int) -> tuple[Request, Violatio
     """Return a request that differs from `request` in exactly one value, and which value this is: name, thing, place or plot.
 
     The value is drawn at random; `seed` and `index` determine the result. The plot can only be changed if another plot allows
-    the same hero, thing and place, which is rarely the case.
+    the same name, thing and place, which is rarely the case.
     """
     rng = random.Random(f"violation {seed}/{index}")
     plots = _other_plots(request)

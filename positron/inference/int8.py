@@ -32,7 +32,7 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(q: Tensor, scale: Tensor) -> Tensor:
-    """Return the product scale q (out, in) in fp32, which represents it exactly."""
+    """Return scale * q (out, in) in fp32, which can represent these products exactly."""
     return q.float() * scale.float()[:, None]
 
 
