@@ -124,7 +124,7 @@ def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> 
             "bits": bits,
         }
         content = page(stored.run, facts, weights, logits)
-        if len(content) <= MAX_BYTES or bits == 8:
+        if len(content) <= MAX_BYTES:
             break
     with whole_file(path) as file:
         file.write(content)
@@ -144,12 +144,13 @@ def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
     """Yield pairs (bits per weight, number of steps in the history) to try until the file is small enough.
 
     The bits decrease to 8, from at most 16. At ENOUGH_BITS, a half and a quarter of the `steps` are tried before the bits
-    decrease further, because with fewer bits the logits differ visibly.
+    decrease further, because with fewer bits the logits differ visibly. They are tried at 8 bits, too, unless the weights alone
+    are already too large.
     """
     fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
     for bits in range(max(8, min(16, fitting)), 7, -1):
         yield bits, steps
-        if bits == ENOUGH_BITS:
+        if bits == ENOUGH_BITS or bits == 8 <= fitting:
             yield from ((bits, fewer) for fewer in (steps // 2, steps // 4) if fewer > 1)
 
 

@@ -249,7 +249,15 @@ def test_steps_are_left_out_before_the_weights_become_coarse():
     shape = shape_of(small_model())
     tried = list(html_file.attempts(shape, 12))
     assert tried[:6] == [(16, 12), (15, 12), (14, 12), (14, 6), (14, 3), (13, 12)]
-    assert tried[-1] == (8, 12)
+    assert tried[-3:] == [(8, 12), (8, 6), (8, 3)]
+    assert list(html_file.attempts({**shape, "parameters": html_file.MAX_BYTES * 4 // 5}, 12)) == [
+        (8, 12),
+        (8, 6),
+        (8, 3),
+    ]
+    assert list(html_file.attempts({**shape, "parameters": html_file.MAX_BYTES}, 12)) == [
+        (8, 12)
+    ]  # too large without it
     assert [bits for bits, _ in html_file.attempts(shape, 0)] == list(range(16, 7, -1))
 
 
