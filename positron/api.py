@@ -104,7 +104,7 @@ def finetune(
     from positron.cli.sweeps import run_config
     from positron.sft import configure, sft
 
-    origin = {} if base is None else {"init_from": str(getattr(base, "folder", base))}
+    origin = {} if base is None else {"init_from": _name_of(base)}
     return run_config(
         *_composed("sft", name, {**origin, **_data_settings(data, "instruct", settings), **settings}),
         configure,
@@ -130,7 +130,7 @@ def prefer(
     from positron.prefer import configure
     from positron.prefer import prefer as recipe
 
-    origin = {} if base is None else {"init_from": str(getattr(base, "folder", base))}
+    origin = {} if base is None else {"init_from": _name_of(base)}
     return run_config(
         *_composed("prefer", name, {**origin, **_data_settings(data, "preferences", settings), **settings}),
         configure,
@@ -159,7 +159,7 @@ def reinforce(
     from positron.reinforce import configure
     from positron.reinforce import reinforce as recipe
 
-    origin = {} if base is None else {"init_from": str(getattr(base, "folder", base))}
+    origin = {} if base is None else {"init_from": _name_of(base)}
     chosen = {**origin, **_data_settings(data, "instruct", settings), **_reward_settings(reward)}
     return run_config(
         *_composed("reinforce", name, {**chosen, **settings}),
@@ -215,17 +215,24 @@ def load(run: str | Path | Run | Sequence[str | Path | Run] | None = None, weigh
     return Writer(model, tokenizer, weights=weights)
 
 
-def _names_of(runs: str | Path | Run | Sequence[str | Path | Run]) -> list[str]:
-    """Return the names or folders of one or several runs. Raises UserError if an object names no run, or if there is no run."""
+def _name_of(run: str | Path | Run) -> str:
+    """Return the name or the folder of a run. Raises UserError if the object names no run."""
     from positron.run.folder import Run
 
-    each = runs if isinstance(runs, list | tuple) else [runs]
-    for run in each:
-        if not isinstance(run, str | Path | Run):
-            raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")
+    match run:
+        case Run():
+            return str(run.folder)
+        case str() | Path():
+            return str(run)
+    raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")
+
+
+def _names_of(runs: str | Path | Run | Sequence[str | Path | Run]) -> list[str]:
+    """Return the names or folders of one or several runs. Raises UserError if an object names no run, or if there is no run."""
+    each = [runs] if isinstance(runs, str) or not isinstance(runs, Sequence) else runs
     if not each:
         raise UserError("the list of runs is empty: name at least one run")
-    return [str(run.folder if isinstance(run, Run) else run) for run in each]
+    return [_name_of(run) for run in each]
 
 
 def export(
@@ -242,7 +249,7 @@ def export(
     """
     from positron.export import export as write
 
-    return write(None if run is None else str(getattr(run, "folder", run)), to, folder, precision)
+    return write(None if run is None else _name_of(run), to, folder, precision)
 
 
 def import_model(

@@ -129,6 +129,15 @@ def test_a_mistake_is_named_before_anything_is_written(folder, settings, message
     assert not list(folder.glob("outputs/*/config.json"))
 
 
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [(positron.finetune, ()), (positron.distill, ()), (positron.evaluate, ()), (positron.export, ("hf",))],
+)
+def test_an_object_that_names_no_run_is_refused(folder, function, arguments):
+    with pytest.raises(UserError, match="run 3 must be the name or the folder of a run, not int"):
+        function(3, *arguments)
+
+
 def test_last_words_stand_for_the_key_that_training_reads():
     assert full_name("lr", "train") == "optimizer.lr"
     assert full_name("batch_tokens", "train") == "train.batch_tokens"
