@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
@@ -23,7 +24,28 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 ROWS = 16  # number of windows that are computed at a time
 MIN_UNITS = 20  # with fewer documents, the interval is computed from blocks of text instead of documents
 MAX_BLOCKS = 100
-Windows = list[tuple[Tensor, Tensor]]  # x and y (N, context) for each document
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Hold the windows of some documents: inputs x and targets y (N, context).
+
+    `sizes` has a list for each document, with the number of bytes of the document that each of its windows scores.
+    """
+
+    x: Tensor
+    y: Tensor
+    sizes: list[list[int]]
+
+    def scores(self, losses: Tensor) -> list[list[Score]]:
+        """Return a list of scores for each document, one per window, from the loss in nats of each target, (N, context)."""
+        counts = [len(sizes) for sizes in self.sizes]
+        nats = losses.double().sum(dim=1).split(counts)
+        tokens = (self.y != IGNORE).sum(dim=1).split(counts)
+        return [
+            [Score(*sums) for sums in zip(part.tolist(), sizes, count.tolist(), strict=True)]
+            for part, sizes, count in zip(nats, self.sizes, tokens, strict=True)
+        ]
 
 
 @torch.inference_mode()
@@ -81,11 +103,10 @@ def score_windows(
     document, one per window; their sum is the score of the document. `what` is the title of the progress line. Raises
     UserError if the stride is not between 1 and the context length.
     """
-    windows = _windows(tokenizer, texts, model.config.context_length, stride)
-    if not windows:
+    if not texts:
         return []
-    x, y = (torch.cat(side) for side in zip(*windows, strict=True))
-    return _documents(texts, windows, window_losses(model, x, y, what), tokenizer)
+    windows = _cut(tokenizer, texts, model.config.context_length, stride)
+    return windows.scores(window_losses(model, windows.x, windows.y, what))
 
 
 def score_ensemble(
@@ -96,48 +117,33 @@ def score_ensemble(
     All members read the same windows, which are as long as the shortest context. Returns the result of `score_windows` for the
     ensemble, and a list with the result for each member. Raises the errors of `score_windows`.
     """
-    windows = _windows(tokenizer, texts, context_of(ensemble), stride)
     count = len(ensemble.members)
-    if not windows:
+    if not texts:
         return [], [[] for _ in range(count)]
-    x, y = (torch.cat(side) for side in zip(*windows, strict=True))
+    windows = _cut(tokenizer, texts, context_of(ensemble), stride)
+    x, y = windows.x, windows.y
     losses = [
         window_losses(member, x, y, f"scoring by run {i} of {count}") for i, member in enumerate(ensemble.members, 1)
     ]
     mean = mean_losses(losses).masked_fill(y == IGNORE, 0.0)
-    return _documents(texts, windows, mean, tokenizer), [_documents(texts, windows, part, tokenizer) for part in losses]
+    return windows.scores(mean), [windows.scores(part) for part in losses]
 
 
-def _windows(tokenizer: Tokenizer, texts: Sequence[str], context: int, stride: int | None) -> Windows:
-    """Cut each document, with its end-of-text token, into windows.
-
-    Raises UserError if the stride is not between 1 and the context length.
-    """
+def _cut(tokenizer: Tokenizer, texts: Sequence[str], context: int, stride: int | None) -> Windows:
+    """Cut one or more documents, each with its end-of-text token, into windows. Raises UserError for a wrong stride."""
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
         raise UserError(f"--stride must be between 1 and the context length {context}, not {stride}")
     begin, end = tokenizer.special_id(END_OF_TEXT), tokenizer.end_ids[0]
-    cut = [isinstance(text, Beginning) for text in texts]
-    return [
-        sliding_windows([begin, *ids] if is_cut else [begin, *ids, end], context, stride)
-        for ids, is_cut in zip(tokenizer.encode_batch([str(text) for text in texts]), cut, strict=True)
+    encoded = tokenizer.encode_batch([str(text) for text in texts])
+    documents = [
+        sliding_windows([begin, *ids] if isinstance(text, Beginning) else [begin, *ids, end], context, stride)
+        for text, ids in zip(texts, encoded, strict=True)
     ]
-
-
-def _documents(texts: Sequence[str], windows: Windows, losses: Tensor, tokenizer: Tokenizer) -> list[list[Score]]:
-    """Return the scores of the windows of each document, from the losses in nats of all windows, (N, context)."""
-    y = torch.cat([y for _, y in windows])
-    nats = losses.double().sum(dim=1).tolist()
-    tokens = (y != IGNORE).sum(dim=1).tolist()
-    token_bytes = torch.from_numpy(tokenizer.token_bytes())
-    weights = token_bytes[y.clamp(min=0)].mul(y != IGNORE).sum(dim=1).tolist()
-    documents, place = [], 0
-    for text, (inputs, _) in zip(texts, windows, strict=True):
-        part = slice(place, place + len(inputs))
-        place = part.stop
-        sizes = _shares(size_of(text), weights[part])
-        documents.append([Score(*sums) for sums in zip(nats[part], sizes, tokens[part], strict=True)])
-    return documents
+    x, y = (torch.cat(side) for side in zip(*documents, strict=True))
+    weights = torch.from_numpy(tokenizer.token_bytes())[y.clamp(min=0)].mul(y != IGNORE).sum(dim=1)
+    parts = weights.split([len(inputs) for inputs, _ in documents])
+    return Windows(x, y, [_shares(size_of(text), part.tolist()) for text, part in zip(texts, parts, strict=True)])
 
 
 def _shares(whole: int, weights: list[int]) -> list[int]:
