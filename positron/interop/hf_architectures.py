@@ -37,10 +37,11 @@ def choose(config: GPTConfig) -> Architecture:
 
     Raises UserError, which names the option that no class supports, and the changes that help.
     """
-    return chosen(_choose, config, "Hugging Face's transformers has no class")
+    return chosen(architecture_of, config, "Hugging Face's transformers has no class")
 
 
-def _choose(config: GPTConfig) -> Architecture:
+def architecture_of(config: GPTConfig) -> Architecture:
+    """Return the same as `choose`. Raises Unsupported, which names only the option."""
     if config.smear:
         raise Unsupported("model.smear=true")
     match config.norm:

@@ -12,6 +12,7 @@ from typing import Any
 
 from positron.config import GPTConfig
 from positron.interop import hf_architectures
+from positron.interop.remedies import Unsupported
 from positron.interop.rules import Rule, absent
 from positron.settings import from_dict
 from positron.system.errors import UserError
@@ -165,8 +166,8 @@ def own_config(facts: dict[str, Any]) -> tuple[GPTConfig, list[Rule]] | None:
         return None
     try:
         config = from_dict(GPTConfig, noted)
-        return config, hf_architectures.choose(config).rules(config)
-    except UserError:
+        return config, hf_architectures.architecture_of(config).rules(config)
+    except (UserError, Unsupported):
         return None
 
 

@@ -178,6 +178,20 @@ def test_an_export_that_was_trained_elsewhere_is_read_by_its_own_config(tmp_path
         assert (ours(torch.arange(16)[None]) - theirs(torch.arange(16)[None]).logits).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("note", [{"smear": True}, {"d_model": "wide"}, {"n_head": 5}, ["d_model", 32]])
+def test_a_note_of_an_export_that_is_not_valid_is_ignored(note, tmp_path):
+    """No class of transformers has smear; the other notes describe no model."""
+    model = random_model(gpt_config(char().vocab_size, **SHAPES["llama"]))
+    export(open_source(save_run(tmp_path / "run", model, char())), "hf", tmp_path / "hf")
+    described = json.loads((tmp_path / "hf" / "config.json").read_text())
+    noted = {**described["positron"], **note} if isinstance(note, dict) else note
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**described, "positron": noted}))
+    read = read_model(tmp_path / "hf")
+    ours, ids = GPT(read.config).eval(), torch.arange(16)[None]
+    ours.load_state_dict(read.weights)
+    torch.testing.assert_close(ours(ids), model.eval()(ids))
+
+
 def test_a_chat_model_of_ours_stays_one(tmp_path):
     tokenizer = sentencepiece()
     model = random_model(gpt_config(tokenizer.vocab_size, **SHAPES["llama"]))
