@@ -51,6 +51,14 @@ def step(model: GPT, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
+def build(gpt: GPTConfig, processes: int) -> tuple[GPT, torch.optim.Optimizer]:
+    """Return a model, which is sharded if there are several processes, and its optimizer."""
+    model = GPT(gpt)
+    if processes > 1:
+        shard(model, "cpu", processes)
+    return model, build_optimizer(model.named_parameters(), OptimizerConfig(), fused=True)
+
+
 def train(gpt: GPTConfig, processes: int, folder: str, rank: int, pipe: PipeEnd) -> None:
     """Take three steps; process 0 sends the bytes held, the largest sum of tensors and the peak of the process to `pipe`."""
     tune_allocator()
@@ -58,21 +66,24 @@ def train(gpt: GPTConfig, processes: int, folder: str, rank: int, pipe: PipeEnd)
     if processes > 1:
         torch.distributed.init_process_group("gloo", f"{folder}/meet", rank=rank, world_size=processes)
     inherited = peak_memory(torch.device("cpu"))
-    model = GPT(gpt)
-    if processes > 1:
-        shard(model, "cpu", processes)
-    optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(), fused=True)
+    model, optimizer = build(gpt, processes)
     for _ in range(2):
         step(model, optimizer)
     process = peak_memory(torch.device("cpu")) - inherited  # before the profiler takes memory
     moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
     held = sum(own_part(tensor).nbytes for tensor in itertools.chain(model.parameters(), moments))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        step(model, optimizer)
+    largest = largest_sum_of_step(model, optimizer)
     if rank == 0:
-        pipe.send((held, held + largest_sum(record), process))
+        pipe.send((held, held + largest, process))
     if processes > 1:
         torch.distributed.destroy_process_group()
+
+
+def largest_sum_of_step(model: GPT, optimizer: torch.optim.Optimizer) -> int:
+    """Take a step; return the largest number of bytes that it allocated and that were not yet freed at any time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step(model, optimizer)
+    return largest_sum(record)
 
 
 def largest_sum(record: profile) -> int:

@@ -16,10 +16,9 @@ from torch import distributed
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from positron.config import GPTConfig, OptimizerConfig, RunConfig
+from positron.config import GPTConfig, RunConfig
 from positron.model.gpt import GPT
 from positron.settings import from_dict
-from positron.training.optim.groups import build_optimizer
 from positron.training.sharded_tensors import own_part
 from positron.training.sharding import shard
 from scripts.bench import scale
@@ -181,14 +180,10 @@ def test_a_step_of_fsdp_sends_and_holds_what_the_formula_says():
 def memory_of_one_of_eight():
     distributed.init_process_group("fake", rank=0, world_size=8)
     gpt = sharded.SHAPES[0]
-    model = GPT(gpt)
-    shard(model, "cpu", 8)
-    optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(), fused=True)
+    model, optimizer = sharded.build(gpt, 8)
     sharded.step(model, optimizer)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        sharded.step(model, optimizer)
     held, tensors = sharded.computed(gpt, 8)
-    assert held + sharded.largest_sum(record) == pytest.approx(tensors, rel=0.1)
+    assert held + sharded.largest_sum_of_step(model, optimizer) == pytest.approx(tensors, rel=0.1)
 
 
 @pytest.mark.slow  # positron/training/sharding.py has fast tests of its own
