@@ -6,6 +6,7 @@ validation text, and the grammar, if the run was trained on the built-in stories
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -162,7 +163,7 @@ class Subject:
     @cached_property
     def validation_texts(self) -> list[str]:
         """Return the first documents of the validation text, or an empty list if the text is not on this machine."""
-        if self._stories is not None:
+        with contextlib.suppress(UserError):
             return self._validation_stories(10)
         try:
             base = pretrained_run(self.run)
@@ -245,30 +246,32 @@ class Subject:
 
         `refuse_joining` explains which tokenizers are unsuitable.
         """
-        if self._stories is None:
-            raise UserError(
-                f"{self.run.folder} was not trained on the built-in stories of this version, so the exact probabilities of "
-                "its text are not known: name a run that was trained with data=stories"
-            )
+        self._source_of_stories()
         refuse_joining(self.tokenizer)
 
-    @cached_property
-    def _stories(self) -> StoriesSource | None:
-        """Return the source of the built-in stories, if the run or its base run was trained on them."""
-        try:
-            base = pretrained_run(self.run)
-            data = from_dict(DataConfig, base.config()["data"])
-        except UserError:
-            return None
+    def _source_of_stories(self) -> StoriesSource:
+        """Return the source of the built-in stories on which the run or its base run was trained.
+
+        Raises UserError if the text is another one, comes from another version of Positron, or is not known.
+        """
+        base = pretrained_run(self.run)
+        data = from_dict(DataConfig, base.config()["data"])
         if data.source != "stories":
-            return None
+            raise UserError(
+                f"exact probabilities are only known for the built-in stories, and {base.folder} was trained on another text: "
+                "name a run that was trained with data=stories"
+            )
         source = StoriesSource(data)
-        return source if base.facts().data_fingerprint in (None, source.fingerprint) else None
+        if base.facts().data_fingerprint not in (None, source.fingerprint):
+            raise UserError(
+                f"{base.folder} was trained on the stories of another version of Positron, whose probabilities are not those "
+                "of this version: use that version, or train a new run with data=stories"
+            )
+        return source
 
     def _validation_stories(self, count: int) -> list[str]:
         """Return the first validation stories, generated again as in training."""
-        assert self._stories is not None
-        source = self._stories
+        source = self._source_of_stories()
         documents = (document for task in source.tasks() for document in source.read(task))
         return [document.text for document in itertools.islice((d for d in documents if d.is_val), count)]
 

@@ -15,6 +15,7 @@ from positron.inspection.look import look
 from positron.inspection.lookdata import HistoryData, LookData, RegretHistory, TruthData
 from positron.inspection.subject import KEPT_MODELS, Subject
 from positron.inspection.truth import story_truth
+from positron.run.facts import write_record
 from positron.run.folder import Run
 from positron.run.load import load_kept_model, load_model
 from positron.stories import bits
@@ -152,9 +153,21 @@ def test_a_run_on_another_grammar_has_no_truth(kept_run, tmp_path):
     Run(folder).update(data_fingerprint="of an earlier grammar")
     other = Subject(Run(folder))
     for ask in (lambda: other.truth(PROMPT), other.regrets):
-        with pytest.raises(UserError, match="was not trained on the built-in stories of this version"):
+        with pytest.raises(UserError, match="was trained on the stories of another version of Positron"):
             ask()
     assert other.look(PROMPT)["tokens"]
+
+
+def test_a_run_on_another_text_has_no_truth(kept_run, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(kept_run.folder, folder)
+    write_record(Run(folder).config_path, {**Run(folder).config(), "data": {"source": "text", "path": "my.txt"}})
+    other = Subject(Run(folder))
+    with pytest.raises(
+        UserError, match=r"only known for the built-in stories, and .*other was trained on another text"
+    ):
+        other.truth(PROMPT)
+    assert not other.knows_truth
 
 
 def keys_of(kind, value, path="look"):
