@@ -5,9 +5,9 @@ const [, , folder, base, run, key, chats] = process.argv;
 const { ServerSource } = await import(pathToFileURL(`${folder}/sources.js`).href);
 const source = new ServerSource(run, { base, key, chats: chats === "chats" });
 const text = async (request) => {
-  let written = "";
-  for await (const piece of source.generate(request)) written += piece.text;
-  return written;
+  let written = "", last = null;
+  for await (const piece of source.generate(request)) [written, last] = [written + piece.text, piece];
+  return { text: written, tokens: last.tokens };
 };
 const prompt = "Once upon";
 const settings = { max_tokens: 12, seed: 3, temperature: 0.9, top_p: 0.9, top_k: null, min_p: null };

@@ -127,6 +127,8 @@ def test_the_page_writes_the_text_of_the_engine(shared):
     ids = [tokenizer.special_id("<|endoftext|>"), *tokenizer.encode(PROMPT)]
     (text,) = Engine(small_model(), tokenizer).texts([ids], Sampling(temperature=0, top_p=None), max_tokens=20)
     assert shared.locator(".look-written").text_content() == PROMPT + text
+    shown = shared.locator(".look-written ~ p").inner_text()
+    assert shown == f"20 tokens, {shared.locator('#speed').inner_text()} tokens/s"
 
 
 def test_arrow_keys_move_the_chosen_token(shared):
@@ -262,7 +264,7 @@ def test_steps_are_left_out_before_the_weights_become_coarse():
 
 
 def test_a_smaller_limit_gives_fewer_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(html_file, "MAX_BYTES", 300_000)
+    monkeypatch.setattr(html_file, "MAX_BYTES", 400_000)
     facts = Stored("tiny", 20, PROMPT)
     rounded = write_file(small_model(), sentencepiece(), facts, tmp_path / "a.html")
     monkeypatch.setattr(html_file, "MAX_BYTES", 10_000)

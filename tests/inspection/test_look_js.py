@@ -39,7 +39,7 @@ def model_of(tokenizer):
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What the page answers, in one process of node."""
+    """What the page answers, and the speed that it shows, in one process of node."""
     folder = tmp_path_factory.mktemp("look")
     cases: dict[tuple[str, str], dict[str, Any]] = {}
     for name, create in TOKENIZERS.items():
@@ -91,7 +91,7 @@ def assert_equal(ours, theirs, place="") -> None:
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_page_sees_what_python_sees(answers, name, case):
     tokenizer = TOKENIZERS[name]()
-    model, answer = model_of(tokenizer), dict(answers[name, case])
+    model, answer = model_of(tokenizer), dict(answers[name, case]["data"])
     expected: dict[str, Any] = dict(look(model, tokenizer, PROMPT, run="r", step=3, **CASES[case]))
     # logits may differ by a constant, which no probability depends on
     ours, theirs = answer.pop("focus"), expected.pop("focus")
@@ -104,3 +104,9 @@ def test_the_page_sees_what_python_sees(answers, name, case):
     assert answer.pop("continuation") == text
     expected.pop("continuation")
     assert_equal(answer, expected)
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_shown_speed_is_that_of_writing_without_the_time_of_the_prompt(answers, name):
+    assert answers[name, "whole"]["speed"] == pytest.approx(1 / 0.020)

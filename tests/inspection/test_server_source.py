@@ -53,10 +53,10 @@ def test_the_page_gets_from_a_server_what_the_subject_says(kept_run, chat_run, c
     (text,) = Engine(subject.best, subject.tokenizer).texts(
         [ids], Sampling(temperature=0.9, top_p=0.9), max_tokens=12, seed=3, stop_ids=vocabulary.ends
     )
-    assert answers["written"] == text
+    assert answers["written"] == {"text": text, "tokens": 12}
     settings = {"max_tokens": 12, "seed": 3, "temperature": 0.9, "top_p": 0.9}
     ablated = subject.look(PROMPT, ablations=[{"layer": 0, "part": 1}], continuation=settings)
-    assert answers["ablated"] == ablated["continuation"]
+    assert answers["ablated"] == {"text": ablated["continuation"], "tokens": None}
     assert answers["nothing"] is None
     assert answers["error"]["status"] == 400
     assert "tokens" in answers["error"]["message"]

@@ -171,20 +171,18 @@ export function mount(root, source, { prompt = "", proof = null } = {}) {
 
   async function write() {
     const mine = ++writing, prompt = box.value;
-    let tokens = 0, first = null, message = null;
+    let last = { tokens: null, seconds: null }, message = null;
     writer.begin(source.chats ? `${prompt}\n\n` : prompt);
     const settings = { ...state.settings, seed: Number(seed.value) || 0, max_tokens: Math.max(1, Number(length.value) || 1) };
-    const began = performance.now();
     try {
       for await (const piece of source.generate({ prompt, step: state.step, ablations: state.ablations, ...settings }, () => mine !== writing)) {
-        first ??= performance.now();
-        tokens = Math.max(tokens, piece.tokens);
+        last = piece;
         writer.add(piece.text);
       }
     } catch (error) {
       message = error.message;
     }
-    writer.end(tokens, (performance.now() - (tokens > 1 ? first : began)) / 1000, message);
+    writer.end(last, message);
   }
 
   async function showHistory() {

@@ -3,6 +3,7 @@
 import { drawLabelled, drawMatrix, palette } from "./heat.js";
 import { counted, decimal, el, percent, signed, spoken, visible, whole, width } from "../dom.js";
 import { distribution } from "./sampling.js";
+import { speedOf } from "./sources.js";
 
 const SHOWN = 12; // bars of candidates
 const MEASURED = ["previous", "induction", "first", "text_previous", "text_induction"]; // of a head, see HeadScore
@@ -319,10 +320,12 @@ export function createWriter(act) {
       stop.hidden = false;
     },
     add: (piece) => text.append(piece),
-    end(tokens, seconds, message) {
+    end(last, message) {
       start.hidden = false;
       stop.hidden = true;
-      speed.textContent = message ?? `${counted(tokens)}, ${whole(Math.round(tokens / seconds))} tokens/s`;
+      const perSecond = speedOf(last);
+      const facts = [last.tokens === null ? null : counted(last.tokens), perSecond && `${whole(Math.round(perSecond))} tokens/s`];
+      speed.textContent = message ?? facts.filter((fact) => fact !== null).join(", ");
     },
   };
 }

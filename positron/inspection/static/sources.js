@@ -2,8 +2,9 @@
 //
 // Both have: run; chats, whether prompts are messages to answer; look(request, stopped) -> LookData; scores() -> Scores or null; history() -> HistoryData or null;
 // truth(request) -> TruthData or null; regrets() -> RegretHistory or null; and generate(request, stopped), which yields
-// pieces of text with the number of tokens. Types: positron/inspection/lookdata.py, with one addition: in a focus whose
-// logits are null the page knows only the candidates. The result of look is null if it was stopped.
+// pieces {text, tokens, seconds}: the number of tokens so far, null where it is not known, and the time from the first of
+// them to the newest. Types: positron/inspection/lookdata.py, with one addition: in a focus whose logits are null the page
+// knows only the candidates. The result of look is null if it was stopped.
 
 import { distribution, draw, Random } from "./sampling.js";
 import { focusOf, look, pause, promptIds } from "./look.js";
@@ -11,10 +12,23 @@ import { Stream } from "./tokenizer.js";
 
 const AT_THE_END = "with the weights of the best checkpoint only: move the history to its end";
 
-/** The model inside the page. `stored`: what positron/inspection/html_file.py computed when it wrote the file. */
+/** Return the tokens per second of a written text without the time that its prompt took; null for fewer than two tokens. */
+export const speedOf = ({ tokens, seconds }) => (tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : null);
+
+/** Measure the time of a text from its first token on. */
+class Stopwatch {
+  /** Note that a token is there, and return the seconds since the first one. */
+  lap() {
+    const now = performance.now();
+    this.began ??= now;
+    return (now - this.began) / 1000;
+  }
+}
+
+/** The model inside the page. `written`: called with the last piece of each text. `stored`: what positron/inspection/html_file.py computed when it wrote the file. */
 export class FileSource {
-  constructor(model, tokenizer, stored) {
-    Object.assign(this, { model, tokenizer, stored });
+  constructor(model, tokenizer, stored, written = () => {}) {
+    Object.assign(this, { model, tokenizer, stored, written });
     [this.run, this.chats] = [stored.run, stored.chats];
     this.reads = new Map(); // the last results of look, which answer for other positions
     this.turn = Promise.resolve(); // the model computes one thing at a time
@@ -122,14 +136,19 @@ export class FileSource {
       await rest();
       if (stopped()) return;
     }
-    for (let count = 1; count <= max_tokens && !stopped(); count++) {
+    const watch = new Stopwatch();
+    let tokens = 0, seconds = 0;
+    while (tokens < max_tokens && !stopped()) {
       const id = draw(distribution(logits, sampling), random);
       if (ends.has(id)) break;
-      yield { text: stream.push(id), tokens: count };
-      if (count < max_tokens) logits = model.continue(id);
+      [tokens, seconds] = [tokens + 1, watch.lap()];
+      yield { text: stream.push(id), tokens, seconds };
+      if (tokens < max_tokens) logits = model.continue(id);
       await rest();
     }
-    yield { text: stream.end(), tokens: 0 };
+    const last = { text: stream.end(), tokens, seconds };
+    this.written(last);
+    yield last;
   }
 }
 
@@ -191,14 +210,15 @@ export class ServerSource {
   async *generate({ prompt, step = null, ablations = [], ...settings }, stopped = () => false) {
     if (ablations.length || step !== null) {
       const data = await this.look({ prompt, step, ablations, attention: [], continuation: settings }, stopped);
-      if (data) yield { text: data.continuation, tokens: settings.max_tokens };
+      if (data) yield { text: data.continuation, tokens: null, seconds: null };
       return;
     }
     const given = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== null));
     const asked = this.chats ? { messages: [{ role: "user", content: prompt }] } : { prompt };
-    const response = await this.ask(this.chats ? "/v1/chat/completions" : "/v1/completions", { model: this.run, ...asked, stream: true, ...given });
+    const response = await this.ask(this.chats ? "/v1/chat/completions" : "/v1/completions", { model: this.run, ...asked, stream: true, stream_options: { include_usage: true }, ...given });
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = "", tokens = 0;
+    const watch = new Stopwatch();
+    let rest = "", seconds = 0;
     try {
       for (;;) {
         const { done, value } = await reader.read();
@@ -211,8 +231,12 @@ export class ServerSource {
           const chunk = JSON.parse(data);
           if (chunk.error) throw new Error(chunk.error.message);
           const [choice] = chunk.choices;
-          if (choice?.delta?.role) continue; // the beginning of an answer, without text
-          yield { text: (this.chats ? choice?.delta.content : choice?.text) ?? "", tokens: ++tokens };
+          if (!choice) {
+            yield { text: "", tokens: chunk.usage.completion_tokens, seconds };
+          } else if (!choice.delta?.role) { // the beginning of an answer has no text
+            seconds = watch.lap();
+            yield { text: (this.chats ? choice.delta.content : choice.text) ?? "", tokens: null, seconds };
+          }
         }
       }
     } finally {
