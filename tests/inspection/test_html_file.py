@@ -93,7 +93,7 @@ def test_the_sliders_move_the_bars(shared):
 def test_a_head_that_is_switched_off_changes_the_loss_as_in_python(shared):
     shared.get_by_label("Switch off layer 0, head 2").check()
     result = shared.locator(".look-result")
-    shared.wait_for_function("document.querySelector('.look-result').textContent.includes('→')")
+    shared.wait_for_function("() => document.querySelector('.look-result').textContent.includes('→')")
     change = look(small_model(), sentencepiece(), PROMPT, ablations=[{"layer": 0, "part": 2}])["ablation"]
     before, after = re.findall(r"\d+\.\d+", result.inner_text())[:2]
     assert float(before) == pytest.approx(change["before"], abs=0.01)
@@ -101,7 +101,7 @@ def test_a_head_that_is_switched_off_changes_the_loss_as_in_python(shared):
     assert before != after
     assert shared.locator(".look-texts dd").count() == 2
     shared.get_by_role("button", name="Switch everything on").click()
-    shared.wait_for_function("document.querySelector('.look-result').textContent.startsWith('Nothing')")
+    shared.wait_for_function("() => document.querySelector('.look-result').textContent.startsWith('Nothing')")
 
 
 def test_a_chosen_head_is_enlarged_with_its_strongest_keys(shared):
@@ -122,7 +122,7 @@ def test_the_page_writes_the_text_of_the_engine(shared):
     slide(shared, "temperature", 0)
     shared.get_by_role("spinbutton", name="At most").fill("20")
     shared.get_by_role("button", name="Generate").click()
-    shared.wait_for_function("document.querySelector('.look-written ~ p').textContent.includes('tokens/s')")
+    shared.wait_for_function("() => document.querySelector('.look-written ~ p').textContent.includes('tokens/s')")
     tokenizer = sentencepiece()
     ids = [tokenizer.special_id("<|endoftext|>"), *tokenizer.encode(PROMPT)]
     (text,) = Engine(small_model(), tokenizer).texts([ids], Sampling(temperature=0, top_p=None), max_tokens=20)
@@ -134,7 +134,7 @@ def test_the_page_writes_the_text_of_the_engine(shared):
 def test_arrow_keys_move_the_chosen_token(shared):
     shared.locator(".look-token[aria-current]").focus()
     shared.keyboard.press("Home")
-    shared.wait_for_function("document.querySelector('.look-after').textContent.includes('token 0 ')")
+    shared.wait_for_function("() => document.querySelector('.look-after').textContent.includes('token 0 ')")
     shared.keyboard.press("End")
     chosen = shared.locator(".look-token[aria-current]")
     assert chosen.evaluate("element => element === document.activeElement")
@@ -145,18 +145,20 @@ def test_arrow_keys_move_the_chosen_token(shared):
 def test_the_slider_of_the_history_shows_the_weights_of_that_step(shared):
     slider = shared.locator(".look-history input")
     slider.fill("0")
-    shared.wait_for_function("document.querySelector('.look > p[role=status]').textContent.includes('step 10')")
+    shared.wait_for_function("() => document.querySelector('.look > p[role=status]').textContent.includes('step 10')")
     bits = look(small_model(1), sentencepiece(), PROMPT)["tokens"][2]["bits"]
     assert shared.locator(".look-bits >> nth=2").inner_text() == f"{bits:.1f}"
     assert "2.500 bits per byte" in shared.locator(".look-history output").inner_text()
     shared.locator(".look-token >> nth=1").click()
-    shared.wait_for_function("document.querySelector('.look-after').textContent.includes('token 1 ')")
+    shared.wait_for_function("() => document.querySelector('.look-after').textContent.includes('token 1 ')")
     best = look(small_model(1), sentencepiece(), PROMPT)["next"][1]["top"][0]
     assert shared.locator(".look-name >> nth=0").inner_text().startswith(best["text"].replace(" ", "·"))
     shared.get_by_role("button", name="Generate").click()
-    shared.wait_for_function("document.querySelector('.look-written ~ p').textContent.includes('history to its end')")
+    shared.wait_for_function(
+        "() => document.querySelector('.look-written ~ p').textContent.includes('history to its end')"
+    )
     slider.fill("1")
-    shared.wait_for_function("document.querySelector('.look > p[role=status]').textContent.includes('step 20')")
+    shared.wait_for_function("() => document.querySelector('.look > p[role=status]').textContent.includes('step 20')")
 
 
 def test_truth_stands_beside_the_model(shared):
