@@ -168,7 +168,7 @@ def to_safetensors(params: Params, path: str | Path, metadata: dict[str, str] | 
 
 
 def from_safetensors(path: str | Path) -> dict[str, Array]:
-    """Read the arrays of a safetensors file by name: F64, F32, F16, and BF16, which becomes float32.
+    """Return the arrays of a safetensors file by their names. The dtypes F64, F32, F16 and BF16 are read; BF16 becomes float32.
 
     Raises InputError if the file is damaged or contains another dtype.
     """

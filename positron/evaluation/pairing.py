@@ -47,7 +47,7 @@ class Member:
     text: str | None  # fingerprint of the text
 
     def has(self, key: str, value: str) -> bool:
-        """Tell whether the run has a value of a setting, or was started with the override `key=value`."""
+        """Tell whether the setting `key` of the run has the value `value`. For a config group, such as `model`, compare its choice."""
         if key in self.choices:
             return _same(self.choices[key], value)
         return key in self.settings and _same(str(self.settings[key]), value)

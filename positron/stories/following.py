@@ -88,7 +88,7 @@ def first_words(grammar: Grammar = GRAMMAR) -> Iterator[Word]:
 def next_words(state: Following, grammar: Grammar = GRAMMAR) -> Iterator[Word]:
     """Yield the words that may come next. Several words may have the same text; all probabilities add up to 1.
 
-    At the end of the story, yields a single word without pieces.
+    After the last word of the story, yields one `Word` with empty `pieces`, which stands for the end.
     """
     todo: list[tuple[tuple[Piece, ...], bool, float, Following]] = [((), False, 1.0, state)]
     while todo:

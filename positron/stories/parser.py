@@ -136,7 +136,10 @@ def bits(text: str) -> float:
 
 
 def follows(text: str, request: Request) -> bool:
-    """Tell whether the text is a story with the requested hero, object, place and plot, parsed with `forgiving`."""
+    """Tell whether the text is a story with the requested hero, object, place and plot.
+
+    Inconsistencies in other parts of the story are accepted; see `forgiving` of `parse`.
+    """
     return any(story.request == request for story in parse(text, forgiving=True))
 
 
