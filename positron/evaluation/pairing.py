@@ -47,7 +47,10 @@ class Member:
     text: str | None  # fingerprint of the text
 
     def has(self, key: str, value: str) -> bool:
-        """Tell whether the setting `key` of the run has the value `value`. For a config group, such as `model`, compare its choice."""
+        """Tell whether the setting `key` of the run has the value `value`.
+
+        If a sweep started the run with an override of `key`, such as `model=nano`, `value` is compared with the override.
+        """
         if key in self.choices:
             return _same(self.choices[key], value)
         return key in self.settings and _same(str(self.settings[key]), value)
