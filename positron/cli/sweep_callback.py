@@ -63,6 +63,7 @@ class SweepTable(Callback):
             )
         parsed = sweep_overrides(config)
         _refuse_search_over_seeds(config, {override.key_or_group for override in parsed})
+        _refuse_repeated_values(parsed)
         jobs = count_jobs(config, parsed)
         if jobs is not None and jobs < 2:
             raise UserError(
@@ -124,6 +125,18 @@ def _refuse_search_over_seeds(config: Any, swept: set[str]) -> None:
             "a search cannot choose the seed, because it would choose the luckiest one: search with one seed=, then train the "
             "best settings with several seeds, such as -m seed=0,1,2,3,4 without hydra/sweeper="
         )
+
+
+def _refuse_repeated_values(parsed: list[Any]) -> None:
+    """Raise UserError if a key has a value twice, because two jobs would then train the same run."""
+    for override in parsed:
+        values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+        repeated = next((value for value in values if values.count(value) > 1), None)
+        if repeated is not None:
+            raise UserError(
+                f"{override.input_line.lstrip('+')} has the value {repeated} twice, and two jobs with it would train the same "
+                "run: give each value once"
+            )
 
 
 def check_all_jobs(config: Any, swept: set[str]) -> None:

@@ -146,6 +146,15 @@ def test_a_sweep_of_nothing_is_refused(run_command, tmp_path, swept):
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize(("swept", "value"), [("seed=2,1,1", "1"), ("optimizer.lr=choice(0.001,1e-3)", "0.001")])
+def test_a_value_that_is_given_twice_is_refused(run_command, tmp_path, swept, value):
+    result = run_command("train", *SWEEP, swept)
+    assert result.code == 2
+    assert f"{swept} has the value {value} twice" in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_two_sweeps_into_one_folder_at_once_are_refused(run_command, tmp_path):
     folder = tmp_path / "outputs" / "sweeps" / "sweep"
     folder.mkdir(parents=True)
