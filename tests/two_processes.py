@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST, PATIENCE, CommandProcess
+from conftest import FAST, PATIENCE, CommandProcess, Result
 from traces import weights
 
 from positron.run.metrics import read_metrics
@@ -48,14 +48,19 @@ def assert_learned_the_same(one: Path, two: Path, base: Path, metrics: Sequence[
         torch.testing.assert_close(b[name], a[name], rtol=0, atol=0.02 * change, msg=name)
 
 
-def as_torchrun(start: Callable[..., CommandProcess], name: str, *arguments: str, nodes: int = 1) -> None:
-    """Run a command in two processes on `nodes` machines, with the environment that torchrun gives to each process."""
+def as_torchrun(
+    start: Callable[..., CommandProcess], name: str, *arguments: str, nodes: int = 1, code: int = 0
+) -> list[Result]:
+    """Run a command in two processes on `nodes` machines, with the environment that torchrun gives to each process.
+
+    Both must end with the exit code `code`.
+    """
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "test"}
     places = {
         1: [{"RANK": "0", "LOCAL_RANK": "0"}, {"RANK": "1", "LOCAL_RANK": "1"}],
         2: [{"RANK": "0", "LOCAL_RANK": "0"}, {"RANK": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1"}],
     }
-    _together(start, name, arguments, [common | place for place in places[nodes]])
+    return _together(start, name, arguments, [common | place for place in places[nodes]], code)
 
 
 def as_srun(start: Callable[..., CommandProcess], name: str, *arguments: str) -> None:
@@ -73,8 +78,13 @@ def free_port() -> str:
 
 
 def _together(
-    start: Callable[..., CommandProcess], name: str, arguments: Sequence[str], environments: list[dict[str, str]]
-) -> None:
+    start: Callable[..., CommandProcess],
+    name: str,
+    arguments: Sequence[str],
+    environments: list[dict[str, str]],
+    code: int = 0,
+) -> list[Result]:
     started = [start(name, *arguments, **environment) for environment in environments]
     results = [process.wait() for process in started]
-    assert [result.code for result in results] == [0, 0], "\n".join(result.err for result in results)
+    assert [result.code for result in results] == [code, code], "\n".join(result.err for result in results)
+    return results

@@ -153,6 +153,8 @@ class TrainingModule(L.LightningModule):
         self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
         # in fp16, infinite gradients are normal: the gradient scaler skips these steps itself and lowers its scale
         bad = ~torch.isfinite(self.loss if scaled else self.grad_norm)
+        if scaled and self.trainer.world_size > 1:  # all ranks have the same gradient, but each has a loss of its own
+            bad = self.trainer.strategy.reduce(bad.int(), reduce_op="max").bool()
         self.bad_in_a_row = (self.bad_in_a_row + 1) * bad
         self.bad_steps = self.bad_steps + bad
         if not scaled and optimizer.defaults.get("fused"):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import FAST, tiny
+from two_processes import TWO, as_torchrun
 
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint
@@ -95,6 +96,29 @@ def test_the_command_of_a_diverged_run_exits_with_1_and_again_when_repeated(tmp_
     assert set(last) == {last[0]}
     assert last[0].startswith("positron: the training diverged: 5 steps in a row")
     assert "Traceback" not in (tmp_path / "outputs" / "wild" / "train.log").read_text()
+
+
+BAD_ON_ONE_RANK = """
+import lightning
+
+
+class Bad(lightning.Callback):
+    def on_train_start(self, trainer, module):
+        if trainer.global_rank == 1:
+            original = module._accumulate
+            module._accumulate = lambda parts: original(parts) * float("nan")
+"""
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_rank_is_counted_on_all(tmp_path, start):
+    """In fp16 the loss is checked, and each rank has a loss of its own."""
+    (tmp_path / "bad.py").write_text(BAD_ON_ONE_RANK)
+    small = (word for word in FAST if word != "precision=fp32")
+    settings = (*small, *TWO, "model=debug", "name=run", "precision=fp16", "callbacks.bad._target_=bad.Bad")
+    results = as_torchrun(start, "train", *settings, "train.max_steps=12", code=1)
+    assert "the training diverged: 5 steps in a row had" in results[0].err
+    assert Run(tmp_path / "outputs" / "run").facts().status == "diverged"
 
 
 def test_a_streak_of_bad_steps_is_counted_across_stops(tmp_path, shared, monkeypatch):

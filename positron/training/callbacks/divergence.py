@@ -48,8 +48,8 @@ class Divergence(L.Callback):
         step, metrics, is_last = trainer.global_step, module.metrics, self.is_last(trainer)
         # every 10th step on an accelerator, because reading the values waits for the device
         if module.device.type == "cpu" or step % 10 == 0 or trainer.should_stop:
-            streak = int(module.bad_in_a_row)
-            if _any_rank(trainer, streak >= (1 if is_last else module.max_bad_steps)):
+            streak = int(module.bad_in_a_row)  # the same on all ranks
+            if streak >= (1 if is_last else module.max_bad_steps):
                 steps = "1 step" if streak == 1 else f"{streak} steps in a row"
                 where = f"the run ended with {steps} that had" if is_last else f"{steps} had"
                 error = diverged(trainer, f"{where} a NaN or infinite loss or gradient, up to step {step}")
