@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from positron.run.folder import OUTPUTS, Run, find_run, named_run
+from positron.run.folder import OUTPUTS, Run, find_run, split_names
 from positron.run.load import load_model
 from positron.system.commands import command
 from positron.system.console import one_line
@@ -24,23 +24,14 @@ logger = logging.getLogger(__name__)
 def find_runs(name: str | None, outputs: Path = OUTPUTS) -> list[Run]:
     """Return the run that `find_run` returns for `name`. For a `name` with commas, return one run for each name between them.
 
-    A name that contains a comma itself is found as well, because the longest possible name is tried first. Raises UserError if
-    a run does not exist or is named twice.
+    Raises UserError if a run does not exist or is named twice.
     """
-    if name is None or "," not in name:
-        return [find_run(name, outputs)]
-    runs: list[Run] = []
-    parts = name.split(",")
-    while parts:
-        beginnings = [",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)]
-        found = next((text for text in beginnings if text and named_run(text, outputs)), beginnings[-1])
-        if not found:
-            raise UserError(
-                f"the list of runs '{one_line(name)}' has an empty name before or after a comma: name runs as in a,b,c"
-            )
-        runs.append(find_run(found, outputs))
-        parts = parts[found.count(",") + 1 :]
-    return refuse_repeated(runs)
+    names = [name] if name is None else split_names(name, outputs)
+    if len(names) > 1 and "" in names:
+        raise UserError(
+            f"the list of runs '{one_line(str(name))}' has an empty name before or after a comma: name runs as in a,b,c"
+        )
+    return refuse_repeated([find_run(each, outputs) for each in names])
 
 
 def refuse_repeated(runs: Sequence[Run]) -> list[Run]:

@@ -316,6 +316,13 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     if named is not None:
         refuse_links_in(named.folder)
         return named
+    names = split_names(name, outputs)
+    if len(names) > 1 and all(each and named_run(each, outputs) for each in names):
+        raise UserError(
+            one_line(f"{name} names {len(names)} runs, but only one run can be named here: ")
+            + "only evaluate, generate and chat use several runs as one model (--run a,b); compare, scaling and serve take "
+            "several runs separated by spaces"
+        )
     known = sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
     near = difflib.get_close_matches(name, known, 1, 0.6)
     shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
@@ -326,6 +333,19 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
 def named_run(name: str, outputs: Path = OUTPUTS) -> Run | None:
     """Return the run whose folder is `name` or whose name in `outputs` is `name`, or None if there is no such run."""
     return next((run for run in (Run(Path(name)), Run(outputs / name)) if run.exists), None)
+
+
+def split_names(names: str, outputs: Path = OUTPUTS) -> list[str]:
+    """Split a list of runs at its commas into names of runs; a name is empty if nothing stands before or after a comma.
+
+    A name that contains a comma itself is found as well, because the longest possible name is tried first.
+    """
+    parts, split = names.split(","), []
+    while parts:
+        beginnings = [",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)]
+        split.append(next((text for text in beginnings if text and named_run(text, outputs)), beginnings[-1]))
+        parts = parts[split[-1].count(",") + 1 :]
+    return split
 
 
 def _is_preferred(run: Run) -> bool:

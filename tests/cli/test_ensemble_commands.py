@@ -150,7 +150,14 @@ def test_the_shortest_context_counts_and_is_named(call: Callable[..., Result]) -
         ("evaluate", ("--run", "a,other", *SHORT), "outputs/a and outputs/other have different validation texts"),
         ("evaluate", ("--run", "a,other", "--text", "story.txt", "--stories"), "were trained on different texts"),
         ("evaluate", ("--run", "a,short", "--stride", "40", *SHORT), "between 1 and the context length 32"),
-        ("look", ("a,b",), "there is no run a,b"),
+        ("look", ("a,nobody",), "there is no run a,nobody"),
+        ("look", ("a,b",), "a,b names 2 runs, but only one run can be named here"),
+        ("export", ("a,x,y", "--to", "hf"), "a,x,y names 2 runs"),
+        ("bench", ("--run", "a,b"), "a,b names 2 runs"),
+        ("reproduce", ("a,b",), "a,b names 2 runs"),
+        ("generate", ("Tom", "--run", "a", "--draft", "a,b"), "a,b names 2 runs"),
+        ("compare", ("a,b", "a"), "separated by spaces"),
+        ("serve", ("a,b",), "separated by spaces"),
     ],
 )
 def test_an_ensemble_that_cannot_be_is_refused_in_one_line(
