@@ -13,7 +13,7 @@ import torch
 from saved_runs import SHAPES, char, corpus, gpt_config, greedy, odd_lines, random_model, save_run, sentencepiece
 
 import positron
-from positron.interop import hf_reading, importing
+from positron.interop import hf_folder, hf_reading, importing
 from positron.interop.formats import export
 from positron.interop.importing import read_model, write_run
 from positron.interop.source import open_source
@@ -166,8 +166,8 @@ def test_an_export_that_was_trained_elsewhere_is_read_by_its_own_config(tmp_path
     tensors["transformer.h.0.attn.c_attn.weight"] += 0.01 * torch.randn(32, 96)
     save_file(tensors, tmp_path / "hf" / "model.safetensors")
     opened = []
-    read_file = importing._safetensors
-    monkeypatch.setattr(importing, "_safetensors", lambda path: opened.append(path) or read_file(path))
+    read_file = hf_folder._safetensors
+    monkeypatch.setattr(hf_folder, "_safetensors", lambda path: opened.append(path) or read_file(path))
     read = read_model(tmp_path / "hf")
     assert len(opened) == 1  # the weights, which may be gigabytes, are read once
     assert read.config.kv_heads == 4

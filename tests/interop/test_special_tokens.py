@@ -18,7 +18,8 @@ from positron.data.shards import TokenFiles
 from positron.evaluation.scoring import score_documents
 from positron.interop import hf_architectures
 from positron.interop.formats import export
-from positron.interop.importing import Imported, read_model, write_run
+from positron.interop.imported import Imported
+from positron.interop.importing import read_model, write_run
 from positron.interop.rules import to_theirs
 from positron.interop.source import open_source
 from positron.serving.models import serve_run

@@ -1,0 +1,47 @@
+"""Hold a model that was read from the files of another program, before it is written as a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from positron.config import GPTConfig
+from positron.text.library_json import LibraryTokenizer
+
+Weights = dict[str, Tensor]
+NEW_ROW_NOISE = 0.01  # standard deviation of the noise in added rows, relative to that of the embedding
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Hold a model that was read from the files of another program, or of a Positron export.
+
+    `is_chat`: true if the model was fine-tuned with Positron's chat template. `origin`: the path or repository of the model.
+    """
+
+    config: GPTConfig
+    weights: Weights
+    tokenizer: LibraryTokenizer
+    is_chat: bool
+    origin: str
+
+
+def with_rows(config: GPTConfig, weights: Weights, vocab_size: int) -> tuple[GPTConfig, Weights]:
+    """Enlarge embedding and output head to `vocab_size` rows. A new row is the mean of the old rows plus a little noise.
+
+    A row of zeros would give its token the logit 0. In GPT-2, whose other logits are far below 0, this token would be the
+    likeliest one.
+    """
+    if vocab_size == config.vocab_size:
+        return config, weights
+    generator = torch.Generator().manual_seed(0)
+    for name in ("wte.weight", "lm_head.weight"):
+        if name in weights:
+            old = weights[name]
+            noise = torch.randn(vocab_size - len(old), old.shape[1], generator=generator)
+            new = old.mean(dim=0) + NEW_ROW_NOISE * old.std() * noise
+            weights = {**weights, name: torch.cat((old, new))}
+    return dataclasses.replace(config, vocab_size=vocab_size), weights

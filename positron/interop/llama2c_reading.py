@@ -1,0 +1,86 @@
+"""Read a model file of llama2.c with its vocabulary file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from positron.config import GPTConfig
+from positron.interop import llama2c
+from positron.interop.imported import Imported, with_rows
+from positron.model.memory import check_memory
+from positron.system.disk import read_bytes
+from positron.system.errors import UserError
+from positron.text.library_json import LibraryTokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS
+
+
+def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
+    """Read a model file of llama2.c, which consists of a header with seven numbers and the tensors in fp32.
+
+    Raises the errors of `read_model`.
+    """
+    content = read_bytes(path)
+    if len(content) < llama2c.HEADER.size:
+        raise UserError(
+            f"{path} is not a model file of llama2.c, because it has only {len(content)} bytes: download it again"
+        )
+    width, hidden, layers, heads, kv_heads, size, context = llama2c.HEADER.unpack_from(content)
+    if (
+        min(width, hidden, layers, heads, kv_heads, abs(size), context) < 1
+        or max(width, hidden, layers, context) > 10**7
+    ):
+        raise UserError(
+            f"{path} is not a model file of llama2.c, because its header has impossible sizes: choose another file"
+        )
+    try:
+        config = GPTConfig(
+            vocab_size=abs(size),
+            context_length=context,
+            d_model=width,
+            n_layer=layers,
+            n_head=heads,
+            n_kv_head=kv_heads,
+            d_ff=hidden,
+            norm="rmsnorm",
+            position="rope",
+            activation="swiglu",
+            tie_embeddings=size > 0,
+        )
+    except UserError as error:
+        raise UserError(f"{path} is not a model file of llama2.c: {error}") from error
+    check_memory(config, copies=2)
+    numbers = (
+        torch.from_numpy(np.frombuffer(content, dtype="<f4", offset=llama2c.HEADER.size).copy())
+        if len(content) % 4 == 0
+        else torch.empty(0)
+    )
+    needed = llama2c.count_numbers(config)
+    if len(numbers) != needed:
+        raise UserError(
+            f"{path} has {len(content):,} bytes, but its header requires {llama2c.HEADER.size + 4 * needed:,}: it is "
+            "incomplete, or not in version 0 of llama2.c's format, the only one that Positron reads: download it again"
+        )
+    weights = llama2c.read_weights(config, numbers)
+    library = llama2c.library_json(_beside(path, vocabulary), config.vocab_size)
+    specials = {END_OF_TEXT: llama2c.BEGIN, **{token: config.vocab_size + i for i, token in enumerate(SPECIALS[1:])}}
+    tokenizer = LibraryTokenizer(library, specials, config.vocab_size + len(SPECIALS) - 1)
+    config, weights = with_rows(config, weights, tokenizer.vocab_size)
+    return Imported(config, weights, tokenizer, False, str(path))
+
+
+def _beside(path: Path, vocabulary: Path | None) -> Path:
+    """Return the vocabulary file for the model file `path`: `vocabulary` if it is given, else a file in the model's folder.
+
+    Raises UserError if there is neither.
+    """
+    if vocabulary is not None:
+        return vocabulary
+    beside = [path.with_name(name) for name in (llama2c.VOCABULARY, "tok512.bin") if path.with_name(name).exists()]
+    if not beside:
+        raise UserError(
+            f"{path} needs its vocabulary file: give --tokenizer FILE, or put tokenizer.bin into the same folder"
+        )
+    return beside[0]
