@@ -1,0 +1,83 @@
+"""Add up the rewards and other measures of sampled answers, and compute their metrics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from positron.inference.rollouts import Rollout
+from positron.model.gpt import GPT
+
+
+@dataclass
+class AnswerTotals:
+    """Hold sums over answers and over prompts, from which the metrics are computed. The sums of several ranks can be added."""
+
+    answers: float = 0.0
+    reward: float = 0.0
+    squares: float = 0.0  # sum of the squared mean rewards of the prompts
+    passed: float = 0.0
+    truncated: float = 0.0  # answers that the limit cut off
+    tokens: float = 0.0
+    entropy: float = 0.0  # in nats, over all tokens
+    kl: float = 0.0  # over the tokens of some of the answers
+    kl_tokens: float = 0.0
+    prompts: float = 0.0
+    passed_prompts: float = 0.0  # prompts of which at least one answer passed
+    distinct: float = 0.0  # sum over the prompts of (number of different answers / number of answers)
+    silent: float = 0.0  # prompts whose answers all have the same reward, so that all advantages are 0
+
+    @classmethod
+    def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> AnswerTotals:
+        """Compute the sums for N answers and their rewards (N,); the `copies` answers to a prompt follow each other.
+
+        `full`: an answer with at least this reward has passed.
+        """
+        passed = (rewards >= full).view(-1, copies)
+        by_prompt = rewards.view(-1, copies)
+        groups = [answers[i : i + copies] for i in range(0, len(answers), copies)]
+        return cls(
+            answers=len(answers),
+            reward=float(rewards.sum()),
+            squares=float((by_prompt.mean(dim=1) ** 2).sum()),
+            passed=float(passed.sum()),
+            truncated=sum(not answer.ended for answer in answers),
+            tokens=sum(len(answer.ids) for answer in answers),
+            entropy=sum(sum(answer.entropies) for answer in answers),
+            prompts=len(groups),
+            passed_prompts=float(passed.any(dim=1).sum()),
+            distinct=sum(len({tuple(answer.ids) for answer in group}) / copies for group in groups),
+            silent=float((by_prompt == by_prompt[:, :1]).all(dim=1).sum()),
+        )
+
+    def over_ranks(self, model: GPT) -> AnswerTotals:
+        """Return the sums over the answers of all ranks."""
+        if not torch.distributed.is_initialized():
+            return self
+        values = torch.tensor(list(vars(self).values()), device=model.wte.weight.device)
+        torch.distributed.all_reduce(values)
+        return AnswerTotals(*values.tolist())
+
+    def measures(self, copies: int) -> dict[str, float]:
+        """Return the mean reward, its standard error, the tokens per answer, the entropy in nats per token, and five shares.
+
+        The shares, from 0 to 1: answers that passed (`pass_1`), prompts of whose `copies` answers at least one passed
+        (`pass_8` for 8 copies), answers that were cut off (`truncated`), different answers among those to a prompt
+        (`distinct`), and prompts whose answers all have the same reward (`silent_prompts`).
+        """
+        mean = self.reward / self.answers
+        variance = max(0.0, self.squares / self.prompts - mean**2)
+        return {
+            "reward": mean,
+            "reward_se": math.sqrt(variance / self.prompts),  # the answers to one prompt are not independent
+            "pass_1": self.passed / self.answers,
+            f"pass_{copies}": self.passed_prompts / self.prompts,
+            "truncated": self.truncated / self.answers,
+            "answer_tokens": self.tokens / self.answers,
+            "entropy": self.entropy / self.tokens,
+            "distinct": self.distinct / self.prompts,
+            "silent_prompts": self.silent / self.prompts,
+        }
