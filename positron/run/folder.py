@@ -24,7 +24,7 @@ from positron.run.facts import (
     write_record,
 )
 from positron.run.kept_weights import KeptWeights, kept_weights
-from positron.run.paths import FACTS, RunPaths
+from positron.run.paths import CONFIG, FACTS, RunPaths
 from positron.settings import flat, from_dict
 from positron.system.commands import command
 from positron.system.console import one_line
@@ -322,6 +322,11 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
             one_line(f"{name} names {len(names)} runs, but only one run can be named here: ")
             + "only evaluate, generate and chat use several runs as one model (--run a,b); compare, scaling and serve take "
             "several runs separated by spaces"
+        )
+    if folder := next((path for path in (outputs / name, Path(name)) if path.is_dir()), None):
+        raise UserError(
+            one_line(f"{folder} has no {CONFIG}, so it cannot be read as a run: ")
+            + "restore the file from a copy, or name another run"
         )
     known = sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
     near = difflib.get_close_matches(name, known, 1, 0.6)

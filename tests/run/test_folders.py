@@ -389,6 +389,13 @@ def test_runs_of_which_none_is_used_by_default_are_not_said_to_be_missing(tmp_pa
         find_run(None, tmp_path, which=lambda run: False)
 
 
+def test_a_folder_without_its_settings_is_not_said_to_be_missing(tmp_path):
+    (tmp_path / "noconf").mkdir()
+    (tmp_path / "noconf" / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"noconf has no config\.json, so it cannot be read as a run: restore"):
+        find_run("noconf", tmp_path)
+
+
 def test_a_misspelt_run_is_answered_with_the_nearest(tmp_path):
     for name in ("quickstart", *(f"other{i}" for i in range(9))):
         (tmp_path / name).mkdir()
