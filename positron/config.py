@@ -34,6 +34,7 @@ from positron.system.errors import UserError
 from positron.system.formatting import read_amount
 
 IGNORE = -100  # the target id of a position that has no loss
+EMPTY_NAME = "name= is empty: give the name of a folder below outputs/, such as name=first"
 
 
 def check_ranges(settings: Any, group: str = "") -> None:
@@ -873,12 +874,9 @@ class RunConfig:
     budget: float | str | None = None
 
     def __post_init__(self) -> None:
-        if (
-            not self.name
-            or set(self.name) & set('\\:*?"<>|\n')
-            or self.name.startswith((".", "/"))
-            or ".." in self.name
-        ):
+        if not self.name:
+            raise UserError(EMPTY_NAME)
+        if set(self.name) & set('\\:*?"<>|\n') or self.name.startswith((".", "/")) or ".." in self.name:
             raise UserError(
                 f"name={self.name!r} cannot be a folder below outputs/: give a name without .. and without any of "
                 '\\ : * ? " < > |, that does not begin with . or /'

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from positron.config import Asked, DataConfig, LoggerConfig, RunConfig, TokenizerConfig
+from positron.config import EMPTY_NAME, Asked, DataConfig, LoggerConfig, ModelConfig, RunConfig, TokenizerConfig
 from positron.run.folder import OUTPUTS, Run, find_run, refuse_differences
 from positron.settings import from_dict
 from positron.system.disk import expanded, read_json
@@ -38,6 +38,7 @@ _SHAPE_FIELDS = (
     "qk_scale",
     "smear",
 )
+_FIELD_OF = {"kv_heads": "n_kv_head", "ff_width": "d_ff", "d_head": "head_dim"}  # property -> the key that sets it
 
 
 def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
@@ -83,6 +84,8 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
         parts = folder.relative_to(OUTPUTS / "sweeps" if is_sweep else OUTPUTS).parts
     except ValueError:
         return
+    if not parts:
+        raise UserError(EMPTY_NAME)
     name = "/".join(parts)
     if parts[0].casefold() in RESERVED and not is_sweep:
         raise UserError(f"name={name}: Positron keeps other files in outputs/{parts[0]}: give another name=")
@@ -107,22 +110,33 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
             "or leave init_from= and ckpt_path= out"
         )
     source = run.settings().model
-    different = {
-        name: (getattr(source, name), getattr(config.model, name))
-        for name in _SHAPE_FIELDS
-        if getattr(source, name) != getattr(config.model, name)
-    }
-    learned = config.model.has_learned_positions and source.has_learned_positions
-    if learned and source.context_length != config.model.context_length:
-        different["context_length"] = (source.context_length, config.model.context_length)
+    different = _different_shape(source, config.model)
     if different:
-        key = "init_from" if config.init_from else "ckpt_path"
-        keys = {"kv_heads": "n_kv_head", "ff_width": "d_ff"}  # of properties
-        listed = " ".join(f"model.{keys.get(name, name)}={_shown(value)}" for name, (value, _) in different.items())
+        listed = " ".join(f"{key}={_shown(value)}" for key, value in different.items())
+        wrong = [f"{key}={value}" for key, value in asked.given.items() if key == "model" or key in different]
+        # with init_from= alone, the architecture is that of the source run; see `with_source_model`
+        can_leave_out = config.init_from is not None and wrong and "experiment" not in asked.given
         raise UserError(
-            f"{key}={config.init_from or config.ckpt_path}: the weights belong to another architecture than this command "
-            f"asks for: add {listed}"
+            f"{'init_from' if config.init_from else 'ckpt_path'}={config.init_from or config.ckpt_path} has {listed}, and its "
+            "weights fit no other architecture: "
+            + (f"leave {' '.join(wrong)} out" if can_leave_out else f"give {listed}")
         )
+
+
+def _different_shape(source: ModelConfig, model: ModelConfig) -> dict[str, Any]:
+    """Return the source's value of each key that decides the shape of the weights and differs in `model`.
+
+    A value that only follows from another key, such as the default of d_ff from d_model, is left out.
+    """
+    names = [*_SHAPE_FIELDS]
+    if model.has_learned_positions and source.has_learned_positions:
+        names.append("context_length")
+    different: dict[str, Any] = {}
+    for name in names:
+        field = _FIELD_OF.get(name, name)
+        if getattr(source, name) != getattr(model, name) and getattr(source, field) != getattr(model, field):
+            different[f"model.{field}"] = getattr(source, name)
+    return different
 
 
 def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:

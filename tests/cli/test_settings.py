@@ -425,6 +425,17 @@ def made_run(folder: Path, config: RunConfig, **facts: object) -> Run:
     return run
 
 
+def test_an_empty_name_is_said_to_be_empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for refuse in (
+        lambda: check_name(Path("outputs/")),
+        lambda: check_name(Path("outputs/sweeps/"), is_sweep=True),
+        lambda: tiny(tmp_path, name=""),
+    ):
+        with pytest.raises(UserError, match=r"^name= is empty: "):
+            refuse()
+
+
 def test_a_name_that_another_system_cannot_have_is_refused_on_every_system(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^name='a/nul\.txt' is the name of a device on Windows: give another name=$"):
@@ -549,10 +560,18 @@ def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, 
     wide = dataclasses.replace(asked, model=dataclasses.replace(base.model, d_model=64, norm="rmsnorm"))
     assert check(wide, Path("outputs/new"), Asked()).model == base.model
     for chosen in ({"model": "nano"}, {"experiment": "positron_modern"}):
-        with pytest.raises(UserError, match=r"add model.d_model=32 model.d_ff=128 model.norm=layernorm"):
+        with pytest.raises(UserError, match=r"^init_from=base has model.d_model=32 model.norm=layernorm, and .*: "):
             check(wide, Path("outputs/new"), Asked(given=chosen))
-    with pytest.raises(UserError, match=r"add model.d_model=32 model.d_ff=128"):
-        check(wide, Path("outputs/new"), Asked(given={"model.d_model": "64"}))
+    narrow = dataclasses.replace(asked, model=dataclasses.replace(base.model, d_model=64))
+    with pytest.raises(UserError, match=r"^init_from=base has model.d_model=32, and .*: leave model.d_model=64 out$"):
+        check(narrow, Path("outputs/new"), Asked(given={"model.d_model": "64"}))
+    with pytest.raises(UserError, match=r"leave model=nano model.d_model=64 out$"):
+        check(narrow, Path("outputs/new"), Asked(given={"model": "nano", "model.d_model": "64"}))
+    with pytest.raises(UserError, match=r"give model.d_model=32$"):
+        check(narrow, Path("outputs/new"), Asked(given={"experiment": "positron_modern", "model.d_model": "64"}))
+    long_heads = dataclasses.replace(asked, model=dataclasses.replace(base.model, head_dim=32))
+    with pytest.raises(UserError, match=rf"^init_from=base has model.head_dim={base.model.d_head}, "):
+        check(long_heads, Path("outputs/new"), Asked(given={"model.head_dim": "32"}))
     short = dataclasses.replace(asked, model=dataclasses.replace(base.model, dropout=0.5))
     assert check(short, Path("outputs/new"), Asked(given={"model.dropout": "0.5"})).model == short.model
     with pytest.raises(UserError, match="no run nobody"):
