@@ -65,83 +65,102 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator
 
     figure = Figure(figsize=(6.8, 8.2), layout="constrained")
-    left, right = figure.subplots(2, 1)
+    upper, lower = figure.subplots(2, 1)
     x_key = next((i for i in range(len(keys)) if all(_number(values[i]) is not None for values, _, _ in jobs)), None)
-    order = sorted(range(len(jobs)), key=lambda i: (_number(jobs[i][0][x_key]) or 0.0) if x_key is not None else i)
-    places = {values: place for place, values in enumerate(dict.fromkeys(tuple(jobs[i][0]) for i in order))}
+    if x_key is not None:
+        jobs = sorted(jobs, key=lambda job: _number(job[0][x_key]) or 0.0)
+    variants = list(dict.fromkeys(tuple(values) for values, _, _ in jobs))
     shade = colormaps["viridis"]
-    colors = {values: shade(0.9 * place / max(1, len(places) - 1)) for values, place in places.items()}
-    short = [key.rsplit(".", 1)[-1] for key in keys]
+    colors = {values: shade(0.9 * place / max(1, len(variants) - 1)) for place, values in enumerate(variants)}
+    _draw_curves(upper, keys, jobs, colors)
+    _draw_scores(lower, keys, jobs, colors, x_key)
+    lasts = [points[-1][1] for _, points, _ in jobs if points]
+    near = [floor_bpb] if floor_bpb and lasts and min(lasts) < 2 * floor_bpb else []
+    for axes in (upper, lower):
+        axes.set_ylabel("bits per byte")
+        for floor in near:  # an entropy far below would make the curves flat
+            axes.axhline(floor, color="tab:green", linestyle="--", label=f"floor {floor:.4f}: the entropy of the text")
+    if lasts:
+        fit_range(upper, [y for _, points, _ in jobs for _, y in points] + near)
+        fit_range(lower, lasts + near)
+    else:
+        for axes in (upper, lower):
+            say_why_empty(axes, "no job was validated: every job failed or ended before its first validation")
+    token_axis(upper, max((x * MILLION for _, points, _ in jobs for x, _ in points), default=0))
+    lower.grid(alpha=0.3)
+    upper.set_title(f"{title}: validation during training")
+    title_of_scores = "last validation" + (
+        ", lines through the means of the seeds" if len(variants) < len(jobs) else ""
+    )
+    lower.set_title(title_of_scores + (" (a failed job has none)" if any(s == "failed" for _, _, s in jobs) else ""))
+    if upper.get_legend_handles_labels()[0] and len(variants) <= 16:
+        upper.legend(fontsize=8)
+    return as_png(figure)
+
+
+def _draw_curves(axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tuple[str, ...], Any]) -> None:
+    """Draw the validation curves of the jobs, with a cross at the end of a pruned one. `colors`: by the values of a job."""
     labelled: set[tuple[str, ...]] = set()
-    for i in order:
-        values, points, status = jobs[i]
-        color = colors[tuple(values)]
+    for values, points, status in jobs:
         if points:
-            label = ", ".join(f"{name}={value}" for name, value in zip(short, values, strict=True))
-            tokens, scores = [x * MILLION for x, _ in points], [y for _, y in points]
-            label = "" if tuple(values) in labelled else label
+            color = colors[tuple(values)]
+            label = "" if tuple(values) in labelled else ", ".join(_settings(keys, values))
             labelled.add(tuple(values))
-            left.plot(tokens, scores, color=color, marker=dots(points), ms=3, label=label, alpha=0.9)
+            tokens, scores = [x * MILLION for x, _ in points], [y for _, y in points]
+            axes.plot(tokens, scores, color=color, marker=dots(points), ms=3, label=label, alpha=0.9)
             if status == "pruned":
-                left.plot(tokens[-1], scores[-1], color=color, marker="x", ms=9)
+                axes.plot(tokens[-1], scores[-1], color=color, marker="x", ms=9)
+
+
+def _draw_scores(
+    axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tuple[str, ...], Any], x_key: int | None
+) -> None:
+    """Draw the last scores of the jobs against the values of the key number `x_key` (None: against all values together)."""
+    places = {values: float(place) for place, values in enumerate(colors)}
     lines: dict[tuple[str, ...], list[tuple[float, float, Any]]] = {}
-    for i in order:
-        values, points, status = jobs[i]
+    for values, points, status in jobs:
         if points and status != "failed":
-            others = tuple(f"{name}={v}" for k, (name, v) in enumerate(zip(short, values, strict=True)) if k != x_key)
             x = _number(values[x_key]) if x_key is not None else None
-            group = others if x is not None else ()
-            place = float(places[tuple(values)])
-            lines.setdefault(group, []).append((place if x is None else x, points[-1][1], colors[tuple(values)]))
-    for group, line in lines.items():
+            others = tuple(text for k, text in enumerate(_settings(keys, values)) if k != x_key)
+            place = places[tuple(values)] if x is None else x
+            line = lines.setdefault(() if x is None else others, [])
+            line.append((place, points[-1][1], colors[tuple(values)]))
+    for others, line in lines.items():
         xs, ys, shades = zip(*line, strict=True)
         by_x: dict[float, list[float]] = {}
         for x, y, _ in line:
             by_x.setdefault(x, []).append(y)
-        means = [statistics.fmean(values) for values in by_x.values()]
+        means = [statistics.fmean(scores) for scores in by_x.values()]
         if x_key is not None:
-            right.plot(list(by_x), means, color="0.6", linewidth=1, zorder=1)
-        right.scatter(xs, ys, color=shades, zorder=2)
-        if group and len(lines) > 1:
-            right.annotate(", ".join(group), (xs[-1], means[-1]), textcoords="offset points", xytext=(6, 4), fontsize=8)
-    if x_key is not None:
-        xs = tuple(x for line in lines.values() for x, _, _ in line)
-        if xs and min(xs) > 0 and max(xs) >= 10 * min(xs):
-            right.set_xscale("log")
-        tested = sorted(set(xs))
-        if len(tested) <= MAX_TICKS:
-            right.xaxis.set_major_locator(FixedLocator(tested))
-            right.xaxis.set_minor_locator(NullLocator())
-            right.set_xticks(tested, [f"{x:g}" for x in tested], rotation=40, ha="right")
-        right.set_xlabel(keys[x_key])
+            axes.plot(list(by_x), means, color="0.6", linewidth=1, zorder=1)
+        axes.scatter(xs, ys, color=shades, zorder=2)
+        if others and len(lines) > 1:
+            axes.annotate(", ".join(others), (xs[-1], means[-1]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    if x_key is None:
+        names = [", ".join(values) or f"{place:.0f}" for values, place in places.items()]
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     else:
-        names = [", ".join(values) or str(place) for values, place in places.items()]
-        right.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    lasts = [points[-1][1] for _, points, _ in jobs if points]
-    for axes in (left, right):
-        axes.set_ylabel("bits per byte")
-        if floor_bpb and lasts and min(lasts) < 2 * floor_bpb:  # an entropy far below would make the curves flat
-            axes.axhline(
-                floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the entropy of the text"
-            )
-    near = [floor_bpb] if floor_bpb and lasts and min(lasts) < 2 * floor_bpb else []
-    if lasts:
-        fit_range(left, [y for _, points, _ in jobs for _, y in points] + near)
-        fit_range(right, lasts + near)
-    else:
-        for axes in (left, right):
-            say_why_empty(axes, "no job was validated: every job failed or ended before its first validation")
-    token_axis(left, max((x * MILLION for _, points, _ in jobs for x, _ in points), default=0))
-    right.grid(alpha=0.3)
-    left.set_title(f"{title}: validation during training")
-    title_of_scores = "last validation" + (", lines through the means of the seeds" if len(places) < len(jobs) else "")
-    right.set_title(title_of_scores + (" (a failed job has none)" if any(s == "failed" for _, _, s in jobs) else ""))
-    if left.get_legend_handles_labels()[0] and len(places) <= 16:
-        left.legend(fontsize=8)
-    return as_png(figure)
+        _mark_tested(axes, sorted({x for line in lines.values() for x, _, _ in line}))
+        axes.set_xlabel(keys[x_key])
+
+
+def _mark_tested(axes: Any, tested: list[float]) -> None:
+    """Put a tick at each tested value, if there are at most MAX_TICKS; the axis is logarithmic if they span a factor of 10."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    if tested and tested[0] > 0 and tested[-1] >= 10 * tested[0]:
+        axes.set_xscale("log")
+    if len(tested) <= MAX_TICKS:
+        axes.xaxis.set_major_locator(FixedLocator(tested))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(tested, [f"{x:g}" for x in tested], rotation=40, ha="right")
+
+
+def _settings(keys: list[str], values: list[str]) -> list[str]:
+    """Return `lr=0.001` for each key, without the group of the key, and its value."""
+    return [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in zip(keys, values, strict=True)]
 
 
 def _number(text: str) -> float | None:
