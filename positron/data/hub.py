@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -339,10 +340,19 @@ _OF_THIS_MACHINE = {
 }
 
 
-def retry_network(action: Callable[[], Answer], what: str) -> Answer:
+_CONTINUES = (
+    "Finished work is kept: run the same command again when the network is back; files on this machine and data=stories need "
+    "no network"
+)
+
+
+def retry_network(
+    action: Callable[[], Answer], what: str, *, remedy: str = _CONTINUES, waits_for_name: bool = True
+) -> Answer:
     """Return the result of `action`; if the network fails, call it again after a pause of 1 to 60 seconds.
 
-    `what` names the downloaded object in messages. Raises Unreachable after `patience_s()` seconds. Does not try again where
+    `what` names the downloaded object in messages. Raises Unreachable, with `remedy` as advice, after `patience_s()` seconds;
+    without `waits_for_name`, at once if the name of the host cannot be resolved, as without a network. Does not try again where
     this cannot help: raises UserError if the hub refuses the request, and OSError for a fault such as a full disk.
     """
     # HTTPError is the class of the HTTP library that huggingface_hub uses
@@ -372,11 +382,17 @@ def retry_network(action: Callable[[], Answer], what: str) -> Answer:
                     f"{what} cannot be downloaded: the hub answers with status {status} ({reason}); check the name, the "
                     "revision and your access rights"
                 ) from error
-            if time.monotonic() - start + pause > patience:
-                raise Unreachable(
-                    f"{what} cannot be downloaded: {reason}. Finished work is kept: run the same command again when the "
-                    "network is back; files on this machine and data=stories need no network"
-                ) from error
+            ends_now = not waits_for_name and _is_unresolved(error)
+            if ends_now or time.monotonic() - start + pause > patience:
+                raise Unreachable(f"{what} cannot be downloaded: {reason}. {remedy}") from error
             logger.info(f"{what}: {reason}; trying again in {pause:.0f} s")
             time.sleep(pause)
             pause = min(60.0, 2 * pause)
+
+
+def _is_unresolved(error: BaseException) -> bool:
+    """Tell whether an error was caused by a host name that could not be resolved to an address."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, socket.gaierror):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None

@@ -27,9 +27,13 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import HfApi
 
     repo = ORIGINAL.get(name, name)
+    logger.info(f"there is no folder {name} here: looking for the model {repo} on the hub")
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     info = retry_network(
-        lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=10), f"the model {repo}"
+        lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=10),
+        f"the model {repo}",
+        remedy="Run the same command again when the network is back; if you meant a folder, correct the path",
+        waits_for_name=False,
     )
     files = {
         file.rfilename: {"name": file.rfilename, "size": file.size, "sha256": file.lfs.sha256 if file.lfs else None}

@@ -113,6 +113,15 @@ def test_a_repository_that_does_not_exist_is_one_line(model_hub):
         fetch_model("no/body")
 
 
+def test_a_mistyped_path_without_a_network_is_named_at_once(model_hub, monkeypatch, logged):
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")  # a name that no server resolves (RFC 6761)
+    with pytest.raises(
+        Unreachable, match=r"nodir/model cannot be downloaded: .*; if you meant a folder, correct the path$"
+    ):
+        fetch_model("nodir/model")
+    assert logged == ["there is no folder nodir/model here: looking for the model nodir/model on the hub"]
+
+
 def test_a_repository_without_weights_is_refused(model_hub):
     for name in ("model.safetensors", "pytorch_model.bin"):
         del model_hub.files[f"/{REPO}/resolve/{COMMIT}/{name}"]
