@@ -4,8 +4,9 @@
     positron cache --clean
     positron cache data.dir=/big/disk
 
-Settings are those of training; `data.dir` says where the corpora are. Deleted files are prepared or downloaded again when they
-are needed; data that a Python program passed must be passed again.
+Settings are those of training. `data.dir` says where the corpora are; if it is given, only they are shown and deleted, and not
+the downloads. Deleted files are prepared or downloaded again when they are needed; data that a Python program passed must be
+passed again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="delete token files, raw texts, downloads, and the texts that Python programs gave as data=; "
-        "corpora that a process uses are kept",
+        help="delete token files, raw texts, the texts that Python programs gave as data=, and, without data.dir=, the "
+        "downloads of all runs; corpora that a process uses are kept",
     )
     return parser
 
@@ -47,9 +48,14 @@ def main() -> None:
         if wrong := [word for word in options.settings if "=" not in word]:
             raise UserError(f"{wrong[0]} is not a setting: give data.dir=FOLDER, or --clean")
         corpora = expanded(compose("train", ["name=cache", *options.settings])["data"]["dir"])
+        is_named = any(word.partition("=")[0].lstrip("+") == "data.dir" for word in options.settings)
+        if is_named and not corpora.is_dir():
+            raise UserError(f"data.dir={corpora} is not a folder: correct the path")
         total = 0
         folders = sorted(path.parent for path in corpora.glob("*/lock"))
-        folders += [path for path in (corpora / MEMORY, cache_folder()) if path == cache_folder() or path.is_dir()]
+        folders += [path for path in (corpora / MEMORY,) if path.is_dir()]
+        if not is_named:
+            folders.append(cache_folder())
         for folder in folders:
             files = [path for path in folder.rglob("*") if path.is_file()]
             size = sum(path.stat().st_size for path in files)

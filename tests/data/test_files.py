@@ -385,6 +385,9 @@ def test_prepare_and_preview_print_and_draw(run_command: Any, tmp_path: Path) ->
         ("prepare", ("hello",), "hello is not a setting"),
         ("prepare", ("inspect", "my.txt", "tokenizer=char"), "-m positron.preview my.txt tokenizer=char"),
         ("prepare", ("cache", "clean"), "-m positron.cache --clean"),
+        ("prepare", ("my.txt",), "to prepare this text, give data=text data.path=my.txt"),
+        ("cache", ("data.dir=nofolder",), "data.dir=nofolder is not a folder: correct the path"),
+        ("cache", ("--clean", "data.dir=my.txt"), "data.dir=my.txt is not a folder: correct the path"),
         ("cache", ("clean",), "clean is not a setting: give data.dir=FOLDER, or --clean"),
     ):
         failed = run_command(name, *arguments)

@@ -274,7 +274,10 @@ def test_the_cache_is_listed_and_freed_and_what_it_held_comes_back(
     assert shown.code == 0
     assert "some--stories" in shown.out
     assert "positron.cache --clean 'data.dir=my data' frees it" in shown.out
+    (tmp_path / "fetched").mkdir()
+    (tmp_path / "fetched/model").write_text("a download of another run")
     assert run_command("cache", "--clean", "data.dir=my data", **fetched).code == 0
+    assert (tmp_path / "fetched/model").exists()  # it is not in the folder that was named
     assert not epoch.exists()
     assert list(tmp_path.glob("my data/*/source.json"))
     assert run_command("prepare", *settings, HF_ENDPOINT=stories_hub.url).code == 0
