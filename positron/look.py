@@ -130,7 +130,9 @@ def show(options: argparse.Namespace) -> None:
 
 def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
     """Write the page of `--html` and log its size and precision. Raises UserError for options that have no effect on it."""
-    refused = {"--step": options.step is not None, "--ablate": options.ablate, "--json": options.json}
+    refused = {"--step": options.step is not None, "--ablate": options.ablate}
+    if options.json:
+        raise UserError("--html writes a page and --json prints numbers: give only one of them")
     for name, is_given in refused.items():
         if is_given:
             raise UserError(

@@ -60,6 +60,8 @@ def refuse_other_words(words: list[str]) -> None:
         raise UserError(f"prepare cache is a separate command now: run {command('cache', *clean)}")
     if words[:1] == ["inspect"]:
         raise UserError(f"prepare inspect is called preview now: run {command('preview', *words[1:] or ['PATH'])}")
+    if wrong and Path(wrong[0]).exists():
+        raise UserError(f"{wrong[0]} is not a setting: to prepare this text, give data=text data.path={wrong[0]}")
     if wrong:
         raise UserError(
             f"{wrong[0]} is not a setting: give key=value; to look at a file, run {command('preview', 'PATH')}"

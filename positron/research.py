@@ -94,7 +94,9 @@ def read_words(words: list[str]) -> dict[str, str]:
         if key not in SETTINGS or not equal:
             near = difflib.get_close_matches(key, SETTINGS, 1, 0.6)
             hint = (
-                f"did you mean {near[0]}={value or 'VALUE'}?"
+                f"give candidates={word}"
+                if not equal and word.endswith((".yaml", ".yml"))
+                else f"did you mean {near[0]}={value or 'VALUE'}?"
                 if near
                 else "the file of candidates has the settings of runs"
             )

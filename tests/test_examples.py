@@ -233,6 +233,7 @@ def test_an_optimizer_that_cannot_be_built_is_named(modules, target, options, me
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        ({"_target_": "platform.system"}, "data._target_=platform.system returns a str, not a list"),
         ({}, "data=custom needs data._target_=my_module.my_function"),
         ({"_target_": "misfits.value"}, "is a int, not a function"),
         ({"_target_": "misfits.step"}, "returns a NoneType, not a list or generator"),

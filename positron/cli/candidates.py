@@ -38,7 +38,12 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
             hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(_KEYS)}"
             raise UserError(f"{path}: unknown key {key}: {hint}")
     base = _settings(content.get("base"), f"{path}: base")
-    candidates = content.get("candidates")
+    if "candidates" not in content:
+        raise UserError(
+            f"{path}: the key candidates is missing: add candidates: with a list of settings for each name, such as "
+            "high: [optimizer.lr=3e-3]"
+        )
+    candidates = content["candidates"]
     if not isinstance(candidates, dict) or not candidates:
         raise UserError(
             f"{path}: candidates must give each list of settings a name, such as high: [optimizer.lr=3e-3] for a candidate high"

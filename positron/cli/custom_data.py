@@ -47,7 +47,7 @@ def write_custom_data(values: dict[str, Any]) -> None:
         raise UserError(
             f"{KEY}={target} refuses its options ({' '.join(str(error).split())}): correct data.options=, or the function"
         ) from error
-    if not isinstance(rows, Iterable):
+    if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
         raise UserError(
             f"{KEY}={target} returns a {type(rows).__name__}, not a list or generator: correct the function"
         )

@@ -100,7 +100,7 @@ def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> Comma
 
     Raises UserError, which names the wrong word and what to type instead.
     """
-    options, settings = _options(words, recipe)
+    options, settings = _options(words, recipe, conf)
     reader = _Reader(recipe, conf, CommandLine(options, []).is_sweep, bool({"--config-dir", "-cd"} & set(options)))
     return CommandLine(options, reader.read(settings))
 
@@ -153,7 +153,7 @@ def _split(word: str) -> tuple[str, str, str | None]:
     return prefix[0], key.strip(), value if equal else None
 
 
-def _options(words: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]]:
+def _options(words: Sequence[str], recipe: Recipe, conf: Path) -> tuple[list[str], list[str]]:
     options: list[str] = []
     settings: list[str] = []
     rest = list(words)
@@ -176,13 +176,15 @@ def _options(words: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]
             settings.append(f"{name.removeprefix('--')}={value if equal else rest.pop(0)}")
         else:
             following = rest[0] if rest and not equal and not rest[0].startswith("-") and "=" not in rest[0] else None
-            raise UserError(_unknown_option(name, value if equal else following, recipe))
+            raise UserError(_unknown_option(name, value if equal else following, recipe, conf))
     return options, settings
 
 
-def _unknown_option(name: str, value: str | None, recipe: Recipe) -> str:
+def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) -> str:
     key = same_option(name, recipe)
     bare = name.strip("-").replace("-", "_")
+    if value in groups_of(conf).get(bare, ()):
+        return f"there is no option {name}; settings are given as key=value: write {bare}={value}"
     if key is None and bare in leaf_keys():
         key = bare
     if key is None:
@@ -278,6 +280,8 @@ class _Reader:
         hint = f"did you mean {group}={near[0]}? Choices: " if near else "choose from "
         if group == "data" and set(name) & set("./~\\"):
             hint = f"give data=text data.path={name} to read a text of your own; choices: "
+        if group == "callbacks":
+            hint = f"a callback of your own is a file FOLDER/callbacks/{name}.yaml, given with --config-dir FOLDER; choices: "
         if name == "null":
             empty = {"logger": "files", "monitor": "none", "callbacks": "none"}.get(group)
             hint = (

@@ -235,6 +235,9 @@ def _error(scores: Sequence[Score]) -> float | None:
     return None if half is None else half / t95(len(scores) - 1)
 
 
+_WHOLE = "; score each given document as a whole, the control texts too"
+
+
 def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
     """Return why the claims cannot be compared: for each kind of problem, one line that names the first documents with it.
 
@@ -243,7 +246,7 @@ def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
     sizes = {document.id: document.bytes for document in given}
     lines = Counter(claim.id for claim in claims)
     wrong = (
-        ([name for name in sizes if name not in lines], "has no line", "have no line"),
+        ([name for name in sizes if name not in lines], f"has no line{_WHOLE}", f"have no line{_WHOLE}"),
         ([name for name in lines if name not in sizes], "was not given", "were not given"),
         ([name for name in sizes if lines[name] > 1], "has several lines", "have several lines"),
     )
@@ -290,7 +293,8 @@ def as_text(result: Check, seed: int) -> str:
     if result.floor_error is not None:
         exact += f" (the corpus: standard error {result.floor_error:.4f})"
     lines = [
-        f"given           {counted(result.documents, 'document')} (--seed {seed}), {result.bytes:,} bytes",
+        f"given           {counted(result.documents, 'document')} (--seed {seed}), {result.bytes:,} bytes, "
+        f"and {counted(result.controls, 'control text')} of random words",
         f"scored          {counted(result.scored_documents, 'document')}, {result.scored_bytes:,} bytes",
         f"known entropy   {exact}",
     ]

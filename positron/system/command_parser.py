@@ -31,4 +31,8 @@ class CommandParser(argparse.ArgumentParser):
         options = [option for option in self._option_string_actions if option.startswith("--")]
         near = difflib.get_close_matches(wrong[1].partition("=")[0], options, 1, 0.6) if wrong else []
         advice = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists all options"
+        if re.match(r"unrecognized arguments: [^-]", message) and any(
+            a.dest == "prompt" for a in self._get_positional_actions()
+        ):
+            advice = "put a prompt of several words in quotes"
         raise UserError(f"{' '.join(message.split())}; {advice}")

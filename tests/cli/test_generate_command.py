@@ -46,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["Tom \udce9t\udce9"], "the prompt is not UTF-8: byte 4 is 0xe9"),
         (["--file", "utf16.txt"], "is not UTF-8: byte 0 is 0xff; it looks like UTF-16"),
         (["--file", "latin.txt"], "is not UTF-8: byte 4 is 0xe9; give it as UTF-8"),
+        (["Once", "upon"], "unrecognized arguments: upon; put a prompt of several words in quotes"),
         (["Tom", "--stop", ""], "an empty stop string"),
         (
             ["Tom", "--weights", "int3"],

@@ -67,7 +67,7 @@ def test_the_look_command_and_its_mistakes(tmp_path, run_command):
     (Run(folder).facts_path).write_text("{}")
     for arguments, message in (
         (("tiny", "--step", "3"), "not of step 3: choose another step"),
-        (("tiny", "--html", "x.html", "--json"), "leave --json out"),
+        (("tiny", "--html", "x.html", "--json"), "give only one of them"),
         (("tiny", "--ablate", "x"), "'x' does not name a part of the model"),
         (("tiny", "a" * 80), "the prompt has 80 tokens and may have at most 79"),
         (("nowhere",), "no run nowhere"),

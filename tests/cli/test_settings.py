@@ -580,6 +580,17 @@ def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, 
         check(dataclasses.replace(asked, init_from=None, ckpt_path="x.ckpt"), Path("outputs/new"), Asked())
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "debug"), "there is no option --model; settings are given as key=value: write model=debug"),
+        (("callbacks=mine",), "is a file FOLDER/callbacks/mine.yaml, given with --config-dir FOLDER"),
+    ],
+)
+def test_a_choice_is_answered_with_the_way_to_give_it(words, said):
+    assert said in refused(*words)
+
+
 # Sweeps
 
 

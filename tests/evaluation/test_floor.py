@@ -211,7 +211,10 @@ def test_an_evaluator_that_scores_fewer_bytes_is_not_comparable_or_impossible(ng
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda lines: lines[:-1], "0/99: 1 document has no line"),
+        (
+            lambda lines: lines[:-1],
+            "0/99: 1 document has no line; score each given document as a whole, the control texts too",
+        ),
         (lambda lines: [*lines, lines[3]], "0/3: 1 document has several lines"),
         (lambda lines: [*lines, Claim("7/1", -1.0, 3)], "7/1: 1 document was not given"),
         (

@@ -197,6 +197,7 @@ WRONG = {
     "candidates: {x: [train.val_tokens=9]}": "x changes train.val_tokens",
     "candidates: {x: [tokenizer=char]}": "x changes tokenizer",
     "candidates: {x: [train.max_time=9]}": "leave train.max_time= and train.stop_at= out",
+    "pairs: 5": "the key candidates is missing",
     "candidates: [": "is not YAML: line 3, column 1: expected the node content, but found '<stream end>'; correct it",
 }
 
@@ -233,6 +234,7 @@ def test_the_file_of_the_guide_can_be_read(tmp_path):
     ("words", "message"),
     [
         ([], "give the file of candidates"),
+        (["c.yaml"], ".research: give candidates=c.yaml"),
         (["candidate=c.yaml"], "did you mean candidates=c.yaml"),
         (["candidates=c.yaml", "optimizer.lr=1"], "the file of candidates has the settings of runs"),
         (["candidates=c.yaml", "budget=night"], "budget=night is not a time"),
