@@ -25,7 +25,7 @@ from positron.run.facts import (
 )
 from positron.run.kept_weights import KeptWeights, kept_weights
 from positron.run.paths import CONFIG, FACTS, RunPaths
-from positron.settings import flat, from_dict
+from positron.settings import flat, from_dict, recipe_of
 from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.disk import expanded, make_folder, read_json, refuse_links_in
@@ -67,6 +67,7 @@ TEXT_LOCATION = {
     "data.url",
     "data.sha256",
 }  # where the text is; its fingerprint is compared instead
+_SHOWN_DIFFERENCES = 3  # in an error message
 _RESOLVED = ("max_steps", "batch_tokens")  # settings whose `auto` is compared as the number that replaced it
 
 
@@ -237,18 +238,31 @@ class Run(RunPaths):
         ignored = TEXT_LOCATION if self.facts().data_fingerprint else set()
         keys = [key for key in {**recorded, **requested} if key not in ignored]
         return [
-            one_line(f"{key}: {recorded.get(key)} -> {requested.get(key)}", 200)
+            one_line(f"{key}: {_shown(recorded.get(key))} -> {_shown(requested.get(key))}", 200)
             for key in keys
             if str(recorded.get(key)) != str(requested.get(key))
         ]
 
 
+def _shown(value: Any) -> Any:
+    return "null" if value is None else value
+
+
 def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     """Raise UserError if `config` differs from the run's settings in a way that changes what the run learns.
 
-    Only a larger `train.max_steps` is accepted, if `train.extend` is set; the list returned then contains this difference, and
-    is empty otherwise.
+    It is also raised if `config` is of another command. Only a larger `train.max_steps` is accepted, if `train.extend` is set;
+    the list returned then contains this difference, and is empty otherwise.
     """
+    made_by, asked = (
+        recipe_of({key: value for key, value in vars(each).items() if value is not None})
+        for each in (run.settings(), config)
+    )
+    if made_by != asked:
+        raise UserError(
+            one_line(f"{run.folder} is a run of {command(made_by)}, and this command is {command(asked)}: ")
+            + "give another name="
+        )
     differences = run.differences(config)
     before, after = run.resolved().max_steps, config.train.max_steps
     is_shorter = isinstance(after, int) and after < before
@@ -268,7 +282,11 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
                 if differences == extended
                 else f"{same} (train.max_steps may be larger with train.extend=true)"
             )
-        raise UserError(f"{run.folder} was trained with other settings ({'; '.join(others)}): {same}, or another name=")
+        more = f"; and {len(others) - _SHOWN_DIFFERENCES} more" if len(others) > _SHOWN_DIFFERENCES else ""
+        raise UserError(
+            f"{run.folder} was trained with other settings: {same}, or another name= "
+            f"({'; '.join(others[:_SHOWN_DIFFERENCES])}{more})"
+        )
     return extended
 
 

@@ -32,10 +32,11 @@ from positron.config import (
     RewardTerm,
     RunConfig,
     ScheduleConfig,
+    SFTConfig,
     TensorboardConfig,
     TrainConfig,
 )
-from positron.run.folder import Run
+from positron.run.folder import Run, refuse_differences
 from positron.settings import BESIDE_VALUES, NOT_READ_BY, from_dict, leaf_keys, type_of
 from positron.system.disk import write_json
 from positron.system.errors import UserError
@@ -496,6 +497,13 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
     check(moved, run.folder, Asked())
     with pytest.raises(UserError, match=r"optimizer.lr: 0.003 -> 0.1"):
         check(dataclasses.replace(config, optimizer=OptimizerConfig(lr=0.1)), run.folder, Asked())
+    many = OptimizerConfig("muon", lr=0.1, eps=1e-5, betas=(0.5, 0.6), embedding_ratio=2.0)
+    with pytest.raises(
+        UserError, match=r"other settings: give the same .*, or another name= \(.*; .*; .*; and \d more\)$"
+    ):
+        check(dataclasses.replace(config, optimizer=many), run.folder, Asked())
+    with pytest.raises(UserError, match=r"is a run of .*train, and this command is .*sft: give another name=$"):
+        refuse_differences(run, dataclasses.replace(config, sft=SFTConfig()))
     write_json(
         run.folder / "run.json", {"resolved": {"max_steps": 40, "batch_tokens": 512, "micro_batch_size": 16}}
     )  # no fingerprint is known
