@@ -19,6 +19,7 @@ from positron.config import OnInvalid
 from positron.data.decoding import Reading, explain_read_error, read_text
 from positron.data.listing import list_files
 from positron.data.rows import arrow_reader
+from positron.system.commands import command
 from positron.system.errors import UserError
 
 SUFFIXES = (
@@ -162,6 +163,11 @@ def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_li
         yield from values
     elif by_line or good:
         yield from lines
+    elif text.lstrip()[0] not in "{[":
+        raise UserError(
+            f"{path} is plain text, but this training learns from conversations or pairs: give a file that ends with "
+            f"{', '.join(SUFFIXES)}; plain text is for {command('train', 'data=text', f'data.path={path}')}"
+        )
     else:
         raise UserError(f"{path} {whole.message}")
 

@@ -286,6 +286,11 @@ def test_broken_json_is_named_by_its_line_in_every_layout(tmp_path: Path) -> Non
     (tmp_path / "cut.json").write_bytes(json.dumps(GOOD, indent=1).encode()[:500])
     with pytest.raises(UserError, match=r"cut.json is not JSON: .* \(line \d\d, "):
         read(tmp_path / "cut.json")
+    (tmp_path / "my.txt").write_text("Once upon a time.\nThe end.\n")
+    with pytest.raises(
+        UserError, match=r"my.txt is plain text, but .* ends with .*\.csv.*; plain text is for .*data=text"
+    ):
+        read(tmp_path / "my.txt")
     (tmp_path / "two.json").write_text(json.dumps({"train": GOOD, "test": GOOD}))
     with pytest.raises(UserError, match=r"several lists \(train, test\)"):
         read(tmp_path / "two.json")
