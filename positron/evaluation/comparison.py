@@ -65,7 +65,8 @@ def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
             runs.append(Run(folder))  # `read_runs` leaves out a damaged run later
             continue
         if not folder.is_dir():
-            runs.append(find_run(name, outputs))
+            # without a name, the message is that of the commands that use the last run
+            runs.append(find_run(None if Path(name) == outputs else name, outputs))
             continue
         contained = [Run(path.parent) for path in sorted(folder.glob(f"**/{CONFIG}"))]
         contained = [run for run in contained if list(run.checkpoint_folder.glob("*.ckpt"))]

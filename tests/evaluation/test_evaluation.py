@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from positron import stories
 from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig
+from positron.evaluation.comparison import find_runs
 from positron.evaluation.eval_texts import (
     Beginning,
     floor_of,
@@ -404,6 +405,12 @@ def test_compare_puts_runs_of_two_tokenizers_beside_each_other(run_command: Call
         csv.DictReader(io.StringIO(run_command("compare", "outputs/chars", "pieces", "--csv", *short, folder=runs).out))
     )
     assert [float(row["bpb"]) for row in again] == [row["bpb"] for row in rows]
+
+
+def test_a_folder_without_any_run_is_not_taken_for_the_name_of_one(tmp_path: Path) -> None:
+    for names in ([], [str(tmp_path / "outputs")]):
+        with pytest.raises(UserError, match=r"^there is no run in .*outputs: train one with "):
+            find_runs(names, tmp_path / "outputs")
 
 
 def test_compare_refuses_different_texts_but_takes_one_for_all(run_command: Callable[..., Result], runs: Path) -> None:
