@@ -91,6 +91,11 @@ def make_plan(
             f"give train.batch_tokens={-(-batch_size // world) * world * gpt.context_length}"
         )
     batch_tokens = batch_size * gpt.context_length
+    if train.batch_tokens != "auto" and wanted < batch_tokens:
+        logger.warning(
+            f"train.batch_tokens={wanted} is less than a sequence of {gpt.context_length} tokens (model.context_length=): each "
+            "step trains on one sequence"
+        )
     enough = auto_steps(batch_size) if auto_steps else -(-USUAL_TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
     horizon = settle(train.max_steps, None if known is None else known.max_steps, enough)
     asked = train.micro_batch_size

@@ -415,6 +415,13 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_batch_of_less_than_a_sequence_is_said_to_be_one(tmp_path):
+    train(tiny(tmp_path, train__max_steps=1, train__batch_tokens=10, schedule__warmup_steps=0), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert "train.batch_tokens=10 is less than a sequence of " in (run.folder / "train.log").read_text()
+    assert run.resolved().batch_tokens == run.settings().model.context_length
+
+
 def test_a_warmup_that_never_ends_is_answered_with_a_setting_that_the_run_accepts():
     said = too_long_warmup(20, 8, is_own=False)
     assert "schedule.warmup_steps=20 is not less than the run's 8 steps" in said
