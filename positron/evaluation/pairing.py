@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.evaluation.comparison import find_runs
-from positron.run.folder import TEXT_LOCATION, Run, learned_settings
+from positron.run.folder import TEXT_LOCATION, Run, is_changeable, learned_settings
 from positron.run.outcome import read_outcome
 from positron.run.provenance import read_provenance, recorded_changes, start_of
 from positron.settings import leaf_keys, unknown_key
@@ -30,6 +30,7 @@ _NOT_COMPARED = {"name", "seed"}
 _ORDER_KEYS = ("model.context_length", "train.batch_tokens")
 _ORDER_GROUPS = ("data.", "tokenizer.")
 _MAX_GROUPS_NAMED = 8
+_PYTHON_NAMES = {"true": "True", "false": "False", "null": "None"}  # by the name on the command line
 _SURROUNDINGS = (
     *("git.commit", "git.diff_sha256", "versions.", "resolved.threads", "resolved.accelerator"),
     *("hardware.cpu", "hardware.accelerator"),
@@ -42,7 +43,7 @@ class Member:
 
     run: Run
     seed: int
-    settings: dict[str, Any]  # by dotted key, with numbers instead of `auto`, and without name and seed
+    settings: dict[str, Any]  # by dotted key, with numbers instead of `auto`
     choices: dict[str, str]  # by key, the overrides with which a sweep started the run; empty for other runs
     text: str | None  # fingerprint of the text
 
@@ -150,20 +151,41 @@ def _range(values: Sequence[Any]) -> str:
 def _members(name: str, outputs: Path) -> list[Member]:
     """Return the finished runs that a name stands for. Raises UserError if there is none."""
     folder, chosen = _split(name)
-    members = []
-    for run in find_runs([folder], outputs):
+    runs = find_runs([folder], outputs)
+    for run in runs:
         refuse_links_in(run.folder)
-        member = _member(run)
-        if all(member.has(key, value) for key, value in chosen):
-            if _is_trained(run):
-                members.append(member)
-            else:
-                logger.info(
-                    f"left out: {run.folder}, which is not finished; continue it with the command that started it"
-                )
+    selected = [_member(run) for run in runs]
+    for key, value in chosen:
+        with_value = [member for member in selected if member.has(key, value)]
+        if not with_value:
+            raise UserError(f"{name} selects no run: {_why_none(key, value, selected)}")
+        selected = with_value
+    members = []
+    for member in selected:
+        if _is_trained(member.run):
+            members.append(member)
+        else:
+            logger.info(
+                f"left out: {member.run.folder}, which is not finished; continue it with the command that started it"
+            )
     if not members:
         raise UserError(f"{name} has no finished run: train one, or name another")
     return members
+
+
+def _why_none(key: str, value: str, members: Sequence[Member]) -> str:
+    """Return why none of `members` has the value: the key is unknown, cannot select runs, or has only other values."""
+    values = [
+        str(member.choices.get(key, member.settings.get(key)))
+        for member in members
+        if key in member.choices or key in member.settings
+    ]
+    if values:
+        return one_line(f"{key} is {' or '.join(dict.fromkeys(values))} there, not {value}", 200)
+    if is_changeable(key):
+        return f"{key} does not change what a run learns, so it cannot select runs"
+    groups = [known for known in leaf_keys() if known.startswith(f"{key}.")]
+    return f"{key} is a group: give one of its settings, such as {groups[0]}=" if groups else unknown_key(key)
 
 
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
@@ -186,7 +208,6 @@ def _member(run: Run) -> Member:
     values[STEPS] = facts.step
     overrides = read_outcome(run.job_path).overrides if run.job_path.exists() else []
     choices = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    values = {key: value for key, value in values.items() if key not in _NOT_COMPARED}
     return Member(run, settings.seed, values, choices, facts.data_fingerprint)
 
 
@@ -272,7 +293,7 @@ def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bo
     With `in_group`, the settings that `differ_in` names are left out.
     """
     same_text = a.text is not None and a.text == b.text
-    ignored = TEXT_LOCATION if same_text or None not in (a.text, b.text) else set()
+    ignored = _NOT_COMPARED | (TEXT_LOCATION if same_text or None not in (a.text, b.text) else set())
     keys = [key for key in {**a.settings, **b.settings} if key not in ignored]
     found = {key: (a.settings.get(key), b.settings.get(key)) for key in keys}
     found = {key: values for key, values in found.items() if str(values[0]) != str(values[1])}
@@ -331,7 +352,8 @@ def _is_of_order(key: str) -> bool:
 
 
 def _same(a: str, b: str) -> bool:
-    """Tell whether two values of a setting are equal as numbers or as texts; for example, 1e-3 equals 0.001."""
+    """Tell whether two values of a setting are equal as numbers or as texts; 1e-3 equals 0.001, and true equals True."""
+    a, b = (_PYTHON_NAMES.get(value, value) for value in (a, b))
     try:
         return float(a) == float(b)
     except ValueError:

@@ -96,6 +96,14 @@ def test_a_group_is_selected_by_a_value_and_a_single_run_by_its_folder(grid: Pat
     assert single.seeds == [0]
 
 
+def test_runs_that_no_sweep_started_are_selected_by_seed_and_by_the_words_of_the_command_line(grid: Path) -> None:
+    for job in grid.glob("*/job.json"):
+        job.unlink()
+    for choice in ("seed=1", "data.document_mask=false,seed=1", "model.n_kv_head=null,seed=1"):
+        pairs = find_pairs([f"{grid}:optimizer.lr=1e-3,{choice}", f"{grid}:optimizer.lr=1e-2"], Path("outputs"))
+        assert [(a.folder.name, b.folder.name) for a, b in pairs.runs] == [("1", "4")]
+
+
 def test_seeds_of_one_variant_alone_are_left_out_and_named(grid: Path, logged: list[str]) -> None:
     shutil.rmtree(grid / "4")
     pairs = find_pairs([str(grid)], Path("outputs"))
@@ -187,7 +195,14 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
     refuse([str(grid / "0")], "has a single run: name a second run or folder")
     refuse([str(grid)] * 3, "3 names were given")
     refuse([str(grid), str(grid / "3")], r"are not one variant: optimizer.lr is 0.001 in \S+ and 0.01 in \S+; name one")
-    refuse([f"{grid}:optimizer.lr=5", str(grid / "3")], "has no finished run")
+    for choice, says in {
+        "optimizer.lr=5": "selects no run: optimizer.lr is 0.001 or 0.01 there, not 5",
+        "optimizer.lr=1e-3,seed=9": "selects no run: seed is 0 or 1 or 2 there, not 9",
+        "optimizer.lrr=1": "unknown key optimizer.lrr: did you mean optimizer.lr",
+        "device.threads=2": "device.threads does not change what a run learns",
+        "model=nano": "model is a group: give one of its settings, such as model.",
+    }.items():
+        refuse([f"{grid}:{choice}", str(grid / "3")], says)
     shutil.copytree(grid / "0", grid / "6")
     refuse([str(grid)], "have the same seed 0 and the same settings")
     edit(grid / "6", optimizer__lr=0.1)
