@@ -301,6 +301,8 @@ def test_a_browser_shows_the_table_and_the_curves(browser: Browser, page: Page) 
         shown.get_by_text("sweeps/lr/0").first.wait_for()
         shown.wait_for_selector("#charts canvas")
         assert shown.get_by_label("Metric").input_value() == "val/bpb"
+        floor = shown.locator(".legend li", has_text="floor")
+        assert floor.locator("b").inner_text() == "0.2000"  # as many digits as the values beside it
 
 
 def test_runs_of_different_texts_have_charts_of_their_own(browser: Browser, page: Page, outputs: Path) -> None:

@@ -1,6 +1,6 @@
 // Draw several curves in one chart with uPlot (vendor/). A curve is {name, color, dash, x: [], y: []} with increasing x.
 
-import { count, duration, flops, short } from "./format.js";
+import { count, duration, flops, measured, short } from "./format.js";
 
 const NAMES = { step: "optimizer steps", tokens: "tokens", flops: "training FLOPs", time: "time" };
 const SHOW = { step: count, tokens: count, flops, time: duration };
@@ -116,7 +116,7 @@ export class Chart {
     const { idxs, left } = this.plot?.cursor ?? {};
     for (const item of this.items ?? []) {
       const i = left >= 0 ? idxs?.[item.place] : null;
-      item.value.textContent = short(i == null ? item.last : this.plot.data[item.place][i]);
+      item.value.textContent = measured(i == null ? item.last : this.plot.data[item.place][i]);
     }
   }
 }

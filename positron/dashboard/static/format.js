@@ -30,6 +30,12 @@ export function short(value) {
   return size < 1e-3 || size >= 1e6 ? value.toExponential(2).replace(/\.?0+e\+?/, "e") : String(Number(value.toPrecision(4)));
 }
 
+// 0.9130, 12.40: the zeros at the end of a measured value are kept, so that it is as exact as those beside it
+export function measured(value) {
+  const isShort = !isNumber(value) || Number.isInteger(value) || Math.abs(value) < 1e-3 || Math.abs(value) >= 1000;
+  return isShort ? short(value) : value.toPrecision(4);
+}
+
 export const percent = (share) => (isNumber(share) ? (100 * share).toFixed(1) + "%" : "–");
 
 // 1:05, 2:03:04, 3d 04:00
