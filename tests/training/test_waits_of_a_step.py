@@ -7,6 +7,7 @@ is written to metrics.jsonl, and the last one is not looked at, because it also 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -121,8 +122,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_learning_from_teachers_waits_for_nothing(precision: str, base: Path, tmp_path: Path, waits: Waits) -> None:
-    teacher = str(base / "base")
-    config = tiny(base, model__context_length=64, distill=DistillConfig((teacher, teacher)))
+    teacher, other = base / "base", tmp_path / "other"
+    shutil.copytree(teacher, other)
+    config = tiny(base, model__context_length=64, distill=DistillConfig((str(teacher), str(other))))
     expect(waits_of(distill, config, precision, tmp_path / "run", waits), {}, terms=2)
 
 
