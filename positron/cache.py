@@ -17,6 +17,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+from positron.cli.overrides import given_keys
 from positron.cli.request import compose
 from positron.data.sources import MEMORY, ROWS_FILE
 from positron.system.command_parser import CommandParser
@@ -48,12 +49,13 @@ def main() -> None:
         if wrong := [word for word in options.settings if "=" not in word]:
             raise UserError(f"{wrong[0]} is not a setting: give data.dir=FOLDER, or --clean")
         corpora = expanded(compose("train", ["name=cache", *options.settings])["data"]["dir"])
-        is_named = any(word.partition("=")[0].lstrip("+") == "data.dir" for word in options.settings)
+        is_named = "data.dir" in given_keys(options.settings)
         if is_named and not corpora.is_dir():
             raise UserError(f"data.dir={corpora} is not a folder: correct the path")
         total = 0
         folders = sorted(path.parent for path in corpora.glob("*/lock"))
-        folders += [path for path in (corpora / MEMORY,) if path.is_dir()]
+        if (corpora / MEMORY).is_dir():
+            folders.append(corpora / MEMORY)
         if not is_named:
             folders.append(cache_folder())
         for folder in folders:
