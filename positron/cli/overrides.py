@@ -164,16 +164,16 @@ def _options(words: Sequence[str], recipe: Recipe, conf: Path) -> tuple[list[str
             settings.append(word)
         elif word in _OPTIONS_WITHOUT_VALUE:
             options.append(word)
-        elif name in _OPTIONS_WITH_VALUE:
+        elif name in _OPTIONS_WITH_VALUE or name.removeprefix("--") in SHORT_KEYS:
             if not equal and not rest:
                 raise UserError(f"{name} needs a value; {command(recipe, '--help')} shows all options")
-            options += [name, value if equal else rest.pop(0)]
-            if name in ("--cfg", "-c") and options[-1] not in _PRINTED:
-                raise UserError(f"{name} cannot print {options[-1]}: choose from {', '.join(_PRINTED)}")
-        elif name.removeprefix("--") in SHORT_KEYS:
-            if not equal and not rest:
-                raise UserError(f"{name} needs a value; {command(recipe, '--help')} shows all options")
-            settings.append(f"{name.removeprefix('--')}={value if equal else rest.pop(0)}")
+            value = value if equal else rest.pop(0)
+            if name in ("--cfg", "-c") and value not in _PRINTED:
+                raise UserError(f"{name} cannot print {value}: choose from {', '.join(_PRINTED)}")
+            if name in _OPTIONS_WITH_VALUE:
+                options += [name, value]
+            else:
+                settings.append(f"{name.removeprefix('--')}={value}")
         else:
             following = rest[0] if rest and not equal and not rest[0].startswith("-") and "=" not in rest[0] else None
             raise UserError(_unknown_option(name, value if equal else following, recipe, conf))
