@@ -146,12 +146,12 @@ class TrainingModule(L.LightningModule):
         """Clip the gradients, and make the step change no weight if the gradient (in fp16: the loss) is NaN or infinite.
 
         Lightning calls this method when the gradients are complete and, in fp16, divided by the loss scale. In fp16, an
-        infinite gradient is normal, and the gradient scaler skips such a step itself. With a fused optimizer, the host does
-        not wait for the result of the check: `skip_step_if` makes the optimizer's kernel skip the update on the device.
+        infinite gradient is normal: the gradient scaler skips such a step itself and lowers its scale. With a fused optimizer,
+        the host does not wait for the result of the check: `skip_step_if` makes the optimizer's kernel skip the update on the
+        device.
         """
         scaled = self.trainer.precision == "16-mixed"
         self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
-        # in fp16, infinite gradients are normal: the gradient scaler skips these steps itself and lowers its scale
         bad = ~torch.isfinite(self.loss if scaled else self.grad_norm)
         if scaled and self.trainer.world_size > 1:  # all ranks have the same gradient, but each has a loss of its own
             bad = self.trainer.strategy.reduce(bad.int(), reduce_op="max").bool()
