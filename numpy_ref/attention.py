@@ -40,11 +40,12 @@ BLOCK_QUERIES = 128
 def attention_forward(
     q: Array, k: Array, v: Array, mask: Array | None = None, p_drop: float = 0.0, rng: np.random.Generator | None = None
 ) -> tuple[Array, Cache]:
-    """Compute softmax(q k^T / sqrt(D) + mask) v: q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D).
+    """Compute softmax(q k^T / sqrt(D)) v over the keys to which each query may attend.
 
-    H query heads share K key/value heads. `mask` is True where a query may attend: (T, S), or (B, 1, 1, T, S) if each text has
-    its own mask. Without a mask, query t attends to its own key, which is key S - T + t, and to all keys before it. A query
-    that may attend to no key gets zeros. `p_drop` is dropout on the weights.
+    q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D). H query heads share K key/value heads; T queries meet S keys.
+    `mask` is True where a query may attend to a key: (T, S), or (B, 1, 1, T, S) if each text has its own mask. Without a mask,
+    query t attends to its own key, which is key S - T + t, and to all keys before it. A query that may attend to no key gets
+    zeros. `p_drop` is dropout on the weights.
     """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
@@ -104,7 +105,7 @@ def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array, 
 
 
 def attention_weights(cache: Cache) -> Array:
-    """Return P (B, H, T, S), the weight before dropout that each query gave to each key; it is 0 for later keys.
+    """Return the weight (B, H, T, S), before dropout, that each of T queries gave to each of S keys; 0 for masked keys.
 
     `cache` is the cache that `attention_forward` returns.
     """

@@ -112,7 +112,8 @@ def kl_estimate_moments(log_p: Array, log_q: Array, gradients: Array, kind: KLEs
     """Return the mean and the standard deviation of an estimate of KL(p, q), and the mean (C, V) of its gradient.
 
     The estimate is computed from one answer that is sampled from p. log_p and log_q (N,) are the log-probabilities of all N
-    answers; `gradients` (N, C, V) are the gradients of log_p.
+    answers; `gradients` (N, C, V) are the gradients of log_p with respect to the policy's table, which has the logits of V
+    tokens for each of C contexts.
     """
     p = np.exp(log_p)
     estimates, cache = kl_estimate_forward(log_p, log_q, kind)  # (N,)

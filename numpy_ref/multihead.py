@@ -61,7 +61,10 @@ class Past:
         self.last: Array | None = None
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append k and v (B, K, T, D) and return all keys and values so far, (B, K, length, D) each."""
+        """Append the keys and values of T tokens and return all so far: k and v (B, K, T, D) -> (B, K, length, D) each.
+
+        K is the number of key/value heads.
+        """
         end = self.length + k.shape[2]
         self.k[:, :, self.length : end], self.v[:, :, self.length : end] = k, v
         self.length = end
