@@ -70,7 +70,7 @@ class Repository:
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def write_note(self) -> None:
-        """Save `files` again, after the number of row groups of a file became known."""
+        """Write source.json again, after the number of row groups of a file was added to `files`."""
         write_json(self._note, self._facts)
 
     def _look(self, config: DataConfig) -> None:
@@ -351,9 +351,10 @@ def retry_network(
 ) -> Answer:
     """Return the result of `action`; if the network fails, call it again after a pause of 1 to 60 seconds.
 
-    `what` names the downloaded object in messages. Raises Unreachable, with `remedy` as advice, after `patience_s()` seconds;
-    without `waits_for_name`, at once if the name of the host cannot be resolved, as without a network. Does not try again where
-    this cannot help: raises UserError if the hub refuses the request, and OSError for a fault such as a full disk.
+    `what` names the downloaded object in messages. Raises Unreachable, with `remedy` as advice, if `action` still fails after
+    `patience_s()` seconds. If `waits_for_name` is False, raises it at once when the name of the host cannot be resolved,
+    because this machine then probably has no network. Where another attempt cannot help, raises UserError (the hub refuses
+    the request) or OSError (a fault of this machine, such as a full disk) at once.
     """
     # HTTPError is the class of the HTTP library that huggingface_hub uses
     from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError

@@ -28,7 +28,7 @@ class Parsed(Protocol):
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Return the names of the fields that were not used."""
+        """Return the names of the row's fields that its format does not use."""
 
 
 P = TypeVar("P", bound=Parsed)

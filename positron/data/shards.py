@@ -42,7 +42,10 @@ def token_dtype(tokenizer: Tokenizer) -> type:
 
 @dataclass
 class Encoded:
-    """Hold the training or the validation tokens of one task, and their numbers of documents, bytes and bits of information."""
+    """Hold the training or the validation tokens of one task, and the numbers of documents and bytes that they encode.
+
+    `bits` is -log2 of the probability of these documents.
+    """
 
     ids: list[np.ndarray]
     documents: int = 0
