@@ -44,7 +44,8 @@ def train_on_text(
     """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
 
     `asked` holds the settings that the user gave, which `budget=` does not change. `started`: time.monotonic() at the start of
-    the command. `lesson_of` is called when this process has locked the run folder. Raises the errors of `positron.train.train`.
+    the command. `lesson_of` returns the objective and the tokenizer; it is called after the run folder has been locked. Raises
+    the errors of `positron.train.train`.
     """
     config = with_origin(Run(folder), restore_choice(config, asked, Run(folder)))
     with open_session(folder, config, started) as session:

@@ -82,7 +82,7 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Session]:
-    """Lock the run of `folder`, open its log, choose the machine, and decide where the run starts.
+    """Lock the run of `folder`, open its log, choose accelerator and precision, and decide from which state the run starts.
 
     `started`: time.monotonic() at the start of the command, from which train.max_time is counted. Raises UserError if the run
     cannot start as the configuration says.
@@ -139,7 +139,10 @@ def refuse_before_start(run: Run, start: Start, *, last_step: int, fingerprint: 
 
 
 def decide_start(run: Run, config: RunConfig) -> Start:
-    """Return where the run starts.
+    """Return the state from which the run starts.
+
+    This is the newest checkpoint of the run; without one, the checkpoint that ckpt_path= names, or the weights of the run that
+    init_from= names, or new weights at step 0.
 
     Raises UserError if the start would mix two configurations, or overwrite or lose checkpoints and metrics of the run.
     Raises Diverged, with the recorded message, if the run has diverged before, because it would diverge again.

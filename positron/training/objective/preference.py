@@ -49,8 +49,8 @@ class PreferenceObjective(NextToken):
 
     A micro-batch is (x, y, reference): rows 2i and 2i + 1 of x and y (B, T) are the chosen and the rejected answer of pair i,
     each after the prompt, and `reference` (B,) holds the log-probabilities of the answers under the reference model. Only the
-    tokens of an answer and the token that ends it are targets. The validation measures the validation pairs (`measures`), and
-    the loss of the chosen answers or of a text (`validate_on_text`).
+    tokens of an answer and the token that ends it are targets. A validation computes the metrics of the validation pairs,
+    see `measures`, and one loss: that of their chosen answers or, after a call of `validate_on_text`, that of a text.
     """
 
     kind = "preference"

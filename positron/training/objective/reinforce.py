@@ -272,8 +272,8 @@ class ReinforceObjective(NextToken):
         A is the answer's advantage, and pi the probability of a token in softmax(logits / temperature). Unless `is_exact`,
         each token's A is multiplied by the ratio of its probabilities in training and in sampling.
 
-        For replayed text, return the cross-entropy times a weight (the constant in place of the advantages, see `examples`).
-        There the logits are not divided by the temperature, and no KL divergence is added.
+        For replayed text, return the summed cross-entropy times the constant that `examples` stores instead of advantages. In
+        this case, the logits are not divided by the temperature, and no KL divergence is added.
         """
         x, y, weights, sampled, _, places = part
         if sampled.ndim == 1:
