@@ -23,7 +23,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_row(line: bytes, step_before: int) -> dict[str, Any]:
-    """Return the row in one line of a file that is still growing. Raises DamagedLine for an invalid line."""
+    """Return the row in one line of a file. `step_before`: the step of the line before.
+
+    Raises DamagedLine for an invalid line, or if its step is not greater than `step_before`.
+    """
     return parse_line(line, step_before, check_row)
 
 

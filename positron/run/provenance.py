@@ -42,9 +42,9 @@ PACKAGES = ("positron", "torch", "lightning", "hydra-core", "numpy", "sentencepi
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Return the provenance of the run in `folder`; a run of an older version has no starts.
+    """Return the content of provenance.json in the run `folder`, the lists `starts` and `environments`.
 
-    Raises UserError if the file is damaged.
+    Both lists are empty if the file does not exist, as in a run of an older version. Raises UserError if it is damaged.
     """
     path = RunPaths(folder).provenance_path
     if not path.exists():
