@@ -66,7 +66,7 @@ class Trial:
 
     @property
     def gains(self) -> list[float]:
-        """Return the gain of each pair in bits per byte; positive if the candidate is better."""
+        """Return for each seed the bits per byte without minus with the candidate; positive if the candidate is better."""
         return [a - b for a, b in zip(self.bpb_without, self.bpb_with, strict=True)]
 
     @property

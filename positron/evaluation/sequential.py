@@ -29,10 +29,10 @@ Verdict = Literal["adopted", "rejected", "open"]
 
 @dataclass(frozen=True)
 class Look:
-    """Hold what the pairs so far say about a candidate."""
+    """Hold the decision about a candidate after the pairs of runs so far, and the numbers that it rests on."""
 
-    gain: float  # mean over the pairs
-    p: float | None  # one-sided p-value times the number of looks, at most 1; None before the first look
+    gain: float  # in bits per byte, mean over the pairs
+    p: float | None  # one-sided p-value times the number of looks, at most 1; None for fewer than FIRST_ADOPTION pairs
     verdict: Verdict
     reason: str
 

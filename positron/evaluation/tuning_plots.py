@@ -86,7 +86,7 @@ VIEWS = (
 
 
 def tuning_pictures(rows: list[dict[str, Any]]) -> list[tuple[str, str, bytes]]:
-    """Return (title, how to read it, PNG) of each view with measurements in `rows`, the rows of metrics.jsonl."""
+    """Return (title, how to read it, PNG) of each figure in VIEWS that has values in `rows`, the rows of metrics.jsonl."""
     keys = {key for row in rows for key, value in row.items() if value is not None}
     pictures = []
     for view in VIEWS:
