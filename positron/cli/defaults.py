@@ -32,7 +32,11 @@ def register_defaults() -> None:
 
 
 def default_configs() -> dict[str, dict[str, Any]]:
-    """Return base configurations by name: all keys of each command, the presets of accelerators, and the optional loggers."""
+    """Return the configurations that files in `conf/` can name as `/_defaults/NAME`, by NAME.
+
+    NAME is a command ("train"), for all keys that it reads; an accelerator ("cuda"), for its settings of the group `device`;
+    or a logger ("wandb"), for its settings.
+    """
     beside = {key: getattr(Asked, key) for key in BESIDE_VALUES}
     groups = {
         "distill": DistillConfig,

@@ -256,7 +256,10 @@ def _batch(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, 
 
 
 def fits(recipe: Recipe, group: str, name: str, conf: Path) -> bool:
-    """Tell whether the command `recipe` can use the choice `name` of a group; only pretraining can use texts, for example."""
+    """Tell whether the command `recipe` can use `name`.yaml, a file in the folder `group` of `conf`.
+
+    For example, the command "sft" cannot use data=shakespeare, because it learns from conversations and not from a text.
+    """
     match group:
         case "data":
             import yaml

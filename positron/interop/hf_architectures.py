@@ -41,7 +41,10 @@ def choose(config: GPTConfig) -> Architecture:
 
 
 def architecture_of(config: GPTConfig) -> Architecture:
-    """Return the same as `choose`. Raises Unsupported, which names only the option."""
+    """Return the class that `choose` returns.
+
+    Raises Unsupported instead of UserError. Its message has only the option, such as "model.smear=true", and no advice.
+    """
     if config.smear:
         raise Unsupported("model.smear=true")
     match config.norm:

@@ -28,8 +28,8 @@ class Job:
 class Worker:
     """Generate the texts of one model in a thread of its own.
 
-    This thread calls `deliver` of a job with each piece of its text or, if the text fails, with the error. The reader of the
-    pieces calls `taken` for each of them.
+    This thread calls `deliver` of a job with each piece of its text or, if the text fails, with the error. Whoever
+    receives the pieces must call `taken` after each one, because a text with MAX_UNREAD pieces that were not taken is paused.
     """
 
     def __init__(self, sessions: Sessions, max_waiting: int) -> None:

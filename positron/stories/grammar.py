@@ -119,7 +119,11 @@ class Grammar:
         lists: dict[str, tuple[str, ...]],
         weights: dict[str, list[float]] | None = None,
     ) -> Grammar:
-        """Compile plots with the kinds of their slots and the lists of their words."""
+        """Compile plots.
+
+        `kinds` maps a kind of slot, such as "toy", to its values, each in all its forms. `lists` maps the name of a word list
+        in the texts to its words. `weights` maps a kind to the weights of its values; a missing kind has equal weights.
+        """
         compiled = {plot.name: tuple(_beat(variants, lists) for variants in plot.beats) for plot in plots}
         return cls(
             {plot.name: plot for plot in plots},
