@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from html import escape
@@ -43,15 +44,23 @@ def modules(package: Path = ROOT / "positron") -> dict[str, Path]:
     }
 
 
-def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """Yield the full names of all imports of a file, including imports inside functions."""
+@functools.cache
+def import_statements(path: Path) -> list[tuple[str, str]]:
+    """Return (module, name) for each import of a file: ("a.b", "c") for `from a.b import c`, ("a.b", "") for `import a.b`."""
+    statements: list[tuple[str, str]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            statements += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                name = f"{node.module}.{alias.name}"
-                yield name if name in known else node.module
+            statements += [(node.module, alias.name) for alias in node.names]
+    return statements
+
+
+def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """Yield the full names of all imports of a file, including imports inside functions."""
+    for module, name in import_statements(path):
+        full = f"{module}.{name}" if name else module
+        yield full if full in known else module
 
 
 def package_of(module: str) -> str:

@@ -220,6 +220,7 @@ def test_submitit_runs_jobs_as_processes_of_their_own(run_command, tmp_path):
     assert "starts all 98 jobs at once" in crowd.err
 
 
+@pytest.mark.slow
 def test_a_job_worse_than_most_is_pruned_and_stays_so(run_command, tmp_path):
     jobs = (
         *(o for o in SWEEP if not o.startswith(("train.max_steps", "train.val_every"))),

@@ -62,6 +62,7 @@ def program_of_the_card(folder, monkeypatch):
     return names["ids"]
 
 
+@pytest.mark.slow
 def test_smear_and_a_window_are_in_both_graphs_and_the_card_writes_greedily(tmp_path, monkeypatch, capfd):
     pytest.importorskip("tokenizers")
     source = made(tmp_path, SMEAR)

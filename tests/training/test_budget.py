@@ -195,7 +195,10 @@ def ended(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("token_s", "update_s", "allowed"), [(1e-5, 1e-3, 60), (2e-4, 0.3, 600), (1e-3, 1.0, 600)])
+@pytest.mark.parametrize(
+    ("token_s", "update_s", "allowed"),
+    [pytest.param(1e-5, 1e-3, 60, marks=pytest.mark.slow), (2e-4, 0.3, 600), (1e-3, 1.0, 600)],
+)
 def test_measuring_and_training_fill_the_budget_on_fast_and_slow_machines(
     ended, monkeypatch, token_s, update_s, allowed
 ):

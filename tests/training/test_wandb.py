@@ -75,6 +75,7 @@ def sync(server: WandbServer, *paths: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed_is_one_run_in_wandb_with_each_step_once(tmp_path, server):
     config, run = short(tmp_path, logger=WITH_WANDB, model__dropout=0.1), tmp_path / "run"
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=10)), run)
