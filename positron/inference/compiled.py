@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from positron.config import Activation
 from positron.config import Norm as NormKind
 from positron.inference import compiled_step as kernel
-from positron.inference.decoder import Decoder
+from positron.inference.decoder import Decoder, piece_end
 from positron.inference.int8 import Int8Linear, quantise, round_weights
 from positron.inference.packed_linear import Linear
 from positron.inference.thread_team import TEAM
@@ -31,7 +31,7 @@ from positron.model.lora import effective_weight
 
 logger = logging.getLogger(__name__)
 ROWS_TOGETHER = 16  # maximum number of rows of a compiled call; more rows are divided among several calls
-DIRECT_PROMPT = 32  # prompts up to this length are read by the compiled call, longer ones by torch's matrix products
+DIRECT_PROMPT = 32  # pieces of prompts up to this length are read by the compiled call, longer ones by torch's products
 _owners = itertools.count(1)
 _compiled: set[torch.dtype] = (
     set()
@@ -60,7 +60,7 @@ class CompiledDecoder(Decoder):
         self._compile()
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> Linear | Int8Linear:
-        """Return a linear layer that computes prompts longer than DIRECT_PROMPT.
+        """Return a linear layer that computes pieces of prompts longer than DIRECT_PROMPT.
 
         It stores its weight in the decoder's format, and converts it to fp32 at each call.
         """
@@ -175,12 +175,27 @@ class CompiledDecoder(Decoder):
         self._check_prompts(prompts)
         last: list[Tensor] = []
         for row, prompt in zip(rows, prompts, strict=True):
-            self.lengths[row] = 0
-            if len(prompt) > DIRECT_PROMPT:
-                self._read_prompts([row], [prompt[:-1]])
-                self.lengths[row], prompt = len(prompt) - 1, prompt[-1:]
-            last.append(self.read(prompt, row)[-1])
+            self.lengths[row], logits = 0, None
+            while logits is None:
+                logits = self.read_piece(prompt, row)
+            last.append(logits)
         return torch.stack(last)
+
+    @torch.inference_mode()
+    def read_piece(self, prompt: list[int], row: int) -> Tensor | None:
+        """Append the next piece of `prompt` to a row that holds the first `lengths[row]` tokens of it.
+
+        Returns the logits after the prompt, (V,), or None if a part of the prompt is left. Raises ValueError if the prompt
+        does not fit the cache.
+        """
+        start, n = self._places(row, len(prompt) - self.lengths[row])
+        end = piece_end(start, n)
+        if end - start > DIRECT_PROMPT:
+            before_last = min(end, n - 1)
+            self._read_at(start, [row], [prompt[start:before_last]])
+            self.lengths[row] = start = before_last
+        logits = self.read(prompt[start:end], row)  # of a long piece, the prompt's last token or nothing
+        return logits[-1] if end == n else None
 
     @torch.inference_mode()
     def read(self, ids: list[int], row: int = 0) -> Tensor:

@@ -20,9 +20,11 @@ from torch.nn import functional as F
 from positron.inference.int8 import Int8Linear, dequantise, quantise
 from positron.inference.packed_linear import Linear
 from positron.model.gpt import GPT, Attention, Block, Elementwise, Norm
-from positron.model.kernels.attention import causal_attention, window_mask
+from positron.model.kernels.attention import window_mask
 from positron.model.kernels.norms_and_heads import interleave_pairs
 from positron.model.lora import effective_weight
+
+PIECE = 128  # a prompt is read in pieces that end at multiples of this position; docs/LOG.md compares sizes
 
 # arguments: q (N, H, D), new keys and new values (N, K, D), cached keys and cached values (B, K, T, D); result (N, H * D)
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -41,6 +43,15 @@ class _Layer:
     )  # includes the activation; for swiglu: the rows of gate, then those of up, without activation
     down: Linear | Int8Linear
     qk_scale: Tensor | None  # (H + K, D), in the same order of numbers as q and k
+
+
+def piece_end(start: int, length: int) -> int:
+    """Return the end of the piece at position `start` of a prompt with `length` tokens.
+
+    It depends on nothing else, so that a prompt is read by the same matrix products, and gets the same logits bit for bit,
+    whatever is computed between its pieces.
+    """
+    return min(length, start // PIECE * PIECE + PIECE)
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -228,14 +239,20 @@ class Decoder:
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
         """Replace the content of the cache rows `rows` by the prompts and return the logits after each prompt, (b, V).
 
-        Shorter prompts are padded at the end. The padding does not affect them, because attention is causal. Raises
-        ValueError for an empty prompt and for a prompt that is longer than the context.
+        The pieces of the prompts that begin at the same position are read together, padded at the end to the longest. The
+        padding does not affect them, because attention is causal. Raises ValueError for an empty prompt and for a prompt
+        that is longer than the context.
         """
         self._check_prompts(prompts)
-        x, n = self._read_prompts(rows, prompts), max(map(len, prompts))
+        last: dict[int, Tensor] = {}
+        for start in range(0, max(map(len, prompts)), PIECE):
+            longer = [i for i, prompt in enumerate(prompts) if len(prompt) > start]
+            pieces = [prompts[i][start : start + PIECE] for i in longer]
+            outputs = self._read_at(start, [rows[i] for i in longer], pieces)
+            last |= {i: x[len(piece) - 1] for i, piece, x in zip(longer, pieces, outputs, strict=True)}
         for row, prompt in zip(rows, prompts, strict=True):
             self.lengths[row] = len(prompt)
-        return self._logits(x[torch.tensor([i * n + len(p) - 1 for i, p in enumerate(prompts)])])
+        return self._logits(torch.stack([last[i] for i in range(len(prompts))]))
 
     def _check_prompts(self, prompts: list[list[int]]) -> None:
         least, most = min(map(len, prompts)), max(map(len, prompts))
@@ -244,28 +261,33 @@ class Decoder:
                 f"the prompts have {least} to {most} tokens, but each must have 1 to {self.config.context_length}"
             )
 
-    def _read_prompts(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
-        """Write keys and values of b prompts to the cache, and return the output of the last block for all tokens, (b n, C).
+    def _read_at(self, start: int, rows: list[int], parts: list[list[int]]) -> Tensor:
+        """Write keys and values of the next tokens of b rows to the cache, and return the output of the last block, (b, n, C).
 
-        n is the length of the longest prompt, to which the others are padded.
+        All parts begin at position `start` and are padded to the longest of them, which has n tokens.
         """
-        b, n = len(rows), max(map(len, prompts))
-        idx = torch.tensor([p + [0] * (n - len(p)) for p in prompts], device=self.device)
+        b, n = len(rows), max(map(len, parts))
+        end = start + n
+        chosen = slice(rows[0], rows[0] + 1) if b == 1 else rows  # a slice of the cache is not copied
+        idx = torch.tensor([part + [0] * (n - len(part)) for part in parts], device=self.device)
         x = F.embedding(idx, self.wte)  # (b, n, C)
         if self.smear is not None:
-            self.ids[rows, :n] = idx
-            x = x + self.smear * F.pad(x[:, :-1], (0, 0, 1, 0))
+            self.ids[chosen, start:end] = idx
+            before = F.embedding(self.ids[chosen, max(0, start - 1) : end - 1], self.wte)
+            x = x + self.smear * (before if start else F.pad(before, (0, 0, 1, 0)))
         if self.positions is not None:
-            x = x + self.positions[:n]
-        turn = None if self.turn is None else self.turn[:n].repeat(b, 1, 1)
+            x = x + self.positions[start:end]
+        turn = None if self.turn is None else self.turn[start:end].repeat(b, 1, 1)
+        mask = window_mask(end, self.config.window, self.device)[start:]  # (n, end)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             q, k, v = (part.unflatten(0, (b, n)).transpose(1, 2) for part in (q, k, v))  # (b, heads, n, D)
-            keys[rows, :, :n], values[rows, :, :n] = k, v
-            y = causal_attention(q, k, v, window=self.config.window)
+            keys[chosen, :, start:end], values[chosen, :, start:end] = k, v
+            seen = keys[chosen, :, :end], values[chosen, :, :end]
+            y = F.scaled_dot_product_attention(q, *seen, attn_mask=mask, enable_gqa=self.K < self.H)
             return y.transpose(1, 2).reshape(b * n, -1)
 
-        return self._through(x.flatten(0, 1), turn, attend)
+        return self._through(x.flatten(0, 1), turn, attend).view(b, n, -1)
 
     def _places(self, row: int, count: int) -> tuple[int, int]:
         """Return the first cache position of `count` new tokens, and the position after the last of them.
@@ -286,28 +308,22 @@ class Decoder:
         Raises ValueError if the tokens do not fit the cache.
         """
         start, n = self._places(row, len(ids))
-        idx = torch.tensor(ids, device=self.device)
-        x = F.embedding(idx, self.wte)  # (T, C)
-        if self.smear is not None:
-            self.ids[row, start:n] = idx
-            before = F.embedding(self.ids[row, max(0, start - 1) : n - 1], self.wte)
-            x = x + self.smear * (before if start else F.pad(before, (0, 0, 1, 0)))
-        if self.positions is not None:
-            x = x + self.positions[start:n]
-        turn = None if self.turn is None else self.turn[start:n]
-        mask = window_mask(n, self.config.window, self.device)[start:]  # (T, n)
-
-        def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            keys, values = keys[row : row + 1], values[row : row + 1]
-            keys[0, :, start:n], values[0, :, start:n] = k.transpose(0, 1), v.transpose(0, 1)
-            y = F.scaled_dot_product_attention(
-                q.transpose(0, 1)[None], keys[:, :, :n], values[:, :, :n], attn_mask=mask, enable_gqa=self.K < self.H
-            )
-            return y[0].transpose(0, 1).reshape(n - start, -1)
-
-        x = self._through(x, turn, attend)
+        [x] = self._read_at(start, [row], [ids])
         self.lengths[row] = n
         return self._logits(x)
+
+    @torch.inference_mode()
+    def read_piece(self, prompt: list[int], row: int) -> Tensor | None:
+        """Append the next piece of `prompt` to a row that holds the first `lengths[row]` tokens of it.
+
+        Returns the logits after the prompt, (V,), or None if a part of the prompt is left. Raises ValueError if the prompt
+        does not fit the cache.
+        """
+        start, n = self._places(row, len(prompt) - self.lengths[row])
+        end = piece_end(start, n)
+        [x] = self._read_at(start, [row], [prompt[start:end]])
+        self.lengths[row] = end
+        return self._logits(x[-1:])[0] if end == n else None
 
     def _before(self, ids: Tensor) -> Tensor:
         """Store the new token of each row, `ids` (B,), and return the embedding (B, C) of the token before it.

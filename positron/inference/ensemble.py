@@ -7,12 +7,15 @@ all members (torch.vmap). It took more than twice as long for three models of 15
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from positron.inference.decoder import Decoder
 from positron.model.ensemble import mean_logits
+
+Result = TypeVar("Result")
 
 
 class EnsembleDecoder:
@@ -45,6 +48,13 @@ class EnsembleDecoder:
         """Append T tokens to a row of the caches and return the logits after each of them, (T, V)."""
         return self._mean(lambda member: member.read(ids, row))
 
+    @torch.inference_mode()
+    def read_piece(self, prompt: list[int], row: int) -> Tensor | None:
+        """Append the next piece of `prompt` to a row of the caches; return the logits after the prompt, or None before."""
+        logits = self._each(lambda member: member.read_piece(prompt, row))
+        complete = [x for x in logits if x is not None]  # the pieces of all members end at the same positions
+        return mean_logits(complete) if complete else None
+
     def step(self, ids: Tensor) -> Tensor:
         """Append one token to each row of the caches: ids (B,) -> next-token logits (B, V)."""
         return self._mean(lambda member: member.step(ids))
@@ -55,9 +65,12 @@ class EnsembleDecoder:
 
     @torch.inference_mode()
     def _mean(self, logits_of: Callable[[Decoder], Tensor]) -> Tensor:
-        logits = []
+        return mean_logits(self._each(logits_of))
+
+    def _each(self, result_of: Callable[[Decoder], Result]) -> list[Result]:
+        results = []
         for member in self.members:
             member.lengths = list(self.lengths)
-            logits.append(logits_of(member))
+            results.append(result_of(member))
         self.lengths = list(self.members[0].lengths)
-        return mean_logits(logits)
+        return results

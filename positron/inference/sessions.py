@@ -2,9 +2,9 @@
 
 Each text has its own row of the key/value cache, random generator and settings. In fp32, a text has exactly the tokens that
 `Engine.stream` returns, and does not depend on the other texts. To ensure this, a step limits the number of rows that it
-computes together, so that each row gets the result that it would get alone (`exact_rows`). There is one exception: if a row
-still holds the earlier turns of a conversation, the next turn does not read them again, and its logits differ from those of
-`Engine` by rounding.
+computes together, so that each row gets the result that it would get alone (`exact_rows`), and a prompt is read in pieces
+whose ends depend on its own positions only. There is one exception: if a row still holds the earlier turns of a conversation,
+the next turn does not read them again, and its logits differ from those of `Engine` by rounding.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from positron.inference.decoder import piece_end
 from positron.inference.decoders import AnyDecoder
 from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling, choose
 from positron.inference.writing import Progress
-
-SCORED_TOGETHER = 128  # number of tokens of a prompt whose logits are in memory at the same time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Session:
 
     def __init__(self, request: Request, row: int, engine: Engine) -> None:
         self.request, self.row = request, row
+        self.window = engine.window(request.ids)  # the tokens that the row must hold before the next token is chosen
         self.seen = list(request.ids)
         self.generator = torch.Generator().manual_seed(request.seed)
         self.progress = Progress(engine.tokenizer, request.stops)
@@ -106,8 +106,9 @@ class Session:
 class Sessions:
     """Generate up to `slots` texts at the same time, one token per step.
 
-    After `join`, call `choose` and `read` in turns: `choose` samples the next token of each text, and `read` computes the
-    logits after it. The class is not thread-safe: call all methods from one thread.
+    After `join`, call `read_piece` until the text is ready, then `choose` and `read` in turns: `choose` samples the next token
+    of each text, and `read` computes the logits after it. A text whose context is full is not ready after `read`: its last half
+    is read again by `read_piece`. The class is not thread-safe: call all methods from one thread.
     """
 
     def __init__(self, engine: Engine, slots: int) -> None:
@@ -126,7 +127,7 @@ class Sessions:
         return bool(self._free)
 
     def join(self, request: Request) -> Session:
-        """Read the prompt into a free row of the cache, and return the new session.
+        """Assign a free row of the cache to a text, and return the new session.
 
         A row that still holds the earlier turns of the same conversation is preferred; only the rest of the prompt is then
         read.
@@ -134,21 +135,32 @@ class Sessions:
         ids = self.engine.window(request.ids)
         row = max(self._free, key=lambda row: self._known(row, ids, request))
         session = Session(request, row, self.engine)
-        session.reused = self._known(row, ids, request)
-        self._held[row], self._prompts[row] = [], 0  # the row stays free, and holds nothing known, if reading fails
-        if session.reused or request.scores_prompt:
-            self.decoder.lengths[row] = session.reused
-            logits = self._read_scored(session, ids) if request.scores_prompt else self._continue(session, ids)
-        else:
-            logits = self.decoder.prefill([row], [ids])[0]
+        session.reused = self.decoder.lengths[row] = self._known(row, ids, request)
+        self._held[row], self._prompts[row] = [], 0  # the row holds nothing known until the prompt has been read
         self._free.remove(row)
-        self._prompts[row] = len(ids) if ids == request.ids else 0
-        if request.max_tokens == 0:
-            self._release(session)
-        else:
-            self.active.append(session)
-            self._logits[session] = logits
+        self.active.append(session)
         return session
+
+    def is_ready(self, session: Session) -> bool:
+        """Tell whether all tokens of a text have been read, so that its next token can be chosen."""
+        return session in self._logits
+
+    def read_piece(self, session: Session) -> None:
+        """Read the next piece of the prompt of a text that is not ready."""
+        row, ids = session.row, session.window
+        has_begun = session.count > 0
+        if session.request.scores_prompt and not has_begun:
+            logits = self._read_scored(session)
+        else:
+            logits = self.decoder.read_piece(ids, row)
+        if logits is None:
+            return
+        self._logits[session] = logits
+        if has_begun:  # as Engine does: a step reads the newest token again
+            self.decoder.lengths[row] -= 1
+            self._step([session])
+        else:
+            self._prompts[row] = len(ids) if ids == session.request.ids else 0
 
     def _known(self, row: int, ids: list[int], request: Request) -> int:
         """Return how many tokens of `ids` the row already holds, or 0 if `ids` does not continue the row's last prompt."""
@@ -158,21 +170,21 @@ class Sessions:
         pairs = zip(held, ids[:-1], strict=False)  # the last token is read, for the logits after it
         return next((i for i, (ours, new) in enumerate(pairs) if ours != new), min(len(held), len(ids) - 1))
 
-    def _continue(self, session: Session, ids: list[int]) -> Tensor:
-        return self.decoder.read(ids[session.reused :], session.row)[-1]
+    def _read_scored(self, session: Session) -> Tensor | None:
+        """Read and score the next piece of a prompt, and return the logits (V,) after the prompt, or None before.
 
-    def _read_scored(self, session: Session, ids: list[int]) -> Tensor:
-        """Read the prompt from its beginning, score each of its tokens except the first, and return the last logits (V,)."""
-        for start in range(0, len(ids), SCORED_TOGETHER):
-            logits = self.decoder.read(ids[start : start + SCORED_TOGETHER], session.row)
-            following = ids[start + 1 : start + 1 + SCORED_TOGETHER]
-            session.prompt += scored(logits[: len(following)], following, session.request.logprobs or 0)
-        return logits[-1]
+        The log-probabilities of all tokens of the prompt are reported, except that of the first.
+        """
+        ids, start = session.window, self.decoder.lengths[session.row]
+        end = piece_end(start, len(ids))
+        logits, following = self.decoder.read(ids[start:end], session.row), ids[start + 1 : end + 1]
+        session.prompt += scored(logits[: len(following)], following, session.request.logprobs or 0)
+        return logits[-1] if end == len(ids) else None
 
     def leave(self, session: Session) -> None:
         """End the text of `session`, and free its row for another text."""
         self.active.remove(session)
-        del self._logits[session]
+        self._logits.pop(session, None)
         self._release(session)
 
     def _release(self, session: Session) -> None:
@@ -183,14 +195,12 @@ class Sessions:
     def choose(self, sessions: Sequence[Session]) -> list[tuple[Session, Piece | Exception]]:
         """Choose the next token of each of these texts, and return the piece that it adds, or the error that it raised.
 
-        A text that ends or raises an error leaves the batch.
+        The texts must be ready. A text that ends or raises an error leaves the batch.
         """
         pieces: list[tuple[Session, Piece | Exception]] = []
         for session in sessions:
-            logits, sampling = self._logits[session], session.request.sampling
             try:
-                token = choose(logits, sampling, session.seen, session.generator, self.engine.specials)
-                piece: Piece | Exception = session.push(token, logits)
+                piece: Piece | Exception = self._next_piece(session)
             except Exception as error:  # such as logits that are not finite: the other texts continue
                 piece = error
             if isinstance(piece, Exception) or piece.finish:
@@ -198,21 +208,29 @@ class Sessions:
             pieces.append((session, piece))
         return pieces
 
+    def _next_piece(self, session: Session) -> Piece:
+        if session.request.max_tokens == 0:
+            return Piece("", [], "length")
+        logits, sampling = self._logits[session], session.request.sampling
+        token = choose(logits, sampling, session.seen, session.generator, self.engine.specials)
+        return session.push(token, logits)
+
     def read(self, sessions: Sequence[Session]) -> None:
-        """Compute the logits after the newest token of each of these texts."""
+        """Compute the logits after the newest token of each of these texts, if its context is not full."""
         for session in sessions:
             if self.decoder.lengths[session.row] >= self.engine.context:
-                # as Engine does: the step below reads the newest token again, with the same result
-                self.decoder.prefill([session.row], [self.engine.last_half(session.seen)])
-                self.decoder.lengths[session.row] -= 1
+                session.window = self.engine.last_half(session.seen)
+                self.decoder.lengths[session.row] = 0
                 self._prompts[session.row] = 0  # the row no longer holds the beginning of the text
-        for start in range(0, len(sessions), self.together):
-            part = sessions[start : start + self.together]
-            newest = torch.tensor([session.seen[-1] for session in part], device=self.decoder.device)
-            for session, logits in zip(
-                part, self.decoder.step_some(newest, [session.row for session in part]), strict=True
-            ):
-                self._logits[session] = logits
+                del self._logits[session]
+        remaining = [session for session in sessions if self.is_ready(session)]
+        for start in range(0, len(remaining), self.together):
+            self._step(remaining[start : start + self.together])
+
+    def _step(self, sessions: Sequence[Session]) -> None:
+        newest = torch.tensor([session.seen[-1] for session in sessions], device=self.decoder.device)
+        logits = self.decoder.step_some(newest, [session.row for session in sessions])
+        self._logits.update(zip(sessions, logits, strict=True))
 
 
 def scored(logits: Tensor, tokens: list[int], likeliest: int) -> list[Token]:

@@ -20,7 +20,7 @@ class Job:
 
     def __init__(self, request: Request, deliver: Callable[[Piece | Exception], None]) -> None:
         self.request, self.deliver = request, deliver
-        self.session: Session | None = None  # None until the prompt has been read
+        self.session: Session | None = None  # None while the request waits
         self.unread = 0  # number of pieces that were delivered and not yet taken
         self.is_cancelled = False
 
@@ -35,7 +35,6 @@ class Worker:
     def __init__(self, sessions: Sessions, max_waiting: int) -> None:
         self.sessions, self.max_waiting = sessions, max_waiting
         self._waiting: deque[Job] = deque()
-        self._joining: Job | None = None  # its prompt is being read
         self._running: dict[Session, Job] = {}
         self._changed = threading.Condition()  # guards the fields above, and the jobs' `unread` and `is_cancelled`
         self._is_closed = False
@@ -51,11 +50,7 @@ class Worker:
     def load(self) -> tuple[int, int]:
         """Return the number of texts that are being generated, and the number of waiting texts."""
         with self._changed:
-            return len(self._started), len(self._waiting)
-
-    @property
-    def _started(self) -> set[Job]:
-        return {*self._running.values(), *([self._joining] if self._joining else [])}
+            return len(self._running), len(self._waiting)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue all jobs. Raises QueueFull, and queues none, if there is no space for all of them or the worker is closed."""
@@ -92,7 +87,7 @@ class Worker:
     def close_if_idle(self) -> bool:
         """Stop the worker if no text is being generated or waiting, and tell whether it was stopped."""
         with self._changed:
-            if self._started or self._waiting:
+            if self._running or self._waiting:
                 return False
             self._is_closed = True
             self._changed.notify()
@@ -108,13 +103,15 @@ class Worker:
                     assert job.session is not None
                     del self._running[job.session]
                     self.sessions.leave(job.session)
-                self._joining = self._waiting.popleft() if self._can_join() else None
-            if self._joining:  # at most one prompt is read between two steps, so that the other texts do not wait long
-                self._join(self._joining)
-            with self._changed:
-                self._joining = None
-                ready = [session for session, job in self._running.items() if job.unread < MAX_UNREAD]
-            self._step(ready)
+                while self._can_join():
+                    job = self._waiting.popleft()
+                    job.session = self.sessions.join(job.request)
+                    self._running[job.session] = job
+                able = [session for session, job in self._running.items() if job.unread < MAX_UNREAD]
+            reading = next((session for session in able if not self.sessions.is_ready(session)), None)
+            if reading:  # one piece of one prompt between two steps, so that the other texts do not wait long
+                self._read_piece(reading)
+            self._step([session for session in able if self.sessions.is_ready(session)])
 
     def _has_work(self) -> bool:
         jobs = self._running.values()
@@ -123,17 +120,11 @@ class Worker:
     def _can_join(self) -> bool:
         return bool(self._waiting) and self.sessions.has_free_row
 
-    def _join(self, job: Job) -> None:
+    def _read_piece(self, session: Session) -> None:
         try:
-            job.session = self.sessions.join(job.request)
+            self.sessions.read_piece(session)
         except Exception as error:
-            self._deliver(job, error)
-            return
-        if job.request.max_tokens == 0:
-            self._deliver(job, Piece("", [], "length"))
-        else:
-            with self._changed:
-                self._running[job.session] = job
+            self._fail(session, error)
 
     def _step(self, ready: list[Session]) -> None:
         for session, piece in self.sessions.choose(ready):
@@ -147,10 +138,13 @@ class Worker:
             self.sessions.read(remaining)
         except Exception as error:
             for session in remaining:
-                self.sessions.leave(session)
-                with self._changed:
-                    job = self._running.pop(session)
-                self._deliver(job, error)
+                self._fail(session, error)
+
+    def _fail(self, session: Session, error: Exception) -> None:
+        self.sessions.leave(session)
+        with self._changed:
+            job = self._running.pop(session)
+        self._deliver(job, error)
 
     def _deliver(self, job: Job, piece: Piece | Exception) -> None:
         with self._changed:

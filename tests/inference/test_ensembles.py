@@ -178,10 +178,13 @@ def test_texts_that_are_written_together_report_the_log_probabilities_of_the_mix
     ]
     written: dict[Session, list[Any]] = {sessions.join(request): [] for request in asked}
     while sessions.active:
-        for session, piece in sessions.choose(list(sessions.active)):
+        for session in sessions.active:
+            if not sessions.is_ready(session):
+                sessions.read_piece(session)
+        ready = [session for session in sessions.active if sessions.is_ready(session)]
+        for session, piece in sessions.choose(ready):
             written[session] += piece.tokens
-        if sessions.active:
-            sessions.read(list(sessions.active))
+        sessions.read([session for session in ready if session in sessions.active])
     for (session, tokens), prompt, seed in zip(written.items(), prompts, (0, 1), strict=True):
         ids = [token.id for token in tokens]
         rows = engine.ids([prompt], Sampling(), max_tokens=6, stop_ids=(), seed=seed)

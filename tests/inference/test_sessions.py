@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import random
 from typing import Any
 
@@ -45,6 +46,13 @@ def engine_of(**options: Any) -> Engine:
     return Engine(model, TOKENIZER)
 
 
+def read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a prompt of CONTEXT tokens be five pieces, which the compiled decoder reads in both of its ways."""
+    monkeypatch.setattr("positron.inference.decoder.PIECE", 5)
+    if importlib.util.find_spec("numba"):
+        monkeypatch.setattr("positron.inference.compiled.DIRECT_PROMPT", 3)
+
+
 def requests_of(count: int, chance: random.Random) -> list[Request]:
     """Requests with all kinds of settings, some longer than the context, some stopped by strings."""
     return [
@@ -80,6 +88,14 @@ def alone(engine: Engine, request: Request) -> tuple[str, int, bool]:
     return "".join(stream), stream.tokens, stream.ended
 
 
+def ready(sessions: Sessions) -> list[Session]:
+    """Read a piece for each text that is not ready, and return the texts that are."""
+    for session in sessions.active:
+        if not sessions.is_ready(session):
+            sessions.read_piece(session)
+    return [session for session in sessions.active if sessions.is_ready(session)]
+
+
 def written(pieces: list[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
@@ -88,6 +104,7 @@ def written(pieces: list[Piece]) -> str:
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options['position']}-{options['activation']}")
 def test_eight_texts_that_join_and_leave_at_random_are_those_written_alone(options, without_numba, monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", without_numba)
+    read_in_small_pieces(monkeypatch)
     engine, chance = engine_of(**options), random.Random(5)
     sessions, waiting = Sessions(engine, 8), requests_of(24, chance)
     texts: dict[Session, list[Piece]] = {}
@@ -95,16 +112,15 @@ def test_eight_texts_that_join_and_leave_at_random_are_those_written_alone(optio
     while waiting or sessions.active:
         while waiting and sessions.has_free_row and (len(texts) < 8 or chance.random() < 0.7):
             texts[sessions.join(waiting.pop())] = []
-        stepped = [session for session in sessions.active if not company or chance.random() < 0.8]  # the others wait
+        stepped = [session for session in ready(sessions) if not company or chance.random() < 0.8]  # the others wait
         for session, piece in sessions.choose(stepped):
             texts[session].append(piece)
         stepped = [session for session in stepped if session in sessions.active]
         if stepped and chance.random() < 0.02:
             sessions.leave(stepped.pop())
-        if stepped:
-            sessions.read(stepped)
-            company.append(len(stepped))
-    assert max(company) >= 6
+        sessions.read(stepped)
+        company.append(len(stepped))
+    assert max(company) >= 5
     finished = [session for session, pieces in texts.items() if pieces and pieces[-1].finish]
     assert len(finished) > 15
     for session in finished:
@@ -120,10 +136,9 @@ def run(sessions: Sessions, *requests: Request) -> list[tuple[Session, list[Piec
     """Write these texts together."""
     texts = {sessions.join(request): [] for request in requests}
     while sessions.active:
-        for session, piece in sessions.choose(list(sessions.active)):
+        for session, piece in sessions.choose(ready(sessions)):
             texts[session].append(piece)
-        if sessions.active:
-            sessions.read(list(sessions.active))
+        sessions.read([session for session in sessions.active if sessions.is_ready(session)])
     return list(texts.items())
 
 
@@ -142,6 +157,34 @@ def test_rows_computed_together_get_bit_for_bit_what_they_get_alone(options, wit
     for row in rows:
         single.prefill([0], [prompts[row]])
         assert torch.equal(single.step(ids[row : row + 1])[0], logits[row])
+
+
+@pytest.mark.parametrize("without_numba", ["0", "1"])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options['position']}-{options['activation']}")
+def test_a_prompt_read_in_pieces_between_steps_of_another_text_has_the_logits_of_the_model(
+    options, without_numba, monkeypatch
+):
+    """Bit for bit those of `prefill`, and up to rounding those of the model, which reads the whole prompt at once."""
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", without_numba)
+    read_in_small_pieces(monkeypatch)
+    engine = engine_of(**options)
+    prompts = [[1 + (3 * i + n) % (TOKENIZER.vocab_size - 1) for i in range(n)] for n in (1, 4, 5, 6, 13, 15, CONTEXT)]
+    wanted = torch.stack([engine.decoder.model(torch.tensor([prompt]))[0][-1].detach() for prompt in prompts])
+    together = engine.decoder.with_empty_cache(len(prompts))
+    assert_close(together.prefill(list(range(len(prompts))), prompts), wanted)
+    for prompt, logits in zip(prompts, wanted, strict=True):
+        single, company = engine.decoder.with_empty_cache(1), engine.decoder.with_empty_cache(2)
+        pieces = [company.read_piece(prompt, 1)]
+        while pieces[-1] is None:
+            company.step_some(torch.tensor([2]), [0])
+            pieces.append(company.read_piece(prompt, 1))
+        assert len(pieces) == -(-len(prompt) // 5)
+        assert torch.equal(pieces[-1], single.prefill([0], [prompt])[0])
+        assert_close(pieces[-1], logits)
+
+
+def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 def test_rows_are_computed_singly_where_a_product_depends_on_their_number(monkeypatch):
@@ -168,20 +211,27 @@ def plain(text: str, **changes: Any) -> Request:
     return Request([0, *TOKENIZER.encode(text)], stop_ids=frozenset(), **settings | changes)
 
 
-def test_the_next_turn_of_a_conversation_reads_only_what_is_new(monkeypatch):
+def test_the_next_turn_of_a_conversation_reads_only_what_is_new_in_pieces_of_its_own_positions(monkeypatch):
+    read_in_small_pieces(monkeypatch)
     engine = engine_of(**OPTIONS[1])
     sessions = Sessions(engine, 2)
     [(first, _)] = run(sessions, plain("abc"))
-    read: list[int] = []
+    read: list[tuple[int, int]] = []
     kind = type(engine.decoder)
-    monkeypatch.setattr(kind, "prefill", lambda self, rows, prompts: read.extend(map(len, prompts)))
-    original = kind.read
-    monkeypatch.setattr(kind, "read", lambda self, ids, row=0: (read.append(len(ids)), original(self, ids, row))[1])
+    original = kind.read_piece
+
+    def recorded(self, prompt, row):
+        start = self.lengths[row]
+        logits = original(self, prompt, row)
+        read.append((start, self.lengths[row]))
+        return logits
+
+    monkeypatch.setattr(kind, "read_piece", recorded)
     second = dataclasses.replace(first.request, ids=[*first.seen, *TOKENIZER.encode("def")])
     [(session, answer)] = run(sessions, second)
     assert session.row == first.row
-    assert session.reused == len(first.seen) - 1  # the newest token was not read
-    assert read == [4]
+    assert session.reused == len(first.seen) - 1 == 8  # the newest token was not read
+    assert read == [(8, 10), (10, 12)]
     monkeypatch.undo()
     assert written(answer) == alone(engine, second)[0]
 
@@ -221,6 +271,7 @@ def test_log_probabilities_are_those_of_the_model_at_each_token():
 def test_a_prompt_is_scored_without_generating():
     sessions = Sessions(engine_of(**OPTIONS[0]), 1)
     session = sessions.join(plain("abc", max_tokens=0, logprobs=1, scores_prompt=True))
+    assert sessions.choose(ready(sessions)) == [(session, Piece("", [], "length"))]
     assert [token.id for token in session.prompt] == TOKENIZER.encode("abc")
     assert not sessions.active
     assert sessions.has_free_row
@@ -240,6 +291,7 @@ def test_tokens_behind_a_stop_string_are_not_reported():
 def test_an_error_of_one_text_does_not_end_the_others():
     sessions = Sessions(engine_of(**OPTIONS[0]), 2)
     broken, healthy = sessions.join(plain("abc")), sessions.join(plain("abc"))
+    assert ready(sessions) == [broken, healthy]
     sessions._logits[broken] = torch.full((TOKENIZER.vocab_size,), torch.nan)
     pieces = dict(sessions.choose([broken, healthy]))
     assert isinstance(pieces[broken], UserError)

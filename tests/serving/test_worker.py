@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -53,18 +54,28 @@ class Reader:
 
 
 class Steps:
-    """Counts the steps of a worker, and stops it before each that a test does not allow."""
+    """Counts the steps of a worker, and stops it before each that a test does not allow.
+
+    `trace`: ("step", its rows) and ("piece", the row whose prompt was read), in their order.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.allowed, self.rows = threading.Semaphore(0), queue.Queue[list[int]]()
-        original = DECODER.step_some
+        self.trace: list[tuple[str, list[int]]] = []
+        step, piece = DECODER.step_some, DECODER.read_piece
 
         def counted(decoder: Decoder, ids: Any, rows: list[int]) -> Any:
             self.rows.put(rows)
             assert self.allowed.acquire(timeout=PATIENCE)
-            return original(decoder, ids, rows)
+            self.trace.append(("step", rows))
+            return step(decoder, ids, rows)
+
+        def recorded(decoder: Decoder, prompt: list[int], row: int) -> Any:
+            self.trace.append(("piece", [row]))
+            return piece(decoder, prompt, row)
 
         monkeypatch.setattr(DECODER, "step_some", counted)
+        monkeypatch.setattr(DECODER, "read_piece", recorded)
 
 
 def test_a_cancelled_job_is_in_no_later_step(worker, monkeypatch):
@@ -82,6 +93,48 @@ def test_a_cancelled_job_is_in_no_later_step(worker, monkeypatch):
     assert other.rest()
     assert waiting.rest()
     assert waiting.job.session.row == row
+    assert worker.load == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("letters", "new", "count"), [(79, 1, 5), (94, 10, 6 + 3)], ids=["a prompt", "the last half of a full context"]
+)
+def test_a_running_text_gets_a_token_between_two_pieces_of_another(worker, monkeypatch, letters, new, count):
+    monkeypatch.setattr("positron.inference.decoder.PIECE", 16)
+    long, short = request("ab" * (letters // 2) + "c" * (letters % 2), new), request(max_tokens=50)
+    alone = [
+        "".join(engine_of().stream(r.ids, r.sampling, max_tokens=r.max_tokens, seed=1, stop_ids=()))
+        for r in (short, long)
+    ]
+    steps = Steps(monkeypatch)
+    running = Reader(worker, short)
+    steps.rows.get(timeout=PATIENCE)  # its first step waits
+    joining = Reader(worker, long)
+    steps.allowed.release(100)
+    assert [running.rest(), joining.rest()] == alone
+    row = joining.job.session.row
+    places = [i for i, event in enumerate(steps.trace) if event == ("piece", [row])]
+    assert len(places) == count
+    for i, j in itertools.pairwise(places):
+        assert any(kind == "step" and running.job.session.row in rows for kind, rows in steps.trace[i:j])
+
+
+def test_a_job_cancelled_while_its_prompt_is_read_frees_its_row_before_the_next_piece(worker, monkeypatch):
+    monkeypatch.setattr("positron.inference.decoder.PIECE", 16)
+    steps = Steps(monkeypatch)
+    running = Reader(worker, request(max_tokens=20))
+    steps.rows.get(timeout=PATIENCE)
+    gone = Reader(worker, request("ab" * 40))
+    steps.allowed.release()
+    steps.rows.get(timeout=PATIENCE)  # the first piece has been read
+    worker.cancel(gone.job)
+    following = Reader(worker, request("c", max_tokens=5))
+    steps.allowed.release(100)
+    assert running.rest()
+    assert following.rest()
+    row = gone.job.session.row
+    assert following.job.session.row == row
+    assert steps.trace.count(("piece", [row])) == 2  # one of each of the two prompts
     assert worker.load == (0, 0)
 
 
@@ -121,7 +174,7 @@ def test_a_full_queue_takes_no_part_of_a_request(worker):
         worker.cancel(reader.job)
 
 
-@pytest.mark.parametrize("where", ["prefill", "step_some"])
+@pytest.mark.parametrize("where", ["read_piece", "step_some"])
 def test_an_error_of_the_model_ends_its_texts_and_not_the_worker(worker, monkeypatch, where):
     with monkeypatch.context() as patch:
         patch.setattr(DECODER, where, lambda *_: 1 / 0)
@@ -134,14 +187,14 @@ def test_an_error_of_the_model_ends_its_texts_and_not_the_worker(worker, monkeyp
 
 
 def test_a_worker_that_reads_a_prompt_is_not_idle_and_a_closed_one_takes_no_job(worker, monkeypatch):
-    begun, allowed, original = threading.Event(), threading.Event(), DECODER.prefill
+    begun, allowed, original = threading.Event(), threading.Event(), DECODER.read_piece
 
     def waiting(*arguments: Any) -> Any:
         begun.set()
         assert allowed.wait(PATIENCE)
         return original(*arguments)
 
-    monkeypatch.setattr(DECODER, "prefill", waiting)
+    monkeypatch.setattr(DECODER, "read_piece", waiting)
     reader = Reader(worker, request())
     assert begun.wait(PATIENCE)
     assert (worker.load, worker.close_if_idle()) == ((1, 0), False)
