@@ -15,11 +15,9 @@ import pytest
 import torch
 from conftest import CommandProcess, tiny
 from torch.nn import functional as F
-from traces import same
 from tuning import pairs_of
 from two_processes import assert_learned_the_same, with_one_and_two
 
-import positron.training.reference
 from numpy_ref.preference import (
     dpo_backward,
     dpo_forward,
@@ -298,25 +296,6 @@ def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(loss: PreferenceLo
     assert rows[0] == rows[1]
     a, b = (load_model(Run(tmp_path / name))[0].state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_a_run_killed_while_its_reference_is_computed_starts_again(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(BaseException):
-        pass
-
-    def kill(*_: Any) -> None:
-        raise Killed
-
-    config = preferred(base, max_steps=4)
-    with monkeypatch.context() as patch:
-        patch.setattr(positron.training.reference, "write_reference", kill)
-        with pytest.raises(Killed):
-            prefer(config, tmp_path / "killed")
-    for name in ("killed", "whole"):
-        prefer(config, tmp_path / name)
-    assert same(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_a_base_run_that_has_changed_is_named_and_the_stored_reference_is_kept(base: Path, tmp_path: Path) -> None:

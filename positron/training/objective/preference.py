@@ -26,13 +26,13 @@ from positron.model.gpt import GPT
 from positron.model.kernels.loss import linear_token_losses
 from positron.model.kernels.precision import widest
 from positron.system.formatting import counted
-from positron.system.progress import progress
+from positron.system.progress import Meter
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.objective.base import Part, Prompt
 from positron.training.objective.preference_losses import is_mean, losses, margins
-from positron.training.objective.reference import Reference
+from positron.training.objective.reference import Reference, ReferencePart
 from positron.training.objective.tokens import NextToken
 from positron.training.objective.validation_text import ValidationText
 
@@ -196,29 +196,50 @@ class PreferenceObjective(NextToken):
             total += F.kl_div(q, p, reduction="sum", log_target=True)
         return total, torch.tensor(len(ours), device=hidden.device)
 
+    @property
+    def n_pairs(self) -> int:
+        """Return the number of pairs that `describe` computes."""
+        return len(self.train) + len(self.val)
+
     @torch.no_grad()
-    def describe(self, model: GPT, precision: Callable[[], AbstractContextManager[object]]) -> Reference:
+    def describe(
+        self,
+        model: GPT,
+        precision: Callable[[], AbstractContextManager[object]],
+        part: ReferencePart | None = None,
+        keep: Callable[[ReferencePart], None] = lambda part: None,
+    ) -> Reference:
         """Compute the log-probabilities of all answers with `model`, the reference, which must be in evaluation mode.
 
         `precision` returns an autocast context with the precision of the training. Training pairs are scored in this context,
-        and validation pairs outside of it, as in `measures`.
+        and validation pairs outside of it, as in `measures`. `keep` is called after each micro-batch with the results so far.
+        `part`: results that were given to `keep` in an earlier call, which is continued; they are extended in place.
         """
+        part = ReferencePart() if part is None else part
         device = model.wte.weight.device
-        ordered = sorted(range(len(self.train)), key=lambda i: _length(self.train[i]), reverse=True)
-        train = np.zeros((len(self.train), 2), dtype=np.float32)
-        for start in progress(range(0, len(ordered), self.micro_pairs), "reference"):
-            here = ordered[start : start + self.micro_pairs]
-            x, y = (tensor.to(device) for tensor in self._part([self.train[i] for i in here]))
-            with precision():
-                train[here] = answer_log_probs(model, x, y).float().cpu().numpy().reshape(-1, 2)
-        val, states = [], []
-        for part in self.val_pairs:
-            x, y = (tensor.to(device) for tensor in part)
-            hidden = model.hidden(x)
-            val.append(_row_log_probs(hidden, model.head_weight, y).float().cpu().numpy().reshape(-1, 2))
-            states.append(_chosen_states(hidden, y).float().cpu().numpy())
+        order = sorted(range(len(self.train)), key=lambda i: _length(self.train[i]), reverse=True)
+        with Meter("reference", self.n_pairs, part.n_pairs) as meter:
+            for start in range(part.n_pairs, len(order), self.micro_pairs):
+                meter.show(start)
+                x, y = self._part([self.train[i] for i in order[start : start + self.micro_pairs]])
+                with precision():
+                    log_probs = answer_log_probs(model, x.to(device), y.to(device))
+                part.log_probs.append(_by_pair(log_probs))
+                keep(part)
+            for start in range(part.n_pairs - len(order), len(self.val), self.micro_pairs):
+                meter.show(len(order) + start)
+                x, y = (tensor.to(device) for tensor in self._part(self.val[start : start + self.micro_pairs]))
+                hidden = model.hidden(x)
+                part.log_probs.append(_by_pair(_row_log_probs(hidden, model.head_weight, y)))
+                end = min(start + self.micro_pairs, len(self.val))
+                states = _chosen_states(hidden, y)[: self.kl_bounds[end] - self.kl_bounds[start]]
+                part.states.append(states.float().cpu().numpy())
+                keep(part)
+        log_probs_of_pairs = np.concatenate(part.log_probs)
+        train = np.empty((len(order), 2), dtype=np.float32)
+        train[order] = log_probs_of_pairs[: len(order)]
         head = model.head_weight.detach().float().cpu().numpy().copy()
-        return Reference(train, np.concatenate(val), np.concatenate(states)[:KL_TOKENS], head)
+        return Reference(train, log_probs_of_pairs[len(order) :], np.concatenate(part.states), head)
 
     def probe_rows(self) -> list[Part]:
         """Return the chosen answers of the validation pairs as rows (x, y), each (T,)."""
@@ -250,6 +271,11 @@ def _row_log_probs(hidden: Tensor, head: Tensor, y: Tensor) -> Tensor:
     else:
         tokens = -linear_token_losses(hidden.flatten(0, 1), head, y.flatten()).view(y.shape)
     return tokens.sum(1)
+
+
+def _by_pair(log_probs: Tensor) -> np.ndarray:
+    """Return the log-probabilities of rows (2 N,) as an array (N, 2) of the chosen and the rejected answers, in fp32."""
+    return log_probs.float().cpu().numpy().reshape(-1, 2)
 
 
 def _chosen_states(hidden: Tensor, y: Tensor) -> Tensor:
