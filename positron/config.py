@@ -722,7 +722,9 @@ class RewardConfig:
     target: Count | None = None  # for length: number of characters
     # for sum: rewards and their weights, such as [{kind:story_request},{kind:length,target:400,weight:0.2}]
     terms: tuple[RewardTerm, ...] = ()
-    max_seconds: Positive = 10.0  # time limit of one call of a reward; a slower call ends the run
+    max_seconds: Positive = (
+        10.0  # time limit of one call of a reward; a slower call is repeated once, and then ends the run
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "reward")

@@ -18,6 +18,7 @@ EXCERPT = 80  # characters of a prompt or a completion that a message shows
 def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) -> Reward:
     """Return a reward that calls `reward` for at most `max_seconds` and returns a finite float.
 
+    A call that takes longer is repeated once, because the process may have been paused during the call (Ctrl-Z).
     It raises UserError, with `name` and the texts in the message, if the call fails, takes too long, or does not return a
     number. The error of the user's function is the cause of the UserError, so that POSITRON_DEBUG=1 shows its traceback.
     KeyboardInterrupt is passed on unchanged.
@@ -25,9 +26,12 @@ def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) ->
 
     def call(prompt: str, completion: str) -> float:
         try:
-            result = call_within(max_seconds, lambda: reward(prompt, completion))
+            try:
+                result = call_within(max_seconds, lambda: reward(prompt, completion))
+            except TooSlow:
+                result = call_within(max_seconds, lambda: reward(prompt, completion))
         except TooSlow as error:
-            what = f"took longer than reward.max_seconds={max_seconds:g}"
+            what = f"took longer than reward.max_seconds={max_seconds:g}, twice"
             remedy = "make it faster, or give a larger reward.max_seconds="
             raise UserError(_message(name, what, prompt, completion, remedy)) from error
         except (Exception, SystemExit) as error:  # a function of the user may fail in any way

@@ -171,6 +171,12 @@ def test_a_wait_ends():
     assert "took longer" in message(lambda prompt, completion: time.sleep(3600), seconds=BRIEF)
 
 
+def test_a_call_during_which_the_process_was_paused_is_repeated():
+    times = iter([2 * BRIEF, 0])
+    reward = checked(lambda prompt, completion: time.sleep(next(times)) or 3, "slow_once", BRIEF)
+    assert reward("", "") == 3
+
+
 def test_a_call_that_outlasts_the_limit_in_c_code_is_refused_when_it_returns(monkeypatch):
     clock = iter([0.0, 100.0])
     monkeypatch.setattr("positron.rewards.limits._interrupted_after", lambda seconds, function: function())
