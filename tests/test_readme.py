@@ -136,7 +136,9 @@ def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path
     line = read_command_line(arguments, name, PROJECT / "conf")
     words = [word.split(",")[0] if line.is_sweep and "(" not in word else word for word in line.words]
     words = [word for word in words if "=" in word and not word.startswith("hydra") and "interval" not in word]
-    compose(name, ["name=named", *words])  # Hydra makes the usual name from its choices
+    values = compose(name, ["name=named", *words])  # Hydra makes the usual name from its choices
+    warmup, steps = values["schedule"]["warmup_steps"], values["train"]["max_steps"]
+    assert "auto" in (warmup, steps) or warmup < steps, "the learning rate would never fall"
 
 
 @pytest.mark.slow
