@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
     """Load the best checkpoint of each teacher of the session's run, and return the teachers and their tokenizer.
 
-    Raises UserError if a teacher does not exist, does not fit the run, or has changed since the run began.
+    If the run continues, they have the order in which it began, because the mean of their probabilities depends on it by
+    rounding. Raises UserError if a teacher does not exist, does not fit the run, or has changed since the run began.
     """
     config, start = session.config, session.start
     assert config.distill is not None
@@ -36,25 +37,39 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
     tokenizer = common_tokenizer(tokenizers)
     models = [model.requires_grad_(False).to(session.machine.device) for model, _, _ in loaded]
     hashes = [hash_of_weights(model.state_dict()) for model in models]
-    if start.is_own:
-        _refuse_changed(session.run, runs, hashes)
     for run, model in zip(runs, models, strict=True):
-        step = run.facts().best_step or run.facts().step or 0
+        facts = run.facts()
+        step = facts.best_step or facts.step or 0
         logger.info(f"teacher {run.folder}: {parameter_count(model.config.n_params())}, step {step}")
+        if not start.is_own and facts.status in ("running", "stopped"):
+            logger.warning(
+                f"the training of the teacher {run.folder} has not ended: if it continues, its weights change, and "
+                f"{session.run.folder} can only be continued with a copy of this teacher as it is now"
+            )
+    if start.is_own:
+        known = _refuse_changed(session.run, runs, hashes)
+        models = [models[hashes.index(before)] for before in known]
+        hashes = known
     return Teachers(models, hashes), tokenizer
 
 
-def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> None:
-    """Raise UserError if the hashes of the teachers' weights differ from those that the run recorded when it began."""
+def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> list[str]:
+    """Return the hashes of the teachers' weights that the run recorded when it began, in their order.
+
+    Raises UserError if `hashes`, those of the weights now, are not the same in any order.
+    """
     known = (run.facts().teachers or "").split()
     if len(known) != len(hashes):
         raise UserError(
             f"{run.folder} began with {counted(len(known), 'teacher')}, not {len(hashes)}: give the same teachers=, or another "
             "name="
         )
-    for teacher, before, now in zip(teachers, known, hashes, strict=True):
-        if before != now:
-            raise UserError(
-                f"the weights of {teacher.folder} are not those of the teacher with which {run.folder} began: give the same "
-                "teachers= in the same order, with unchanged weights, or another name="
-            )
+    changed = [
+        teacher.folder for teacher, now in zip(teachers, hashes, strict=True) if hashes.count(now) != known.count(now)
+    ]
+    if changed:
+        raise UserError(
+            f"the weights of {changed[0]} are not those of a teacher with which {run.folder} began: give the same teachers= "
+            "with unchanged weights, or another name="
+        )
+    return known

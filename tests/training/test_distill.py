@@ -183,9 +183,7 @@ def test_a_teacher_that_has_changed_is_refused_when_the_run_continues(place: Pat
     with pytest.raises(UserError, match="there is no run"):
         distill(config, tmp_path / "run")
     shutil.copytree(place / "b", tmp_path / "a")
-    with pytest.raises(
-        UserError, match=r"the weights of .*a are not those of the teacher with which .*run began: give"
-    ):
+    with pytest.raises(UserError, match=r"the weights of .*a are not those of a teacher with which .*run began: give"):
         distill(config, tmp_path / "run")
     two = dataclasses.replace(config, distill=DistillConfig((str(kept), str(place / "b"))))
     with pytest.raises(UserError, match="began with 1 teacher, not 2: give the same teachers="):
@@ -193,6 +191,25 @@ def test_a_teacher_that_has_changed_is_refused_when_the_run_continues(place: Pat
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     moved = dataclasses.replace(config, distill=DistillConfig((str(kept),)))
     assert distill(moved, tmp_path / "run").status == "finished"  # the weights count, not the path
+
+
+def test_teachers_in_another_order_continue_the_run_bit_for_bit(place: Path, tmp_path: Path) -> None:
+    config = student(place, "a", "b")
+    distill(config, tmp_path / "whole")
+    distill(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=8)), tmp_path / "turned")
+    distill(student(place, "b", "a"), tmp_path / "turned")
+    turned, whole = weights(tmp_path / "turned"), weights(tmp_path / "whole")
+    assert all(torch.equal(turned[name], whole[name]) for name in whole)
+
+
+def test_a_teacher_whose_training_has_not_ended_is_named(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "a", tmp_path / "a")
+    Run(tmp_path / "a").update(status="stopped")
+    shutil.copytree(place / "b", tmp_path / "b")
+    distill(student(tmp_path, "a", "b", data=tiny(place).data), tmp_path / "run")
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert f"the training of the teacher {tmp_path / 'a'} has not ended" in log
+    assert f"the training of the teacher {tmp_path / 'b'} has not ended" not in log
 
 
 def test_teachers_that_do_not_fit_are_refused_before_the_run_begins(place: Path, tmp_path: Path) -> None:
