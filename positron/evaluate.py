@@ -169,6 +169,7 @@ def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace)
     elif options.text is None:
         floor = floor_of_run(runs[0], options.split, texts)
     units, kind = sampling_units(documents)
+    half = interval(units)
     context = writer.context
     facts = {
         "text": name,
@@ -182,8 +183,8 @@ def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace)
         "perplexity": whole.perplexity,
         "tokenizer": f"{writer.tokenizer.kind}, {writer.tokenizer.vocab_size:,} ids",
         "bpb": whole.bpb,
-        "bpb_interval": interval(units),
-        "interval_over": f"{len(units):,} {kind}",
+        "bpb_interval": half,
+        "interval_over": None if half is None else f"{len(units):,} {kind}",
         "floor_bpb": floor,
         "in_training": in_training(runs) if options.text is None and options.split == "val" else None,
         "tokens_per_second": whole.tokens / took,

@@ -23,6 +23,7 @@ from positron.system.console import say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.log import screen_log
+from positron.system.paths import without_home
 
 if TYPE_CHECKING:
     from positron.run.facts import Facts
@@ -65,7 +66,7 @@ def main() -> None:
         from positron.system.locks import lock
         from positron.train import configure
 
-        folder = OUTPUTS / "research" / name
+        folder, file = OUTPUTS / "research" / name, without_home(given["candidates"])
         check_name(folder)
         plan = read_plan(path, configure)
 
@@ -80,8 +81,8 @@ def main() -> None:
                 gain = f"gain {last.gains[-1]:+.4f}, " if last.gains and last.failure is None else ""
                 logger.info(f"{last.name}, pair {len(last.seeds)}: {gain}{last.verdict} ({last.reason})")
                 if last.verdict != "open":
-                    write_report(folder, date, path.name, plan, trials)
-            write_report(folder, date, path.name, plan, trials)
+                    write_report(folder, date, file, plan, trials)
+            write_report(folder, date, file, plan, trials)
         print(as_text(plan, trials))
         print(f"\nreport: {folder / f'{date}-{name}.md'}")
 

@@ -174,14 +174,13 @@ class Check:
 
     @property
     def standard_errors(self) -> float | None:
-        """Return by how many standard errors the claimed score is below the floor.
+        """Return `difference` in standard errors, which is negative if the claimed score is below the floor.
 
-        The number is negative if the claimed score is above the floor. Returns None if there is no claimed score or no
-        standard error, as for a single document.
+        Returns None if there is no claimed score or no standard error, as for a single document.
         """
         if self.difference is None or not self.difference_error:
             return None
-        return -self.difference / self.difference_error
+        return self.difference / self.difference_error
 
 
 def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:

@@ -156,6 +156,8 @@ def as_text(result: Difference) -> str:
         lines.append(
             "note            the runs of a pair do not read the same batches, so a pair shares less of its noise"
         )
+    if not result.changes:
+        lines.append("note            no setting differs; the runs differ only in what follows")
     lines += [f"note            the runs also differ in {text}" for text in result.surroundings]
     return "\n".join(lines)
 

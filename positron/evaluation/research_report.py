@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ COLUMNS: list[dict[str, str]] = [
 def write_report(folder: Path, date: str, file: str, plan: Plan, trials: Sequence[Trial]) -> None:
     """Write `DATE-NAME.md`, `DATE-NAME.json` and `DATE-NAME.png` into `folder`, where NAME is the name of this folder.
 
-    `date` is the date on which `positron research` was first started in the folder, and `file` is the name of the file of
-    candidates. If the report is written again later, it has the same content, unless there are new runs.
+    `date` is the date on which `positron research` was first started in the folder, and `file` is the file of candidates as
+    the command named it. If the report is written again later, it has the same content, unless there are new runs.
     """
     name = f"{date}-{folder.name}"
     record = as_record(folder, date, file, trials)
@@ -51,7 +52,7 @@ def as_record(folder: Path, date: str, file: str, trials: Sequence[Trial]) -> di
     return {
         "date": date,
         **(origin(Run(runs[0])) if runs else {"commit": None, "machine": dict.fromkeys(("cpu", "cores", "torch"))}),
-        "command": f"positron research candidates={file}",
+        "command": shlex.join(["positron", "research", f"candidates={file}", f"name={folder.name}"]),
         "seeds": max((len(trial.seeds) for trial in trials), default=0),
         "columns": COLUMNS,
         "rows": [_row(trial) for trial in trials],
@@ -94,7 +95,7 @@ def as_entry(folder: Path, name: str, plan: Plan, trials: Sequence[Trial], recor
         f"- Machine: {machine['cores'] or '?'} cores of {machine['cpu'] or 'a processor that was not recorded'}; "
         f"torch {machine['torch'] or 'not recorded'}",
         f"- Command: `{record['command']}`",
-        f"- Seeds: up to {record['seeds']}, from {plan.first_seed} on, the same ones for all recipes",
+        f"- Seeds: {_seeds(plan, record['seeds'])}",
         f"- Open: {', '.join(missing) or 'nothing'}",
         "",
         f"Base: `{' '.join(plan.base)}`. {rule(plan)}",
@@ -111,13 +112,19 @@ def as_entry(folder: Path, name: str, plan: Plan, trials: Sequence[Trial], recor
     return "\n".join(lines) + "\n"
 
 
+def _seeds(plan: Plan, count: int) -> str:
+    return f"up to {count}, from {plan.first_seed} on, the same ones for all recipes" if count else "none yet"
+
+
 def rule(plan: Plan) -> str:
     """Return a paragraph that explains when a candidate is adopted or rejected."""
+    looks = f"each of the pairs {FIRST_ADOPTION} to {plan.pairs} and corrected for all these looks"
+    if plan.pairs == FIRST_ADOPTION:
+        looks = f"pair {FIRST_ADOPTION}"
     return (
-        f"A candidate is adopted if p < {LEVEL}; p is computed after each of the pairs {FIRST_ADOPTION} to {plan.pairs} and "
-        f"corrected for all these looks. It is rejected early, from pair {FIRST_REJECTION} on, if a gain of {plan.min_gain:g} "
-        f"is excluded with {1 - MISS:.0%} confidence over all looks. An adopted candidate belongs to the base recipe of the "
-        "candidates after it."
+        f"A candidate is adopted if p < {LEVEL}; p is computed after {looks}. It is rejected early, from pair "
+        f"{FIRST_REJECTION} on, if a gain of {plan.min_gain:g} is excluded with {1 - MISS:.0%} confidence over all looks. An "
+        "adopted candidate belongs to the base recipe of the candidates after it."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +87,9 @@ def load_models(runs: Sequence[Run]) -> tuple[GPT | Ensemble, Tokenizer, list[Pa
     tokenizer = common_tokenizer([(run, each) for run, (_, each, _) in zip(runs, loaded, strict=True)])
     if len(models) == 1:
         return models[0], tokenizer, paths
+    for (run, model), (other, same) in itertools.combinations(zip(runs, models, strict=True), 2):
+        if _have_same_weights(model, same):
+            logger.warning(f"{run.folder} and {other.folder} have the same weights: name each model once")
     lengths = [model.config.context_length for model in models]
     if min(lengths) < max(lengths):
         shortest = runs[lengths.index(min(lengths))]
@@ -93,3 +97,10 @@ def load_models(runs: Sequence[Run]) -> tuple[GPT | Ensemble, Tokenizer, list[Pa
             f"the context is {min(lengths)} tokens, because {shortest.folder} reads no more; another run reads {max(lengths)}"
         )
     return Ensemble(models), tokenizer, paths
+
+
+def _have_same_weights(a: GPT, b: GPT) -> bool:
+    import torch
+
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

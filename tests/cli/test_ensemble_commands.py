@@ -112,6 +112,12 @@ def test_copies_of_a_run_write_what_the_run_writes(call: Callable[..., Result], 
     assert found.err.count("best.ckpt") == len(find_runs(name)) == (1 if name == "x,y" else 2)
 
 
+def test_two_copies_of_a_model_are_named(call: Callable[..., Result]) -> None:
+    said = "outputs/a and outputs/copy have the same weights: name each model once"
+    assert said in call("generate", "Tom", "--run", "a,copy", "--max-tokens", "1").err
+    assert said not in call("generate", "Tom", "--run", "a,b", "--max-tokens", "1").err
+
+
 def test_an_ensemble_writes_several_texts_with_a_draft_or_in_columns(call: Callable[..., Result]) -> None:
     ensemble = ("--run", "a,b", "--max-tokens", "12")
     several = call("generate", "Tom", *ensemble, "--num-samples", "2", "--json")
