@@ -81,7 +81,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
             objective.validate_on_text(text)
 
         def prepare() -> None:
-            objective.reference = open_reference(session, plan.machine, objective, model)
+            objective.reference = open_reference(session, plan, objective, model)
             if session.is_first_rank and not session.start.is_own:
                 _notice_untaught(base_run(config))
                 measured = objective.measures(model, 0, 1)

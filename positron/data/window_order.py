@@ -45,6 +45,11 @@ def permute(places: np.ndarray, n: int, key: int) -> np.ndarray:
     return x.astype(np.int64)
 
 
+def order_of_epoch(epoch: int, places: np.ndarray, seed: int, n_windows: int) -> np.ndarray:
+    """Return the numbers of the windows at `places`, an array of integers in [0, n_windows), of the order of an epoch."""
+    return permute(places, n_windows, seed * 1_000_003 + epoch)
+
+
 def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the epochs and window numbers, each (batch_size,), of optimizer step `step`, counted from 1.
 
@@ -66,6 +71,6 @@ def _samples(block: int, seed: int, n_windows: int, size: int) -> tuple[np.ndarr
     windows = np.empty(size, dtype=np.int64)
     for e in np.unique(epoch):
         here = epoch == e
-        windows[here] = permute(place[here], n_windows, seed * 1_000_003 + int(e))
+        windows[here] = order_of_epoch(int(e), place[here], seed, n_windows)
     epoch.flags.writeable = windows.flags.writeable = False
     return epoch, windows

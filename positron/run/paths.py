@@ -65,11 +65,6 @@ class RunPaths:
         return self.folder / "reference.npz"
 
     @property
-    def reference_part_path(self) -> Path:
-        """Return the path of the log-probabilities computed so far, which exists only while `reference_path` is computed."""
-        return self.folder / "reference.partial.npz"
-
-    @property
     def log_path(self) -> Path:
         """Return the path of the run's log file."""
         return self.folder / LOG

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 
 from positron.config import RunConfig
@@ -12,97 +11,91 @@ from positron.run.checkpoint import best_or_newest, load_checkpoint
 from positron.run.load import bare_names, load_model
 from positron.system.errors import UserError
 from positron.system.formatting import counted
-from positron.training.device import Machine
 from positron.training.objective.preference import PreferenceObjective
-from positron.training.objective.reference import (
-    Reference,
-    ReferencePart,
-    hash_of_weights,
-    read_reference,
-    read_reference_part,
-    write_reference,
-    write_reference_part,
-)
+from positron.training.objective.reference import Reference, hash_of_weights, read_reference, write_reference
+from positron.training.resolve import Plan
 from positron.training.resume import Session
 from positron.training.tuning import base_run
 
 logger = logging.getLogger(__name__)
 
-PART_SECONDS = 5.0  # time between two writings of the results so far, which is at most what a killed command loses
+WRITE_SECONDS = 5.0  # shortest time between two writings of the results so far
+WRITE_SHARE = 0.05  # greatest share of the time that is spent on writing them, which takes long for a large vocabulary
 
 
-def open_reference(session: Session, machine: Machine, objective: PreferenceObjective, model: GPT) -> Reference:
+def open_reference(session: Session, plan: Plan, objective: PreferenceObjective, model: GPT) -> Reference:
     """Return the log-probabilities of the reference model, which is the model before this training.
 
-    If they are stored in the run, they are read, even if the base run has changed in the meantime; otherwise they are
-    computed and stored. `model`: the model to train; in a new run it still has the weights of the reference model.
-    `machine`: the machine of the run's plan, because with precision=auto `session.machine` does not have the final precision.
-    Raises UserError if a run that continues has lost its stored reference and the base run has changed or cannot be read.
+    If they are stored in the run, they are read, even if the base run has changed in the meantime. What is missing for the
+    steps of the plan is computed and stored. `model`: the model to train; in a new run it still has the weights of the
+    reference model. The machine is that of the plan, because with precision=auto `session.machine` does not have the final
+    precision. Raises UserError if a run that continues lacks log-probabilities and the base run has changed or cannot be read.
     """
     run, config, start = session.run, session.config, session.start
     if start.is_own:
         known = run.facts().reference
-        identity = _identity(known, objective, machine)
-        reference = read_reference(run.reference_path, identity)
+    else:
+        assert start.weights is not None
+        known = hash_of_weights(bare_names(load_checkpoint(start.weights)["state_dict"]))
+    identity, earlier = _identities(known, objective, plan)
+    reference = read_reference(run.reference_path, identity, earlier)
+    is_complete = not objective.missing(reference, plan.horizon)
+    if start.is_own:
         changed = _is_changed(config, known)
-        if reference is not None and changed:
+        if is_complete and changed:
             logger.warning(
                 f"the weights of init_from={config.init_from} have changed since this run began: this run continues with "
                 f"the log-probabilities of the old weights, which it stored in {run.reference_path.name}"
             )
-        if reference is None and (changed or changed is None):
+        if not is_complete and (changed or changed is None):
+            lacks = "is missing or damaged" if reference is None else "lacks pairs that the added steps read"
             why = (
                 "was not found or has no readable checkpoint" if changed is None else "has changed since this run began"
             )
             raise UserError(
-                f"{run.reference_path} is missing or damaged, and it cannot be computed again, because the base run "
+                f"{run.reference_path} {lacks}, and it cannot be computed again, because the base run "
                 f"init_from={config.init_from} {why}: restore this file or the base run from a copy, or give another name="
             )
-        if reference is None:
+        if not is_complete:
             model = load_model(base_run(config))[0]
-    else:
-        assert start.weights is not None
-        known = hash_of_weights(bare_names(load_checkpoint(start.weights)["state_dict"]))
-        identity = _identity(known, objective, machine)
-        reference = read_reference(run.reference_path, identity)
-    if reference is None:
-        reference = _compute_reference(session, machine, objective, model, identity)
+    if reference is None or not is_complete:
+        reference = _compute_reference(session, plan, objective, model, reference, identity)
     if session.is_first_rank:
-        run.reference_part_path.unlink(missing_ok=True)
         run.update(reference=known)
     return reference
 
 
 def _compute_reference(
-    session: Session, machine: Machine, objective: PreferenceObjective, model: GPT, identity: str
+    session: Session, plan: Plan, objective: PreferenceObjective, model: GPT, known: Reference | None, identity: str
 ) -> Reference:
-    """Compute the log-probabilities of the reference `model`, from where an interrupted command stopped, and store them.
+    """Compute the log-probabilities of the reference `model` that `known` does not have, and store all of them.
 
     Each process computes all pairs, and the first one stores them. The results so far are stored as well, so that a command
     that is killed loses only the last seconds.
     """
     run = session.run
-    logger.info(f"computing the log-probabilities of {counted(objective.n_pairs, 'pair')} under the reference, once")
-    part = read_reference_part(run.reference_part_path, identity)
-    if part is not None:
+    n_known = 0 if known is None else known.n_pairs
+    n_needed = n_known + sum(len(pairs) for _, pairs in objective.missing(known, plan.horizon))
+    logger.info(f"computing the log-probabilities of {counted(n_needed, 'pair')} under the reference, once")
+    if known is not None:
+        logger.info(f"continuing at {n_known / n_needed:.0%}: an earlier start computed {counted(n_known, 'pair')}")
+    elif run.reference_path.exists():
         logger.info(
-            f"continuing at {part.n_pairs / objective.n_pairs:.0%}: an earlier start computed {counted(part.n_pairs, 'pair')}"
-        )
-    elif run.reference_part_path.exists():
-        logger.info(
-            f"{run.reference_part_path.name} is damaged or belongs to another reference, other pairs or another precision: "
-            "it is discarded, and all pairs are computed"
+            f"{run.reference_path.name} is damaged or belongs to other weights, pairs or settings: it is computed again"
         )
     began = time.monotonic()
-    written = -math.inf
+    due = began + WRITE_SECONDS
 
-    def keep(part: ReferencePart) -> None:
-        nonlocal written
-        if session.is_first_rank and time.monotonic() - written >= PART_SECONDS:
-            write_reference_part(run.reference_part_path, part, identity)
+    def keep(reference: Reference) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if session.is_first_rank and now >= due:
+            write_reference(run.reference_path, reference, identity)
             written = time.monotonic()
+            due = written + max(WRITE_SECONDS, (written - now) / WRITE_SHARE)
 
-    reference = objective.describe(model.to(machine.device).eval(), machine.autocast, part, keep)
+    model = model.to(plan.machine.device).eval()
+    reference = objective.describe(model, plan.machine.autocast, plan.horizon, known, keep)
     model.train()
     logger.info(f"computed in {time.monotonic() - began:.0f} s")
     if session.is_first_rank:
@@ -110,10 +103,14 @@ def _compute_reference(
     return reference
 
 
-def _identity(weights: str | None, objective: PreferenceObjective, machine: Machine) -> str:
-    """Return a string that changes whenever the log-probabilities of the reference must be computed again."""
+def _identities(weights: str | None, objective: PreferenceObjective, plan: Plan) -> tuple[str, str]:
+    """Return a string that changes whenever the log-probabilities of the reference must be computed again.
+
+    The second string is what earlier versions wrote, without the tokenizer.
+    """
     sizes = f"{objective.context} {len(objective.train)} {len(objective.val)}"
-    return f"{weights} {objective.fingerprint} {sizes} {machine.precision}"
+    earlier = f"{weights} {objective.fingerprint} {sizes} {plan.machine.precision}"
+    return f"{earlier} {objective.tokenizer.hash}", earlier
 
 
 def _is_changed(config: RunConfig, known: str | None) -> bool | None:

@@ -74,7 +74,7 @@ def objective(pairs: list[Pair] = PAIRS, loss: PreferenceLoss = "dpo", micro: in
 
 
 def with_reference(task: PreferenceObjective, model: GPT) -> PreferenceObjective:
-    task.reference = task.describe(model, torch.no_grad)
+    task.reference = task.describe(model, torch.no_grad, n_steps=100)
     return task
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -21,18 +21,18 @@ from positron.data.conversations import Conversation
 from positron.data.instruct import Row, to_part, to_row
 from positron.data.preferences import Pair
 from positron.data.splits import first_up_to, usable_splits
-from positron.data.window_order import windows_of_step
+from positron.data.window_order import order_of_epoch, windows_of_step
 from positron.model.gpt import GPT
 from positron.model.kernels.loss import linear_token_losses
 from positron.model.kernels.precision import widest
 from positron.system.formatting import counted
-from positron.system.progress import Meter
+from positron.system.progress import progress
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.objective.base import Part, Prompt
 from positron.training.objective.preference_losses import is_mean, losses, margins
-from positron.training.objective.reference import Reference, ReferencePart
+from positron.training.objective.reference import Reference
 from positron.training.objective.tokens import NextToken
 from positron.training.objective.validation_text import ValidationText
 
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 KL_TOKENS = 4096  # maximum number of tokens of chosen answers on which the divergence from the reference is measured
 KL_VALUES = 1 << 22  # number of logits that are computed at a time, 16 MB in fp32
+SORTED_MICRO_BATCHES = 16  # number of micro-batches of the reference whose pairs are sorted by length together
 
 PairOfRows = tuple[Row, Row]  # (prompt and chosen answer, prompt and rejected answer)
 
@@ -196,50 +197,56 @@ class PreferenceObjective(NextToken):
             total += F.kl_div(q, p, reduction="sum", log_target=True)
         return total, torch.tensor(len(ours), device=hidden.device)
 
-    @property
-    def n_pairs(self) -> int:
-        """Return the number of pairs that `describe` computes."""
-        return len(self.train) + len(self.val)
+    def missing(self, reference: Reference | None, n_steps: int) -> list[tuple[str, np.ndarray]]:
+        """Return the micro-batches that `reference` lacks for the validation and for the first `n_steps` optimizer steps.
+
+        Each is the name of an array of the reference, "train" or "val", and the indices of the micro-batch's pairs. The
+        training pairs are in the order of the first epoch, sorted by length within blocks, and a block is needed if a step
+        reads one of its pairs. So no micro-batch depends on `n_steps`, and more steps only append blocks.
+        """
+        n_read, size = min(len(self.train), n_steps * self.batch_pairs), SORTED_MICRO_BATCHES * self.micro_pairs
+        order = order_of_epoch(0, np.arange(len(self.train)), self.seed, len(self.train))
+        blocks = [sorted(order[at : at + size], key=lambda i: -_length(self.train[i])) for at in range(0, n_read, size)]
+        needed = [("train", here) for block in blocks for here in self._micro_batches(block)]
+        needed += [("val", here) for here in self._micro_batches(range(len(self.val)))]
+        if reference is None:
+            return needed
+        return [(name, here) for name, here in needed if np.isnan(getattr(reference, name)[here]).any()]
+
+    def _micro_batches(self, pairs: Sequence[int]) -> list[np.ndarray]:
+        return [np.array(pairs[at : at + self.micro_pairs]) for at in range(0, len(pairs), self.micro_pairs)]
 
     @torch.no_grad()
     def describe(
         self,
         model: GPT,
         precision: Callable[[], AbstractContextManager[object]],
-        part: ReferencePart | None = None,
-        keep: Callable[[ReferencePart], None] = lambda part: None,
+        n_steps: int,
+        reference: Reference | None = None,
+        keep: Callable[[Reference], None] = lambda reference: None,
     ) -> Reference:
-        """Compute the log-probabilities of all answers with `model`, the reference, which must be in evaluation mode.
+        """Compute the log-probabilities of the answers with `model`, the reference, which must be in evaluation mode.
 
-        `precision` returns an autocast context with the precision of the training. Training pairs are scored in this context,
-        and validation pairs outside of it, as in `measures`. `keep` is called after each micro-batch with the results so far.
-        `part`: results that were given to `keep` in an earlier call, which is continued; they are extended in place.
+        Only those are computed that the validation and `n_steps` optimizer steps read, and that `reference`, the result of
+        an earlier call, does not have; it is extended in place. `precision` returns an autocast context with the precision of
+        the training. Training pairs are scored in this context, and validation pairs outside of it, as in `measures`. `keep`
+        is called after each micro-batch with the results so far.
         """
-        part = ReferencePart() if part is None else part
+        if reference is None:
+            reference = Reference.empty(len(self.train), len(self.val), int(self.kl_bounds[-1]), model.head_weight)
         device = model.wte.weight.device
-        order = sorted(range(len(self.train)), key=lambda i: _length(self.train[i]), reverse=True)
-        with Meter("reference", self.n_pairs, part.n_pairs) as meter:
-            for start in range(part.n_pairs, len(order), self.micro_pairs):
-                meter.show(start)
-                x, y = self._part([self.train[i] for i in order[start : start + self.micro_pairs]])
-                with precision():
-                    log_probs = answer_log_probs(model, x.to(device), y.to(device))
-                part.log_probs.append(_by_pair(log_probs))
-                keep(part)
-            for start in range(part.n_pairs - len(order), len(self.val), self.micro_pairs):
-                meter.show(len(order) + start)
-                x, y = (tensor.to(device) for tensor in self._part(self.val[start : start + self.micro_pairs]))
+        for name, here in progress(self.missing(reference, n_steps), "reference"):
+            pairs = self.train if name == "train" else self.val
+            x, y = (tensor.to(device) for tensor in self._part([pairs[i] for i in here]))
+            with precision() if name == "train" else nullcontext():
                 hidden = model.hidden(x)
-                part.log_probs.append(_by_pair(_row_log_probs(hidden, model.head_weight, y)))
-                end = min(start + self.micro_pairs, len(self.val))
-                states = _chosen_states(hidden, y)[: self.kl_bounds[end] - self.kl_bounds[start]]
-                part.states.append(states.float().cpu().numpy())
-                keep(part)
-        log_probs_of_pairs = np.concatenate(part.log_probs)
-        train = np.empty((len(order), 2), dtype=np.float32)
-        train[order] = log_probs_of_pairs[: len(order)]
-        head = model.head_weight.detach().float().cpu().numpy().copy()
-        return Reference(train, log_probs_of_pairs[len(order) :], np.concatenate(part.states), head)
+                log_probs = _row_log_probs(hidden, model.head_weight, y)
+            getattr(reference, name)[here] = log_probs.float().cpu().numpy().reshape(-1, 2)
+            if name == "val":
+                before, after = self.kl_bounds[here[0]], self.kl_bounds[here[-1] + 1]
+                reference.states[before:after] = _chosen_states(hidden, y)[: after - before].float().cpu().numpy()
+            keep(reference)
+        return reference
 
     def probe_rows(self) -> list[Part]:
         """Return the chosen answers of the validation pairs as rows (x, y), each (T,)."""
@@ -271,11 +278,6 @@ def _row_log_probs(hidden: Tensor, head: Tensor, y: Tensor) -> Tensor:
     else:
         tokens = -linear_token_losses(hidden.flatten(0, 1), head, y.flatten()).view(y.shape)
     return tokens.sum(1)
-
-
-def _by_pair(log_probs: Tensor) -> np.ndarray:
-    """Return the log-probabilities of rows (2 N,) as an array (N, 2) of the chosen and the rejected answers, in fp32."""
-    return log_probs.float().cpu().numpy().reshape(-1, 2)
 
 
 def _chosen_states(hidden: Tensor, y: Tensor) -> Tensor:

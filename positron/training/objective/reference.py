@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +16,13 @@ from torch import Tensor
 from positron.system.disk import open_inside, whole_file
 
 _ARRAYS = ("train", "val", "states", "head")
-_ARRAYS_OF_PART = ("log_probs", "states")
 
 
 @dataclass
 class Reference:
-    """Hold the log-probabilities of all answers under the reference model, which is the model before this training.
+    """Hold the log-probabilities of answers under the reference model, which is the model before this training.
+
+    Values that are not computed yet, or that no step reads, are NaN.
 
     `states` are the reference model's last hidden states at n positions in the chosen answers of the validation pairs, and
     softmax(states head^T) is its distribution over the vocabulary at these positions.
@@ -34,6 +34,19 @@ class Reference:
     head: np.ndarray  # (V, C) output matrix
     _on_device: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
+    @classmethod
+    def empty(cls, n_train: int, n_val: int, n_states: int, head: Tensor) -> Reference:
+        """Return a reference without log-probabilities and states, with a copy of `head` (V, C)."""
+        train, val, states = (
+            np.full(shape, np.nan, dtype=np.float32) for shape in ((n_train, 2), (n_val, 2), (n_states, head.shape[1]))
+        )
+        return cls(train, val, states, head.detach().float().cpu().numpy().copy())
+
+    @property
+    def n_pairs(self) -> int:
+        """Return the number of pairs whose log-probabilities are computed."""
+        return sum(int((~np.isnan(pairs).any(axis=1)).sum()) for pairs in (self.train, self.val))
+
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return `states` and `head` as tensors on a device. They are copied at the first call and kept."""
         if self._on_device is None or self._on_device[0].device != device:
@@ -41,61 +54,22 @@ class Reference:
         return self._on_device
 
 
-@dataclass
-class ReferencePart:
-    """Hold what an unfinished computation of a reference has produced, in the order in which it computes the pairs.
-
-    All training pairs are computed before the validation pairs, and each list has an entry for each micro-batch.
-    """
-
-    log_probs: list[np.ndarray] = field(default_factory=list)  # (n, 2) log-probabilities of chosen and rejected answers
-    states: list[np.ndarray] = field(default_factory=list)  # (n, C) last hidden states of the chosen validation answers
-
-    @property
-    def n_pairs(self) -> int:
-        """Return the number of pairs that are computed."""
-        return sum(map(len, self.log_probs))
-
-
 def write_reference(path: Path, reference: Reference, identity: str) -> None:
-    """Write a reference to the file `path`. `identity` identifies the weights, pairs and precision that it depends on."""
-    _write(path, identity, {name: getattr(reference, name) for name in _ARRAYS})
-
-
-def read_reference(path: Path, identity: str) -> Reference | None:
-    """Return a stored reference, or None if the file is missing, damaged, or has another `identity`."""
-    arrays = _read(path, identity, _ARRAYS)
-    if arrays is None:
-        return None
-    train, val, states, head = arrays
-    return Reference(train, val, states, head)
-
-
-def write_reference_part(path: Path, part: ReferencePart, identity: str) -> None:
-    """Write an unfinished reference to the file `path`. `identity`: see `write_reference`."""
-    lists = {name: getattr(part, name) for name in _ARRAYS_OF_PART}
-    arrays = {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in lists.items()}
-    _write(path, identity, arrays)
-
-
-def read_reference_part(path: Path, identity: str) -> ReferencePart | None:
-    """Return a stored unfinished reference, or None if the file is missing, damaged, or has another `identity`."""
-    arrays = _read(path, identity, _ARRAYS_OF_PART)
-    return None if arrays is None else ReferencePart(*([array] if len(array) else [] for array in arrays))
-
-
-def _write(path: Path, identity: str, arrays: Mapping[str, Any]) -> None:
+    """Write a reference to the file `path`. `identity` identifies what it depends on, such as weights and pairs."""
+    arrays = {name: getattr(reference, name) for name in _ARRAYS}
     with whole_file(path, path.parent) as file:
         np.savez(file, identity=np.array(identity), **arrays)
 
 
-def _read(path: Path, identity: str, names: tuple[str, ...]) -> list[np.ndarray] | None:
-    """Return the arrays of a file, or None if it is missing, damaged, or has another `identity`."""
+def read_reference(path: Path, *identities: str) -> Reference | None:
+    """Return a stored reference, or None if the file is missing, damaged, or has none of these identities."""
     if not path.exists():
         return None
     try:
         with open_inside(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            return [stored[name] for name in names] if str(stored["identity"]) == identity else None
+            if str(stored["identity"]) not in identities:
+                return None
+            return Reference(*(stored[name] for name in _ARRAYS))
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
         return None
 
