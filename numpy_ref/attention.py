@@ -74,7 +74,10 @@ def _causal_mask(n: int, dtype: np.dtype) -> Array:
 
 
 def window_mask(T: int, S: int, window: int) -> Array:
-    """Return (T, S), True where a query may attend: itself, which is key S - T + t, and the `window` - 1 keys before it."""
+    """Return (T, S), True where a query may attend to a key.
+
+    Query t is the token of key S - T + t. It may attend to this key and to the `window` - 1 keys before it.
+    """
     behind = np.arange(S - T, S)[:, None] - np.arange(S)
     return (behind >= 0) & (behind < window)
 

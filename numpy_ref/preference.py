@@ -78,9 +78,10 @@ def log_probs_forward(logits: Array, targets: Array, mean: bool = False) -> tupl
 
 
 def log_probs_backward(drows: Array, cache: Cache) -> tuple[Array]:
-    """Compute dlogits = drow (onehot(target) - p) at each target.
+    """Compute dlogits = drow (onehot(target) - p) at each target, where p is the softmax of the logits.
 
-    drows (B,) -> dlogits (B, T, V), 0 where the target is -100. For means, dlogits is divided by the row's number of targets.
+    drows (B,) -> dlogits (B, T, V), 0 where the target is -100. If `log_probs_forward` computed means instead of sums, dlogits
+    is divided by the row's number of targets.
     """
     p, index = cache["p"], cache["index"]
     scale = cache["scored"] * (drows / cache["counts"])[:, None]  # (B, T)

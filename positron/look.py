@@ -129,7 +129,10 @@ def show(options: argparse.Namespace) -> None:
 
 
 def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
-    """Write the page of `--html` and log its size and precision. Raises UserError for options that have no effect on it."""
+    """Write the page of `--html`, and log its size and the number of bits of its weights.
+
+    Raises UserError for options that have no effect on it.
+    """
     refused = {"--step": options.step is not None, "--ablate": options.ablate}
     if options.json:
         raise UserError("--html writes a page and --json prints numbers: give only one of them")

@@ -33,11 +33,11 @@ class Choice:
 
     @property
     def selector(self) -> str:
-        """Return the left side of the settings that select a choice, such as `optimizer` or `preference.loss`."""
+        """Return what stands before the = in a setting that selects a choice, such as `optimizer` or `preference.loss`."""
         return next(iter(self.select.values())).partition("=")[0]
 
     def readers(self, key: str) -> list[str]:
-        """Return the names in `choices` with which the setting `key` of the group is used."""
+        """Return the values of the deciding key with which the key `key` of the group is used."""
         return [choice for choice, keys in self.choices.items() if key in keys]
 
 

@@ -39,11 +39,12 @@ class Split:
     """Describe the division of a text into training and validation.
 
     `place` is the position, in characters of the whole text, at which validation begins; None means that the hash of a
-    document decides whether it is used for training or for validation.
+    document decides whether it is used for training or for validation. `is_new`: true if earlier versions divided this text
+    differently.
     """
 
     place: int | None
-    is_new: bool  # whether earlier versions divided this text differently
+    is_new: bool
 
 
 class FileSource:

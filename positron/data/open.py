@@ -28,7 +28,7 @@ class StoriesSource:
         self.name = f"stories-{config.size_mb:g}mb-{self.fingerprint[:8]}"
 
     def tasks(self, skip: int = 0) -> Iterator[int]:
-        """Yield the number of each task's first story, without end, after the first `skip` tasks."""
+        """Yield the index of the first story of each task, from task `skip` on; the iterator never ends."""
         start = skip * STORIES_PER_TASK
         while True:
             yield start

@@ -134,7 +134,7 @@ class SplitWriter:
         self.waiting = len(self._pending)
 
     def add(self, part: Encoded) -> None:
-        """Append the tokens of a task, and add its numbers of documents, bytes and bits to the totals."""
+        """Append the tokens of `part`, and add its numbers of documents, bytes and bits to the totals."""
         for ids in part.ids:
             self.append(ids)
         self.facts["documents"] += part.documents

@@ -57,7 +57,7 @@ class Stream:
         self._lock = self.source.folder / "lock"
 
     def path(self, epoch: int) -> Path:
-        """Return the folder of an epoch."""
+        """Return the folder of the token files of an epoch."""
         return self.folder / f"epoch-{epoch:05d}"
 
     def has(self, epoch: int) -> bool:

@@ -58,7 +58,7 @@ class StreamWindows:
 
     @property
     def tokens(self) -> TokenFiles:
-        """Return the token files of any one of the epochs on the disk."""
+        """Return the token files of an arbitrary epoch on the disk."""
         any_epoch = next(self.stream.folder.glob("epoch-*/tokens.json")).parent
         return TokenFiles(any_epoch, "train", self.stream.tokenizer)
 

@@ -140,19 +140,24 @@ Verdict = Literal["possible", "impossible", "not comparable"]
 
 @dataclass(frozen=True)
 class Gain:
-    """Hold how many bits the claimed -log2 q(document) is below the exact information -log2 p(document)."""
+    """Hold a document to which the program claims to give a higher probability than its exact one.
+
+    `bits` is log2 of the ratio of the claimed and the exact probability, and `beginning` is the beginning of its text.
+    """
 
     id: str
     bits: float
-    beginning: str  # of the document
+    beginning: str
 
 
 @dataclass(frozen=True)
 class Check:
     """Hold the result of `check`. The scores, such as `floor` and `claimed`, are in bits per byte.
 
-    The scores, errors and numbers of documents and bytes are about the stories alone, unless their name begins with `control`.
-    The values that are computed from the claims are None if the claims are not comparable with the documents.
+    The checked program was given stories, and control texts of random words, which no model can predict. Fields whose names
+    begin with `control` are about the control texts; `evidence_bits` and `gains` are about both; all others are about the
+    stories. The claims are the scores that the program reported. If they are not comparable with the documents, the values
+    computed from them are None.
     """
 
     verdict: Verdict
@@ -271,13 +276,14 @@ def _listed(names: list[str], one: str, several: str) -> str:
 
 
 def evidence_bits(gains: np.ndarray) -> float:
-    """Return log2 of an e-value against the hypothesis that q is a probability distribution; `gains` are log2 q/p (N,).
+    """Return log2 of an e-value against the hypothesis that q is a probability distribution.
 
+    `gains` (N,) has log2 q/p for each document: p is its exact probability, and q the probability that the program claimed.
     A gambler begins with a capital of 1, bets the share s of it on each document and keeps the share 1 - s. The capital at the
     end is prod(1 - s + s q/p). Its expectation is at most 1 if q is a distribution: it is a test martingale (Shafer et al.
-    2011, doi:10.1214/10-STS347). The e-value is the mean capital of gamblers with s = 1, 1/2, 1/4 ... 1/N. The gambler with
-    s = 1 detects scores that are a little too good for every document; one with a small s detects scores that are much too good
-    for a few documents.
+    2011, doi:10.1214/10-STS347). The e-value is the mean capital of gamblers with s = 1, 1/2, 1/4 and so on, down to at most
+    1/N. The gambler with s = 1 detects scores that are a little too good for every document; one with a small s detects scores
+    that are much too good for a few documents.
     """
     shares = 0.5 ** np.arange(math.ceil(math.log2(max(2, len(gains)))) + 1)
     with np.errstate(divide="ignore"):  # 1 - s is 0 for s = 1

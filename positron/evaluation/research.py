@@ -52,7 +52,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trial:
-    """Hold the results of the pairs of one candidate so far, and the decision that follows from them."""
+    """Hold the results of one candidate so far, and the decision that follows from them.
+
+    For each seed there is a pair of runs: one without the candidate and one with it.
+    """
 
     name: str
     overrides: list[str]

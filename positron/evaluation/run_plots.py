@@ -237,8 +237,9 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
 def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> bytes:
     """Draw the gain of each pair of each candidate, with the 95 % interval of the mean, and a second panel below.
 
+    A pair is two runs with the same seed: one with and one without the candidate. The gain is in bits per byte.
     The second panel shows the bits per byte of the base recipe, and of the recipe after each adoption, which contains all
-    candidates adopted so far. Each number is the mean over the seeds of one candidate's pairs. `min_gain` is the smallest gain
+    candidates adopted so far. Each value is a mean over the seeds of one candidate. `min_gain` is the smallest gain
     worth having. Returns a PNG.
     """
     from matplotlib.figure import Figure

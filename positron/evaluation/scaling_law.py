@@ -114,9 +114,10 @@ class Law:
 
 
 def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> tuple[Array, Array]:
-    """Compute log(L - floor) of each run (R,) by a logsumexp over the terms, and its Jacobian (R, len(theta)).
+    """Compute log(loss - floor) of R runs, (R,), and its Jacobian (R, len(theta)): the logsumexp of the terms of the law.
 
-    `logs` has log N and log D minus their means over the runs, each (R,).
+    `theta` holds the logarithm of the coefficient of each term, and for the terms N and D also the exponent. `logs` has log N
+    (parameters) and log D (tokens) minus their means over the runs, each (R,).
     """
     rows, slopes, place = [], [], 0
     for term in terms:

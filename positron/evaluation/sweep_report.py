@@ -38,7 +38,7 @@ class Job:
 
     @property
     def variant(self) -> dict[str, str]:
-        """Return the choices without the seed."""
+        """Return the overrides of the job without the seed, as a dict from key to value."""
         return {key: value for key, value in self.choices.items() if key != SEED}
 
     @property

@@ -29,10 +29,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class View:
-    """Describe a figure of several panels, one above the other."""
+    """Describe a figure of several panels, one above the other. `reading` explains how to read it."""
 
     title: str
-    reading: str  # how to read the figure
+    reading: str
     panels: tuple[Panel, ...]
 
 

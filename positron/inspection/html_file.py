@@ -144,8 +144,8 @@ def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
     """Yield pairs (bits per weight, number of steps in the history) to try until the file is small enough.
 
     The bits decrease to 8, from at most 16. At ENOUGH_BITS, a half and a quarter of the `steps` are tried before the bits
-    decrease further, because with fewer bits the logits differ visibly. They are tried at 8 bits, too, unless the weights alone
-    are already too large.
+    decrease further, because with fewer bits the logits differ visibly. A half and a quarter of the `steps` are also tried at 8
+    bits, unless the weights alone are already too large.
     """
     fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
     for bits in range(max(8, min(16, fitting)), 7, -1):

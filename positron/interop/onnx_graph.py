@@ -57,7 +57,8 @@ def hidden(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output of the final norm, (B, T, C), and the keys and values of all P + T tokens, (L, B, K, P + T, D) each.
 
-    The arguments are the same as those of `CachedGraph.forward`.
+    `ids` (B, T) are the new tokens after P earlier ones; L is the number of layers, and K the number of key/value heads. The
+    arguments are the same as those of `CachedGraph.forward`.
     """
     past = past_keys.shape[3]
     keys_at = torch.arange(past + ids.shape[1])

@@ -85,7 +85,7 @@ def add_lora(model: GPT, rank: int, seed: int, markers: Sequence[int] = (), *, k
 
 
 def effective_weight(linear: nn.Module) -> Tensor:
-    """Return the matrix (out, in) that a linear layer multiplies by: W + 2 B A for a LoraLinear."""
+    """Return the matrix (out, in) that a linear layer multiplies by: W + SCALE lora_b lora_a for a LoraLinear."""
     assert isinstance(linear, nn.Linear)
     if isinstance(linear, LoraLinear):
         return linear.weight + SCALE * linear.lora_b @ linear.lora_a

@@ -120,7 +120,10 @@ def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def recorded_changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return `key: there -> here` for each value that differs between two recorded starts and may change the losses."""
+    """Return `key: there -> here` for each value that differs between two records of a start of training.
+
+    Values that cannot change the losses, such as time and step, are left out.
+    """
     a, b = flat(there), flat(here)
     keys = [key for key in {**a, **b} if key not in _IGNORED_FIELDS]
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys if a.get(key) != b.get(key)]

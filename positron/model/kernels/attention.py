@@ -142,8 +142,8 @@ def first_key(start: int, window: int) -> int:
 def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
     """Compute q k^T / sqrt(D) in fp32 or wider, even for bf16 factors: q (N, n, D), k (N, m, D) -> (N, n, m).
 
-    If scores were rounded to bf16, large scores would make gradients inexact: by 1 % at a standard deviation of 3 and by 9 %
-    at 30 (SDPA: 0.4 % and 0.7 %). Scores in fp32 make attention about 10 % slower.
+    Scores in bf16 would make the gradients inexact: by 1 % if the scores have a standard deviation of 3, and by 9 % if it is 30
+    (with torch's SDPA: 0.4 % and 0.7 %). With scores in fp32, attention is about 10 % slower than with scores in bf16.
 
     On a CPU, bmm cannot multiply bf16 tensors into an fp32 result. So bf16 factors are converted to fp32, and oneDNN is told
     to round its fp32 factors to bf16, for speed. This rounding loses nothing, because the factors were bf16 before.

@@ -186,7 +186,7 @@ def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, tex
 
 
 def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
-    """Return the candidate models, smallest first; without auto_size=true, which model=auto sets, the configured model alone.
+    """Return the candidate models, smallest first, or only the configured model if `asked.auto_size` is False.
 
     Raises UserError if no candidate is compatible with the given width and numbers of heads.
     """

@@ -77,7 +77,7 @@ class SpeedMeasurement:
     def train(self, gpt: GPTConfig, data: PretrainObjective, seconds: float, rate: float) -> Speed:
         """Train a new model for `seconds` at the learning rate `rate`, and return its speed.
 
-        A model that has not taken MIN_STEPS steps by then is trained until it has, but at most four times as long.
+        If it takes fewer than MIN_STEPS steps in this time, it is trained until it has taken them, for at most 4 x `seconds`.
         """
         model = GPT(gpt, seed=self.config.seed).to(self.machine.device)
         model.checkpoint_activations = self.config.device.checkpoint_activations

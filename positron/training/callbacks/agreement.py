@@ -22,7 +22,7 @@ class Agreement(L.Callback):
         self.resolved = resolved
 
     def on_fit_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
-        """Raise UserError in all processes if two of them chose different values."""
+        """Raise UserError in all processes if two of them chose different values for `auto`."""
         if trainer.world_size == 1:
             return
         plans: list[Resolved] = [self.resolved] * trainer.world_size

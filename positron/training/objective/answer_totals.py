@@ -14,21 +14,24 @@ from positron.model.gpt import GPT
 
 @dataclass
 class AnswerTotals:
-    """Hold sums over answers and over prompts, from which the metrics are computed. The sums of several ranks can be added."""
+    """Hold sums over answers and over prompts, from which the metrics are computed. The sums of several ranks can be added.
+
+    Unless its name or its comment says otherwise, a field is a sum over the answers.
+    """
 
     answers: float = 0.0
     reward: float = 0.0
     squares: float = 0.0  # sum of the squared mean rewards of the prompts
     passed: float = 0.0
-    truncated: float = 0.0  # answers that the limit cut off
+    truncated: float = 0.0  # number of answers that the limit of tokens cut off
     tokens: float = 0.0
     entropy: float = 0.0  # in nats, over all tokens
-    kl: float = 0.0  # over the tokens of some of the answers
-    kl_tokens: float = 0.0
+    kl: float = 0.0  # KL divergence in nats, summed over the tokens of some of the answers
+    kl_tokens: float = 0.0  # number of these tokens
     prompts: float = 0.0
     passed_prompts: float = 0.0  # prompts of which at least one answer passed
     distinct: float = 0.0  # sum over the prompts of (number of different answers / number of answers)
-    silent: float = 0.0  # prompts whose answers all have the same reward, so that all advantages are 0
+    silent: float = 0.0  # number of prompts whose answers all have the same reward, so that all advantages are 0
 
     @classmethod
     def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> AnswerTotals:

@@ -167,12 +167,13 @@ class ReinforceObjective(NextToken):
         - targets (B, T)
         - advantages (B,)
         - log-probabilities (B, T) of the targets when they were sampled
-        - this micro-batch's part () of the loss's denominator, which is prompts x answers per prompt x `max_tokens`: the first
-          micro-batch of a rank has the whole part of the rank, the others have 0
+        - a number () to add to the denominator of the loss: in the first micro-batch of a rank, the rank's number of answers x
+          `max_tokens`; in the others, 0
         - indices (N,) of the targets in the flattened rows; finding them on the device would make the CPU wait
 
-        With `config.replay`, the last micro-batches contain text of the pretraining. Their advantages are a constant, and their
-        log-probabilities are an empty tensor (0,), because no token was sampled.
+        With `config.replay`, the last micro-batches contain text of the pretraining. All their advantages are the same
+        number, which gives this text its weight in the loss, and their log-probabilities are an empty tensor (0,), because no
+        token was sampled.
         """
         asked = [self.questions[number] for number in self._numbers(step, rank, world_size)]
         K = self.config.samples
@@ -263,7 +264,7 @@ class ReinforceObjective(NextToken):
         return made
 
     def count(self, part: Part) -> Tensor:
-        """Return the micro-batch's part of the denominator of the loss; see `examples`."""
+        """Return what the micro-batch adds to the denominator of the loss; see `examples`."""
         return part[4]
 
     def loss(self, model: GPT, part: Part) -> Tensor:
