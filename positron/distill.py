@@ -15,8 +15,8 @@ from positron.cli.hydra_app import run_hydra
 from positron.cli.sweeps import run_job
 from positron.config import Asked, RunConfig
 from positron.run.facts import Facts
-from positron.run.folder import OUTPUTS
-from positron.run.teachers import find_teachers, refuse_shorter_context
+from positron.run.folder import OUTPUTS, Run
+from positron.run.teachers import find_teachers, is_finished_student, refuse_shorter_context
 from positron.system.callable_module import make_callable
 from positron.system.errors import UserError
 from positron.train import configure as configure_pretraining
@@ -65,9 +65,11 @@ def configure(values: dict[str, Any]) -> RunConfig:
     """
     config = configure_pretraining(values)
     assert config.distill is not None
+    folder = OUTPUTS / config.name
+    if is_finished_student(Run(folder), config.distill.teachers):
+        return config  # the training needs the teachers only if it is extended, and then checks them
     teachers = find_teachers(config.distill.teachers)
     refuse_shorter_context(teachers, config.model.context_length)
-    folder = OUTPUTS / config.name
     if folder.exists() and any(folder.samefile(run.folder) for run in teachers):
         raise UserError(f"{folder} is a teacher, which is never changed: give the new run another name=")
     return config

@@ -7,8 +7,8 @@ from typing import Any
 
 from positron.config import DataConfig, DistillConfig, ModelConfig
 from positron.run.base import portable, pretrained_run
-from positron.run.folder import Run
-from positron.run.teachers import find_teachers
+from positron.run.folder import OUTPUTS, Run
+from positron.run.teachers import find_teachers, is_finished_student
 from positron.settings import MISSING, defaults_of, from_dict
 from positron.system.console import one_line
 from positron.system.errors import UserError
@@ -18,18 +18,26 @@ def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None
     """Write the settings of the teachers into a composed configuration, in place, if it has the group `distill`.
 
     `given` maps the keys of the command line to their values. If it contains single keys of the model or the data, such as
-    model.n_layer=, only the other keys are taken from the first teacher. Raises UserError if a teacher cannot be used.
+    model.n_layer=, only the other keys are taken from the first teacher. If the run is finished, a missing teacher is no error:
+    its settings are then those that the run recorded. Raises UserError if a teacher cannot be used.
     """
     if "distill" not in values:
         return
-    teachers = find_teachers(from_dict(DistillConfig, values["distill"], "distill").teachers)
-    values["distill"]["teachers"] = [portable(run.folder) for run in teachers]
-    first = teachers[0]
-    values["tokenizer"] = first.config()["tokenizer"]
+    names = from_dict(DistillConfig, values["distill"], "distill").teachers
+    try:
+        teachers = find_teachers(names)
+        source, recorded = teachers[0], [portable(run.folder) for run in teachers]
+    except UserError:
+        own = Run(OUTPUTS / values["name"])
+        if not is_finished_student(own, names):
+            raise
+        source, recorded = own, own.config()["distill"]["teachers"]
+    values["distill"]["teachers"] = recorded
+    values["tokenizer"] = source.config()["tokenizer"]
     if not _is_chosen("model", ModelConfig, values, given):
-        values["model"] = first.config()["model"] | _single_keys("model", values, given)
+        values["model"] = source.config()["model"] | _single_keys("model", values, given)
     if not _is_chosen("data", DataConfig, values, given):
-        values["data"] = _text_of(first) | _single_keys("data", values, given)
+        values["data"] = _text_of(source) | _single_keys("data", values, given)
 
 
 def _is_chosen(group: str, cls: type, values: Mapping[str, Any], given: Mapping[str, str]) -> bool:
@@ -45,7 +53,7 @@ def _single_keys(group: str, values: Mapping[str, Any], given: Mapping[str, str]
     return {key: value for key, value in values[group].items() if f"{group}.{key}" in given}
 
 
-def _text_of(teacher: Run) -> dict[str, Any]:
+def _text_of(source: Run) -> dict[str, Any]:
     """Return the settings of the text on which a run was pretrained.
 
     Raises UserError if they name a web address from which nothing was downloaded yet: the run folder may come from someone who
@@ -53,11 +61,11 @@ def _text_of(teacher: Run) -> dict[str, Any]:
     """
     from positron.data.files import cached_path
 
-    data: dict[str, Any] = pretrained_run(teacher).config()["data"]
+    data: dict[str, Any] = pretrained_run(source).config()["data"]
     url = data.get("url")
     if url is not None and not cached_path(url, data.get("sha256")).exists():
         raise UserError(
-            f"the text of the teacher {teacher.folder} is not on this machine, and an address that a run folder names is not "
+            f"the text of {source.folder} is not on this machine, and an address that a run folder names is not "
             f"downloaded automatically: if you trust this address, give data=text data.url={one_line(url, 200)}"
         )
     return data

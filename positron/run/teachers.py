@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from positron.run.ensemble import refuse_repeated
-from positron.run.folder import Run, find_run
+from positron.run.folder import DISTILL, OUTPUTS, Run, find_run
 from positron.system.disk import expanded
 from positron.system.errors import UserError
 
@@ -22,6 +22,21 @@ def find_teachers(names: Sequence[str]) -> list[Run]:
                 f"the teacher {run.folder} has no checkpoint yet: train it first, or name another run in teachers="
             )
     return teachers
+
+
+def is_finished_student(run: Run, names: Sequence[str]) -> bool:
+    """Tell whether the run is finished and recorded these teachers, in any order; such a run no longer needs them.
+
+    The teachers may have been moved or trained further since then, so only their names are compared.
+    """
+    if not run.exists or run.facts().status != "finished" or run.kind != DISTILL:
+        return False
+    recorded = run.settings().distill
+    assert recorded is not None
+    given = [{name, expanded(name).as_posix(), (OUTPUTS / name).as_posix()} for name in names]
+    return len(given) == len(recorded.teachers) and all(
+        any(known in forms for forms in given) for known in recorded.teachers
+    )
 
 
 def refuse_shorter_context(teachers: Sequence[Run], context: int) -> None:

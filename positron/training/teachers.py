@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from positron.run.ensemble import common_tokenizer
 from positron.run.folder import Run
 from positron.run.load import load_model
-from positron.run.teachers import find_teachers, refuse_shorter_context
+from positron.run.teachers import find_teachers, is_finished_student, refuse_shorter_context
 from positron.system.errors import UserError
 from positron.system.formatting import counted, parameter_count
 from positron.text.factory import load_tokenizer
@@ -24,10 +24,13 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
     """Load the best checkpoint of each teacher of the session's run, and return the teachers and their tokenizer.
 
     If the run continues, they have the order in which it began, because the mean of their probabilities depends on it by
-    rounding. Raises UserError if a teacher does not exist, does not fit the run, or has changed since the run began.
+    rounding. A finished run that is not extended gets no models, because it needs none. Raises UserError if a teacher does not
+    exist, does not fit the run, or has changed since the run began.
     """
     config, start = session.config, session.start
     assert config.distill is not None
+    if _nothing_is_left(session):
+        return Teachers([], (session.run.facts().teachers or "").split()), load_tokenizer(session.run.tokenizer_folder)
     runs = find_teachers(config.distill.teachers)
     refuse_shorter_context(runs, config.model.context_length)
     loaded = [load_model(run) for run in runs]
@@ -51,6 +54,16 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
         models = [models[hashes.index(before)] for before in known]
         hashes = known
     return Teachers(models, hashes), tokenizer
+
+
+def _nothing_is_left(session: Session) -> bool:
+    """Tell whether the run was finished with the teachers that it names, and is not extended."""
+    config, run = session.config, session.run
+    assert config.distill is not None
+    if not session.start.is_own or not is_finished_student(run, config.distill.teachers):
+        return False
+    horizon = config.train.max_steps
+    return horizon == "auto" or horizon <= session.start.step
 
 
 def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> list[str]:

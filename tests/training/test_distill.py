@@ -202,6 +202,27 @@ def test_teachers_in_another_order_continue_the_run_bit_for_bit(place: Path, tmp
     assert all(torch.equal(turned[name], whole[name]) for name in whole)
 
 
+def test_a_finished_student_does_not_need_its_teachers_until_it_is_extended(
+    command_folder: Path, run_command: Callable[..., Any]
+) -> None:
+    words = ("distill", "teachers=a,b", *SMALL, "name=s", "model.n_layer=1")
+    assert run_command(*words).code == 0
+    outputs = command_folder / "outputs"
+    hashes = Run(outputs / "s").facts().teachers
+    shutil.rmtree(outputs / "a")
+    shutil.copytree(outputs / "b", outputs / "a")  # other weights, as after more training
+    again = run_command(*words)
+    assert (again.code, "nothing to do: outputs/s is at step 4 of 4" in again.err) == (0, True), again.err
+    shutil.rmtree(outputs / "a")
+    again = run_command(*words)
+    assert (again.code, "nothing to do: outputs/s is at step 4 of 4" in again.err) == (0, True), again.err
+    assert Run(outputs / "s").facts().teachers == hashes
+    for more in (("train.max_steps=6", "train.extend=true"), ("name=t",), ("teachers=a",)):
+        refused = run_command(*words, *more)
+        assert refused.code == 2
+        assert "there is no run a" in refused.err.replace("outputs/", "")
+
+
 def test_a_teacher_whose_training_has_not_ended_is_named(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "a", tmp_path / "a")
     Run(tmp_path / "a").update(status="stopped")
