@@ -154,6 +154,11 @@ def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace)
             f"the {'validation' if options.split == 'val' else 'training'} part of its own text",
         )
     texts = up_to(texts, options.limit)
+    floor: float | None = None
+    if options.stories:
+        floor = floor_of(texts)
+    elif options.text is None:
+        floor = floor_of_run(runs[0], options.split, texts)
     began = time.perf_counter()
     models = [round_weights(member, writer.dtype) for member in members_of(writer.model)]
     by_member: list[list[list[Score]]] = []
@@ -163,11 +168,6 @@ def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace)
         documents, by_member = score_ensemble(Ensemble(models), writer.tokenizer, texts, stride=options.stride)
     took = time.perf_counter() - began
     whole = total([total(scores) for scores in documents])
-    floor: float | None = None
-    if options.stories:
-        floor = floor_of(texts)
-    elif options.text is None:
-        floor = floor_of_run(runs[0], options.split, texts)
     units, kind = sampling_units(documents)
     half = interval(units)
     context = writer.context
