@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 import math
 import os
 import sys
@@ -17,8 +19,8 @@ from positron.cli.request import read_request
 from positron.config import DataConfig, LoggerConfig
 from positron.evaluation.sweep_report import SEED, as_text, best_two, write_sweep_report
 from positron.run.folder import find_run
-from positron.settings import from_dict
-from positron.system.commands import command
+from positron.settings import from_dict, recipe_of
+from positron.system.commands import command, module_of
 from positron.system.disk import make_folder
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
@@ -76,6 +78,8 @@ class SweepTable(Callback):
         self.folder = Path(config.hydra.sweep.dir)
         check_name(self.folder, is_sweep=True)
         check_all_jobs(config, {override.key_or_group for override in parsed})
+        if jobs is not None:
+            _refuse_shared_mistake(config, parsed)
         _set(config, "sweep.dir", f"'{self.folder.as_posix()}'", self.folder.as_posix())
         _share_machine(config, jobs)
         if "optuna" in config.hydra.sweeper._target_ and config.hydra.sweeper.sampler.get("seed", 0) is None:
@@ -152,6 +156,37 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
         check_packages(from_dict(LoggerConfig, request.values["logger"], "logger"))
     if request.values["init_from"] is not None and "init_from" not in swept:
         find_run(request.values["init_from"])
+
+
+def _refuse_shared_mistake(config: Any, parsed: list[Any]) -> None:
+    """Raise UserError if all jobs of a grid are refused for the same reason, such as a wrong value that they share.
+
+    The check ends at the first job that is accepted or refused for another reason: the jobs then start, and each refused job
+    is a row of the table.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    loader = GlobalHydra.instance().config_loader()
+    swept = [[f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()] for each in parsed]
+    lines = {override.input_line for override in parsed}
+    fixed = [word for word in config.hydra.overrides.task if word not in lines]
+    refusal: UserError | None = None
+    for values in itertools.product(*swept):
+        overrides = [*fixed, *values]
+        job: Any = loader.load_sweep_config(config, overrides)
+        settings = OmegaConf.masked_copy(job, [key for key in job if key != "hydra"])
+        try:
+            request = read_request(settings, [override.lstrip("+") for override in overrides])
+            request.configured(importlib.import_module(f"positron.{module_of(recipe_of(request.values))}").configure)
+        except UserError as error:
+            if refusal is not None and str(error) != str(refusal):
+                return
+            refusal = error
+        else:
+            return
+    if refusal is not None:
+        raise refusal
 
 
 def _share_machine(config: Any, jobs: int | None) -> None:

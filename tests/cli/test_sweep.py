@@ -49,6 +49,13 @@ def test_a_failing_job_is_visible_and_the_others_go_on_and_again_only_the_rest_i
     assert before == [(folder / job / "metrics.jsonl").read_bytes() for job in ("0", "2")]
 
 
+def test_a_mistake_of_all_jobs_is_said_once_before_the_first_job(run_command, tmp_path):
+    jobs = (*(o for o in SWEEP if not o.startswith("model.n_head")), "model.n_head=5", "seed=1,2,3")
+    refused = run_command("train", *jobs)
+    assert (refused.code, refused.err.count("not divisible")) == (2, 1), refused.err
+    assert not list(tmp_path.glob("outputs/sweeps/sweep/*/job.json"))
+
+
 def test_seeds_are_repetitions_whose_mean_ranks_the_settings(run_command, tmp_path):
     result = run_command("train", *SWEEP, "optimizer.lr=1e-5,1e-2", "seed=0,1")
     assert result.code == 0, result.err
