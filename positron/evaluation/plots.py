@@ -23,7 +23,7 @@ def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str, 
 
     figure = Figure(figsize=(6.8, 7.2), layout="constrained")
     upper, lower = figure.subplots(2, 1)
-    upper.set_title(title)
+    upper.set_title(title, parse_math=False)  # the name of a run may contain $
     if measure == "val/reward":
         _draw_rewards(upper, rows)
     else:

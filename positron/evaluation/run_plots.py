@@ -90,7 +90,7 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
             say_why_empty(axes, "no job was validated: every job failed or ended before its first validation")
     token_axis(upper, max((x * MILLION for _, points, _ in jobs for x, _ in points), default=0))
     lower.grid(alpha=0.3)
-    upper.set_title(f"{title}: validation during training")
+    upper.set_title(f"{title}: validation during training", parse_math=False)
     title_of_scores = "last validation" + (
         ", lines through the means of the seeds" if len(variants) < len(jobs) else ""
     )
@@ -258,12 +258,11 @@ def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> by
             upper.errorbar(mean, place - 0.1, xerr=half, fmt="D", ms=5, color=color, capsize=4)
     upper.axvline(0, color="0.3", linewidth=1)
     upper.axvline(min_gain, color="0.3", linewidth=1, linestyle=":")
-    upper.set_yticks(range(len(trials)), [f"{trial.name} ({len(trial.gains)})" for trial in trials])
+    labels = [f"{trial.name} ({len(trial.gains)})" for trial in trials]
+    upper.set_yticks(range(len(trials)), labels, parse_math=False)  # a name may contain $
     upper.set_ylim(len(trials) - 0.4, -0.6)
-    upper.set(
-        xlabel="gain in bits per byte (dots: pairs; diamond: mean with 95 % interval)",
-        title=f"{title}: candidates (pairs)",
-    )
+    upper.set_xlabel("gain in bits per byte (dots: pairs; diamond: mean with 95 % interval)")
+    upper.set_title(f"{title}: candidates (pairs)", parse_math=False)
     marks = [Line2D([], [], marker="D", linestyle="", color=colors[name], label=name) for name in colors]
     marks.append(Line2D([], [], color="0.3", linestyle=":", label="smallest gain worth having"))
     upper.legend(handles=marks, fontsize=8)
@@ -273,7 +272,7 @@ def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> by
         names = [adopted[0].against, *(trial.name for trial in adopted)]
         scores = [statistics.fmean(adopted[0].bpb_without), *(statistics.fmean(trial.bpb_with) for trial in adopted)]
         lower.plot(range(len(names)), scores, "o-", color="tab:green")
-        lower.set_xticks(range(len(names)), names)
+        lower.set_xticks(range(len(names)), names, parse_math=False)
         fit_range(lower, scores)
     else:
         say_why_empty(lower, "no candidate was adopted")

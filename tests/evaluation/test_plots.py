@@ -184,3 +184,9 @@ def test_tokens_and_channels_that_stand_out_are_named(tmp_path: Path, monkeypatc
     x[17] = 30.0
     assert outlier_channels(x) == "   (channel 17 holds 93% of it)"
     assert outlier_channels(np.ones(64)) == ""
+
+
+def test_the_name_of_a_run_may_contain_dollars() -> None:
+    """Matplotlib would read what is between them as a formula, and refuse this one."""
+    loss_curve: Any = plots.loss_curve(rows(30, lambda i: 1.0), None, "outputs/$x_$")
+    assert loss_curve.axes[0].get_title() == "outputs/$x_$"
