@@ -13,7 +13,6 @@ import argparse
 import difflib
 import logging
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ from positron.system.console import say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.log import screen_log
-from positron.system.paths import without_home
+from positron.system.paths import fault_of_name, without_home
 
 if TYPE_CHECKING:
     from positron.run.facts import Facts
@@ -51,11 +50,8 @@ def main() -> None:
         budget_s = seconds(given["budget"], "budget") if "budget" in given else math.inf
         path = Path(given["candidates"]).expanduser()
         name = given.get("name", path.stem)
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise UserError(
-                f"the research cannot be called {name}: give a name= of letters, digits, _ and -, beginning with a letter or "
-                "a digit"
-            )
+        if fault := fault_of_name(name) if name else "is empty":
+            raise UserError(f"the research cannot be called {name!r}, which {fault}: give another name=")
         say_loading("the recipes")
         from positron.cli.candidates import read_plan
         from positron.cli.preflight import check_name

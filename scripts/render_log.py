@@ -22,7 +22,7 @@ from positron.evaluation.log_table import table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "LOG.md", ROOT / "docs" / "results"
-_TABLE = re.compile(r"(?s)(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)")
+_TABLE = re.compile(r"(?s)(<!-- table: ([^\n]+?) -->\n).*?(<!-- end -->)")
 
 
 def rendered(text: str, results: Path = RESULTS) -> str:

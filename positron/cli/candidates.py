@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from positron.evaluation.research import BASE, Plan, merged
 from positron.evaluation.sequential import FIRST_ADOPTION
 from positron.system.disk import is_number, read_text
 from positron.system.errors import UserError
+from positron.system.paths import fault_of_name
 
 PAIRS, MIN_GAIN = 10, 0.001
+_MAX_NAME = 60  # characters of a candidate's name
 _KEYS = ("base", "candidates", "pairs", "min_gain")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 # settings of the data that change training only; all others could change the validation text
 _DATA_OF_TRAINING = ("packing", "document_mask")
 
@@ -49,10 +49,9 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
             f"{path}: candidates must give each list of settings a name, such as high: [optimizer.lr=3e-3] for a candidate high"
         )
     for name in candidates:
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name.casefold() == BASE:
+        if fault := _fault_of_candidate(name):
             raise UserError(
-                f"{path}: the candidate {name} needs another name, because its folder gets this name: give at most 60 letters, "
-                f"digits, _, - and dots, beginning with a letter or a digit, and not {BASE}"
+                f"{path}: the candidate {name} needs another name, because its folder gets this name, which {fault}"
             )
     by_folder = {name.casefold(): name for name in candidates}
     for name in candidates:
@@ -71,6 +70,15 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
         where = f"{path}: candidate {name}"
         _refuse_other_judgement(where, config, _configured(where, merged(base, overrides), configure))
     return Plan(base, named, pairs, float(min_gain), config.seed)
+
+
+def _fault_of_candidate(name: Any) -> str | None:
+    """Return why a candidate cannot have this name, or None if it can."""
+    if not isinstance(name, str):
+        return "is not a text: write it in quotation marks"
+    if not 1 <= len(name) <= _MAX_NAME:
+        return f"must have 1 to {_MAX_NAME} characters"
+    return "is that of the base recipe" if name.casefold() == BASE else fault_of_name(name)
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 import zlib
 from pathlib import Path
@@ -179,6 +180,23 @@ def test_the_report_is_an_entry_of_the_log(tmp_path):
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_of_a_research_with_a_name_of_any_characters_is_an_entry_of_the_log(tmp_path):
+    folder = tmp_path / "über nacht $x_$"
+    folder.mkdir()
+    write_report(folder, "2026-01-01", "my files/c.yaml", PLAN, last(folder, Machine()))
+    entry = (folder / f"2026-01-01-{folder.name}.md").read_text(encoding="utf-8")
+    record = json.loads((folder / f"2026-01-01-{folder.name}.json").read_text(encoding="utf-8"))
+    assert rendered(entry, folder) == entry
+    words = ["positron", "research", "candidates=my files/c.yaml", f"name={folder.name}"]
+    assert shlex.split(record["command"]) == words
+
+
+def test_a_candidate_may_have_spaces_and_umlauts_in_its_name(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("base: [model=debug]\ncandidates: {größer und tiefer: [model.n_layer=3]}\n", encoding="utf-8")
+    assert list(read_plan(path, configure).candidates) == ["größer und tiefer"]
+
+
 WRONG = {
     "candidate: {x: [seed=1]}": "unknown key candidate: did you mean candidates",
     "pairs: 4\ncandidates: {x: [optimizer.lr=1]}": "pairs must be a whole number of at least 5",
@@ -186,6 +204,8 @@ WRONG = {
     "candidates: {x: [optimizer.lr=1], x: [optimizer.lr=2]}": "line 2: x is given twice",
     "candidates: {x: [optimizer.lr=1], X: [optimizer.lr=2]}": "differ only in case",
     "candidates: {../x: [optimizer.lr=1]}": "needs another name",
+    "candidates: {'': [optimizer.lr=1]}": "must have 1 to 60 characters",
+    "candidates: {5: [optimizer.lr=1]}": "is not a text: write it in quotation marks",
     "candidates: {base: [optimizer.lr=1]}": "needs another name",
     "candidates: {x: optimizer.lr=1}": "x must be a list of settings",
     "candidates: {x: [name=y]}": "leave name= out",
@@ -238,7 +258,8 @@ def test_the_file_of_the_guide_can_be_read(tmp_path):
         (["candidate=c.yaml"], "did you mean candidates=c.yaml"),
         (["candidates=c.yaml", "optimizer.lr=1"], "the file of candidates has the settings of runs"),
         (["candidates=c.yaml", "budget=night"], "budget=night is not a time"),
-        (["candidates=c.yaml", "name=../x"], "cannot be called ../x"),
+        (["candidates=c.yaml", "name=../x"], "cannot be called '../x'"),
+        (["candidates=c.yaml", "name="], "cannot be called '', which is empty"),
         (["candidates=c.yaml", "name=a", "name=b"], "name= is given twice"),
         (["candidates=missing.yaml"], "missing.yaml"),
     ],
