@@ -18,7 +18,7 @@ from positron.system.command_parser import CommandParser
 from positron.system.console import say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
-from positron.system.formatting import amount, read_amount
+from positron.system.formatting import amount, counted, read_amount
 from positron.system.log import screen_log
 
 if TYPE_CHECKING:
@@ -180,7 +180,8 @@ def lines(law: Law, facts: dict[str, Any]) -> list[str]:
     above = "the loss above E" if law.floor else "the loss"
     if law.sigma is not None:
         out.append(
-            f"  the runs differ from the law by about {law.sigma:.1%} of {above} ({law.dof} more runs than fitted numbers)"
+            f"  the runs differ from the law by about {law.sigma:.1%} of {above} ({counted(law.dof, 'run')} more than "
+            "fitted numbers)"
         )
     if law.covariance is None:
         out.append(

@@ -306,7 +306,7 @@ class _Reader:
         if parsed is None:
             if is_text(key):
                 return _quoted(text)
-            raise UserError(f"{key}={text} cannot be read: {expected(key)}")
+            raise UserError(f"{key}='{text}' cannot be read: {expected(key)}")
         if parsed.is_sweep_override():
             if self.is_sweep:
                 return text

@@ -13,6 +13,7 @@ from typing import Any
 from positron.data.conversation_shapes import (
     ANSWERS,
     ROLE_NAMES,
+    SHAPES,
     SYSTEM_FIELDS,
     TURNS,
     Malformed,
@@ -117,6 +118,8 @@ def _answers(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversati
     Other fields that contain an answer, such as `completion`, are not read.
     """
     fields = {name: cell for name, cell in row.items() if name not in (*_SIDES, *ANSWERS)}
+    if not {name for shape in SHAPES for name in shape.fields if name not in ANSWERS} & fields.keys():
+        raise Malformed("without a prompt", f"has `chosen` and `rejected`, but no prompt: {_FORMATS}")
     turns = next((name for name in TURNS if isinstance(fields.get(name), list)), None)
     if turns is not None:
         fields["prompt"] = fields.pop(turns)

@@ -181,7 +181,7 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
                 f"{where} has {_KINDS[type(text)]} in the field {reading.field_name}, not text: correct or remove this row"
             )
         if isinstance(row, dict):
-            advice = reading.choice_of(list(row))
+            advice = reading.choice_of(list(row)) if place[1] == 1 else "add it, or remove this row"
         else:
             advice = f"it is {_KINDS[type(row)]}, not an object with fields; correct or remove it"
         raise FieldMissing(f"{where} has no field {reading.field_name}: {advice}")

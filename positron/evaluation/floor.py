@@ -239,7 +239,7 @@ def _error(scores: Sequence[Score]) -> float | None:
     return None if half is None else half / t95(len(scores) - 1)
 
 
-_WHOLE = "; score each given document as a whole, the control texts too"
+_WHOLE = " (score each given document as a whole, the control texts too)"
 
 
 def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
@@ -259,7 +259,7 @@ def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
     if cut:
         first = cut[0]
         problems.append(
-            f"{counted(len(cut), 'document')} scored with other sizes than they have, such as {one_line(first.id, 40)}: "
+            f"{counted(len(cut), 'document')} scored with a wrong number of bytes, such as {one_line(first.id, 40)} with "
             f"{first.bytes:,} of {sizes[first.id]:,} bytes"
         )
     return problems
@@ -272,7 +272,7 @@ def _listed(names: list[str], one: str, several: str) -> str:
     """
     shown = ", ".join(one_line(name, 40) for name in names[:SHOWN_IDS])
     more = f" and {len(names) - SHOWN_IDS:,} more" if len(names) > SHOWN_IDS else ""
-    return f"{shown}{more}: {counted(len(names), 'document')} {one if len(names) == 1 else several}"
+    return f"{counted(len(names), 'document')} {one if len(names) == 1 else several}: {shown}{more}"
 
 
 def evidence_bits(gains: np.ndarray) -> float:

@@ -320,13 +320,14 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
         if _is_of_order(key):
             raise UserError(
                 one_line(f"{pair} read the data in different orders, because {key} differs: {first} -> {second}", 800)
-                + f"; compare runs that read the same batches, or add --differ-in {key} to compare them nevertheless"
+                + "; compare runs that read the same batches, or add --differ-in "
+                f"{','.join([*differ_in, *others])} to compare them nevertheless"
             )
     if differ_in and others:
         key, (first, second) = next(iter(others.items()))
         raise UserError(
             one_line(f"{pair} differ in {key}, which --differ-in does not name: {first} -> {second}", 800)
-            + f"; compare runs with the same {key}, or add {key} to --differ-in"
+            + f"; compare runs with the same {key}, or give --differ-in {','.join([*differ_in, *others])}"
         )
     if len(others) > 1:
         listed = "; ".join(f"{key}: {first} -> {second}" for key, (first, second) in others.items())

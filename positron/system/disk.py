@@ -371,5 +371,5 @@ def make_folder(path: Path, below: Path | None = None) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot create the folder {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot create the folder {path} ({error.strerror or error}): give another path") from error
     return path

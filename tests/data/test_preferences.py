@@ -82,6 +82,7 @@ def test_the_material_of_an_instruction_and_a_system_field_are_part_of_the_promp
 
 WRONG = {
     "with identical sides": {"prompt": ASK, "chosen": GOOD, "rejected": GOOD},
+    "without a prompt": {"chosen": GOOD, "rejected": BAD, "completion": GOOD, "score": 1},
     "without `rejected`": {"prompt": ASK, "chosen": GOOD},
     "without `chosen`": {"prompt": ASK, "chosen": "", "rejected": BAD},
     "with an empty `rejected`": {"prompt": ASK, "chosen": GOOD, "rejected": "  "},

@@ -180,6 +180,11 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
         ("a.json", as_array(DOCUMENTS)[:-1], "ends inside its array, after entry 60"),
         ("a.json", as_array(DOCUMENTS)[:-5], "entry 60 is not JSON"),
         ("a.json", b'{"a": 1}', r'entry 1 has no field "text" \(data\.field\): give data\.field=a$'),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"body": "y"}\n',
+            r'line 2 has no field "text" \(data\.field\): add it, or remove this row$',
+        ),
         ("a.json", b"plain words", "entry 1 is not JSON"),
         ("a.jsonl", b'{"text": ["a"]}\n', r'line 1 has a list in the field "text" \(data\.field\), not text'),
         ("a.jsonl", b'{"text": null}\n', "line 1 has null"),

@@ -201,7 +201,7 @@ def test_an_evaluator_that_scores_fewer_bytes_is_not_comparable_or_impossible(ng
     assert result.claimed is None
     first = GIVEN[0]
     assert (
-        f"100 documents scored with other sizes than they have, such as 0/0: {first.bytes // 8:,} of"
+        f"100 documents scored with a wrong number of bytes, such as 0/0 with {first.bytes // 8:,} of"
         in result.problems[0]
     )
     assert result.scored_bytes < result.bytes
@@ -213,13 +213,13 @@ def test_an_evaluator_that_scores_fewer_bytes_is_not_comparable_or_impossible(ng
     [
         (
             lambda lines: lines[:-1],
-            "0/99: 1 document has no line; score each given document as a whole, the control texts too",
+            "1 document has no line (score each given document as a whole, the control texts too): 0/99",
         ),
-        (lambda lines: [*lines, lines[3]], "0/3: 1 document has several lines"),
-        (lambda lines: [*lines, Claim("7/1", -1.0, 3)], "7/1: 1 document was not given"),
+        (lambda lines: [*lines, lines[3]], "1 document has several lines: 0/3"),
+        (lambda lines: [*lines, Claim("7/1", -1.0, 3)], "1 document was not given: 7/1"),
         (
             lambda lines: [Claim(f"x{i}", -1.0, 3) for i in range(100)],
-            "0/0, 0/1, 0/2, 0/3, 0/4 and 95 more: 100 documents have no",
+            "100 documents have no line (score each given document as a whole, the control texts too): 0/0, 0/1, 0/2",
         ),
     ],
 )
@@ -345,7 +345,7 @@ def test_the_command_runs_a_program_and_tells_its_verdict(run_command: Callable[
     assert run_command("floor", "--scores", "s.jsonl", "--documents", "30", "--seed", "4").code == 0
     wrong = run_command("floor", "--scores", "s.jsonl", "--documents", "30")
     assert wrong.code == 2
-    assert "not comparable: 0/0, 0/1" in wrong.out
+    assert "not comparable: 35 documents have no line" in wrong.out
 
 
 def test_the_command_refuses_in_one_line(run_command: Callable[..., Result], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -144,6 +145,17 @@ def test_a_pair_that_differs_in_more_is_refused_with_the_setting(
         edit(grid / job, **changes)
     with pytest.raises(UserError, match=says):
         find_pairs([f"{grid}:optimizer.lr=1e-3", f"{grid}:optimizer.lr=1e-2"], Path("outputs"))
+
+
+def test_the_advice_of_a_refusal_names_all_settings_that_differ(grid: Path) -> None:
+    names = [f"{grid}:optimizer.lr=1e-3", f"{grid}:optimizer.lr=1e-2"]
+    for job in ("3", "4", "5"):
+        edit(grid / job, model__context_length=64)
+    with pytest.raises(UserError) as refused:
+        find_pairs(names, Path("outputs"))
+    advice = re.search(r"add --differ-in (\S+) to", str(refused.value))
+    assert advice is not None
+    assert find_pairs(names, Path("outputs"), settings_named(advice[1])).seeds == [0, 1, 2]
 
 
 def test_settings_that_do_not_change_what_is_learned_may_differ(grid: Path) -> None:
