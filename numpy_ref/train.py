@@ -73,7 +73,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def settings_from(options: argparse.Namespace, text: str) -> Settings:
-    """Return the settings of a command line, for which `text` is the content of its text file.
+    """Return the settings that a command line gives. `text` is the text to train on, whose hash is one of the settings.
 
     The defaults of epochs, batch and learning rate depend on --config.
     """

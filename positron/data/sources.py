@@ -39,7 +39,7 @@ class Source(Protocol):
         """Yield all tasks after the first `skip`; yield WAIT if earlier tasks must be released first."""
 
     def read(self, task: Any) -> list[Document]:
-        """Return the documents of a task."""
+        """Return the documents of a task, which is a part of the corpus, such as a file."""
         ...
 
     def summary(self) -> str:

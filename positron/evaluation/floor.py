@@ -276,9 +276,9 @@ def _listed(names: list[str], one: str, several: str) -> str:
 
 
 def evidence_bits(gains: np.ndarray) -> float:
-    """Return log2 of an e-value against the hypothesis that q is a probability distribution.
+    """Return log2 of an e-value against the hypothesis that the claimed probabilities q form a probability distribution.
 
-    `gains` (N,) has log2 q/p for each document: p is its exact probability, and q the probability that the program claimed.
+    `gains` (N,) has log2 q/p for each document: q is the probability that the checked program claims, p the exact probability.
     A gambler begins with a capital of 1, bets the share s of it on each document and keeps the share 1 - s. The capital at the
     end is prod(1 - s + s q/p). Its expectation is at most 1 if q is a distribution: it is a test martingale (Shafer et al.
     2011, doi:10.1214/10-STS347). The e-value is the mean capital of gamblers with s = 1, 1/2, 1/4 and so on, down to at most

@@ -127,7 +127,10 @@ def best_two(jobs: Sequence[Job]) -> list[str]:
 
 
 def as_text(jobs: Sequence[Job]) -> str:
-    """Format the tables with aligned columns for the terminal: the variants, if seeds were swept, and the jobs."""
+    """Format the table of jobs with aligned columns for the terminal.
+
+    If seeds were swept, the table of variants, which are jobs that differ only in the seed, comes before it.
+    """
     rows = variant_table(jobs)
     return (f"{aligned(rows)}\n\n" if rows else "") + aligned(table(jobs))
 

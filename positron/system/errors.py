@@ -40,7 +40,7 @@ def why_unreadable(error: OSError) -> str:
 class LeftAtOnce(BaseException):
     """Report that a signal ended the run immediately, and that nothing more is saved.
 
-    It is not an Exception, so that code that catches the errors of a tracker or a sample does not catch it.
+    It is a BaseException, because the training catches every Exception of a tracker, such as wandb, and continues.
     """
 
     def __init__(self, signum: int) -> None:
