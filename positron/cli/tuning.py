@@ -19,10 +19,10 @@ def configure_tuning(
 ) -> RunConfig:
     """Build the configuration of a run of the command `recipe`, which trains a base run further.
 
-    `kind` is the kind of run that the command makes, such as "sft". An existing run of this kind keeps its architecture and
-    tokenizer, and also its base run unless init_from= is given. A new run gets the architecture and tokenizer of its base run:
-    the run init_from=, or else the run trained last among the runs that `can_be_base` accepts. Raises UserError if there is no
-    such run, if the command cannot learn from this kind of data, or if the settings choose a model or tokenizer.
+    `kind` is the kind of run that the command makes, such as "sft". A new run gets the architecture and tokenizer of its base
+    run: the run that init_from= names, or else the one that was trained last of those that `can_be_base` accepts. A run that
+    continues keeps its architecture and tokenizer, and also its base run unless init_from= is given. Raises UserError if
+    there is no such run, if the command cannot learn from this kind of data, or if the settings choose a model or tokenizer.
     """
     for key in BASE_GROUPS:
         if values.get(key) is not None:

@@ -146,7 +146,7 @@ class Sessions:
         return session in self._logits
 
     def read_piece(self, session: Session) -> None:
-        """Read the next piece of the prompt of a text that is not ready."""
+        """Read the next piece of the prompt of `session`, which must not have been read to its end yet."""
         row, ids = session.row, session.window
         has_begun = session.count > 0
         if session.request.scores_prompt and not has_begun:

@@ -48,7 +48,10 @@ class StoryTruth:
 
 
 def story_truth(tokenizer: Tokenizer, ids: Sequence[int]) -> StoryTruth:
-    """Compute the exact distributions for token ids, the first of which must be the token that begins a document."""
+    """Compute the exact distribution of the next token at each position of a story, from the grammar of the stories.
+
+    `ids` are the tokens of the story; the first one must be the token that begins a document.
+    """
     story = StoryTokens(tokenizer)
     tokens: list[TrueToken] = []
     expected = [story.expected()]

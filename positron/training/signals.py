@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 from positron.system.errors import Interrupted, LeftAtOnce
 
 logger = logging.getLogger(__name__)
+
+AGAIN_S = 0.01  # after this time the finalizer in which a signal arrived has ended
 
 
 if sys.platform == "win32":
@@ -34,8 +38,10 @@ class Signals:
         self._is_held = False
         self._waiting = 0  # the number of a signal that arrived inside a `held` block
         self._handlers: dict[int, Any] = {}
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> Signals:
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._send_again
         self.install()
         return self
 
@@ -58,6 +64,14 @@ class Signals:
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers = {}
+        sys.unraisablehook = self._hook
+
+    def _send_again(self, ignored: Any) -> None:
+        """Send a signal again that arrived in a finalizer, out of which Python raises no exception."""
+        if isinstance(ignored.exc_value, LeftAtOnce):
+            threading.Timer(AGAIN_S, _thread.interrupt_main, [ignored.exc_value.exit_code - 128]).start()
+        else:
+            self._hook(ignored)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._is_held:

@@ -5,10 +5,11 @@ import os
 import signal
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
-from conftest import FAST, CommandProcess
+from conftest import FAST, PATIENCE, CommandProcess
 from traces import trace, weights
 from windows import as_on_windows
 
@@ -111,6 +112,29 @@ def test_a_signal_before_the_first_step_is_obeyed_at_once_but_not_while_run_json
         with pytest.raises(LeftAtOnce):
             write()
         assert written == ["run.json"]
+
+
+def wait_in_python() -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def test_a_signal_in_a_finalizer_is_obeyed_after_it_and_prints_nothing(capsys):
+    """Python cannot raise an exception out of the callback of a weak reference; it would print it and continue."""
+
+    class Held:
+        pass
+
+    held = [Held()]
+    called = weakref.ref(held[0], lambda _: os.kill(os.getpid(), signal.SIGINT))
+    with Signals():
+        held.clear()
+        assert called() is None
+        with pytest.raises(LeftAtOnce) as left:
+            wait_in_python()
+    assert left.value.exit_code == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_nohup_keeps_its_promise():
