@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import multiprocessing
 import statistics
 import sys
@@ -193,10 +194,15 @@ def serve(point: Point, threads: int, folder: Path, rank: int, pipe: PipeEnd) ->
     """
     n = int(point.x) // 2
     sizes = [min(SHARD, n - start) for start in range(0, n, SHARD)]
-    shards = [{"file": f"train-{i:05d}.bin", "tokens": size, "sha256": ""} for i, size in enumerate(sizes)]
-    for shard in shards:
-        with (folder / str(shard["file"])).open("wb") as file:
-            file.truncate(2 * int(str(shard["tokens"])))
+    shards, digests = [], {}
+    for i, size in enumerate(sizes):
+        path = folder / f"train-{i:05d}.bin"
+        with path.open("wb") as file:
+            file.truncate(2 * size)
+        if size not in digests:
+            with path.open("rb") as file:
+                digests[size] = hashlib.file_digest(file, "sha256").hexdigest()
+        shards.append({"file": path.name, "tokens": size, "sha256": digests[size]})
     tokenizer = train_tokenizer(TokenizerConfig("char"), ["abc"])
     split = {"tokens": n, "documents": 1, "bytes": 4 * n, "bits": None, "shards": shards}
     head = {"tokenizer_hash": tokenizer.hash, "dtype": "uint16", "fingerprint": ""}

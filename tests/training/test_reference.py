@@ -177,7 +177,7 @@ def test_a_longer_run_computes_only_what_its_reference_lacks(base: Path, tmp_pat
 
 
 SLOWLY = """
-import time
+import signal, time
 import positron.training.reference as reference
 
 def write_slowly(*arguments, write=reference.write_reference):
@@ -186,6 +186,7 @@ def write_slowly(*arguments, write=reference.write_reference):
 
 reference.WRITE_SECONDS, reference.WRITE_SHARE, reference.write_reference = 0.0, 1e9, write_slowly
 from positron.prefer import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background processes ignore Ctrl-C
 main()
 """
 
