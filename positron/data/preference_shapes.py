@@ -69,7 +69,7 @@ def parse_pair(value: Any) -> ParsedPair:
 
 
 def is_pair(value: Any) -> bool:
-    """Tell whether a JSON value is one pair, and not a list, a table or an object of several pairs."""
+    """Tell whether a JSON value is one pair of a chosen and a rejected answer, and not a collection of several pairs."""
     return isinstance(value, dict) and all(
         isinstance(side, str | dict)
         or (isinstance(side, list) and bool(side) and all(isinstance(t, dict) for t in side))

@@ -74,9 +74,9 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
 
     Each name stands for one group: a run, a folder that contains runs, or FOLDER:KEY=VALUE[,KEY=VALUE] for the runs in the
     folder that have these values. A single name stands for both groups: the folder must then contain exactly two variants.
-    `differ_in` names the settings in which the two runs of a pair may differ; `data` stands for all settings `data.*`. If it is
-    empty, they may differ in one setting, and only in one that does not change which batches a run reads. Raises UserError if
-    the groups cannot be compared.
+    `differ_in` names the settings in which the two runs of a pair may differ; `data` stands for all settings `data.*`. If
+    `differ_in` is empty, the two runs may differ in one setting, which must not change the batches that a run reads. Raises
+    UserError if the groups cannot be compared.
     """
     match len(names):
         case 1:

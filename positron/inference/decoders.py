@@ -24,8 +24,8 @@ AnyDecoder = Decoder | EnsembleDecoder
 def make_decoder(model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> Decoder:
     """Create the fastest decoder for this model; the arguments are those of `Decoder`.
 
-    The compiled decoder is used for fp32 models on a CPU, with `dtype` fp32, bf16 or int8, if Numba can be imported and its
-    environment variable NUMBA_DISABLE_JIT is not 1.
+    If Numba can be imported and NUMBA_DISABLE_JIT is not 1, this is the compiled decoder for a model in fp32 on a CPU.
+    `dtype` is the format in which it holds the weights: fp32, bf16, int8, or None for that of the model.
     """
     weight = model.wte.weight
     fits = weight.device.type == "cpu" and weight.dtype == torch.float32

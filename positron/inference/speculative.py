@@ -36,9 +36,10 @@ class Window:
         self.decoder, self.context, self.start = decoder, decoder.context_length, 0
 
     def free_tokens(self, seen: list[int]) -> int:
-        """Return the number of tokens that fit the context after `seen`.
+        """Return the number of tokens that fit the context after `seen`, and make room if `seen` itself does not fit.
 
-        If `seen` itself does not fit, the cache is first emptied, and `start` moves to the last context // 2 tokens of `seen`.
+        Room is made by emptying the cache and setting `start`, the index of the first token that the context holds, so that
+        only the last context // 2 tokens of `seen` remain.
         """
         if len(seen) - self.start > self.context:
             self.start, self.decoder.lengths[0] = len(seen) - max(1, self.context // 2), 0

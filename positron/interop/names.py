@@ -12,7 +12,7 @@ ORIGINAL = {"gpt2": "openai-community/gpt2"}  # a short name without an owner ->
 
 
 def is_repository(name: str) -> bool:
-    """Tell whether a name has the form OWNER/NAME of the Hugging Face hub, or is in ORIGINAL.
+    """Tell whether a name is that of a repository of the Hugging Face hub: OWNER/NAME, or a short name such as gpt2.
 
     If OWNER is an existing folder, the name is taken for a mistyped path, and the result is False.
     """

@@ -23,8 +23,8 @@ FUNCTION_KEY = "reward.function"
 class Term:
     """Hold one reward of a weighted sum.
 
-    `reward` raises UserError if a call of it fails (see `checked`). `decided` tells after how many characters of
-    a completion its reward can no longer change; it is None if that is always unknown before the end.
+    `reward` raises UserError if a call of it fails (see `checked`). `decided` returns after how many
+    characters of a completion the reward can no longer change. It is None for a reward that is only known at the end.
     """
 
     name: str

@@ -58,9 +58,9 @@ def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:
 
 
 def check_address(url: str) -> None:
-    """Raise UserError for an address that is neither https nor http on this machine.
+    """Raise UserError unless the address is https, or http to localhost.
 
-    Other schemes would let a shared configuration read local files.
+    A shared configuration with another scheme, such as file:, could read local files, and http can be changed on the way.
     """
     try:
         scheme, host = urlsplit(url).scheme, urlsplit(url).hostname

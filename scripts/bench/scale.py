@@ -197,10 +197,9 @@ def serve(point: Point, threads: int, folder: Path, rank: int, pipe: PipeEnd) ->
     shards, digests = [], {}
     for i, size in enumerate(sizes):
         path = folder / f"train-{i:05d}.bin"
-        with path.open("wb") as file:
+        with path.open("wb+") as file:
             file.truncate(2 * size)
-        if size not in digests:
-            with path.open("rb") as file:
+            if size not in digests:
                 digests[size] = hashlib.file_digest(file, "sha256").hexdigest()
         shards.append({"file": path.name, "tokens": size, "sha256": digests[size]})
     tokenizer = train_tokenizer(TokenizerConfig("char"), ["abc"])
