@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from positron.config import Activation
 from positron.config import Norm as NormKind
 from positron.inference import compiled_step as kernel
-from positron.inference.decoder import Decoder, piece_end
+from positron.inference.decoder import Decoder
 from positron.inference.int8 import Int8Linear, quantise, round_weights
 from positron.inference.packed_linear import Linear
 from positron.inference.thread_team import TEAM
@@ -181,21 +181,14 @@ class CompiledDecoder(Decoder):
             last.append(logits)
         return torch.stack(last)
 
-    @torch.inference_mode()
-    def read_piece(self, prompt: list[int], row: int) -> Tensor | None:
-        """Append the next piece of `prompt` to a row that holds the first `lengths[row]` tokens of it.
-
-        Returns the logits after the prompt, (V,), or None if a part of the prompt is left. Raises ValueError if the prompt
-        does not fit the cache.
-        """
-        start, n = self._places(row, len(prompt) - self.lengths[row])
-        end = piece_end(start, n)
-        if end - start > DIRECT_PROMPT:
-            before_last = min(end, n - 1)
-            self._read_at(start, [row], [prompt[start:before_last]])
-            self.lengths[row] = start = before_last
-        logits = self.read(prompt[start:end], row)  # of a long piece, the prompt's last token or nothing
-        return logits[-1] if end == n else None
+    def _append_piece(self, ids: list[int], row: int, *, is_end: bool) -> Tensor | None:
+        if len(ids) > DIRECT_PROMPT:
+            before_last = ids[:-1] if is_end else ids
+            self._read_at(self.lengths[row], [row], [before_last])
+            self.lengths[row] += len(before_last)
+            ids = ids[len(before_last) :]
+        logits = self.read(ids, row)  # of a long piece, the prompt's last token or nothing
+        return logits[-1] if is_end else None
 
     @torch.inference_mode()
     def read(self, ids: list[int], row: int = 0) -> Tensor:

@@ -321,9 +321,14 @@ class Decoder:
         """
         start, n = self._places(row, len(prompt) - self.lengths[row])
         end = piece_end(start, n)
-        [x] = self._read_at(start, [row], [prompt[start:end]])
-        self.lengths[row] = end
-        return self._logits(x[-1:])[0] if end == n else None
+        return self._append_piece(prompt[start:end], row, is_end=end == n)
+
+    def _append_piece(self, ids: list[int], row: int, *, is_end: bool) -> Tensor | None:
+        """Append tokens to a row, and return the logits after the last one, (V,), if it is the end of a prompt."""
+        start = self.lengths[row]
+        [x] = self._read_at(start, [row], [ids])
+        self.lengths[row] = start + len(ids)
+        return self._logits(x[-1:])[0] if is_end else None
 
     def _before(self, ids: Tensor) -> Tensor:
         """Store the new token of each row, `ids` (B,), and return the embedding (B, C) of the token before it.
