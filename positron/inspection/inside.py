@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from positron.model.gpt import GPT, Block
 from positron.model.probes import probabilities, visible_keys
@@ -49,4 +48,4 @@ def log_probabilities(model: GPT, stream: Tensor) -> Tensor:
     They are in nats, as float64. After the last block they are the model's prediction; after an earlier block they are
     the prediction of the logit lens.
     """
-    return F.linear(model.norm_f(stream), model.head_weight).double().log_softmax(dim=-1)
+    return model.logits(model.norm_f(stream)).double().log_softmax(dim=-1)

@@ -34,7 +34,7 @@ class CachedGraph(nn.Module):
         before `ids`; it has no effect if P = 0.
         """
         x, keys, values = hidden(self.model, ids, past_keys, past_values, previous_ids)
-        return F.linear(x[:, -1], self.model.head_weight), keys, values
+        return self.model.logits(x[:, -1]), keys, values
 
 
 class PlainGraph(nn.Module):
@@ -49,7 +49,7 @@ class PlainGraph(nn.Module):
         config = self.model.config
         nothing = self.model.wte.weight.new_zeros(config.n_layer, ids.shape[0], config.kv_heads, 0, config.d_head)
         x, _, _ = hidden(self.model, ids, nothing, nothing, ids[:, :1])
-        return F.linear(x, self.model.head_weight)
+        return self.model.logits(x)
 
 
 def hidden(

@@ -291,6 +291,10 @@ class GPT(nn.Module):
         out: Tensor = self.norm_f(x)
         return out
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the output matrix to the result of `hidden`, (..., C), and return the logits (..., V)."""
+        return F.linear(hidden, self.head_weight)
+
     def embed(self, idx: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Rope | None, Tensor | None]:
         """Compute the input of the first block: the embeddings (B, T, C) of token ids (B, T), without dropout.
 
@@ -340,7 +344,7 @@ class GPT(nn.Module):
         """
         x = self.hidden(idx, documents)  # (B, T, C)
         if targets is None:
-            return F.linear(x, self.head_weight)
+            return self.logits(x)
         return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten())
 
 

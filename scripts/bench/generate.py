@@ -72,7 +72,7 @@ def without_cache(model: GPT, ids: list[int], count: int) -> list[int]:
     with torch.inference_mode():
         for _ in range(count):
             hidden = model.hidden(torch.tensor([seen]))[:, -1]
-            seen.append(int((hidden @ model.head_weight.T).argmax()))
+            seen.append(int(model.logits(hidden).argmax()))
     return seen[len(ids) :]
 
 

@@ -294,7 +294,7 @@ class ReinforceObjective(NextToken):
 
     def _logits(self, model: GPT, x: Tensor, places: Tensor) -> Tensor:
         """Compute the logits, divided by the temperature, at `places`: N indices into the flattened x (B, T) -> (N, V)."""
-        return F.linear(model.hidden(x).flatten(0, 1)[places], model.head_weight) / self.config.temperature
+        return model.logits(model.hidden(x).flatten(0, 1)[places]) / self.config.temperature
 
     @torch.no_grad()
     def _initial_logits(self, x: Tensor, places: Tensor) -> Tensor:
