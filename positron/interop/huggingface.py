@@ -30,9 +30,10 @@ _CHAT_TEMPLATE = (
 
 
 def write(source: Source, folder: Path) -> float:
-    """Write the files into an empty folder, read the weights back, and return the largest difference from the run's logits.
+    """Write the files into an empty folder, read the weights back, and compare their logits with the run's.
 
-    Raises UserError, before anything is written, if transformers cannot express the model or the tokenizer.
+    Returns the largest absolute difference. Raises UserError, before anything is written, if transformers cannot
+    express the model or the tokenizer.
     """
     config = source.config
     architecture = hf_architectures.choose(config)

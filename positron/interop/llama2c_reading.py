@@ -20,6 +20,7 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
     """Read a model file of llama2.c, which consists of a header with seven numbers and the tensors in fp32.
 
+    `vocabulary`: the file with the texts of its tokens (None: tokenizer.bin or tok512.bin in the same folder).
     Raises the errors of `read_model`.
     """
     content = read_bytes(path)

@@ -15,7 +15,10 @@ _TEXT = "{{ .Prompt }}"
 
 
 def write(source: Source, folder: Path, precision: gguf_file.Precision = "f32") -> float:
-    """Write `model.gguf` and `Modelfile`, read the weights back, and return the largest difference from the run's logits."""
+    """Write `model.gguf` and `Modelfile`, read the weights back, and compare their logits with the run's.
+
+    Returns the largest absolute difference.
+    """
     difference = gguf_file.write(source, folder, precision)
     write_text(folder / "Modelfile", modelfile(source))
     return difference

@@ -16,7 +16,10 @@ ARCHITECTURE = "gpt_config"  # the metadata key whose value is the GPTConfig as 
 
 
 def write(source: Source, folder: Path) -> float:
-    """Write the weights and the tokenizer, read the weights back, and return the largest difference from the run's logits."""
+    """Write the weights and the tokenizer, read the weights back, and compare their logits with the run's.
+
+    Returns the largest absolute difference.
+    """
     weights = {name: tensor.contiguous() for name, tensor in source.weights.items()}
     metadata = {ARCHITECTURE: json.dumps(dataclasses.asdict(source.config)), "tokenizer_hash": source.tokenizer.hash}
     save_file(weights, folder / FILE, metadata={"format": "pt", **metadata})
