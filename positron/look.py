@@ -178,8 +178,8 @@ def token_table(data: LookData, truth: TruthData | None) -> list[str]:
 def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
     """Return the lines below the table: total bits, total regret, effect of an ablation, and the answer of a chat model.
 
-    The regret is what the model loses against the exact probabilities `truth`. With `truth`, a line also tells from which
-    character on the prompt is not a built-in story.
+    The regret is what the model loses against the exact probabilities `truth`. With `truth`, a line also gives the
+    character at which the prompt leaves the grammar of the built-in stories, if it does.
     """
     bits = sum(token["bits"] or 0.0 for token in data["tokens"])
     lines = [f"{bits:.2f} bits for {counted(len(data['tokens']) - 1, 'token')}"]

@@ -78,7 +78,10 @@ def _beside(names: list[str], first: Path) -> Path:
 
 
 def parse_size(text: str) -> tuple[float, float | None]:
-    """Return the numbers in a text such as 2M or 2M,40M. Raises UserError for anything else."""
+    """Return the numbers of parameters and tokens (None if absent) in a text such as 2M or 2M,40M.
+
+    Raises UserError for anything else.
+    """
     numbers = [read_amount(part) for part in text.split(",")]
     if len(numbers) > 2 or not all(1 <= number < math.inf for number in numbers):
         raise UserError(f"--predict {text}: give parameters, or parameters and tokens, such as 2M or 2M,40M")

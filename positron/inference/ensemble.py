@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 class EnsembleDecoder:
     """Compute the logits of the mean of the members' distributions.
 
-    Methods and attributes have the same meaning as in `Decoder`. The context is the shortest one of the members.
+    Methods and attributes have the same meaning as in `Decoder`. The context length is the smallest one of the members.
     """
 
     def __init__(self, members: Sequence[Decoder]) -> None:

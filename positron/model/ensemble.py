@@ -33,7 +33,7 @@ def members_of(model: GPT | Ensemble) -> tuple[GPT, ...]:
 
 
 def context_of(model: GPT | Ensemble) -> int:
-    """Return the context length of a model, or the shortest one of the members, because all of them read the same tokens."""
+    """Return the context length of a model, or an ensemble's smallest, because all members read the same tokens."""
     return min(member.config.context_length for member in members_of(model))
 
 

@@ -237,8 +237,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Predict the next token: ids (B, T) -> logits (B, T, V), or the summed loss of targets.
 
-    The initial weights depend on `seed` alone. If `checkpoint_activations` is True, blocks save only their input and are
-    computed again in the backward pass, which takes less memory and about a third more time.
+    The initial weights depend on `seed` alone. If the attribute `checkpoint_activations` is set to True, blocks save
+    only their input and are computed again in the backward pass, which takes less memory and about a third more time.
     """
 
     cos: Tensor

@@ -19,9 +19,9 @@ def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) ->
     """Return a reward that calls `reward` for at most `max_seconds` and returns a finite float.
 
     A call that takes longer is repeated once, because the process may have been paused during the call (Ctrl-Z).
-    It raises UserError, with `name` and the texts in the message, if the call fails, takes too long, or does not return a
-    number. The error of the user's function is the cause of the UserError, so that POSITRON_DEBUG=1 shows its traceback.
-    KeyboardInterrupt is passed on unchanged.
+    The returned reward raises UserError, with `name` and the texts in the message, if the call fails, takes too long
+    twice, or does not return a finite number. The error of the user's function is the cause of the UserError, so that
+    POSITRON_DEBUG=1 shows its traceback. KeyboardInterrupt is passed on unchanged.
     """
 
     def call(prompt: str, completion: str) -> float:

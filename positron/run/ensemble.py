@@ -49,7 +49,7 @@ def refuse_repeated(runs: Sequence[Run]) -> list[Run]:
 
 
 def common_tokenizer(tokenizers: Sequence[tuple[Run, Tokenizer]]) -> Tokenizer:
-    """Return the tokenizer of all these runs, given that of each run. Raises UserError if two runs have different ones."""
+    """Return the tokenizer that all runs share, from pairs (run, its tokenizer). Raises UserError if two differ."""
     first, tokenizer = tokenizers[0]
     for run, other in tokenizers:
         if other.hash != tokenizer.hash:

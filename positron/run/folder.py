@@ -249,10 +249,10 @@ def _shown(value: Any) -> Any:
 
 
 def refuse_differences(run: Run, config: RunConfig) -> list[str]:
-    """Raise UserError if `config` differs from the run's settings in a way that changes what the run learns.
+    """Raise UserError if `config` belongs to another command than the run, or changes what the run learns.
 
-    It is also raised if `config` is of another command. Only a larger `train.max_steps` is accepted, if `train.extend` is set;
-    the list returned then contains this difference, and is empty otherwise.
+    Only a larger `train.max_steps` is accepted, if `train.extend` is set; the list returned then contains this
+    difference, and is empty otherwise.
     """
     made_by, asked = (
         recipe_of({key: value for key, value in vars(each).items() if value is not None})

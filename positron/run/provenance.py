@@ -110,10 +110,10 @@ def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weig
 
 
 def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
-    """Return the record of the start whose process trained `step`, merged with the record of its environment.
+    """Return the record of the process that trained `step`: how it was started, and its environment.
 
     If several processes trained the step, the last one counts, because it replaced what the others wrote. The result is empty
-    if no such start is recorded, as in runs of older versions.
+    if no such process is recorded, as in runs of older versions.
     """
     starts = [start for start in provenance["starts"] if start["step"] < step]
     return {**starts[-1], **provenance["environments"][starts[-1]["environment"]]} if starts else {}

@@ -71,7 +71,7 @@ class Worker:
             self._changed.notify()
 
     def taken(self, job: Job) -> None:
-        """Record that the reader has taken a piece."""
+        """Record that one more piece of the job's text was taken, so that a text paused at MAX_UNREAD continues."""
         with self._changed:
             job.unread -= 1
             if job.unread == MAX_UNREAD - 1:

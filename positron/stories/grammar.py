@@ -150,7 +150,7 @@ class Grammar:
         return choice
 
     def spell(self, plot: Plot, slot: Slot, value: str) -> str:
-        """Return a value in the form that a slot node names, with a capital letter if the node asks for one."""
+        """Return `value` in its form `slot.form`, such as `an apple` for `apple`, and capitalised if `slot.capital`."""
         if slot.form:
             value = self.kinds[plot.slots[slot.name]][value][slot.form]
         return value[0].upper() + value[1:] if slot.capital else value
