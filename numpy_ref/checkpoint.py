@@ -102,7 +102,7 @@ def read_config(path: Path) -> GPTConfig:
 
 
 def check_params(params: Params, config: GPTConfig, where: str) -> Params:
-    """Return the parameters, contiguous and in the order of `shapes`, if they fit the architecture.
+    """Check that the parameters fit the architecture; return them as contiguous arrays in the order of `gpt.shapes`.
 
     `where` names their file in the error message. Raises InputError, which names the array, if an array is missing,
     unexpected, of another shape, or not floating-point.

@@ -93,9 +93,9 @@ def _block(trace: dict[str, Array], name: str, b: int) -> dict[str, Any]:
 
 
 def explain(params: Params, config: GPTConfig, tokenizer: Tokenizer, prompt: str, folder: Path, top: int = 10) -> str:
-    """Return the report as text and draw the figures in `folder`. `top`: the number of likeliest next tokens to list.
+    """Explain the model's prediction after `prompt`: return a report as text, and draw its figures in `folder`.
 
-    Raises InputError if the prompt does not fit the context.
+    `top`: the number of likeliest next tokens to list. Raises InputError if the prompt does not fit the context.
     """
     ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]  # the beginning of a document
     if len(ids) > config.context_length:

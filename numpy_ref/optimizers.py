@@ -194,7 +194,7 @@ def sgd_init(params: Params) -> State:
 
 
 def sgd_step(params: Params, grads: Params, state: State, lr: float, momentum: float = 0.9) -> None:
-    """Take one step of SGD with momentum, in place on params and state; for comparison."""
+    """Take one step of SGD with momentum, in place on params and state. SGD is here only for comparison with AdamW."""
     for name, p in params.items():
         for w, g, u in _blocks(p, grads[name], state["u"][name]):
             u *= momentum
@@ -210,7 +210,7 @@ def rmsprop_init(params: Params) -> State:
 def rmsprop_step(
     params: Params, grads: Params, state: State, lr: float, smoothing: float = 0.99, eps: float = 1e-8
 ) -> None:
-    """Take one RMSprop step, in place on params and state; for comparison."""
+    """Take one RMSprop step, in place on params and state. RMSprop is here only for comparison with AdamW."""
     for name, p in params.items():
         for w, g, s in _blocks(p, grads[name], state["s"][name]):
             s *= smoothing

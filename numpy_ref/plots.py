@@ -98,9 +98,10 @@ def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -
 
 
 def outlier_tokens(norms: Array, factor: float = 2.0, most: int = 4) -> list[int]:
-    """Find the tokens whose norm differs, after some layer, by more than the factor `factor` from the median of all tokens.
+    """Find the tokens whose norm is far from the median norm of all tokens after at least one layer.
 
-    norms (layers, T) -> the indices of at most `most` tokens, the most extreme first.
+    Far means more than `factor` times the median, or less than 1 / `factor` of it. norms (layers, T) -> the indices of
+    at most `most` tokens, the most extreme first.
     """
     away = np.abs(np.log(norms / np.median(norms, axis=1, keepdims=True))).max(axis=0)  # (T,)
     return [int(t) for t in np.argsort(-away, kind="stable")[:most] if away[t] > np.log(factor)]

@@ -89,11 +89,12 @@ def grpo_advantages(rewards: Array, eps: float = 1e-4) -> Array:
 def policy_gradient_forward(
     logits: Array, targets: Array, advantages: Array, denominator: float, own_length: bool = False
 ) -> tuple[Array, Cache]:
-    """Compute the loss () of N answers: logits (N, T, V), targets (N, T), advantages (N,).
+    """Compute the loss () = -1 / denominator sum_i advantages_i sum_t log p(target_it), where p = softmax(logits).
 
-    Prompt, padding and masked answers have the target -100. `denominator` is B K L_max, for B prompts with K answers each and
-    at most L_max tokens per answer. With `own_length` (GRPO), each answer's sum is divided by the number of its targets, and
-    `denominator` is B K.
+    logits (N, T, V), targets (N, T) and advantages (N,) are those of N answers. The targets of the prompt, of padding
+    and of masked answers are -100 and are not counted. `denominator` is B K L_max, for B prompts with K answers each
+    and at most L_max tokens per answer. With `own_length` (GRPO), the sum over t is divided by the answer's number of
+    targets, and `denominator` is B K.
     """
     rows, cache = log_probs_forward(logits, targets, own_length)  # (N,)
     loss = -(advantages * rows).sum() / denominator

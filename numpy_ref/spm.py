@@ -92,7 +92,11 @@ class SentencePieceTokenizer:
         self._words = re.compile(f"{SPACE}?[^{SPACE}]*" if all(SPACE not in p[1:] for p in joinable) else "(?s).*")
 
     def encode(self, text: str) -> list[int]:
-        """Convert text to ids, word by word unless a piece of the model contains a space inside."""
+        """Convert text to ids.
+
+        Words are encoded one by one, or together if the vocabulary has a piece with a space after its first character.
+        The character U+2581 is encoded as its bytes, because it stands for a space in the vocabulary.
+        """
         ids: list[int] = []
         for i, part in enumerate(text.split(SPACE)):
             if i:  # U+2581 in the text would be decoded to a space, so it is written as its bytes

@@ -119,7 +119,11 @@ class WordTokenizer(_TableTokenizer):
 
 
 def train_tokenizer(kind: TokenizerKind, text: str, vocab_size: int) -> OwnTokenizer:
-    """Train a tokenizer on `text`. `vocab_size` is the largest number of ids of word and bpe; char ignores it."""
+    """Train a tokenizer on `text`.
+
+    `vocab_size` is the maximum number of ids for the kinds word and bpe, but bpe always has an id for each byte and
+    each special token. The kind char ignores `vocab_size`.
+    """
     from numpy_ref.bpe import BPETokenizer
 
     match kind:
