@@ -932,9 +932,10 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """Hold facts about the user's command: `budget=` chooses settings by them, and the checks before a training use them.
+    """Hold which settings the user gave, and whether `budget=` also chooses the size of the model.
 
-    They are not part of RunConfig, and a run folder does not record them.
+    `budget=` and the checks before a training need these facts. They are not part of RunConfig, and a run folder does
+    not record them.
     """
 
     auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)

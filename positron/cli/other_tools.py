@@ -208,7 +208,11 @@ def same_option(name: str, recipe: Recipe) -> str | None:
 
 
 def advice(key: str, value: str | None) -> str:
-    """Return what to type for `key`: `key=value` if the other tool's value means the same, otherwise `key=` with a note."""
+    """Return the setting to type instead of another training tool's option, whose value is `value` (None: no value).
+
+    `key` is Positron's key for this option. The result is `key=value` if the value has the same meaning in Positron,
+    otherwise `key=`, with a note about the key if there is one.
+    """
     if value and key in _KEYS_WITH_SAME_VALUE:
         return f"{key}={value}"
     note = _NOTES.get(key)

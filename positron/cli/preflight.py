@@ -140,10 +140,11 @@ def _different_shape(source: ModelConfig, model: ModelConfig) -> dict[str, Any]:
 
 
 def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
-    """Return the configuration with the architecture of the source run of init_from=.
+    """Return the configuration with the architecture of the run that init_from= names.
 
-    It is returned unchanged if model= or experiment= chooses an architecture. Single values of the command line, such as
-    model.context_length=, are kept.
+    If the new run's `folder` already contains a run, the architecture of that run is used instead. The configuration is
+    returned unchanged for fine-tuning, without init_from=, or if model= or experiment= chooses an architecture. Single
+    values of the command line, such as model.context_length=, are kept.
     """
     if config.is_tuning or config.init_from is None or asked.auto_size or {"model", "experiment"} & set(asked.given):
         return config

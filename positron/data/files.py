@@ -90,7 +90,10 @@ class FileSource:
 
     @property
     def limit_bytes(self) -> int | None:
-        """Return None: this source stops at `data.max_mb` itself, since the position of the split depends on it."""
+        """Return None, because this source itself ends its text at `data.max_mb`.
+
+        If the text is split into training and validation at one position, the position depends on where the text ends.
+        """
         return None
 
     def summary(self) -> str:
@@ -195,7 +198,7 @@ class FileSource:
                 yield Document(text, is_val=cut == 0, ends=ends)
 
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
-        """Yield tasks, which are lists of documents with about a million characters each; leave out the first `skip` tasks.
+        """Yield the tasks after the first `skip`, each a list of documents with about a million characters in total.
 
         The skipped tasks are read as well, which takes about a hundredth of the time of tokenizing them.
         """

@@ -51,7 +51,7 @@ class HubRowsSource:
         self.fingerprint = self.earlier_fingerprint = repository.fingerprint
 
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
-        """Yield tasks, which are lists of documents with about a million characters each; leave out the first `skip` tasks.
+        """Yield the tasks after the first `skip`, each a list of documents with about a million characters in total.
 
         The skipped tasks are downloaded, too. Raises Unreachable if the network fails, UserError if the rows have no text
         in the field.

@@ -42,7 +42,7 @@ class StoriesSource:
         """Do nothing: the stories are generated, so no downloaded file has to be deleted."""
 
     def read(self, task: int) -> list[Document]:
-        """Generate STORIES_PER_TASK stories from story number `task` on, each with -log2 of its probability."""
+        """Generate STORIES_PER_TASK stories, each with -log2 of its probability; `task` is the index of the first one."""
         from positron import stories
 
         return [
