@@ -156,8 +156,9 @@ class _Recorder(io.BufferedIOBase):
 def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a binary file that appears at `path` when the block ends without an error, and not at all otherwise.
 
-    The temporary file is in the same folder, because a rename is atomic only within a file system. Raises UserError if the
-    disk is full or not writable; an existing file is then unchanged. `below`: see `open_descriptor`.
+    The temporary file is in the same folder, because a rename is atomic only within a file system. Raises UserError if
+    the disk is full or not writable, or if a component of `path` below the folder `below` (default: the folder of the
+    file) is a symbolic link; an existing file is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     below = path.parent if below is None else below
@@ -310,9 +311,10 @@ def write_json(path: Path, value: Any, below: Path | None = None) -> None:
 
 
 def read_bytes(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """Read a file. `below`: see `open_descriptor`.
+    """Read a file without following a symbolic link in any component of `path` below the folder `below`.
 
-    Raises UserError if the file is missing, unreadable, a symbolic link, or larger than `limit` bytes.
+    `below` is by default the folder of the file. Raises UserError if there is such a link, or if the file is missing,
+    unreadable, or larger than `limit` bytes.
     """
     try:
         with open_inside(path, "rb", below) as file:

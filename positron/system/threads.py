@@ -48,9 +48,9 @@ class OtherPrograms:
 
 
 def describe_others(cores: float | None, of: int | None = None) -> str:
-    """Return a text such as "other programs keep 1.3 of 2 cores busy", or "" if `cores` is None or less than a quarter.
+    """Return a text such as "other programs keep 1.3 of 2 cores busy", or "" if `cores` is None or less than 0.25.
 
-    `of` is the number of all cores; None: that of this machine.
+    `cores`: the mean number of cores that they use. `of`: the total number of cores; None: that of this machine.
     """
     if cores is None or cores < 0.25:
         return ""

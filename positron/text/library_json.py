@@ -108,7 +108,7 @@ class LibraryTokenizer:
         return self._spelling
 
     def token(self, i: int) -> str | None:
-        """Return a token as the vocabulary writes it; None for an id that the file does not have."""
+        """Return the token of the id `i` as the vocabulary writes it, or None if the vocabulary lacks this id."""
         token: str | None = self._library.id_to_token(i)
         return token
 
