@@ -11,7 +11,7 @@ from positron.training.module import TrainingModule
 
 
 class Agreement(L.Callback):
-    """Compare the values that the processes chose for `auto`, such as the micro-batch size, before the first step.
+    """Raise UserError before the first step if two processes chose different values for `auto`.
 
     Each process measures its own device, so the precision and the micro-batch size of two processes may differ. Without this
     check, such processes would score the wrong parts of the validation text, and with sharded weights they would wait for

@@ -12,7 +12,10 @@ from positron.training.module import TrainingModule
 
 
 class Clock(L.Callback):
-    """Count the seconds of training steps, without validation, samples and saving. Checkpoints store the sum, `time_s`."""
+    """Count the seconds of training steps, without validation, samples and saving. Checkpoints store the sum, `time_s`.
+
+    A GPU computes in the background. Every `log_every` steps, the callback waits for it, so that its time is counted.
+    """
 
     def __init__(self, log_every: int) -> None:
         self.log_every = log_every

@@ -59,7 +59,7 @@ class Progress(L.Callback):
         self._val = ""
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
-        """Start the clock and, on a terminal, show a bar."""
+        """Note the time at which training starts and, on a terminal, show a bar."""
         self._started = (time.perf_counter(), trainer.global_step)
         self._left = TimeLeft(*self._started)
         self._others.cores()
@@ -74,7 +74,7 @@ class Progress(L.Callback):
             )
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Update the bar, or log a line every 15 seconds."""
+        """Update the bar or, if there is none, log a line every 15 seconds."""
         if not trainer.is_global_zero:
             return
         step, now = trainer.global_step, time.perf_counter()

@@ -27,7 +27,7 @@ class Stopping(L.Callback):
         self._last_end = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
-        """Install the signal handlers and start the clock."""
+        """Install the signal handlers and note the time at which the first step starts."""
         self.signals.install()
         self.signals.can_save = True
         self._last_end = time.monotonic()

@@ -22,7 +22,10 @@ PROBE_TOKENS = 2048  # the tokens of a probe; a single window may be longer
 
 @dataclass(frozen=True)
 class Probe:
-    """Hold the probe, N windows of T tokens: input ids x (N, T) and target ids y (N, T). A target of -100 has no loss."""
+    """Hold N fixed validation windows of T tokens: input ids x (N, T) and target ids y (N, T).
+
+    A target of -100 has no loss.
+    """
 
     x: Tensor
     y: Tensor
@@ -63,7 +66,10 @@ class Monitor(L.Callback):
 
 
 class ProbeMonitor(Monitor):
-    """Run the model on the probe and measure its activations, without dropout and in the precision of the training."""
+    """Run the model on the probe (a few fixed validation windows) and measure its activations.
+
+    The model runs without dropout and in the precision of the training.
+    """
 
     def __init__(self, every: int, probe: Probe) -> None:
         super().__init__(every)

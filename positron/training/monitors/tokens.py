@@ -49,7 +49,9 @@ def bin_means(values: np.ndarray, bins: np.ndarray, names: list[str]) -> dict[st
 
 
 class TokenLosses(ProbeMonitor):
-    """Measure the loss of the probe, in nats per token, for targets of different frequency and position.
+    """Measure the loss on the probe, in nats per token, for targets of different frequency and position.
+
+    The probe consists of a few fixed validation windows.
 
     loss_by_frequency/1 is the loss of the most frequent targets, and loss_by_frequency/5 is the loss of the rarest targets.
     loss_by_position/64-127 is the loss of targets that are predicted at positions 64 to 127 of the window, or of their

@@ -81,12 +81,15 @@ class Objective(Protocol):
     def count(self, part: Part) -> Tensor:
         """Return the number of losses that `loss` adds up for this micro-batch.
 
-        The loop needs it before the forward pass, to divide each micro-batch's loss by the count of the whole step.
+        The loop needs it before the forward pass, to divide each loss by the number of losses in the step.
         """
         ...
 
     def loss(self, model: GPT, part: Part) -> Tensor:
-        """Return the sum of the losses of a micro-batch, in nats. The loop divides it by the count of the whole step."""
+        """Return the sum of the losses of a micro-batch, in nats.
+
+        The loop divides it by the number of losses in the step.
+        """
         ...
 
     def validation(self, rank: int, world_size: int) -> list[Part]:

@@ -46,7 +46,7 @@ class DistillObjective(PretrainObjective):
 
     @property
     def dependencies(self) -> dict[str, str]:
-        """Return the hashes of the teachers' weights, separated by blanks."""
+        """Return the hashes of the teachers' weights, separated by blanks, as the value of the key `teachers`."""
         return {"teachers": " ".join(self.teachers.hashes)}
 
     @property

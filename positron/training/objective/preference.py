@@ -225,12 +225,12 @@ class PreferenceObjective(NextToken):
         reference: Reference | None = None,
         keep: Callable[[Reference], None] = lambda reference: None,
     ) -> Reference:
-        """Compute the log-probabilities of the answers with `model`, the reference, which must be in evaluation mode.
+        """Return the log-probabilities of the answers that the validation and `n_steps` optimizer steps read.
 
-        Only those are computed that the validation and `n_steps` optimizer steps read, and that `reference`, the result of
-        an earlier call, does not have; it is extended in place. `precision` returns an autocast context with the precision of
-        the training. Training pairs are scored in this context, and validation pairs outside of it, as in `measures`. `keep`
-        is called after each micro-batch with the results so far.
+        `model`: the reference model, which must be in evaluation mode. `reference`: the result of an earlier call; it
+        is extended in place and returned, and only what it lacks is computed. `precision` returns an autocast context
+        with the precision of the training. Training pairs are scored in this context, and validation pairs outside of
+        it, as in `measures`. `keep` is called after each micro-batch with the results so far.
         """
         if reference is None:
             reference = Reference.empty(len(self.train), len(self.val), int(self.kl_bounds[-1]), model.head_weight)

@@ -62,7 +62,7 @@ def write_reference(path: Path, reference: Reference, identity: str) -> None:
 
 
 def read_reference(path: Path, *identities: str) -> Reference | None:
-    """Return a stored reference, or None if the file is missing, damaged, or has none of these identities."""
+    """Return a stored reference; None if the file is missing, damaged, or was written with none of the `identities`."""
     if not path.exists():
         return None
     try:

@@ -42,8 +42,9 @@ class SFTObjective(NextToken):
         replay: Windows | None,
         patience: int = 0,
     ) -> None:
-        """Prepare the rows of all conversations. `packing`: put several conversations into a row. `patience`: see `Objective`.
+        """Prepare the rows of all conversations. `packing`: put several conversations into a row.
 
+        `patience`: the run ends after this number of validations in a row without an improvement; 0: no early stopping.
         `replay`: windows of the base run's text, or None; each batch gets `replay.batch_size` windows, whose tokens are all
         targets. Raises UserError if no conversation has an answer that fits the context.
         """
