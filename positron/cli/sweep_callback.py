@@ -79,7 +79,7 @@ class SweepTable(Callback):
         check_name(self.folder, is_sweep=True)
         check_all_jobs(config, {override.key_or_group for override in parsed})
         if jobs is not None:
-            _refuse_shared_mistake(config, parsed)
+            _check_each_job(config, parsed)
         _set(config, "sweep.dir", f"'{self.folder.as_posix()}'", self.folder.as_posix())
         _share_machine(config, jobs)
         if "optuna" in config.hydra.sweeper._target_ and config.hydra.sweeper.sampler.get("seed", 0) is None:
@@ -158,11 +158,11 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
         find_run(request.values["init_from"])
 
 
-def _refuse_shared_mistake(config: Any, parsed: list[Any]) -> None:
-    """Raise UserError if all jobs of a grid are refused for the same reason, such as a wrong value that they share.
+def _check_each_job(config: Any, parsed: list[Any]) -> None:
+    """Print how many jobs of a grid cannot start because of their settings, and the reason of the first.
 
-    The check ends at the first job that is accepted or refused for another reason: the jobs then start, and each refused job
-    is a row of the table.
+    The other jobs start, because in a grid of two sizes, for example, some combinations may be impossible. Raises UserError if
+    no job can start.
     """
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
@@ -171,8 +171,9 @@ def _refuse_shared_mistake(config: Any, parsed: list[Any]) -> None:
     swept = [[f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()] for each in parsed]
     lines = {override.input_line for override in parsed}
     fixed = [word for word in config.hydra.overrides.task if word not in lines]
-    refusal: UserError | None = None
-    for values in itertools.product(*swept):
+    jobs = list(itertools.product(*swept))
+    refusals: dict[tuple[str, ...], str] = {}
+    for values in jobs:
         overrides = [*fixed, *values]
         job: Any = loader.load_sweep_config(config, overrides)
         settings = OmegaConf.masked_copy(job, [key for key in job if key != "hydra"])
@@ -180,13 +181,19 @@ def _refuse_shared_mistake(config: Any, parsed: list[Any]) -> None:
             request = read_request(settings, [override.lstrip("+") for override in overrides])
             request.configured(importlib.import_module(f"positron.{module_of(recipe_of(request.values))}").configure)
         except UserError as error:
-            if refusal is not None and str(error) != str(refusal):
-                return
-            refusal = error
-        else:
-            return
-    if refusal is not None:
-        raise refusal
+            refusals[values] = str(error)
+    if not refusals:
+        return
+    values, reason = next(iter(refusals.items()))
+    if len(refusals) < len(jobs):
+        print(
+            f"{len(refusals)} of {len(jobs)} jobs cannot start, the first one ({' '.join(values)}) because {reason}",
+            file=sys.stderr,
+        )
+    elif len(set(refusals.values())) == 1:
+        raise UserError(reason)
+    else:
+        raise UserError(f"none of the {len(jobs)} jobs can start, the first one ({' '.join(values)}) because {reason}")
 
 
 def _share_machine(config: Any, jobs: int | None) -> None:

@@ -5,6 +5,7 @@ Never import a name from a run folder in this way: that would execute a stranger
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -38,7 +39,8 @@ def load_object(name: str, key: str) -> Any:
             f"{key}={name}: importing {module_name} failed: {type(error).__name__}: {reason}; {remedy}"
         ) from error
     if not hasattr(module, attribute):
-        raise UserError(
-            f"{key}={name}: the module {module_name} ({module.__file__}) has no {attribute}: correct the name"
-        )
+        near = difflib.get_close_matches(attribute.casefold(), [known.casefold() for known in vars(module)], 1)
+        similar = [known for known in vars(module) if known.casefold() in near]
+        hint = f"did you mean {module_name}.{similar[0]}?" if similar else "correct the name"
+        raise UserError(f"{key}={name}: the module {module_name} ({module.__file__}) has no {attribute}: {hint}")
     return getattr(module, attribute)

@@ -24,6 +24,7 @@ def test_a_failing_job_is_visible_and_the_others_go_on_and_again_only_the_rest_i
     first = run_command("train", *jobs)
     folder = tmp_path / "outputs" / "sweeps" / "sweep"
     assert first.code == 1, first.err
+    assert "1 of 3 jobs cannot start, the first one (model.n_head=5) because model.d_model=32 is not" in first.err
     table = first.out.strip().splitlines()[-3:]
     assert table[-1].split()[0] == "1"
     assert "failed" in table[-1]
@@ -54,6 +55,9 @@ def test_a_mistake_of_all_jobs_is_said_once_before_the_first_job(run_command, tm
     refused = run_command("train", *jobs)
     assert (refused.code, refused.err.count("not divisible")) == (2, 1), refused.err
     assert not list(tmp_path.glob("outputs/sweeps/sweep/*/job.json"))
+    different = run_command("train", *SWEEP, "optimizer.lr=-1,-2")
+    assert (different.code, different.out) == (2, ""), different.err
+    assert "none of the 2 jobs can start, the first one (optimizer.lr=-1) because optimizer.lr" in different.err
 
 
 def test_seeds_are_repetitions_whose_mean_ranks_the_settings(run_command, tmp_path):
