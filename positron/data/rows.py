@@ -42,7 +42,7 @@ class FieldMissing(UserError):
 
 
 def json_texts(blocks: Iterable[str], path: Path, reading: Reading, *, is_lines: bool) -> Iterator[str]:
-    """Yield the text of each row of a JSON file whose content is `blocks`; skip empty texts.
+    """Yield the field `reading.field` of each row of a JSON file whose content is `blocks`; skip empty texts.
 
     If `is_lines` is true and the file does not begin with `[`, it has one JSON object per line. Otherwise it contains an
     array of rows, or JSON values that follow each other. Raises UserError for malformed JSON, FieldMissing for a row without
@@ -189,7 +189,7 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
 
 
 def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[str]:
-    """Yield the texts of one column of a .csv or .tsv file, whose first line names the columns.
+    """Yield the texts of the column `reading.field` of a .csv or .tsv file, whose first line names the columns.
 
     Cells may be quoted and contain line ends. Raises FieldMissing if there is no such column, UserError if the file is
     malformed.
@@ -228,7 +228,7 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
 
 
 def parquet_texts(path: Path, reading: Reading, row_group: int | None = None) -> Iterator[str]:
-    """Yield the texts of one column of a Parquet file, from one row group, or from all row groups if `row_group` is None.
+    """Yield the texts of the column `reading.field` of a Parquet file, from one row group (None: from all).
 
     Raises UserError if the column is missing or is not text, or if the file is damaged.
     """
@@ -246,7 +246,7 @@ def parquet_texts(path: Path, reading: Reading, row_group: int | None = None) ->
 
 
 def arrow_texts(path: Path, reading: Reading) -> Iterator[str]:
-    """Yield the texts of one column of an Arrow file.
+    """Yield the texts of the column `reading.field` of an Arrow file.
 
     Raises UserError if the column is missing or is not text, or if the file is damaged.
     """

@@ -64,7 +64,10 @@ def usable_splits(
 
 
 def first_up_to(items: Sequence[ItemT], length: Callable[[ItemT], int], limit: int) -> list[ItemT]:
-    """Return the first items until the sum of their lengths is at least `limit`; the first item is always returned."""
+    """Return items from the beginning until their lengths add up to at least `limit`, or all if they never do.
+
+    If `limit` is 0, the first item is returned.
+    """
     taken: list[ItemT] = []
     total = 0
     for item in items:

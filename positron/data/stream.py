@@ -96,10 +96,11 @@ class Stream:
             first.release(None)
 
     def make(self, epoch: int, workers: int = 1) -> None:
-        """Write an epoch; before it, write the earlier epochs that determine where it begins in the corpus.
+        """Write an epoch, unless it exists.
 
-        An interrupted call is continued. Raises Unreachable if the network fails, UserError if the corpus has no text to
-        train on.
+        An epoch begins in the corpus where the epoch before it ends, so earlier epochs that were never written are
+        written first. An interrupted call is continued. Raises Unreachable if the network fails, UserError if the
+        corpus has no text to train on.
         """
         with self._locked():
             places = self._places()

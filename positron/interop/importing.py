@@ -75,9 +75,10 @@ def import_source_run(name: str) -> str:
 
 
 def read_model(path: Path, vocabulary: Path | None = None) -> Imported:
-    """Read a folder of transformers, or a .bin file of llama2.c with the file `vocabulary`.
+    """Read a folder of transformers, or a .bin file of llama2.c with its vocabulary file.
 
-    Raises UserError if a file is missing, damaged, contradictory or not supported.
+    If `vocabulary` is None, the vocabulary file is tokenizer.bin or tok512.bin in the folder of the .bin file. Raises
+    UserError if a file is missing, damaged, contradictory or not supported.
     """
     if path.is_dir():
         return read_folder(path)
