@@ -42,7 +42,7 @@ MAX_EXPONENT = 1000  # a smaller chance than 2^-MAX_EXPONENT is written in words
 
 @dataclass(frozen=True)
 class Document:
-    """Hold a document of the built-in corpus, or a control text, with its exact information, -log2 p(document)."""
+    """Hold a story of the built-in corpus, or a control text of random words; `bits` is -log2 of its probability."""
 
     id: str
     text: str

@@ -22,7 +22,7 @@ def cell(value: Any, column: dict[str, str]) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the rows of a result as a table in Markdown."""
+    """Return the rows of `result`, which has the format of docs/results/*.json, as a table in Markdown."""
     columns = result["columns"]
     lines = [[column["title"] for column in columns], ["---:" if "format" in column else "---" for column in columns]]
     lines += [[cell(row.get(column["key"]), column) for column in columns] for row in result["rows"]]

@@ -36,7 +36,7 @@ Documents = list[list[Score]]  # the scores of each document's windows
 
 @dataclass(frozen=True)
 class Difference:
-    """Hold the difference B - A in bits per byte, which is negative if B is better.
+    """Hold the difference of the scores of two variants, B - A in bits per byte, which is negative if B is better.
 
     The fields `half_...` are half the width of the 95 % confidence interval of the difference.
     """
@@ -86,7 +86,10 @@ def measure(pairs: Pairs, texts: list[str]) -> Difference:
 
 
 def compare_scores(pairs: Pairs, scored: Sequence[tuple[Documents, Documents]]) -> Difference:
-    """Compare A and B by their scores on the same documents; `scored` has (scores of A, scores of B) for each seed."""
+    """Compare the two variants of `pairs`, A and B, by their scores on the same documents.
+
+    `scored` has (scores of A, scores of B) for each seed.
+    """
     bpb_a, bpb_b = ([_whole(both[side]).bpb for both in scored] for side in (0, 1))
     differences = [b - a for a, b in zip(bpb_a, bpb_b, strict=True)]
     units, kind = sampling_units(mean_differences(scored))

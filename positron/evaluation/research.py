@@ -134,10 +134,11 @@ def _listed(plan: Plan) -> list[list[Any]]:
 
 
 def research(folder: Path, plan: Plan, train: Trainer, budget_s: float = math.inf) -> Iterator[list[Trial]]:
-    """Test the candidates, and yield the list of all trials so far after each pair, and when the budget is used up.
+    """Test the candidates in order; yield all trials so far after each pair of runs, and when the budget is used up.
 
-    No run is started once the runs in `folder`, including those of earlier starts, have taken `budget_s` seconds of training.
-    If a run of the base recipe fails, its error is raised.
+    The runs of a pair have the same seed: one is without the candidate, one with it. No run is started once the runs in
+    `folder`, including those of earlier starts, have taken `budget_s` seconds of training. If a run of the base recipe
+    fails, its error is raised.
     """
     runs = _Runs(folder, train, budget_s)
     base, against = plan.base, BASE
