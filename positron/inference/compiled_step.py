@@ -472,8 +472,9 @@ def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
     owner   number of the decoder to which the arrays belong
     sync    (SYNC,): numbers of the step and of the next chunk (in one int64), number of finished chunks, owner of the step
     plan    job (JOB,), chunks (N, COLUMNS)
-    model   sizes (SIZES,), eps, where (L + 1, PLACES): the index at which each array of each layer begins in the next two,
-            weights and floats (1-D), token embeddings (V, C)
+    model   sizes (SIZES,), eps, where (L + 1, PLACES), weights and floats (1-D), token embeddings (V, C); a row of
+            `where` has the indices at which the arrays of a layer begin in `weights` or `floats`, and the last row has
+            those of norm_f and lm_head
     cache   keys, values: (L, B, K, T, D) each
     batch   for each row of the batch the token id, the previous token id (or -1), the row of the cache, the position: (R,) each
     memory  stream and branch (R, C), qkv (R, (H + 2 K) D), heads (R, H D), hidden and gated (R, F), normalised stream

@@ -32,7 +32,10 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(q: Tensor, scale: Tensor) -> Tensor:
-    """Return scale * q (out, in) in fp32, which can represent these products exactly."""
+    """Return scale * q in fp32, (out, in), for the q (out, in) and scale (out,) that `quantise` returns.
+
+    The products are exact, because their significands have at most 15 bits, and fp32 has 24.
+    """
     return q.float() * scale.float()[:, None]
 
 

@@ -246,7 +246,8 @@ def choose(
 ) -> int:
     """Sample the token id that follows the tokens `seen`, whose next-token logits are `logits` (V,).
 
-    The sampling runs on the CPU, so that the result is the same for models on all devices.
+    `exempt`: tokens without repetition penalty. The sampling runs on the CPU, so that the result is the same
+    for models on all devices.
     """
     ids, chances = _candidates(logits, sampling, seen, exempt)
     return int(ids[0] if sampling.temperature == 0 else ids[draw(chances, generator)])

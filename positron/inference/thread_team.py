@@ -1,4 +1,4 @@
-"""Run compiled steps with several threads: the caller's thread, and helpers that sleep between texts.
+"""Run the steps of `CompiledDecoder` with several threads: the caller's thread, and helpers that sleep between texts.
 
 OpenMP is not used, for two reasons. Numba and torch would each have a pool in the same process. And at each of the about 30
 products of a step, the caller would wait for every thread, even for one whose core is used by another program. Here a helper
@@ -61,7 +61,7 @@ class _Helper:
 
 
 class Team:
-    """Hold the threads of this process that compute compiled steps."""
+    """Hold the threads that compute the steps of all `CompiledDecoder`s of this process."""
 
     def __init__(self) -> None:
         self.size = min(os.cpu_count() or 1, MAX_THREADS)
@@ -88,7 +88,7 @@ class Team:
             helper.thread.join(PATIENCE_S)
 
     def run(self, steps: Steps) -> None:
-        """Compute the step that the arrays of `steps` define, with as many threads as torch uses.
+        """Compute the next step of the decoder `steps`, with as many threads as torch uses, but at most MAX_THREADS.
 
         If another thread of the program is inside `run`, the caller computes with its own thread alone; the result is the same.
         """

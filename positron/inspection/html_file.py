@@ -86,7 +86,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Stored:
-    """Hold the results that the file shows, besides the model itself."""
+    """Hold the results that the HTML file of a model contains besides the model itself."""
 
     run: str
     step: int
