@@ -42,8 +42,8 @@ def look(gains: Sequence[float], pairs: int, min_gain: float) -> Look:
 
     The candidate is rejected if the upper confidence limit of its mean gain is below `min_gain`. Otherwise, it is adopted if
     the p-value of the paired t-test, multiplied by the number of such tests in `pairs` pairs, is below LEVEL. A candidate for
-    which both hold is rejected, so the first test cannot make wrong adoptions more frequent. A candidate that is not adopted
-    after the last pair is rejected.
+    which both hold is rejected, so the first test cannot make wrong adoptions more frequent. If neither
+    holds, the decision is open, but after the last pair the candidate is rejected.
     """
     n, mean = len(gains), statistics.fmean(gains)
     p = min(1.0, (pairs - FIRST_ADOPTION + 1) * one_sided_t_test(gains)) if n >= FIRST_ADOPTION else None
