@@ -37,7 +37,7 @@ class Choice:
         return next(iter(self.select.values())).partition("=")[0]
 
     def readers(self, key: str) -> list[str]:
-        """Return the values of the deciding key with which the key `key` of the group is used."""
+        """Return the values of the key `decided_by` for which a run reads `key`, another key of the same group."""
         return [choice for choice, keys in self.choices.items() if key in keys]
 
 

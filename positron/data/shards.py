@@ -54,7 +54,7 @@ class Encoded:
 
 
 def encode_task(source: Source, tokenizer: Tokenizer, task: Any) -> dict[str, Encoded]:
-    """Read and tokenize the documents of a task; return the result for each of SPLITS."""
+    """Read and tokenize the documents of `task`, a part of the corpus; return the result for each of SPLITS."""
     documents = source.read(task)
     result = {split: Encoded(ids=[]) for split in SPLITS}
     end = np.array(separator(tokenizer), dtype=np.uint32)

@@ -65,7 +65,8 @@ class StreamWindows:
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
         """Return the rows (B / world_size, T + 1) of `rank` in optimizer step `step`, counted from 1.
 
-        Waits until the epoch is written. Raises Unreachable if the network fails, UserError if the text cannot be read.
+        Waits until the epochs of this step are on the disk. Raises Unreachable if the network fails, UserError if the
+        text cannot be read.
         """
         share = self.batch_size // world_size
         mine = slice(rank * share, (rank + 1) * share)

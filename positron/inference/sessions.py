@@ -195,7 +195,7 @@ class Sessions:
     def choose(self, sessions: Sequence[Session]) -> list[tuple[Session, Piece | Exception]]:
         """Choose the next token of each of these texts, and return the piece that it adds, or the error that it raised.
 
-        The texts must be ready. A text that ends or raises an error leaves the batch.
+        All of them must be ready (see `is_ready`). A text that ends or raises an error leaves the batch.
         """
         pieces: list[tuple[Session, Piece | Exception]] = []
         for session in sessions:

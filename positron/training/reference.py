@@ -26,10 +26,11 @@ WRITE_SHARE = 0.05  # greatest share of the time that is spent on writing them, 
 def open_reference(session: Session, plan: Plan, objective: PreferenceObjective, model: GPT) -> Reference:
     """Return the log-probabilities of the reference model, which is the model before this training.
 
-    If they are stored in the run, they are read, even if the base run has changed in the meantime. What is missing for the
-    steps of the plan is computed and stored. `model`: the model to train; in a new run it still has the weights of the
-    reference model. The machine is that of the plan, because with precision=auto `session.machine` does not have the final
-    precision. Raises UserError if a run that continues lacks log-probabilities and the base run has changed or cannot be read.
+    Log-probabilities that are stored in the run are read, even if the base run has changed in the meantime. Those that
+    the steps of the plan need and that are not stored are computed and stored. They are computed on `plan.machine`,
+    because with precision=auto `session.machine` does not have the final precision. `model`: the model to train; in a
+    new run it still has the weights of the reference model. Raises UserError if a run that continues lacks
+    log-probabilities and the base run has changed or cannot be read.
     """
     run, config, start = session.run, session.config, session.start
     if start.is_own:
