@@ -166,7 +166,7 @@ class Check:
     scored_documents: int  # number of stories that it scored
     bytes: int
     scored_bytes: int
-    floor: float  # the exact information of these documents
+    floor: float  # -log2 of the exact probability of the stories, per byte
     floor_error: float | None  # standard error of `floor` over documents, as an estimate for the whole corpus
     controls: int = 0
     control_floor: float | None = None
@@ -189,7 +189,7 @@ class Check:
 
 
 def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
-    """Decide whether the claimed log-probabilities are possible, given the exact information of each document."""
+    """Decide whether the claimed log-probabilities are possible, by comparing them with the documents' exact ones."""
     told = [document for document in given if not document.is_control]
     controls = [document for document in given if document.is_control]
     names = {document.id for document in controls}

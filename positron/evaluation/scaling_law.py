@@ -41,7 +41,7 @@ class Law:
     terms: tuple[str, ...]  # "E" if E is fitted, then "N", "D" or both
     floor: float  # the known E; 0 if E is fitted
     center: dict[str, float]  # mean of log N and mean of log D over the runs
-    slope: float  # change of log D per change of log N among the runs; if only D varies, of log N per log D
+    slope: float  # of log D against log N, fitted to the runs; of log N against log D if the law has no term "N"
     theta: Array
     covariance: Array | None  # covariance of theta; None if the runs are too few or too similar
     sigma: float | None  # standard deviation of the logarithm of a run's loss around the law

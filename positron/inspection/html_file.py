@@ -267,7 +267,7 @@ def write_html(run: Run, prompt: str, path: Path) -> Written:
 
 
 def kept_look(subject: Subject, prompt: str, point: HistoryPoint) -> dict[str, Any]:
-    """Return the inspector's data on the prompt with the weights that were kept at `point`.
+    """Return the data that `Subject.look` computes for the prompt with the weights that were kept at `point`.
 
     The logits are rounded to three decimals, which halves their size.
     """

@@ -1,4 +1,4 @@
-"""Define the data that the inspector shows, as typed dicts that are written as JSON.
+"""Define the data that the inspector, the page *Look inside*, shows, as typed dicts that are written as JSON.
 
 `positron look --json`, the server's `/api/look`, `/api/truth` and `/api/history`, and the single HTML file all produce these
 dicts, and the page reads nothing else. Numbers are finite; a number that does not exist is null (None).

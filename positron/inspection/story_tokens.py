@@ -71,10 +71,10 @@ class StoryTokens:
         return max(rules, key=lambda rule: rules[rule])
 
     def is_within_word(self, text: str) -> bool:
-        """Tell whether the story may continue with the characters `text` within one word.
+        """Tell whether the unread characters of a word that the grammar allows here begin with `text`.
 
-        The word may have been read in part. Only characters are compared, so `text` may come from other tokens than those of
-        the word.
+        Part of this word may have been read already. Characters are compared, not tokens, so `text` may be tokenized
+        differently from the word.
         """
         for reading in self._readings:
             left = b"".join(self._tokenizer.bytes_of(i) for i in reading.ids[reading.read :])

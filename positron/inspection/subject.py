@@ -1,4 +1,4 @@
-"""Give the inspector access to a run.
+"""Give the inspector, the page *Look inside*, access to a run.
 
 The inspector needs the best weights of the run, the weights that were kept during training (train.keep_history), its
 validation text, and the grammar, if the run was trained on the built-in stories.
@@ -61,7 +61,10 @@ MAX_CONTINUATION = 1000  # maximum number of tokens of a continuation
 
 
 class Subject:
-    """Compute the inspector's data for a run. Several threads may use an object at the same time."""
+    """Compute what the inspector, the page *Look inside*, shows about a run.
+
+    Several threads may use the same object at the same time.
+    """
 
     def __init__(self, run: Run, model: GPT | None = None, tokenizer: Tokenizer | None = None) -> None:
         """Load the best checkpoint, unless the caller passes its `model` and `tokenizer`.

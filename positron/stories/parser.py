@@ -1,4 +1,4 @@
-"""Parse built-in stories: find every derivation of a text by the grammar, and so its exact information in bits."""
+"""Parse built-in stories: find every derivation of a text by the grammar, each with -log2 of its probability."""
 
 from __future__ import annotations
 
