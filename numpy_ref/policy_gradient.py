@@ -124,8 +124,8 @@ def kl_forward(logits: Array, reference_logits: Array, targets: Array, denominat
 def kl_backward(dloss: Array | float, cache: Cache) -> tuple[Array, None]:
     """Compute dlogits (N, T, V) = dloss p (log p - log q - KL) / denominator; the reference has no gradient.
 
-    p and q are the distributions of the policy and the reference at a position, and KL is KL(p, q) there. The gradient is 0
-    at positions without a target.
+    p and q are the distributions of the policy and the reference at a position, and KL is KL(p, q) there. `denominator`
+    is the argument of `kl_forward`. The gradient is 0 at positions without a target.
     """
     p, scale = cache["p"], cache["scored"] * np.asarray(dloss / cache["denominator"], dtype=cache["p"].dtype)
     return scale[..., None] * p * (cache["d"] - cache["kl"][..., None]), None

@@ -143,7 +143,7 @@ def ipo_forward(
 ) -> tuple[Array, Cache]:
     """Compute IPO's loss, a scalar, from the four log-probabilities (N,) of the answers of N pairs.
 
-    The log-probability of an answer is the sum over its tokens, as in the paper, or their mean.
+    The caller chooses the log-probability of an answer: the sum over its tokens, as in the paper, or the mean.
     """
     h = (chosen - reference_chosen) - (rejected - reference_rejected)  # (N,)
     error = h - 1 / (2 * tau)

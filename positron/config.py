@@ -918,9 +918,9 @@ class RunConfig:
 
     @property
     def tuning_group(self) -> str:
-        """Return the key of the settings that only this run's command reads: "sft", "preference" or "reinforce".
+        """Return the key of the run's tuning settings: "sft", "preference" or "reinforce".
 
-        For a run that is pretrained, it is "sft" too.
+        For a run that is not tuned (`is_tuning` is false), return "sft".
         """
         groups = {"sft": self.sft, "preference": self.preference, "reinforce": self.reinforce}
         return next((name for name, group in groups.items() if group is not None), "sft")

@@ -206,7 +206,10 @@ def in_training(runs: Sequence[Run]) -> float | None:
 
 
 def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Compare stories that the model writes with new stories that the grammar of the built-in stories generates."""
+    """Return the quality of stories that the model writes and, as "grammar", of new stories from the built-in grammar.
+
+    Several `runs` are the members of an ensemble. Raises UserError if their training texts differ or are not available.
+    """
     import dataclasses
 
     from positron import stories

@@ -129,9 +129,9 @@ def show(options: argparse.Namespace) -> None:
 
 
 def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
-    """Write the page of `--html`, and log its size and the number of bits of its weights.
+    """Write the page of `--html`; log its size, its bits per weight, and how much its logits differ from the run's.
 
-    Raises UserError for options that have no effect on it.
+    Raises UserError if an option that has no effect on the page is given.
     """
     refused = {"--step": options.step is not None, "--ablate": options.ablate}
     if options.json:

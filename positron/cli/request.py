@@ -105,7 +105,10 @@ def compose(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def expand_paths(values: dict[str, Any]) -> None:
-    """Replace `~` at the beginning of paths by the home folder. A shell does so only at the start of a word."""
+    """Replace `~` at the beginning of the settings that are paths by the home folder, in place.
+
+    A shell does not replace it in a word such as data.path=~/text.
+    """
     for group, key in ((values["data"], "path"), (values["data"], "dir"), (values, "init_from"), (values, "ckpt_path")):
         if isinstance(group.get(key), str) and group[key].startswith("~"):
             group[key] = os.path.expanduser(group[key])

@@ -36,7 +36,7 @@ TRAIN = "train"
 
 
 class HubRowsSource:
-    """Read one field of a dataset's rows, each of which is a document.
+    """Read the documents of a dataset: one field of each row.
 
     The hash of a document decides whether it is used for training or for validation.
     """

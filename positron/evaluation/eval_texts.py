@@ -142,7 +142,7 @@ def common_texts(runs: Sequence[Run], split: str, limit: int) -> list[str]:
 
 
 def size_of(text: str) -> int:
-    """Return the size of a text in bytes of UTF-8. For a text with unknown tokens, this is the size of the original text."""
+    """Return the size of a text in bytes of UTF-8; for a `Lossy` text, the size of its original if that is known."""
     original = text.n_bytes if isinstance(text, Lossy) else None
     return len(text.encode("utf-8")) if original is None else original
 

@@ -47,7 +47,10 @@ def write_report(folder: Path, date: str, file: str, plan: Plan, trials: Sequenc
 
 
 def as_record(folder: Path, date: str, file: str, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Return the numbers in the format of docs/results/, with the commit and machine of the first run of the base recipe."""
+    """Return the results of the trials in the JSON format of docs/results/; the arguments are those of `write_report`.
+
+    The commit and the machine are those of the first run of the base recipe.
+    """
     runs = sorted((folder / BASE).glob("*/"), key=lambda path: int(path.name))
     return {
         "date": date,

@@ -58,9 +58,10 @@ class Law:
         return predicted
 
     def interval(self, n: float, d: float) -> tuple[float, float] | None:
-        """Return the 95 % interval for the bits per byte of a new run; None if there are too few runs.
+        """Return the 95 % interval for the bits per byte of a new run with `n` parameters after `d` tokens.
 
-        The interval includes the uncertainty of the law and the deviation of a single run from the law.
+        Returns None if the law was fitted to too few or too similar runs. The interval includes the
+        uncertainty of the law and the deviation of a single run from the law.
         """
         if self.covariance is None or self.sigma is None:
             return None

@@ -38,12 +38,13 @@ class Look:
 
 
 def look(gains: Sequence[float], pairs: int, min_gain: float) -> Look:
-    """Decide about a candidate after `len(gains)` of at most `pairs` pairs; `min_gain` is the smallest gain worth having.
+    """Decide about a candidate from the gains of the pairs of runs so far; there will be at most `pairs` pairs.
 
-    The candidate is rejected if the upper confidence limit of its mean gain is below `min_gain`. Otherwise, it is adopted if
-    the p-value of the paired t-test, multiplied by the number of such tests in `pairs` pairs, is below LEVEL. A candidate for
-    which both hold is rejected, so the first test cannot make wrong adoptions more frequent. If neither
-    holds, the decision is open, but after the last pair the candidate is rejected.
+    From FIRST_REJECTION pairs on, the candidate is rejected if the upper confidence limit of its mean gain is below
+    `min_gain`, the smallest gain worth having. Otherwise, from FIRST_ADOPTION pairs on, it is adopted if the p-value of
+    the paired t-test, multiplied by the number of such tests in `pairs` pairs, is below LEVEL. Rejection comes first,
+    so it cannot make wrong adoptions more frequent. If neither condition holds, the decision is open before the last
+    pair, and the candidate is rejected after it.
     """
     n, mean = len(gains), statistics.fmean(gains)
     p = min(1.0, (pairs - FIRST_ADOPTION + 1) * one_sided_t_test(gains)) if n >= FIRST_ADOPTION else None

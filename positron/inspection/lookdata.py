@@ -264,14 +264,17 @@ class TruthData(TypedDict):
 
 
 class RulesAtStep(TypedDict):
-    """Hold the regret of each rule for the weights of one step."""
+    """Hold the regret of each grammar rule (see `RuleRegret`) for the weights of one step."""
 
     step: int
     rules: list[RuleRegret]  # the same rules in the same order at every step
 
 
 class RegretHistory(TypedDict):
-    """Hold the regret of each rule at each kept step of a run: the answer to `GET /api/truth?run=NAME`."""
+    """Hold the regret of each grammar rule at each kept step of a run (see `RuleRegret`).
+
+    It is the answer to `GET /api/truth?run=NAME`.
+    """
 
     run: str
     stories: int  # number of validation stories on which it is measured

@@ -156,7 +156,7 @@ class Subject:
         return text
 
     def scores(self, step: int | None = None) -> Scores:
-        """Return the scores of all heads at a step. They are measured at the first call and then kept."""
+        """Return the scores of all heads at a step (None: the best checkpoint). They are measured only once."""
         model, at = self.model(step)
         with self._lock:
             if at not in self._measured:

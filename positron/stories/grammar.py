@@ -121,8 +121,9 @@ class Grammar:
     ) -> Grammar:
         """Compile plots.
 
-        `kinds` maps a kind of slot, such as "toy", to its values, each in all its forms. `lists` maps the name of a word list
-        in the texts to its words. `weights` maps a kind to the weights of its values; a missing kind has equal weights.
+        `kinds` maps a kind of slot, such as "toy", to its values, each in all its forms. `lists` maps the name of each
+        word list to its words; the texts of the plots refer to it as `[name]`. `weights` maps a kind to the weights of
+        its values; a missing kind has equal weights.
         """
         compiled = {plot.name: tuple(_beat(variants, lists) for variants in plot.beats) for plot in plots}
         return cls(

@@ -13,7 +13,7 @@ Identity = tuple[int, int, int] | None  # None: the file does not exist
 
 
 class FileCache(Generic[T]):
-    """Keep at most `most` values: those that were used last. Several threads may use an object at the same time."""
+    """Cache the `most` values used last, each computed from files. Several threads may use an object at once."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -332,7 +332,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def batch_remedy(size: int, fits: int) -> list[str]:
     """Return the alternatives to a micro-batch of `size` sequences, which does not fit the memory.
 
-    This is a micro-batch of `fits` sequences or, if `fits` is not smaller than `size`, a smaller model.
+    If `fits`, a size that may fit, is smaller than `size`, the only alternative is a micro-batch of `fits` sequences.
+    Otherwise the alternatives are a smaller model and a shorter context.
     """
     return [f"train.micro_batch_size={fits}"] if fits < size else ["a smaller model", "a smaller model.context_length="]
 

@@ -98,7 +98,7 @@ def exact_kl(logits: Tensor, initial: Tensor) -> Tensor:
 
 
 class ReinforceObjective(NextToken):
-    """Train on the model's own answers. The validation loss on the base run's text shows how much of it the model forgets."""
+    """Train on the model's own answers. The loss on pretraining text, if available, shows what the model forgets."""
 
     kind = "reinforce"
     keeps_best, patience = False, 0

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class SFTObjective(NextToken):
-    """Train on the answers of conversations, in a new random order in each epoch, and optionally on the base run's text."""
+    """Train on the answers of conversations, in a new random order each epoch, and optionally on pretraining text."""
 
     kind = "sft"
 
@@ -45,8 +45,8 @@ class SFTObjective(NextToken):
         """Prepare the rows of all conversations. `packing`: put several conversations into a row.
 
         `patience`: the run ends after this number of validations in a row without an improvement; 0: no early stopping.
-        `replay`: windows of the base run's text, or None; each batch gets `replay.batch_size` windows, whose tokens are all
-        targets. Raises UserError if no conversation has an answer that fits the context.
+        `replay`: windows of the pretraining text, or None; each batch gets `replay.batch_size` windows, whose tokens
+        are all targets. Raises UserError if no conversation has an answer that fits the context.
         """
         train, val = usable_splits(
             conversations,
