@@ -92,9 +92,9 @@ def log_probs_backward(drows: Array, cache: Cache) -> tuple[Array]:
 
 
 def reference_log_probs(params: Params, config: GPTConfig, tokens: Array, targets: Array, mean: bool = False) -> Array:
-    """Compute the log-probabilities (B,) of the targets (B, T) under a frozen model, without dropout or a gradient.
+    """Compute the log-probability of each row's targets under a frozen model, without dropout or a gradient.
 
-    tokens (B, T) are the model's inputs.
+    Inputs `tokens` (B, T), targets (B, T) -> (B,), in nats. For `mean`, see `log_probs_forward`.
     """
     logits = forward(params, config, tokens)
     assert isinstance(logits, np.ndarray)

@@ -237,7 +237,12 @@ def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace
 
 
 def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Check the model's answers to new requests: combinations of name, object and place that training did not contain."""
+    """Return how well the model's answers follow new requests, with their number and the sampling settings.
+
+    A request is new if training did not contain its combination of name, object and place; with data.val_fraction=0,
+    only the request itself is new. Raises UserError for a run that was not fine-tuned on conversations, and for an
+    ensemble whose runs were fine-tuned on different requests.
+    """
     import dataclasses
 
     from positron import stories

@@ -69,7 +69,7 @@ class Trial:
 
     @property
     def gains(self) -> list[float]:
-        """Return for each seed the bits per byte without minus with the candidate; positive if the candidate is better."""
+        """Return for each seed the bits per byte without the candidate minus those with it: positive if it helps."""
         return [a - b for a, b in zip(self.bpb_without, self.bpb_with, strict=True)]
 
     @property

@@ -115,10 +115,11 @@ class Law:
 
 
 def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> tuple[Array, Array]:
-    """Compute log(loss - floor) of R runs, (R,), and its Jacobian (R, len(theta)): the logsumexp of the terms of the law.
+    """Compute the log(loss - floor) that a law predicts for R runs, (R,), and its Jacobian by `theta`, (R, len(theta)).
 
-    `theta` holds the logarithm of the coefficient of each term, and for the terms N and D also the exponent. `logs` has log N
-    (parameters) and log D (tokens) minus their means over the runs, each (R,).
+    The former is the logsumexp of the logarithms of the law's terms. `theta` holds, term by term, the logarithm of the
+    coefficient, followed by the exponent if the term is N or D. `logs` has log N (parameters) and log D (tokens) minus
+    their means over the runs, each (R,).
     """
     rows, slopes, place = [], [], 0
     for term in terms:

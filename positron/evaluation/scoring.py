@@ -38,7 +38,7 @@ class Windows:
     sizes: list[list[int]]
 
     def scores(self, losses: Tensor) -> list[list[Score]]:
-        """Return a list of scores for each document, one per window, from the loss in nats of each target, (N, context)."""
+        """Return the scores of the windows of each document; `losses` (N, context): the loss in nats of each target."""
         counts = [len(sizes) for sizes in self.sizes]
         nats = losses.double().sum(dim=1).split(counts)
         tokens = (self.y != IGNORE).sum(dim=1).split(counts)
@@ -157,7 +157,7 @@ def _shares(whole: int, weights: list[int]) -> list[int]:
 def score_documents(
     model: GPT, tokenizer: Tokenizer, texts: Sequence[str], *, stride: int | None = None
 ) -> list[Score]:
-    """Return the score of each document. `score_windows` describes the arguments and errors."""
+    """Return the score of each document. For the arguments and errors, see `score_windows`."""
     return [total(scores) for scores in score_windows(model, tokenizer, texts, stride=stride)]
 
 

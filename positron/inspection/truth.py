@@ -68,7 +68,11 @@ def story_truth(tokenizer: Tokenizer, ids: Sequence[int]) -> StoryTruth:
 def compare_with_truth(
     model: GPT, tokenizer: Tokenizer, prompt: str, *, run: str = "", step: int = 0, top: int = TOP
 ) -> TruthData:
-    """Compare a model with the grammar on a prompt. Raises UserError if the prompt is too long or `top` is out of range."""
+    """Compare the model's probability of each token of a prompt with the exact probability by the story grammar.
+
+    The result also lists, at each position, the `top` next tokens that are likeliest by the grammar; `run` and `step`
+    are copied into it. Raises UserError if the prompt is too long, or if `top` is not between 1 and MAX_TOP.
+    """
     vocabulary = Vocabulary(tokenizer)
     ids = vocabulary.ids(prompt, min(MAX_TOKENS, model.config.context_length))
     if not 1 <= top <= MAX_TOP:

@@ -42,7 +42,7 @@ def chosen(choose: Callable[[GPTConfig], T], config: GPTConfig, lack: str) -> T:
 
 
 def smallest_change(choose: Callable[[GPTConfig], Any], config: GPTConfig) -> tuple[tuple[str, Any], ...]:
-    """Return the shortest combination of `CHANGES` after which `choose` accepts the model."""
+    """Return the fewest of `CHANGES`, (option, value), with which `choose` does not raise Unsupported or UserError."""
     for count in range(1, len(CHANGES) + 1):
         for changes in itertools.combinations(CHANGES, count):
             try:

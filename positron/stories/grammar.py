@@ -89,7 +89,10 @@ class Slot(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """Stand for one of several sequences of nodes: a word of a list, an alternative in a sentence, or a variant of a beat."""
+    """Stand for a choice between the sequences of nodes `options`, with the probabilities of `choice`.
+
+    The options are the words of a list, the alternatives in a sentence, or the variants of a beat (a step of a story).
+    """
 
     name: str
     choice: Choice
