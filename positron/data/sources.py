@@ -43,7 +43,7 @@ class Source(Protocol):
         ...
 
     def summary(self) -> str:
-        """Describe in one line, after the last task, what was read; return "" if there is nothing to report."""
+        """Return a line about what was read, or "" if there is nothing to report. Called after the last task was read."""
 
     def release(self, tasks_done: int | None) -> None:
         """Delete downloaded files that are not needed any more, after the first `tasks_done` tasks (None: all) were read."""

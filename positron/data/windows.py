@@ -80,7 +80,7 @@ class Windows:
         return self.tokens.n_bytes / self.tokens.n_tokens
 
     @property
-    def text_tokens(self) -> float:
+    def text_tokens(self) -> int:
         """Return the number of tokens in the text."""
         return self.tokens.n_tokens
 

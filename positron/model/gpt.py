@@ -298,7 +298,7 @@ class GPT(nn.Module):
     def embed(self, idx: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Rope | None, Tensor | None]:
         """Compute the input of the first block: the embeddings (B, T, C) of token ids (B, T), without dropout.
 
-        Also returns the arguments `rope` and `mask` of every block. `hidden` describes `documents` and the errors.
+        Also returns the arguments `rope` and `mask` of every block. For `documents` and the errors, see `hidden`.
         """
         T = idx.shape[1]
         if self.config.context_length < T:
@@ -340,7 +340,7 @@ class GPT(nn.Module):
         """Compute logits (B, T, V) or, with `targets` (B, T), the loss in nats summed over all targets except -100.
 
         The loss is a sum, not a mean, so that the gradients of micro-batches add up to exactly the gradient of the whole
-        batch. `hidden` describes `documents`.
+        batch. For `documents`, see `hidden`.
         """
         x = self.hidden(idx, documents)  # (B, T, C)
         if targets is None:

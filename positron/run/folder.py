@@ -185,9 +185,10 @@ class Run(RunPaths):
         update_facts(self.facts_path, **facts)
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer, *, kind: str, new: bool, forked_from: Path | None) -> None:
-        """Write the run's settings, kind and base run; for a `new` run, also its tokenizer, name and `forked_from`.
+        """Write the run's settings, the name of its objective (`kind`), and the run that it started from (init_from=).
 
-        `kind`: the name of the objective; `forked_from`: the checkpoint of another run (ckpt_path=) that this run continues.
+        For a `new` run, also write its tokenizer, its name, and `forked_from`: the checkpoint of another run
+        (ckpt_path=) that this run continues, or None.
 
         Raises UserError if the run exists and was trained by another objective than `kind`.
         """

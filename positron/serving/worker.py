@@ -12,7 +12,7 @@ MAX_UNREAD = 64  # with this number of unread pieces, a text waits for its reade
 
 
 class QueueFull(Exception):
-    """Report that no further text is accepted now: too many wait, or the worker was closed in the meantime."""
+    """Report that the worker accepts no further request now: its queue is full, or it was closed in the meantime."""
 
 
 class Job:

@@ -40,7 +40,7 @@ class MatmulPeak:
             self.look()
 
     def look(self) -> None:
-        """Measure again and keep the best rate. A GPU is measured only once, before the training fills its memory."""
+        """Measure the rate and keep the highest. On a GPU, only the first call measures: later its memory is full."""
         if self.machine.accelerator != "cpu" and self.flops:
             return
         dtype = DTYPES[self.machine.precision]

@@ -140,7 +140,11 @@ def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
 
 
 def replayed_text(base: Run, config: RunConfig, start: Start, key: str, *, rows: int, context: int) -> Windows:
-    """Return windows of the training text of `base`, the result of `replayed_run`; each step gets `rows` windows."""
+    """Return windows of `context` tokens of the training text of `base`; each step gets `rows` windows.
+
+    `base` is the run that `replayed_run` returns for the same `start` and `key`. Raises UserError if the text is not
+    available.
+    """
     files = token_files(base, "train", _without_replay(start, key))
     return Windows(files, context=context, batch_size=rows, seed=config.seed)
 

@@ -17,12 +17,15 @@ from positron.training.trackers.tracker import Tracker
 
 
 class MetricsLog(L.Callback):
-    """Append a line to metrics.jsonl for each step that is logged, measured by a monitor, or validated."""
+    """Append a line to metrics.jsonl after some of the steps, and pass it to the trackers.
+
+    These steps are the multiples of each of the `intervals`, the steps with a validation, and the last step.
+    """
 
     def __init__(
         self, folder: Path, clock: Clock, trackers: list[Tracker], *, intervals: set[int], speed: SpeedFacts
     ) -> None:
-        """Store the arguments. A row is written at each multiple of an interval; the `intervals` must be equal on all ranks."""
+        """Store the arguments. The `intervals` must be equal on all ranks."""
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # steps and seconds at the last row

@@ -49,7 +49,7 @@ def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_j
 
 
 class Pruning(L.Callback):
-    """Decide after each validation except the last whether to end this run of a sweep.
+    """End this run of a sweep after the first validation before `last_step` at which `is_hopeless` returns True.
 
     In the order of callbacks, this one comes after Validation and before the callbacks that write metrics and checkpoints.
     """
