@@ -89,10 +89,14 @@ def parse_size(text: str) -> tuple[float, float | None]:
 
 
 def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> tuple[float, float]:
-    """Return the parameters N and tokens D whose loss is to be predicted: `n` and `d`, or about twice those of the largest run.
+    """Return the parameters N and tokens D whose loss is to be predicted: `n` and `d`, or a default in place of None.
 
-    If N determines D in the runs (for example, 20 tokens for each parameter), or if all runs have the same N, the law has only
-    one variable. It then holds only for such pairs of N and D, and UserError is raised for any other pair.
+    The default N is twice that of the largest run. The default D is N times the ratio D / N of the largest run.
+
+    If N determines D in the runs (for example, 20 tokens for each parameter), or if all runs have the same N, the law
+    has only one variable. It then holds only for such pairs of N and D, and UserError is raised for any other pair. The
+    default of the variable (D if all runs have the same N, otherwise N) is twice its largest value in the runs, and the
+    default of the other number completes the pair.
     """
     from positron.evaluation.scaling_law import MIN_SPREAD
 

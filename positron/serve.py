@@ -53,9 +53,10 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def chosen_key(given: str | None, host: str) -> str | None:
-    """Return the API key that clients must send, or None if they need none.
+    """Return the API key that clients must send: `given`, or else the environment variable KEY_VARIABLE, or else None.
 
-    Raises UserError if the address `host` needs a key and none is given, or if the key is too short or has wrong characters.
+    Raises UserError if there is no key although other machines can reach the address `host`, or if the key is too short,
+    or has spaces or characters that are not printable ASCII.
     """
     key = given if given is not None else os.environ.get(KEY_VARIABLE)
     if key is None and host not in LOOPBACK_HOSTS:

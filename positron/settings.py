@@ -215,7 +215,7 @@ def unknown_key(key: str) -> str:
     """Return the error message about a key that this command does not know.
 
     The message suggests a key that is similar as a whole, or else one with a similar last word. If there is none, it lists the
-    keys of the group.
+    keys of the group (the part before the last dot), or names the command that lists all keys if the group has none.
     """
     keys = [*leaf_keys(), "experiment"]
     group, _, last = key.rpartition(".")

@@ -38,7 +38,7 @@ class Request:
         )
 
     def configured(self, configure: Callable[[dict[str, Any]], RunConfig]) -> RunConfig:
-        """Return the configuration that `configure` builds from the values. Raises UserError if they contradict each other."""
+        """Return what `configure` builds from `values`. Raises UserError if the values contradict each other."""
         config = configure(self.values)
         if self.asked.auto_size and config.budget is None:
             raise UserError(
@@ -47,10 +47,10 @@ class Request:
         return config
 
     def settle(self, configure: Callable[[dict[str, Any]], RunConfig]) -> tuple[RunConfig, Path]:
-        """Return the configuration that `configure` builds from the values, and the run's folder below outputs/.
+        """Return the configuration that `configure` builds from `values`, and the run's folder below outputs/.
 
         If init_from= names a model that was trained elsewhere, the model is imported first. Raises UserError if this run cannot
-        start; see `preflight`.
+        start (see `preflight`) or would not read a setting that the user gave.
         """
         origin = self.values.get("init_from")
         if origin is not None and needs_import(str(origin)):

@@ -15,11 +15,13 @@ from positron.system.errors import UserError
 
 
 def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None:
-    """Write the settings of the teachers into a composed configuration, in place, if it has the group `distill`.
+    """Write the tokenizer, model and data settings of the first teacher into `values`, a composed configuration.
 
-    `given` maps the keys of the command line to their values. If it contains single keys of the model or the data, such as
-    model.n_layer=, only the other keys are taken from the first teacher. If the run is finished, a missing teacher is no error:
-    its settings are then those that the run recorded. Raises UserError if a teacher cannot be used.
+    Does nothing if `values` has no group `distill`. `given` maps the keys of the command line to their values. If the
+    command line or an experiment chooses a preset of the model or the data, these settings are not taken from the
+    teacher. Single keys in `given`, such as model.n_layer=, take precedence over the teacher's. The paths of the
+    teachers' folders are written into `values`, too. If a teacher cannot be used, a finished run takes these settings
+    from itself; for any other run, UserError is raised.
     """
     if "distill" not in values:
         return

@@ -98,7 +98,7 @@ def write_documents(path: Path, given: Iterable[Document]) -> None:
 
 
 def read_claims(path: Path) -> list[Claim]:
-    """Read the JSON lines, with `id`, `logprob` and `bytes`, that a user's program wrote.
+    """Read the scores that a user's program wrote: JSON lines with `id`, `logprob` in nats, and `bytes`.
 
     Raises UserError, which names the line, if one is invalid.
     """
@@ -174,7 +174,7 @@ class Check:
     claimed: float | None = None
     difference: float | None = None  # claimed - floor
     difference_error: float | None = None  # standard error over documents
-    evidence_bits: float | None = None  # log2 of the e-value of all texts; the chance is at most 2^-evidence_bits
+    evidence_bits: float | None = None  # log2 of the e-value; the chance of a correct program is at most 1 / e-value
     gains: list[Gain] = field(default_factory=list)  # the largest gains, of stories and control texts
 
     @property

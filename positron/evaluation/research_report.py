@@ -141,7 +141,7 @@ def recipe(plan: Plan, trials: Sequence[Trial]) -> list[str]:
 
 
 def as_text(plan: Plan, trials: Sequence[Trial]) -> str:
-    """Return the decisions as a table for the terminal."""
+    """Return, for the terminal, a table of the trials and their verdicts, and the recipe with the adopted candidates."""
     rows = [["candidate", "compared with", "pairs", "gain", "p", "verdict", "reason"]]
     for trial in trials:
         gain = f"{statistics.fmean(trial.gains):+.4f}" if trial.gains else ""

@@ -201,11 +201,12 @@ STARCODER2 = Architecture("starcoder2", _starcoder2, _layer_norm_keys)
 
 
 def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
-    """Write `model.gguf` into a folder, read it back, and compare its logits with the run's.
+    """Write `model.gguf` into a folder, and read the weights back.
 
-    Returns the largest absolute difference. f16 and q8_0 round only the matrices; norms, biases and the position table
-    stay fp32. q8_0 also leaves a matrix in fp32 if its row length is not a multiple of 32. Raises UserError, before
-    anything is written, if llama.cpp does not have the architecture or the tokenizer.
+    Returns the largest absolute difference between the logits with the weights read back and those of the run. f16 and
+    q8_0 round only the matrices; norms, biases and the position table stay fp32. q8_0 also leaves a matrix in fp32 if
+    its row length is not a multiple of 32. Raises UserError, before anything is written, if llama.cpp does not have the
+    architecture or the tokenizer.
     """
     try:
         from gguf import GGUFReader, GGUFWriter, LlamaFileType, dequantize

@@ -30,10 +30,10 @@ _CHAT_TEMPLATE = (
 
 
 def write(source: Source, folder: Path) -> float:
-    """Write the files into an empty folder, read the weights back, and compare their logits with the run's.
+    """Write weights, tokenizer and settings for transformers into an empty folder, and read the weights back.
 
-    Returns the largest absolute difference. Raises UserError, before anything is written, if transformers cannot
-    express the model or the tokenizer.
+    Returns the largest absolute difference between the logits with the weights read back and those of the run. Raises
+    UserError, before anything is written, if transformers cannot express the model or the tokenizer.
     """
     config = source.config
     architecture = hf_architectures.choose(config)

@@ -91,10 +91,10 @@ def id_order(tokenizer: SentencePieceTokenizer) -> list[int]:
 
 
 def write(source: Source, folder: Path) -> float:
-    """Write `model.bin` and `tokenizer.bin`, read the weights back, and compare their logits with the run's.
+    """Write `model.bin` and `tokenizer.bin` into a folder, and read the weights back.
 
-    Returns the largest absolute difference. Raises UserError, before anything is written, if llama2.c does not
-    support the model or the tokenizer.
+    Returns the largest absolute difference between the logits with the weights read back and those of the run. Raises
+    UserError, before anything is written, if llama2.c does not support the model or the tokenizer.
     """
     config = source.config
     check_model(config)

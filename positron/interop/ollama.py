@@ -15,9 +15,9 @@ _TEXT = "{{ .Prompt }}"
 
 
 def write(source: Source, folder: Path, precision: gguf_file.Precision = "f32") -> float:
-    """Write `model.gguf` and `Modelfile`, read the weights back, and compare their logits with the run's.
+    """Write `model.gguf` and `Modelfile` into a folder, and read the weights back.
 
-    Returns the largest absolute difference.
+    Returns the largest absolute difference between the logits with the weights read back and those of the run.
     """
     difference = gguf_file.write(source, folder, precision)
     write_text(folder / "Modelfile", modelfile(source))

@@ -16,9 +16,9 @@ ARCHITECTURE = "gpt_config"  # the metadata key whose value is the GPTConfig as 
 
 
 def write(source: Source, folder: Path) -> float:
-    """Write the weights and the tokenizer, read the weights back, and compare their logits with the run's.
+    """Write the weights and the tokenizer into a folder, and read the weights back.
 
-    Returns the largest absolute difference.
+    Returns the largest absolute difference between the logits with the weights read back and those of the run.
     """
     weights = {name: tensor.contiguous() for name, tensor in source.weights.items()}
     metadata = {ARCHITECTURE: json.dumps(dataclasses.asdict(source.config)), "tokenizer_hash": source.tokenizer.hash}

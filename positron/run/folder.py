@@ -395,7 +395,7 @@ def announce(run: Run, named: str | None) -> None:
 
 
 def progress_of(run: Run) -> str:
-    """Describe a run's progress: `finished, step 40 of 40, 2026-07-01 12:00:00`."""
+    """Describe a run's progress and the time of its last update: `finished, step 40 of 40, 2026-07-01 12:00:00`."""
     facts = run.facts()
     steps = f"step {facts.step or 0} of {facts.resolved.max_steps}" if facts.resolved else "no step"
     return ", ".join(part for part in (facts.status or "never started", steps, facts.updated) if part)

@@ -35,9 +35,10 @@ class Plot:
 
 
 def with_preface(plot: Plot) -> Plot:
-    """Add a first sentence, used in half of all stories, that announces the story in the words of a request.
+    """Add a first beat that, in half of all stories, names the hero and says what happens by a phrase of `plot.asks`.
 
-    A model thereby learns in pretraining to keep hero, thing and place as announced.
+    A user's request contains such a phrase, too. So a model learns already in pretraining to keep the announced hero,
+    thing and place.
     """
     preface = f"(This is|Here is|Meet) {{hero}}, who ({'|'.join(plot.asks)})."
     return replace(plot, beats=(("", preface), *plot.beats))

@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Records:
-    """Hold the metrics of the run so far, and the trackers (wandb, TensorBoard) that receive the next metrics."""
+    """Hold the metrics from before this process started, and the trackers, such as wandb, that receive new ones."""
 
     rows: list[dict[str, Any]]  # the rows of metrics.jsonl when the process started
     trackers: list[Tracker]

@@ -95,5 +95,5 @@ class SpeedFacts:
     peak: MatmulPeak
 
     def mfu(self, tokens_per_s: float) -> float:
-        """Return the model FLOPs utilisation (MFU): the FLOP/s of the training divided by the FLOP/s of `peak`."""
+        """Return the model FLOPs utilisation (MFU): the training's FLOP/s divided by the peak FLOP/s of its devices."""
         return self.peak.share(tokens_per_s * self.flops_per_token)

@@ -62,7 +62,10 @@ def write_reference(path: Path, reference: Reference, identity: str) -> None:
 
 
 def read_reference(path: Path, *identities: str) -> Reference | None:
-    """Return a stored reference; None if the file is missing, damaged, or was written with none of the `identities`."""
+    """Return the reference stored in the file `path`, or None if the file is missing or damaged.
+
+    Returns None also if the `identity` that was given to `write_reference` is not one of `identities`.
+    """
     if not path.exists():
         return None
     try:
