@@ -129,7 +129,10 @@ def texts_of_run(run: Run, split: str, limit: int, instead: str = INSTEAD) -> li
 
 
 def common_texts(runs: Sequence[Run], split: str, limit: int) -> list[str]:
-    """Return the result of `texts_of_run` that all runs share. Raises UserError if two runs have different texts."""
+    """Return the first documents, about `limit` bytes (0: all), of the text that all runs share.
+
+    `split`: "train" or "val". Raises UserError if these documents differ between runs, or if a text is not available.
+    """
     first, *others = runs
     texts = texts_of_run(first, split, limit)
     for run in others:

@@ -56,7 +56,7 @@ class Difference:
     bytes: int
     p_t_test: float | None
     sign_flips: SignFlips | None
-    seeds_needed: int | None  # number of pairs in all; None: unknown, or more than the search allows
+    seeds_needed: int | None  # number of seeds that makes p < LEVEL likely in the t-test; None: unknown or too large
 
     @property
     def further_seeds(self) -> int | None:

@@ -50,7 +50,10 @@ class EnsembleDecoder:
 
     @torch.inference_mode()
     def read_piece(self, prompt: list[int], row: int) -> Tensor | None:
-        """Append the next piece of `prompt` to a row of the caches; return the logits after the prompt, or None before."""
+        """Append the next piece of `prompt` to a row that holds the first `lengths[row]` tokens of it.
+
+        Returns the logits after the prompt, (V,), or None if a part of the prompt is left.
+        """
         logits = self._each(lambda member: member.read_piece(prompt, row))
         complete = [x for x in logits if x is not None]  # the pieces of all members end at the same positions
         return mean_logits(complete) if complete else None

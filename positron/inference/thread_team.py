@@ -24,9 +24,9 @@ MAX_THREADS = 8  # the matrices of a small model are too small for more threads
 
 
 class Steps(Protocol):
-    """Describe what `Team` needs of a decoder: its number, the arrays that define its next step, and how to divide the step."""
+    """Describe what `Team` needs of a decoder: the arrays that define its next step, and how to divide the step."""
 
-    owner: int
+    owner: int  # number of the decoder, different for each decoder of the process
     arrays: tuple[Any, ...]  # the arguments of `compiled_step.work` after `sync`
 
     def plan(self, threads: int) -> None:

@@ -78,7 +78,7 @@ class LimitedConnection(H11Protocol):
         self._sending = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Continue writing and stop the timer."""
+        """Continue writing, and stop the timer that `pause_writing` started."""
         super().resume_writing()
         _stop(self._sending)
 

@@ -60,7 +60,11 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """Hold a request of the API. `requests` has n texts for the first prompt, then n texts for the second one, and so on."""
+    """Hold a call of the API and, in `requests`, one request to the model for each text to generate.
+
+    The parameter `n` of the call is the number of texts for each prompt. The texts for the first prompt come first,
+    then those for the second one, and so on.
+    """
 
     requests: list[Request]
     prompt_tokens: int
