@@ -95,8 +95,9 @@ def estimator_moments(
     """Return the mean (C, V) and the variance of the policy gradient that is estimated from K = `group_size` answers.
 
     The variance is the sum of the variances of the C * V entries of this estimate. Mean and variance are exact: they
-    are computed over all N^K groups of K answers. log_probs (N,), gradients (N, C, V) of log_probs, and rewards (N,)
-    are those of all N answers. `advantages` maps the rewards (G, K) of G groups to advantages (G, K).
+    are computed over all N^K groups of K answers. log_probs (N,) and rewards (N,) are those of all N answers;
+    `gradients` (N, C, V) are the gradients of log_probs with respect to the policy's table, which has the logits of V
+    tokens for each of C contexts. `advantages` maps the rewards (G, K) of G groups to advantages (G, K).
     """
     groups = np.indices((len(rewards),) * group_size).reshape(group_size, -1).T  # (N^K, K)
     probability = np.exp(log_probs[groups].sum(axis=1))  # (N^K,)

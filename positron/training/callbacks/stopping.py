@@ -35,7 +35,7 @@ class Stopping(L.Callback):
             module.before_micro_batch = self.signals.leave
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Stop the trainer at the last step, if another step would exceed the time limit, or after a signal."""
+        """Stop the trainer after the last step, after a signal, or if another step could exceed the time limit."""
         now = time.monotonic()
         self._longest_step = max(self._longest_step, now - self._last_end)  # validation and saving included
         self._last_end = now

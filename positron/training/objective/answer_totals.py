@@ -29,7 +29,7 @@ class AnswerTotals:
     kl: float = 0.0  # KL divergence in nats, summed over the tokens of some of the answers
     kl_tokens: float = 0.0  # number of these tokens
     prompts: float = 0.0
-    passed_prompts: float = 0.0  # prompts of which at least one answer passed
+    passed_prompts: float = 0.0  # number of prompts for which at least one answer passed
     distinct: float = 0.0  # sum over the prompts of (number of different answers / number of answers)
     silent: float = 0.0  # number of prompts whose answers all have the same reward, so that all advantages are 0
 
@@ -67,9 +67,9 @@ class AnswerTotals:
     def measures(self, copies: int) -> dict[str, float]:
         """Return the mean reward, its standard error, the tokens per answer, the entropy in nats per token, and five shares.
 
-        The shares, from 0 to 1: answers that passed (`pass_1`), prompts of whose `copies` answers at least one passed
-        (`pass_8` for 8 copies), answers that were cut off (`truncated`), different answers among those to a prompt
-        (`distinct`), and prompts whose answers all have the same reward (`silent_prompts`).
+        The shares, from 0 to 1: answers that passed (`pass_1`), prompts for which at least one of `copies` answers
+        passed (`pass_8` for 8 copies), answers that the limit of tokens cut off (`truncated`), different answers among
+        all answers to a prompt (`distinct`), and prompts whose answers all have the same reward (`silent_prompts`).
         """
         mean = self.reward / self.answers
         variance = max(0.0, self.squares / self.prompts - mean**2)

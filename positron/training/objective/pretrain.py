@@ -88,7 +88,7 @@ class PretrainObjective(NextToken):
 
     @property
     def bytes_per_token(self) -> float | None:
-        """Return the mean number of bytes of a training token's text."""
+        """Return the mean number of bytes of a training token's text; a subclass with another loss returns None."""
         return self.train.bytes_per_token
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
