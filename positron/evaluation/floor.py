@@ -76,11 +76,12 @@ def documents(seed: int, count: int) -> list[Document]:
 
 
 def control_texts(seed: int, given: Sequence[Document], count: int) -> list[Document]:
-    """Return `count` texts of words that are drawn uniformly and independently from the words of the documents `given`.
+    """Return `count` texts of random words, drawn independently from the different words of the documents `given`.
 
-    A model that knows only the words of the stories can read these texts, and no model can expect a loss of less than
-    log2(number of different words) bits for a word. Each text ends with a full stop, so that no text is the beginning of
-    another text; this is also true of the stories.
+    Each of these words has the same probability, however often it occurs in the documents. A model that knows only
+    the words of the stories can read these texts, and no model can expect a loss of less than log2(number of different
+    words) bits for a word. Each text ends with a full stop, so that no text is the beginning of another text; this is
+    also true of the stories.
     """
     words = sorted({word for document in given for word in re.findall(r"\b[a-z]+\b", document.text)})
     bits = CONTROL_WORDS * math.log2(len(words))

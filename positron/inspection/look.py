@@ -50,8 +50,8 @@ def look(
 
     If `chats`, the prompt is a message, and the chat template is added to it. `run` and `step` name the model in the result.
     `focus` is the position whose whole distribution is returned (None: the last one). `attention` are the layers whose
-    attention is returned (None: all); if they have more than MAX_ATTENTION attention weights together, only the first
-    of them are returned. `scores` and `continuation` are copied into the result.
+    attention is returned (None: all); if these layers have more than MAX_ATTENTION attention weights together, only
+    the first layers are returned. `scores` and `continuation` are copied into the result.
 
     Raises UserError if the prompt is too long, if a layer, head or position does not exist, or if `top` is not between 1 and
     MAX_TOP.

@@ -209,8 +209,8 @@ class Subject:
         """Return the regret of each grammar rule on validation stories, for each kept step and for the best checkpoint.
 
         The regret of a rule is the model's surprise (-log2 p) minus the surprise under the grammar's exact
-        probabilities, summed over the rule's tokens. Each step is measured only once. Raises UserError if the run was not
-        trained on the built-in stories of this version, or has an unsuitable tokenizer.
+        probabilities, summed over the rule's tokens. Each step is measured only once. Raises UserError if the run was
+        not trained on the built-in stories of this version, or has an unsuitable tokenizer.
         """
         self.refuse_other_text()
         steps = sorted({self.best_step, *(kept.step for kept in self.run.history)})
