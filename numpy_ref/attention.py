@@ -83,7 +83,10 @@ def window_mask(T: int, S: int, window: int) -> Array:
 
 
 def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array, None, None, None]:
-    """Compute the gradients of `attention_forward`: dout (B, H, T, D) -> dq (B, H, T, D), dk and dv (B, K, S, D)."""
+    """Compute the gradients of `attention_forward`: dout (B, H, T, D) -> dq (B, H, T, D), dk and dv (B, K, S, D).
+
+    The mask, `p_drop` and the generator have no gradient (None).
+    """
     q, k, v = cache["q"], cache["k"], cache["v"]  # (B, K, G, T, D), (B, K, S, D) twice
     B, K, G, T, D = q.shape
     H = K * G

@@ -39,7 +39,7 @@ def norm_forward(x: Array, params: Params, config: GPTConfig) -> tuple[Array, Ca
 
 
 def norm_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None]:
-    """Compute the gradients of `norm_forward`: dy (..., C) -> dx (..., C), dparams."""
+    """Compute the gradients of `norm_forward`: dy (..., C) -> dx (..., C), dparams, None for `config`."""
     if "bias" not in cache:
         dx, dweight = rmsnorm_backward(dy, cache)
         dbias = None
@@ -72,7 +72,10 @@ def block_forward(
 
 
 def block_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None, None, None, None]:
-    """Compute the gradients of `block_forward`: dy (B, T, C) -> dx (B, T, C), dparams."""
+    """Compute the gradients of `block_forward`: dy (B, T, C) -> dx (B, T, C), dparams.
+
+    The other arguments have no gradient (None).
+    """
     dh, _, _ = dropout_backward(dy, cache["drop2"])
     dh, mlp, _ = mlp_backward(dh, cache["mlp"])
     dmiddle, norm2, _ = norm_backward(dh, cache["norm2"])

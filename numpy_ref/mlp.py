@@ -41,7 +41,7 @@ def mlp_forward(x: Array, params: Params, activation: Activation) -> tuple[Array
 
 
 def mlp_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None]:
-    """Compute the gradients of `mlp_forward`: dy (B, T, C) -> dx (B, T, C), dparams."""
+    """Compute the gradients of `mlp_forward`: dy (B, T, C) -> dx (B, T, C), dparams, None for `activation`."""
     grads: Params = {}
     dh = named_linear_backward(dy, cache["down"], "down", grads)  # (B, T, F)
     if "gate" not in cache:

@@ -116,7 +116,10 @@ def multihead_forward(
 
 
 def multihead_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None, None, None, None]:
-    """Compute the gradients of `multihead_forward`: dy (B, T, C) -> dx (B, T, C), dparams."""
+    """Compute the gradients of `multihead_forward`: dy (B, T, C) -> dx (B, T, C), dparams.
+
+    The other arguments have no gradient (None).
+    """
     grads: Params = {}
     dmerged = named_linear_backward(dy, cache["out"], "out", grads)  # (B, T, H * D)
     dq, dk, dv, *_ = attention_backward(_split(dmerged, cache["attention"]["out"].shape[1]), cache["attention"])

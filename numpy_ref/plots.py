@@ -98,7 +98,7 @@ def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -
 
 
 def outlier_tokens(norms: Array, factor: float = 2.0, most: int = 4) -> list[int]:
-    """Find the tokens whose norm is far from the median norm of all tokens after at least one layer.
+    """Find the tokens whose norm after some layer is far from the median of all tokens' norms after the same layer.
 
     Far means more than `factor` times the median, or less than 1 / `factor` of it. norms (layers, T) -> the indices of
     at most `most` tokens, the most extreme first.

@@ -195,9 +195,9 @@ def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace)
 
 
 def in_training(runs: Sequence[Run]) -> float | None:
-    """Return the bits per byte that training measured on the validation text for the best checkpoint.
+    """Return the bits per byte of a run's best checkpoint, as training measured them on the validation text.
 
-    Return None for a run that was not pretrained but trained further, by fine-tuning for example, and for an ensemble.
+    Returns None for several runs (an ensemble), and for a run that is neither of pretraining nor of distillation.
     """
     from positron.run.folder import FROM_TEXT
 

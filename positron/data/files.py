@@ -90,9 +90,9 @@ class FileSource:
 
     @property
     def limit_bytes(self) -> int | None:
-        """Return None, because this source itself ends its text at `data.max_mb`.
+        """Return None, so that the caller reads all tasks: `tasks` itself ends the text at `data.max_mb`.
 
-        If the text is split into training and validation at one position, the position depends on where the text ends.
+        The source must find this end itself, because its split into training and validation text may depend on it.
         """
         return None
 

@@ -46,7 +46,10 @@ def permute(places: np.ndarray, n: int, key: int) -> np.ndarray:
 
 
 def order_of_epoch(epoch: int, places: np.ndarray, seed: int, n_windows: int) -> np.ndarray:
-    """Return the numbers of the windows at `places`, an array of integers in [0, n_windows), of the order of an epoch."""
+    """Return the numbers of the windows that stand at the positions `places` in the random order of an epoch.
+
+    `places`: integers in [0, n_windows), in an array of any shape; the result has the same shape.
+    """
     return permute(places, n_windows, seed * 1_000_003 + epoch)
 
 

@@ -67,7 +67,7 @@ def sweep_jobs(folder: Path) -> list[Job]:
 
 
 def variants(jobs: Sequence[Job]) -> list[SeedGroup[Job]]:
-    """Return the jobs grouped by variant, the best variant first."""
+    """Group the jobs that differ only in their seed, and return the groups, the best one first (see `seed_groups`)."""
     return seed_groups(
         jobs,
         variant=lambda job: tuple(sorted(job.variant.items())),

@@ -90,10 +90,12 @@ class Stream(Iterator[str]):
 
 
 def pieces(rows: Iterator[list[int | None]], progress: Progress, max_tokens: int) -> Generator[str, None, None]:
-    """Yield a text as strings of whole characters. `rows` yields its token ids, each in a list of length 1.
+    """Yield a text as strings of whole characters.
 
-    This is not a method of `Stream`: a generator that refers to its stream would form a reference cycle with it, and the cache
-    of the text would not be freed when the last reference to the stream is gone.
+    `rows` yields the text's token ids, each in a list of length 1, and never None.
+
+    This is not a method of `Stream`: a generator that refers to its stream would form a reference cycle with it, and
+    the cache of the text would not be freed when the last reference to the stream is gone.
     """
     count = 0
     for (token,) in rows:

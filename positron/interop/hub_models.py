@@ -21,8 +21,8 @@ _INDEX = "model.safetensors.index.json"
 def fetch_model(name: str, revision: str | None = None) -> Path:
     """Download the files of a model into the cache, except those that are already there, and return their folder.
 
-    `name` is OWNER/NAME or a name in ORIGINAL. Raises UserError if the repository does not exist or lacks a file that an
-    import needs, and Unreachable if the network fails.
+    `name` is OWNER/NAME, or gpt2 for openai-community/gpt2. Raises UserError if the repository does not exist or lacks
+    a file that an import needs, and Unreachable if the network fails.
     """
     from huggingface_hub import HfApi
 

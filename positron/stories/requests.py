@@ -35,7 +35,11 @@ def requests(seed: int, index: int) -> Request:
 
 
 def ask(request: Request, seed: int, index: int) -> str:
-    """Put a request into words: a phrasing and a wording of the plot, drawn by (seed, index)."""
+    """Return a user's message that asks for the story.
+
+    An example is `Tell me a story about Jack, who grows a melon by the front door.` (seed, index) decides which of
+    REQUEST_PHRASINGS is used, and which of the phrases that describe the plot.
+    """
     rng = random.Random(f"ask {seed}/{index}")
     plot = GRAMMAR.plots[request.plot]
     what = _in_words(plot, compile_text(plot.asks[int(rng.random() * len(plot.asks))], {}), request.slots)

@@ -145,7 +145,10 @@ def precision_named(name: str) -> Precision:
 
 
 def set_threads(config: DeviceConfig) -> None:
-    """Set the number of CPU threads of this process: `device.threads` or, among parallel runs, its share of the cores."""
+    """Set the number of CPU threads of this process to `device.threads` or, if that is auto, to its share of the cores.
+
+    With auto and a share of 1, the number that torch has chosen is kept.
+    """
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
     elif config.share < 1:

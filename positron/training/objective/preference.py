@@ -200,9 +200,10 @@ class PreferenceObjective(NextToken):
     def missing(self, reference: Reference | None, n_steps: int) -> list[tuple[str, np.ndarray]]:
         """Return the micro-batches that `reference` lacks for the validation and for the first `n_steps` optimizer steps.
 
-        Each is the name of an array of the reference, "train" or "val", and the indices of the micro-batch's pairs. The
-        training pairs are in the order of the first epoch, sorted by length within blocks, and a block is needed if a step
-        reads one of its pairs. So no micro-batch depends on `n_steps`, and more steps only append blocks.
+        A micro-batch is the name of an array of the reference ("train" or "val") and the indices of some pairs. The
+        training pairs are divided, in the order of the first epoch, into blocks of SORTED_MICRO_BATCHES micro-batches.
+        Each block is sorted by length, and is needed as a whole if a step reads one of its pairs. So a larger `n_steps`
+        only adds blocks; it does not change the micro-batches of the other blocks.
         """
         n_read, size = min(len(self.train), n_steps * self.batch_pairs), SORTED_MICRO_BATCHES * self.micro_pairs
         order = order_of_epoch(0, np.arange(len(self.train)), self.seed, len(self.train))

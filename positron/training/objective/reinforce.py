@@ -264,14 +264,18 @@ class ReinforceObjective(NextToken):
         return made
 
     def count(self, part: Part) -> Tensor:
-        """Return what the micro-batch adds to the denominator of the loss; see `examples`."""
+        """Return what the micro-batch adds to the number by which the sum of the losses of a step is divided.
+
+        This is the rank's number of answers x `config.max_tokens` for its first micro-batch, and 0 for the others.
+        """
         return part[4]
 
     def loss(self, model: GPT, part: Part) -> Tensor:
         """Return the sum of -A log pi over answers and tokens, plus `config.kl` times the KL divergence from the initial model.
 
-        A is the answer's advantage, and pi the probability of a token in softmax(logits / temperature). Unless `is_exact`,
-        each token's A is multiplied by the ratio of its probabilities in training and in sampling.
+        A is the answer's advantage, and pi the probability of a token in softmax(logits / temperature). If sampling may
+        give a token another probability than training (`is_exact` is false), each token's A is multiplied by the ratio
+        of its probabilities in training and in sampling, but at most by `config.max_ratio`.
 
         For replayed text, return the summed cross-entropy times the constant that `examples` stores instead of advantages. In
         this case, the logits are not divided by the temperature, and no KL divergence is added.
