@@ -24,7 +24,7 @@ class Parsed(Protocol):
 
     @property
     def shape(self) -> str:
-        """Return the name of the format."""
+        """Return the name of the row's format, such as "ShareGPT" or "question and answer"."""
 
     @property
     def unused(self) -> tuple[str, ...]:

@@ -141,9 +141,9 @@ Verdict = Literal["possible", "impossible", "not comparable"]
 
 @dataclass(frozen=True)
 class Gain:
-    """Hold a document to which the program claims to give a higher probability than its exact one.
+    """Hold a document for which the user's program reported a higher probability than the exact one.
 
-    `bits` is log2 of the ratio of the claimed and the exact probability, and `beginning` is the beginning of its text.
+    `bits` is log2(reported probability / exact probability), and `beginning` is the beginning of the document's text.
     """
 
     id: str

@@ -107,7 +107,10 @@ class Law:
         return float(np.exp(self.center[wanted] + self.slope * (np.log(value) - self.center[known])))
 
     def best_split(self, flops: float) -> tuple[float, float]:
-        """Return the N and D with the lowest loss at 6 N D = `flops` (Hoffmann et al., eq. 4), for a law with both terms."""
+        """Return the parameters N and tokens D with the lowest loss at 6 N D = `flops` (Hoffmann et al., eq. 4).
+
+        Raises ValueError if the law does not have both terms, "N" and "D".
+        """
         alpha, beta = self.exponent("N")[0], self.exponent("D")[0]
         ratio = self.log_coefficient("N")[0] - self.log_coefficient("D")[0] + np.log(alpha / beta)
         n = np.exp((ratio + beta * np.log(flops / 6)) / (alpha + beta))
@@ -135,10 +138,11 @@ def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> 
 
 
 def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: float | None) -> Law:
-    """Fit a law to R runs. Parameters, tokens and losses (bits per byte) are (R,); `floor` is E, None if it is unknown.
+    """Fit a law to R runs. Parameters, training tokens and losses (bits per byte) are (R,).
 
-    All losses must be above `floor`. Raises UserError if there are fewer runs than numbers to fit, or if the runs do not
-    differ in size.
+    `floor` is the entropy of the text in bits per byte, which all losses must exceed. If it is None, the law's constant
+    E is fitted instead. Raises UserError if there are fewer runs than numbers to fit, or if the runs differ neither in
+    parameters nor in tokens.
     """
     given = [np.asarray(values, dtype=np.float64) for values in (parameters, tokens, losses)]
     order = np.lexsort(given[::-1])  # sorted runs give the same sums in any order of the arguments

@@ -129,7 +129,7 @@ def best_two(jobs: Sequence[Job]) -> list[str]:
 def as_text(jobs: Sequence[Job]) -> str:
     """Format the table of jobs with aligned columns for the terminal.
 
-    If seeds were swept, the table of variants, which are jobs that differ only in the seed, comes before it.
+    If seeds were swept, a table of variants comes before it. Jobs that differ only in the seed are one variant.
     """
     rows = variant_table(jobs)
     return (f"{aligned(rows)}\n\n" if rows else "") + aligned(table(jobs))
@@ -163,7 +163,7 @@ def as_csv(jobs: Sequence[Job]) -> str:
 
 
 def write_sweep_report(folder: Path) -> list[Job]:
-    """Write the report of the jobs that have ended so far; return these jobs, the best first."""
+    """Write the report of the jobs that have ended so far; return these jobs in the order of `sweep_jobs`."""
     jobs = sweep_jobs(folder)
     if jobs:
         write_text(folder / "sweep.md", as_markdown(jobs, folder.name))

@@ -46,10 +46,10 @@ class _Layer:
 
 
 def piece_end(start: int, length: int) -> int:
-    """Return the end of the piece at position `start` of a prompt with `length` tokens.
+    """Return the end of the next piece of a prompt of `length` tokens, of which the first `start` have been read.
 
-    It depends on nothing else, so that a prompt is read by the same matrix products, and gets the same logits bit for bit,
-    whatever is computed between its pieces.
+    A prompt is read in pieces that end at multiples of PIECE. The ends depend on nothing else, so that a prompt is read
+    by the same matrix products, and gets the same logits bit for bit, whatever is computed between its pieces.
     """
     return min(length, start // PIECE * PIECE + PIECE)
 

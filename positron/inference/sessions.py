@@ -123,7 +123,7 @@ class Sessions:
 
     @property
     def has_free_row(self) -> bool:
-        """Tell whether another text can join."""
+        """Tell whether a row of the cache is free, so that another text can join the batch."""
         return bool(self._free)
 
     def join(self, request: Request) -> Session:
@@ -216,7 +216,10 @@ class Sessions:
         return session.push(token, logits)
 
     def read(self, sessions: Sequence[Session]) -> None:
-        """Compute the logits after the newest token of each of these texts, if its context is not full."""
+        """Compute the logits after the newest token of each of these texts.
+
+        A text whose context is full gets no logits until `read_piece` has read the last half of its context again.
+        """
         for session in sessions:
             if self.decoder.lengths[session.row] >= self.engine.context:
                 session.window = self.engine.last_half(session.seen)

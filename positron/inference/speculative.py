@@ -36,10 +36,10 @@ class Window:
         self.decoder, self.context, self.start = decoder, decoder.context_length, 0
 
     def free_tokens(self, seen: list[int]) -> int:
-        """Return the number of tokens that fit the context after `seen`, and make room if `seen` itself does not fit.
+        """Return the number of tokens that fit the context after `seen`, the tokens of the text so far.
 
-        Room is made by emptying the cache and setting `start`, the index of the first token that the context holds, so that
-        only the last context // 2 tokens of `seen` remain.
+        If `seen` from `start` on does not fit the context, the cache is emptied and `start` is moved forward, so that
+        `read` reads the last context // 2 tokens of `seen` (at least one) again.
         """
         if len(seen) - self.start > self.context:
             self.start, self.decoder.lengths[0] = len(seen) - max(1, self.context // 2), 0

@@ -252,8 +252,8 @@ def _shown(value: Any) -> Any:
 def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     """Raise UserError if `config` belongs to another command than the run, or changes what the run learns.
 
-    Only a larger `train.max_steps` is accepted, if `train.extend` is set; the list returned then contains this
-    difference, and is empty otherwise.
+    One such change is accepted: if `train.extend` is set, `train.max_steps` may be larger. Returns a list with the
+    description of this difference, or an empty list if there is none.
     """
     made_by, asked = (
         recipe_of({key: value for key, value in vars(each).items() if value is not None})

@@ -32,13 +32,16 @@ def spin(count: int) -> None:
 
 
 class OtherPrograms:
-    """Measure how many cores other programs keep busy between two calls."""
+    """Measure how many cores other programs keep busy, from one call of `cores` to the next."""
 
     def __init__(self) -> None:
         self._last = _busy_seconds()
 
     def cores(self) -> float | None:
-        """Return the average number of cores that other programs have used since the last call; None if it is unknown."""
+        """Return the average number of cores that other programs have used since the last call; None if it is unknown.
+
+        The first call measures from the creation of the object.
+        """
         before, now = self._last, _busy_seconds()
         self._last = now
         if before is None or now is None or now[0] - before[0] < 0.05:

@@ -280,7 +280,8 @@ def choose_micro_batch(
     other devices, `try_step(n)` runs the forward and backward pass of n sequences, and n is halved, beginning with `rows`,
     until they fit the memory. With sharded weights no step is tried, because a device may be too small for the whole weights;
     instead, n is halved until the estimated activations fit half of the memory, so that equal devices get equal numbers.
-    Raises UserError if the given number of sequences, or a single sequence, does not fit the memory.
+    Raises UserError if `asked` sequences need more than the free memory by an estimate, or if `try_step(1)` runs out of
+    memory.
     """
     if asked != "auto":
         _refuse_too_large(config, machine, min(int(asked), rows))
