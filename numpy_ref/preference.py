@@ -121,7 +121,10 @@ def dpo_forward(
     label_smoothing: float = 0.0,
     denominator: int | None = None,
 ) -> tuple[Array, Cache]:
-    """Compute DPO's loss () from four summed log-probabilities (N,) of N pairs."""
+    """Compute DPO's loss () from the four summed log-probabilities (N,) of the answers of N pairs.
+
+    The sum of the pairs' losses is divided by `denominator` (None: by N).
+    """
     h = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))  # (N,)
     loss, count = _mean_loss(np.logaddexp(0, -h) + label_smoothing * h, denominator)
     return loss, {"h": h, "beta": beta, "label_smoothing": label_smoothing, "count": count}
@@ -141,9 +144,10 @@ def ipo_forward(
     tau: float = 0.1,
     denominator: int | None = None,
 ) -> tuple[Array, Cache]:
-    """Compute IPO's loss, a scalar, from the four log-probabilities (N,) of the answers of N pairs.
+    """Compute IPO's loss () from the four log-probabilities (N,) of the answers of N pairs.
 
-    The caller chooses the log-probability of an answer: the sum over its tokens, as in the paper, or the mean.
+    The caller chooses the log-probability of an answer: the sum over its tokens, as in the paper, or the mean. The sum
+    of the pairs' losses is divided by `denominator` (None: by N).
     """
     h = (chosen - reference_chosen) - (rejected - reference_rejected)  # (N,)
     error = h - 1 / (2 * tau)
@@ -160,7 +164,10 @@ def ipo_backward(dloss: Array | float, cache: Cache) -> tuple[Array, Array, None
 def simpo_forward(
     chosen: Array, rejected: Array, beta: float = 2.0, gamma: float = 1.0, denominator: int | None = None
 ) -> tuple[Array, Cache]:
-    """Compute SimPO's loss () from the mean log-probabilities (N,) of N pairs."""
+    """Compute SimPO's loss () from the mean log-probabilities per token (N,) of the answers of N pairs.
+
+    The sum of the pairs' losses is divided by `denominator` (None: by N).
+    """
     h = beta * (chosen - rejected) - gamma  # (N,)
     loss, count = _mean_loss(np.logaddexp(0, -h), denominator)
     return loss, {"h": h, "beta": beta, "count": count}
@@ -175,7 +182,10 @@ def simpo_backward(dloss: Array | float, cache: Cache) -> tuple[Array, Array]:
 def orpo_forward(
     chosen: Array, rejected: Array, weight: float = 0.1, denominator: int | None = None
 ) -> tuple[Array, Cache]:
-    """Compute ORPO's loss () from the mean log-probabilities (N,) of N pairs, all below 0; `weight` is lambda."""
+    """Compute ORPO's loss () from the mean log-probabilities per token (N,) of the answers of N pairs, all below 0.
+
+    `weight` is lambda. The sum of the pairs' losses is divided by `denominator` (None: by N).
+    """
     unlikely_chosen, unlikely_rejected = -np.expm1(chosen), -np.expm1(rejected)  # (N,), 1 - P
     h = (chosen - np.log(unlikely_chosen)) - (rejected - np.log(unlikely_rejected))  # (N,)
     loss, count = _mean_loss(-chosen + weight * np.logaddexp(0, -h), denominator)

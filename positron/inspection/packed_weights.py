@@ -94,7 +94,7 @@ def quantised(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def restored(values: np.ndarray, precision: Precision) -> np.ndarray:
-    """Return a matrix (rows, cols) as the page's engine uses it: `values` rounded to `precision`, then widened to float32."""
+    """Round a matrix `values` (rows, cols) to `precision` as `pack` does, and return the rounded matrix as float32."""
     match precision:
         case "fp32":
             return values.astype(np.float32)

@@ -192,9 +192,11 @@ class Subject:
         return data
 
     def truth(self, prompt: str, *, step: int | None = None, top: int = TOP) -> TruthData:
-        """Compare the model of a step (None: the best checkpoint) with the grammar of the built-in stories.
+        """Compare the model's probability of each token of a prompt with the exact probability by the story grammar.
 
-        Raises UserError if the run was trained on another text, or if it is a chat model.
+        `step`: the step whose weights are used (None: the best checkpoint). `top`: how many of the possible next tokens
+        are listed at each position. Raises UserError if the run was trained on another text or is a chat model, if the
+        prompt is too long, or if `top` is out of range.
         """
         self.refuse_other_text()
         if self.chats:

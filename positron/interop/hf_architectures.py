@@ -41,9 +41,9 @@ def choose(config: GPTConfig) -> Architecture:
 
 
 def architecture_of(config: GPTConfig) -> Architecture:
-    """Return the class that `choose` returns.
+    """Return the transformers class for a configuration, as `choose` does, but raise Unsupported if there is none.
 
-    Raises Unsupported instead of UserError. Its message has only the option, such as "model.smear=true", and no advice.
+    The message of Unsupported has only the option that no class supports, such as "model.smear=true", and no advice.
     """
     if config.smear:
         raise Unsupported("model.smear=true")

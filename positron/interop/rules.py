@@ -110,9 +110,10 @@ def consecutive_pairs(theirs: str, ours: str, d_head: int) -> Rule:
 
 
 def norm(theirs: str, ours: str, config: GPTConfig, *, always_bias: bool) -> list[Rule]:
-    """Return the rules of a norm.
+    """Return the rules that convert weight and bias of a norm; their names begin with `theirs` or `ours`.
 
-    `always_bias`: true if the norm always has a bias in the other program; zeros are written if Positron's has none.
+    `always_bias`: true if the norm always has a bias in the other program; an export writes zeros if Positron's has
+    none.
     """
     rules = [same(f"{theirs}.weight", f"{ours}.weight")]
     if config.has_norm_bias:
@@ -123,14 +124,15 @@ def norm(theirs: str, ours: str, config: GPTConfig, *, always_bias: bool) -> lis
 
 
 def qk_norm(theirs: str, ours: str, config: GPTConfig) -> Rule:
-    """Return the rule of the scale (D,) of QK-norm; ones are written if Positron's QK-norm has no scale."""
+    """Return the rule that converts the scale (D,) of QK-norm; an export writes ones if Positron has no such scale."""
     return same(theirs, ours) if config.qk_scale else constant(theirs, torch.ones(config.d_head))
 
 
 def linear(theirs: str, ours: str, config: GPTConfig, zeros: int | None = None) -> list[Rule]:
-    """Return the rules of a linear layer.
+    """Return the rules that convert weight and bias of a linear layer; their names begin with `theirs` or `ours`.
 
-    `zeros`: the size of the bias, if the other program always has one; zeros are written if Positron's layer has none.
+    `zeros`: the size of the bias if the other program always has one; an export writes zeros if Positron's layer has
+    none.
     """
     rules = [same(f"{theirs}.weight", f"{ours}.weight")]
     if config.bias:

@@ -59,8 +59,8 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def linear_token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Compute the loss of each target, as `token_losses` does, but so that x and weight get gradients.
 
-    The backward pass computes the logits a second time, a chunk at a time. An objective that needs the losses of single rows
-    uses this function; if only their sum is needed, `linear_cross_entropy` takes less time.
+    x (N, C), weight (V, C), targets (N,) -> (N,). The backward pass computes the logits a second time, a chunk at a
+    time. If only the sum of the losses is needed, `linear_cross_entropy` takes less time.
     """
     losses: Tensor = _LinearTokenLosses.apply(x, weight, targets, product_dtype(x))
     return losses
