@@ -551,7 +551,7 @@ class TrainConfig:
     val_tokens: Count = 200_000  # largest number of tokens used for validation
     save_every: Count = 50  # steps between checkpoints
     keep_last: Count = 2  # number of newest checkpoints kept, besides the best one
-    # number of steps whose weights are kept, from the beginning to the end of the training; 0: none
+    # number of steps, spread over the whole training, whose weights are kept; 0: none
     keep_history: CountOrZero = 0
     sample_every: Count = 200  # steps between sample texts, which are written to samples.jsonl and samples.md
     # prompt of the samples; null (sft only): the first validation question
@@ -871,8 +871,8 @@ class RunConfig:
     init_from: str | None = None  # start with the weights of this run; optimizer and step are new
     # auto: continue if the run exists; must: refuse to start a new one; never: refuse to continue
     resume: Literal["auto", "must", "never"] = "auto"
-    # time to train, such as 10m or 2h; batch size, steps, learning rate and weight decay are chosen for it (model=auto: 10m);
-    # reinforce: only the number of steps
+    # time to train, such as 10m or 2h; default with model=auto: 10m; batch size, steps, learning rate and weight decay are
+    # chosen for it; reinforce: only the number of steps
     budget: float | str | None = None
 
     def __post_init__(self) -> None:

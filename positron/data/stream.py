@@ -41,8 +41,9 @@ Place = dict[str, int]
 
 
 class Stream:
-    """Manage the epochs of one streamed corpus for one tokenizer: folders of token files, each with new text of the corpus.
+    """Manage the epochs of one streamed corpus for one tokenizer.
 
+    An epoch is a folder of token files that contains the next part of the corpus.
     Any process that holds the lock of the corpus may write epochs.
     """
 

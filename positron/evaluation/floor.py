@@ -180,7 +180,7 @@ class Check:
 
     @property
     def standard_errors(self) -> float | None:
-        """Return `difference` in standard errors, which is negative if the claimed score is below the floor.
+        """Return `difference` as a multiple of its standard error; it is negative if the claimed score is below the floor.
 
         Returns None if there is no claimed score or no standard error, as for a single document.
         """

@@ -30,7 +30,7 @@ MAX_BLOCKS = 100
 class Windows:
     """Hold the windows of some documents: inputs x and targets y (N, context).
 
-    `sizes` has a list for each document, with the number of bytes of the document that each of its windows scores.
+    `sizes` has a list for each document. Its numbers, one per window, say how many bytes of the document the window scores.
     """
 
     x: Tensor

@@ -71,10 +71,9 @@ class StoryTokens:
         return max(rules, key=lambda rule: rules[rule])
 
     def is_within_word(self, text: str) -> bool:
-        """Tell whether the unread characters of a word that the grammar allows here begin with `text`.
+        """Tell whether `text` begins a word that the grammar allows here, or continues one whose beginning has been read.
 
-        Part of this word may have been read already. Characters are compared, not tokens, so `text` may be tokenized
-        differently from the word.
+        Characters are compared, not tokens, so `text` may be tokenized differently from the word.
         """
         for reading in self._readings:
             left = b"".join(self._tokenizer.bytes_of(i) for i in reading.ids[reading.read :])

@@ -23,7 +23,7 @@ FUNCTION_KEY = "reward.function"
 class Term:
     """Hold one reward of a weighted sum.
 
-    `reward` raises UserError if a call of it fails (see `checked`). `decided` returns after how many
+    `reward` raises UserError for any error of the user's function (see `checked`). `decided` returns after how many
     characters of a completion the reward can no longer change. It is None for a reward that is only known at the end.
     """
 

@@ -112,8 +112,8 @@ def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
 def refuse_other_architecture(saved: dict[str, Any], config: GPTConfig, path: Path, config_path: Path) -> None:
     """Raise UserError if the checkpoint's architecture differs from `config`, the architecture of the run.
 
-    Call it before the model is built: a difference may leave the shapes of the weights unchanged, and building a model of
-    an absurd size would take too long.
+    A difference may leave the shapes of the weights unchanged, so that loading them would not fail. Call this function before
+    the model is built, because a damaged file may describe a model of an absurd size.
     """
     ours = dataclasses.asdict(config)
     for key, value in saved["gpt_config"].items():

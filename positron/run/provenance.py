@@ -120,7 +120,7 @@ def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def recorded_changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return `key: there -> here` for each value that differs between two records of a start of training.
+    """Return `key: there -> here` for each value that differs between the records of two starts of training.
 
     Values that cannot change the losses, such as time and step, are left out.
     """
