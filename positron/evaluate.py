@@ -237,11 +237,11 @@ def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace
 
 
 def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Return how well the model's answers follow new requests, with their number and the sampling settings.
+    """Return how well the model's answers follow new requests, the number of answers, and the sampling settings.
 
-    A request is new if training did not contain its combination of name, object and place; with data.val_fraction=0,
-    only the request itself is new. Raises UserError for a run that was not fine-tuned on conversations, and for an
-    ensemble whose runs were fine-tuned on different requests.
+    A request is new if training did not contain its combination of name, object and place. With data.val_fraction=0,
+    however, training may have contained the combination. Raises UserError for a run that was not fine-tuned on
+    conversations, and for an ensemble whose runs were fine-tuned on different requests.
     """
     import dataclasses
 
@@ -266,7 +266,7 @@ def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namesp
     index = data.examples  # smaller indices took part in fine-tuning, for training or validation
     while len(conversations) < options.count:
         (conversation,) = story_requests(data.seed, index, index + 1, data.val_fraction)
-        if conversation.is_val or not data.val_fraction:  # without a split, only the request itself is new
+        if conversation.is_val or not data.val_fraction:  # without a split, training may contain the combination
             unseen.append(index)
             conversations.append(conversation)
         index += 1

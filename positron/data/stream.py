@@ -215,8 +215,9 @@ class Stream:
 
 
 def open_stream(config: DataConfig, tokenizer_folder: Path) -> Path:
-    """Write the validation split and the first epoch with all cores, unless they exist; return the stream's folder.
+    """Prepare the token files of a streamed dataset and return their folder.
 
+    The validation split is written unless it exists. The first epoch is written, with all cores, unless any epoch exists.
     Raises Unreachable if the network fails, UserError if the dataset has fewer than two Parquet files or no text.
     """
     stream = Stream(config, tokenizer_folder)

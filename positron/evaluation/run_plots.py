@@ -239,8 +239,8 @@ def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> by
 
     A pair is two runs with the same seed: one with and one without the candidate. The gain is in bits per byte.
     The second panel shows the bits per byte of the base recipe, and of the recipe after each adoption, which contains all
-    candidates adopted so far. Each value is a mean over the seeds of one candidate. `min_gain` is the smallest gain
-    worth having. Returns a PNG.
+    candidates adopted so far. A value is the mean over the seeds of the candidate just adopted; for the base recipe, over
+    those of the first adopted one. `min_gain` is the smallest gain worth having. Returns a PNG.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

@@ -100,7 +100,7 @@ class Scores(TypedDict):
 
 
 class Shape(TypedDict):
-    """Hold the sizes of the model that the page needs."""
+    """Hold the dimensions of the model and its number of parameters."""
 
     n_layer: int
     n_head: int

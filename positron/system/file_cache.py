@@ -13,7 +13,10 @@ Identity = tuple[int, int, int] | None  # None: the file does not exist
 
 
 class FileCache(Generic[T]):
-    """Cache the `most` values used last, each computed from files. Several threads may use an object at once."""
+    """Cache values that are computed from files, at most `most` of them: those that were used last.
+
+    Several threads may use an object at once.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most

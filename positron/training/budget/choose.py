@@ -238,8 +238,9 @@ def choose(
     folder: Path,
     objective: Callable[..., PretrainObjective] = PretrainObjective,
 ) -> Choice:
-    """Measure the candidates for about a tenth of `config.budget` (at most about a minute) and return the best choice.
+    """Train models of several sizes for a short time to measure their speed, and return the best choice for the budget.
 
+    The measurements together take about a tenth of `config.budget`, at most about a minute.
     The time of the budget starts with this call. `folder` contains the prepared text, and `objective` opens it.
     """
     assert config.budget is not None

@@ -24,5 +24,5 @@ class ValidationText:
     token_bytes: np.ndarray  # (V,) number of bytes of each token's text
 
     def parts(self, size: int) -> list[Part]:
-        """Return micro-batches of `size` windows."""
+        """Divide the windows into micro-batches of `size` windows; the last one may have fewer."""
         return list(zip(self.x.split(size), self.y.split(size), strict=True))
