@@ -93,10 +93,10 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
 
     The default N is twice that of the largest run. The default D is N times the ratio D / N of the largest run.
 
-    If N determines D in the runs (for example, 20 tokens for each parameter), or if all runs have the same N, the law
-    has only one variable. It then holds only for such pairs of N and D, and UserError is raised for any other pair. The
-    default of the variable (D if all runs have the same N, otherwise N) is twice its largest value in the runs, and the
-    default of the other number completes the pair.
+    There are two exceptions, in which the law has only one variable. If N determines D in the runs (for example, 20
+    tokens for each parameter), the default D follows from N in the same way. If all runs have the same N, the default N
+    is that of the runs, and the default D is twice the largest D of the runs. In both cases, UserError is raised if N
+    and D are not related as in the runs, because the law does not hold for them.
     """
     from positron.evaluation.scaling_law import MIN_SPREAD
 
@@ -118,7 +118,10 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
 
 
 def family(law: Law, sizes: list[Size]) -> str:
-    """Describe how parameters N and tokens D are related in the runs, for a law with only one of them as a variable."""
+    """Describe how parameters N and tokens D are related in the runs, as in "all models have about 2M parameters".
+
+    The law must have only one variable, N or D (see `Law.reduced`).
+    """
     from positron.evaluation.scaling_law import MIN_SPREAD
 
     if law.reduced == "D":

@@ -190,7 +190,12 @@ class Check:
 
 
 def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
-    """Decide whether the claimed log-probabilities are possible, by comparing them with the documents' exact ones."""
+    """Decide whether a probability distribution that has not seen the documents can have the claimed log-probabilities.
+
+    The verdict is "impossible" if the e-value (see `evidence_bits`) of the claimed against the exact probabilities is
+    at least 2^CHANCE_BITS. It is "not comparable" if there is not exactly one claim for each document, about all its
+    bytes.
+    """
     told = [document for document in given if not document.is_control]
     controls = [document for document in given if document.is_control]
     names = {document.id for document in controls}

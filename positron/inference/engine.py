@@ -91,7 +91,7 @@ class Engine:
                 logits = self._read(decoder, seen, ended)
 
     def window(self, seen: list[int]) -> list[int]:
-        """Return the tokens that the model reads to continue a text: `seen`, or `last_half` of it if it exceeds the context."""
+        """Return the part of `seen` that the model reads: all of it or, if it exceeds the context, `last_half(seen)`."""
         return seen if len(seen) <= self.context else self.last_half(seen)
 
     def last_half(self, seen: list[int]) -> list[int]:

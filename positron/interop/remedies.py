@@ -42,7 +42,10 @@ def chosen(choose: Callable[[GPTConfig], T], config: GPTConfig, lack: str) -> T:
 
 
 def smallest_change(choose: Callable[[GPTConfig], Any], config: GPTConfig) -> tuple[tuple[str, Any], ...]:
-    """Return the fewest of `CHANGES`, (option, value), with which `choose` does not raise Unsupported or UserError."""
+    """Return the smallest set of `CHANGES`, each (option, value), after which `choose` accepts the configuration.
+
+    `choose` refuses a configuration by raising Unsupported or UserError.
+    """
     for count in range(1, len(CHANGES) + 1):
         for changes in itertools.combinations(CHANGES, count):
             try:

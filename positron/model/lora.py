@@ -28,7 +28,7 @@ class LoraLinear(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, rank: int, generator: torch.Generator) -> LoraLinear:
-        """Return a layer with A and B of `rank` that shares weight and bias with `linear`."""
+        """Return a layer that shares weight and bias with `linear` and has a new A (rank, in) and B (out, rank)."""
         layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
         a = torch.empty(rank, linear.in_features).normal_(0.0, linear.in_features**-0.5, generator=generator)

@@ -23,8 +23,9 @@ FUNCTION_KEY = "reward.function"
 class Term:
     """Hold one reward of a weighted sum.
 
-    `reward` raises UserError for any error of the user's function (see `checked`). `decided` returns after how many
-    characters of a completion the reward can no longer change. It is None for a reward that is only known at the end.
+    `reward` raises UserError for any error of the user's function (see `checked`). `decided` returns the number
+    of characters of a completion after which the reward can no longer change. The field is None for a reward that is
+    known only at the end.
     """
 
     name: str

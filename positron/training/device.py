@@ -45,7 +45,7 @@ class Machine:
 
 
 def accelerators() -> dict[Accelerator, bool]:
-    """Return a dict from each kind of accelerator, the fastest kind first, to whether this machine has it."""
+    """Return for each kind of accelerator whether this machine has it. The fastest kind comes first."""
     return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
 
 
