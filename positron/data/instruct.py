@@ -84,7 +84,9 @@ def to_part(rows: list[Row], context: int, pad: int) -> Part:
 
 
 class Instructions:
-    """Make batches of conversations and, if asked for, of windows of the pretraining text. Each epoch has a new random order.
+    """Make batches of conversations and, unless `replay` is None, of windows of the pretraining text.
+
+    Each epoch has a new random order.
 
     `bytes_per_token` is the mean number of bytes of a scored token (one on which a loss is computed) of the conversations.
     """

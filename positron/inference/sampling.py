@@ -31,7 +31,7 @@ def penalize(logits: Tensor, recent: Iterable[int], penalty: float, exempt: Iter
 
 
 def top_k_places(logits: np.ndarray, k: int) -> np.ndarray:
-    """Return the indices of the k largest logits (n,), and of all that equal the k-th largest, in ascending order."""
+    """Return, in ascending order, the indices of the k largest logits (n,) and of all that equal the k-th largest."""
     if k >= len(logits):
         return np.arange(len(logits))
     return np.flatnonzero(logits >= np.partition(logits, -k)[-k])
@@ -43,7 +43,7 @@ _SLACK = 1e-9  # sums of float64 probabilities in another order differ by less
 
 
 def top_p_places(logits: np.ndarray, p: float) -> np.ndarray:
-    """Return the indices of the smallest set of likeliest tokens whose total probability is at least p, in ascending order.
+    """Return, in ascending order, the indices of the fewest likeliest tokens whose total probability is at least p.
 
     This is nucleus sampling (arXiv:1904.09751). `logits` (n,) are float64. Of tokens with equal probability, those with smaller
     indices are selected first. Sorting 32,000 probabilities takes 3 ms, which is longer than a small model needs for a token.
@@ -96,7 +96,7 @@ def _likeliest_of(values: np.ndarray, candidates: np.ndarray, before: float, p: 
 
 
 def min_p_places(logits: np.ndarray, p: float) -> np.ndarray:
-    """Return the indices of the tokens with at least p times the largest probability, in ascending order.
+    """Return, in ascending order, the indices of the tokens with at least p times the largest probability.
 
     `logits` (n,). The source is arXiv:2407.01082.
     """

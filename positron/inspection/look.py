@@ -97,7 +97,7 @@ def look(
 
 
 def shape_of(model: GPT) -> Shape:
-    """Return the sizes of a model that the page shows."""
+    """Return a model's sizes, such as its number of layers, for display on the inspector's page."""
     config = model.config
     return {
         "n_layer": config.n_layer,

@@ -171,7 +171,7 @@ class LookRequest(TypedDict):
 
 
 class HistoryPoint(TypedDict):
-    """Describe weights that were kept during training."""
+    """Describe one of the copies of the weights that were kept during training (train.keep_history)."""
 
     step: int
     tokens: int | None  # number of training tokens up to this step

@@ -133,9 +133,9 @@ def vocabulary_file(pieces: list[Piece]) -> bytes:
 def library_json(path: Path, vocab_size: int) -> bytes:
     """Return the vocabulary in tokenizer.bin as a tokenizer.json that encodes texts as run.c does.
 
-    run.c puts a space before a text. It encodes a character that has no piece as its bytes. Then it repeatedly joins the two
-    neighbouring pieces that form the piece with the highest score. Raises UserError if the file is damaged or does not have
-    `vocab_size` pieces.
+    run.c puts a space before a text. If a character has no piece, run.c encodes its bytes instead. Then it repeatedly
+    joins the two neighbouring pieces that form the piece with the highest score. Raises UserError if the file is damaged
+    or does not have `vocab_size` pieces.
     """
     content, place = read_bytes(path), 4
     pieces: list[tuple[str, float]] = []

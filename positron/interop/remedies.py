@@ -30,9 +30,10 @@ class Unsupported(Exception):
 
 
 def chosen(choose: Callable[[GPTConfig], T], config: GPTConfig, lack: str) -> T:
-    """Return `choose(config)`. If it raises Unsupported, raise UserError, which names the options and the smallest change.
+    """Return `choose(config)`, or raise UserError if it raises Unsupported.
 
-    `lack` is the beginning of the message, such as "llama.cpp has no architecture".
+    The message begins with `lack`, such as "llama.cpp has no architecture". It names the model's options that are not
+    supported, and the fewest options to change (`smallest_change`).
     """
     try:
         return choose(config)

@@ -175,7 +175,7 @@ class Run(RunPaths):
         return resolved
 
     def refuse_damaged_facts(self) -> None:
-        """Raise UserError if `run.json` does not match its checksum, because it decides how training continues."""
+        """Raise UserError if `run.json`, which decides how training continues, does not match its checksum."""
         path = self.facts_path
         if path.exists() and not read_facts(path)[1]:
             raise UserError(damage(path))

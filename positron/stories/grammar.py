@@ -81,7 +81,10 @@ class Text(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Stand for a mention of a slot, such as hero, in one of its forms. The value of the slot is drawn at the first mention."""
+    """Stand for `{name.form}` in a sentence, such as `{hero.his}`: the value of the slot `name` in its form `form`.
+
+    The value is drawn at the first mention of the slot. `capital`: true for a capital first letter, as in `{hero.His}`.
+    """
 
     name: str
     form: str

@@ -28,9 +28,10 @@ def command(name: str, *arguments: str) -> str:
 
 
 def next_command(name: str, *arguments: str) -> str:
-    """Return the command line of the next command that a message suggests, as `command` does.
+    """Return the command line with which a message suggests to start the command `name` next.
 
-    If make started this process, return `make chat` or `make generate`, without arguments, for these two commands.
+    This is the result of `command`. Only for chat and generate, if make started this process, it is `make chat` or
+    `make generate`, without arguments.
     """
     return f"make {name}" if os.environ.get("MAKELEVEL") and name in ("chat", "generate") else command(name, *arguments)
 

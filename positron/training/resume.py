@@ -70,7 +70,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Session:
-    """Hold a run whose lock this process has, its machine, and where it starts."""
+    """Hold a run that is locked for this training, the machine, and the state from which the run starts."""
 
     run: Run
     config: RunConfig

@@ -36,7 +36,7 @@ class Reference:
 
     @classmethod
     def empty(cls, n_train: int, n_val: int, n_states: int, head: Tensor) -> Reference:
-        """Return a reference without log-probabilities and states, with a copy of `head` (V, C)."""
+        """Return a reference whose log-probabilities and `n_states` states are NaN, with a copy of `head` (V, C)."""
         train, val, states = (
             np.full(shape, np.nan, dtype=np.float32) for shape in ((n_train, 2), (n_val, 2), (n_states, head.shape[1]))
         )
@@ -55,7 +55,10 @@ class Reference:
 
 
 def write_reference(path: Path, reference: Reference, identity: str) -> None:
-    """Write a reference to the file `path`. `identity` identifies what it depends on, such as weights and pairs."""
+    """Write a reference to the file `path`.
+
+    `identity` identifies what the reference depends on, such as weights and pairs.
+    """
     arrays = {name: getattr(reference, name) for name in _ARRAYS}
     with whole_file(path, path.parent) as file:
         np.savez(file, identity=np.array(identity), **arrays)
