@@ -22,7 +22,7 @@ _REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-sr
 
 
 def routes(outputs: Outputs) -> list[BaseRoute]:
-    """Return the routes of the tab for the runs of a folder.
+    """Return the routes of the tab Runs of the web page, which shows the runs in `outputs`.
 
     The endpoints are not coroutines, because they read files: Starlette calls ordinary functions in threads.
     """

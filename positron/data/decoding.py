@@ -55,9 +55,9 @@ class Reading:
         return f'"{self.field}"' + (" (data.field)" if self.has_settings else "")
 
     def choice_of(self, fields: Sequence[str]) -> str:
-        """Return advice that lists the fields of a file: `give data.field=body`.
+        """Return the advice to read another field of a file, one of `fields`: for example `give data.field=body`.
 
-        If the user cannot set `data.field`, the advice is `it has: body`.
+        If the user cannot set `data.field`, the text only says which fields there are: `it has: body`.
         """
         listed = one_line(", ".join(fields), 200)
         if not self.has_settings or not fields:

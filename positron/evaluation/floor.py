@@ -175,7 +175,7 @@ class Check:
     claimed: float | None = None
     difference: float | None = None  # claimed - floor
     difference_error: float | None = None  # standard error over documents
-    evidence_bits: float | None = None  # log2 of the e-value; the chance of a correct program is at most 1 / e-value
+    evidence_bits: float | None = None  # log2 of the e-value E; a correct program reaches E with probability <= 1 / E
     gains: list[Gain] = field(default_factory=list)  # the largest gains, of stories and control texts
 
     @property

@@ -89,10 +89,11 @@ def tokens_seen(run: Run) -> int:
 
 
 def with_origin(run: Run, config: RunConfig) -> RunConfig:
-    """Return `config` with the path in `init_from` replaced by the path that `run` recorded when it began.
+    """Return `config` with `init_from` set to the recorded path of the run whose weights `run` started from.
 
-    For a run without a checkpoint, returns `config` unchanged. Raises UserError if the run would start from itself, or if it
-    exists and did not start from the run that `config.init_from` names.
+    Returns `config` unchanged if `run` has no checkpoint, if it recorded its own path, as older versions allowed, or if
+    `config.init_from` names an existing run and the recorded path does not. Raises UserError if `config.init_from` names
+    `run` itself, or if `run` has a checkpoint and is known to have started from other weights than those of the named run.
     """
     named_run = None if config.init_from is None else _find(config.init_from, None)
     if named_run is not None and _is_same(named_run, run):

@@ -41,7 +41,10 @@ def page(template: Path) -> Callable[[Request], Response]:
 
 
 def routes() -> list[BaseRoute]:
-    """Return the routes of the tab Chat and of the shared files. They must come last, because they match all of /static."""
+    """Return the routes of the tab Chat and of the files that all pages share.
+
+    These must be the last routes of the site, because one of them matches every path below /static.
+    """
 
     def presets(_: Request) -> Response:
         values = {name: dataclasses.asdict(sampling) for name, sampling in PRESETS.items()}

@@ -35,10 +35,10 @@ class Plot:
 
 
 def with_preface(plot: Plot) -> Plot:
-    """Add a first beat that, in half of all stories, names the hero and says what happens by a phrase of `plot.asks`.
+    """Return the plot with a preface: a new first beat, which half of the plot's stories contain.
 
-    A user's request contains such a phrase, too. So a model learns already in pretraining to keep the announced hero,
-    thing and place.
+    The preface names the hero and says with one of the phrases `plot.asks` what will happen. A user's request contains such
+    a phrase, too, so a model learns already in pretraining to write about the announced hero, thing and place.
     """
     preface = f"(This is|Here is|Meet) {{hero}}, who ({'|'.join(plot.asks)})."
     return replace(plot, beats=(("", preface), *plot.beats))

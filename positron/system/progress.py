@@ -19,7 +19,10 @@ MAX_WIDTH = 100  # columns
 
 
 class Meter:
-    """Show how much of a known or unknown total is done, if the work takes longer than three seconds."""
+    """Show how much of the work is done: a share of the total, or an amount if the total is unknown.
+
+    Nothing is shown during the first three seconds.
+    """
 
     def __init__(self, what: str, total: float | None, done: float = 0.0, unit: float = 0.0) -> None:
         """Begin at the amount `done` of `total`.

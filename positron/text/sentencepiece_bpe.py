@@ -29,7 +29,7 @@ MAX_LINE = 200_000  # characters of a line in training; SentencePiece skips line
 class Piece:
     """Describe a piece of a SentencePiece vocabulary: its text, its score and its kind.
 
-    Of two possible merges, the one whose result has the higher score comes first.
+    Of all possible merges, the encoder applies the one whose result has the highest score.
     """
 
     text: str

@@ -123,7 +123,10 @@ class TiktokenTokenizer:
         return hashlib.sha256(head.encode("utf-8") + self._content).hexdigest()
 
     def ranks(self) -> dict[bytes, int]:
-        """Return the id of each token that is not special. A merge whose result has a lower id comes first."""
+        """Return the id of each token that is not special.
+
+        Of all possible merges, the encoder applies the one whose result has the lowest id.
+        """
         return _parse(self._content)
 
     def special_id(self, token: str) -> int:

@@ -343,6 +343,9 @@ def batch_remedy(size: int, fits: int) -> list[str]:
 
 
 def memory_remedy(checkpointed: bool, alternatives: list[str]) -> str:
-    """Join alternatives by commas and "or"; activation checkpointing is added unless the run uses it already."""
+    """Join the alternatives to a setting that needs too much memory by commas and "or".
+
+    The last alternative is to turn activation checkpointing on, unless it is on already (`checkpointed`).
+    """
     *others, last = alternatives if checkpointed else [*alternatives, "device.checkpoint_activations=true"]
     return f"{', '.join(others)}, or {last}" if others else last

@@ -98,7 +98,11 @@ def exact_kl(logits: Tensor, initial: Tensor) -> Tensor:
 
 
 class ReinforceObjective(NextToken):
-    """Train on the model's own answers. The loss on pretraining text, if available, shows what the model forgets."""
+    """Train on the model's own answers.
+
+    The validation loss is the loss on `text`: on pretraining text, it shows how much the model forgets. If no pretraining
+    text is available, `text` contains the answers in the data.
+    """
 
     kind = "reinforce"
     keeps_best, patience = False, 0

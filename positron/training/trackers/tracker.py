@@ -55,6 +55,6 @@ class GuardedTracker:
             self._try(lambda: tracker.sample(sample))
 
     def finish(self, exit_code: int) -> None:
-        """Complete the tracker's record, unless it is disabled."""
+        """Complete the record of the run, unless the tracker is disabled."""
         if (tracker := self.tracker) is not None:
             self._try(lambda: tracker.finish(exit_code))
