@@ -129,9 +129,11 @@ def show(options: argparse.Namespace) -> None:
 
 
 def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
-    """Write the page of `--html`; log its size, its bits per weight, and how much its logits differ from the run's.
+    """Write the run to the HTML file that `--html` names.
 
-    Raises UserError if an option that has no effect on the page is given.
+    Log the size of the file, the number of bits to which its weights are rounded, and the largest difference between
+    the logits with these weights and those of the run on `prompt`. Raises UserError if an option that has no effect on
+    the file is given.
     """
     refused = {"--step": options.step is not None, "--ablate": options.ablate}
     if options.json:

@@ -45,7 +45,7 @@ MODULES = tuple(map(module_of, COMMANDS))
 
 
 def summary(name: str) -> str:
-    """Return the first sentence of the docstring of a command's module, without its example."""
+    """Return the first sentence of the docstring of a command's module, without the example of a command at its end."""
     package = Path(__file__).parents[1]
     path = package / f"{module_of(name)}.py"
     source = (path if path.exists() else package / name / "__init__.py").read_text(encoding="utf-8")

@@ -106,7 +106,10 @@ def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> Comma
 
 
 def read_settings(settings: Sequence[str], recipe: Recipe, conf: Path) -> list[str]:
-    """Check settings as `read_command_line` does, for a command that is not a Hydra program."""
+    """Check the settings of a command that is not a Hydra program, and return them in the form that Hydra reads.
+
+    Raises UserError as `read_command_line` does.
+    """
     return _Reader(recipe, conf, is_sweep=False, has_own_conf=False).read(settings)
 
 

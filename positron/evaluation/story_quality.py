@@ -28,7 +28,7 @@ CHUNK = 1 << 20  # number of training tokens that are compared at a time
 class Quality:
     """Hold measurements of generated stories, as shares between 0 and 1."""
 
-    accepted: float  # share that the parser accepts as a whole
+    accepted: float  # share that the grammar's parser accepts as a whole
     distinct_2: float  # share of pairs of words that are distinct (Li et al. 2016, "A diversity-promoting objective")
     distinct_3: float  # share of sequences of three words that are distinct
     copied: (
@@ -41,7 +41,7 @@ class Following:
     """Hold three shares, between 0 and 1, of the answers to requests for stories."""
 
     followed: float  # answers with the requested hero, object, place and plot; other errors are tolerated
-    accepted: float  # answers that the parser accepts, with any content
+    accepted: float  # answers that the grammar's parser accepts, with any content
     ended: float  # answers that end with an end-of-text token before the limit of tokens
 
 
@@ -71,7 +71,10 @@ def _write(
 
 
 def quality(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles) -> Quality:
-    """Measure how many stories the parser accepts, how varied they are, and how much is copied from the training text."""
+    """Measure how many texts the grammar's parser accepts, how varied they are, and what share is copied.
+
+    A sequence of COPIED_TOKENS tokens is copied if it occurs in the training text, whose tokens `training` contains.
+    """
     accepted = sum(bool(stories.parse(text)) for text in progress(texts, "parsing stories")) / len(texts)
     return Quality(accepted, distinct(texts, 2), distinct(texts, 3), copied(texts, tokenizer, training))
 

@@ -24,8 +24,8 @@ AnyDecoder = Decoder | EnsembleDecoder
 def make_decoder(model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> Decoder:
     """Create the fastest decoder for this model; the arguments are those of `Decoder`.
 
-    If Numba can be imported and NUMBA_DISABLE_JIT is not 1, this is the compiled decoder for a model in fp32 on a CPU.
-    `dtype` is the format in which it holds the weights: fp32, bf16, int8, or None for that of the model.
+    It is a `CompiledDecoder` if the model is in fp32 on a CPU, `dtype` is None, fp32, bf16 or int8, Numba can be
+    imported, and NUMBA_DISABLE_JIT is unset or 0. Otherwise it is a `Decoder`.
     """
     weight = model.wte.weight
     fits = weight.device.type == "cpu" and weight.dtype == torch.float32

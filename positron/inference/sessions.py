@@ -193,9 +193,10 @@ class Sessions:
         self._free.append(row)
 
     def choose(self, sessions: Sequence[Session]) -> list[tuple[Session, Piece | Exception]]:
-        """Choose the next token of each of these texts, and return the piece that it adds, or the error that it raised.
+        """Choose the next token of each text, and return pairs of a session and the piece that its token adds.
 
-        All of them must be ready (see `is_ready`). A text that ends or raises an error leaves the batch.
+        If the choice raised an error, the pair contains the error instead. All sessions must be ready (see `is_ready`).
+        A text that ends or raises an error leaves the batch.
         """
         pieces: list[tuple[Session, Piece | Exception]] = []
         for session in sessions:

@@ -70,7 +70,7 @@ class Answer:
         ]
 
     def chunk(self, i: int, session: Session, piece: Piece, is_first: bool) -> dict[str, Any] | None:
-        """Return the chunk for a piece of text i, or None if the chunk would be empty.
+        """Return the chunk that sends `piece`, a part of the text with index i, or None if the chunk would be empty.
 
         `is_first`: true for the first piece of the text. Its chunk also contains the prompt, if the client asked for it.
         """

@@ -30,7 +30,7 @@ class Rule(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Hold a part of a word that was written by one rule."""
+    """Hold a piece of text that one rule wrote: a word or a part of it or, in `Following.rest`, several words."""
 
     text: str
     rule: Rule

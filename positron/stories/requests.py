@@ -37,8 +37,8 @@ def requests(seed: int, index: int) -> Request:
 def ask(request: Request, seed: int, index: int) -> str:
     """Return a user's message that asks for the story.
 
-    An example is `Tell me a story about Jack, who grows a melon by the front door.` (seed, index) decides which of
-    REQUEST_PHRASINGS is used, and which of the phrases that describe the plot.
+    `seed` and `index` together decide which of REQUEST_PHRASINGS is used, and which of the phrases for the plot.
+    An example is `Tell me a story about Jack, who grows a melon by the front door.`
     """
     rng = random.Random(f"ask {seed}/{index}")
     plot = GRAMMAR.plots[request.plot]

@@ -26,7 +26,7 @@ class Patience(L.Callback):
 
     @property
     def is_over(self) -> bool:
-        """Tell whether the run has to end."""
+        """Tell whether the last `limit` validations were no better than an earlier one, so that the run has to end."""
         return self.since >= self.limit
 
     @property
@@ -35,7 +35,7 @@ class Patience(L.Callback):
         return f"after {counted(self.since, 'validation')} without a better one than {self.best:.4f} bits per byte"
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Stop the trainer when the limit is reached."""
+        """Count the step's validation, if it had one, and stop the trainer if the run has to end (see `is_over`)."""
         if "val/bpb" in module.metrics:
             self._note(module.metrics["val/bpb"])
             if self.is_over:
