@@ -272,8 +272,9 @@ class DataConfig:
     """Hold the settings of the data (`conf/data/*`). Token files are kept below `dir`, one folder per corpus."""
 
     # kind of data; addition: sums, for train and reinforce; instruct and story_instruct: conversations, for sft and reinforce;
-    # preferences and story_preference: pairs of answers, for prefer; imported: only recorded, by an import, because the text of
-    # the model is unknown; data=custom is recorded as text (train, distill), instruct (sft, reinforce) or preferences (prefer)
+    # preferences and story_preference: pairs of answers, for prefer; imported: not for new runs; `positron import` records
+    # it, because the training text of an imported model is unknown; data=custom is recorded as text (train, distill), instruct
+    # (sft, reinforce) or preferences (prefer)
     source: Literal[
         "stories",
         "addition",

@@ -54,7 +54,7 @@ def summary(name: str) -> str:
 
 
 def main() -> None:
-    """Run `positron COMMAND ...`, which does the same as `python -m positron.COMMAND ...`, or list the commands."""
+    """Run the command in `sys.argv`, as `python -m positron.COMMAND ...` does; without a command, list the commands."""
     words = sys.argv[1:]
     if words and words[0] in COMMANDS:
         sys.argv = sys.argv[1:]

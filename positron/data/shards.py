@@ -118,9 +118,10 @@ def encode_all(
 
 
 class SplitWriter:
-    """Write the training or the validation tokens as files, the shards.
+    """Write the tokens of one split (training or validation) as numbered files, the shards.
 
-    `facts` contains the names and checksums of the shards written so far, and the totals of their tokens, documents and bytes.
+    The attribute `facts` has the names and checksums of the shards written so far and the number of tokens in them. Its
+    numbers of documents, bytes and bits include text that `add` has received and `flush` has not yet written.
     """
 
     def __init__(self, folder: Path, split: str, dtype: type, first_id: int, before: dict[str, Any] | None) -> None:

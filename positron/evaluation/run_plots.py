@@ -20,8 +20,8 @@ MAX_TICKS = 12  # if there are more tested values, matplotlib chooses the ticks
 def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[tuple[str, float, float]]) -> bytes:
     """Draw the validation curves of several runs and, in a second panel, their scores on one text. Returns a PNG.
 
-    `curves` has (million tokens, bits per byte) for each run; `bars` has (run, bits per byte, half of the 95 % interval),
-    the best run first.
+    `curves` has (million tokens, bits per byte) for each run. `bars` has (run, bits per byte, half the width of the 95 %
+    interval), the best run first.
     """
     from matplotlib.figure import Figure
 

@@ -70,11 +70,14 @@ class Law:
         return float(self.floor + np.exp(mean.item() - half)), float(self.floor + np.exp(mean.item() + half))
 
     def exponent(self, term: str) -> tuple[float, float | None]:
-        """Return alpha for "N" or beta for "D", and half of its 95 % interval (None if unknown)."""
+        """Return alpha for "N" or beta for "D", and half the width of its 95 % interval (None if unknown)."""
         return self._number(self._place(term) + 1, 0.0, term)
 
     def log_coefficient(self, term: str) -> tuple[float, float | None]:
-        """Return the logarithm of A for "N", B for "D" or E for "E", and half of its 95 % interval (None if unknown)."""
+        """Return the natural logarithm of A for "N", of B for "D" or of E for "E".
+
+        The second number is half the width of the logarithm's 95 % interval (None if unknown).
+        """
         return self._number(self._place(term), 1.0, term)
 
     def coefficient(self, term: str) -> float:

@@ -106,10 +106,11 @@ class TextScores(NamedTuple):
 
 
 def text_scores(model: GPT, documents: list[list[int]]) -> TextScores:
-    """Compute the scores on the ids of documents.
+    """Compute the previous-token and induction scores of all heads on documents, given as token ids.
 
-    The induction score is measured at each token that has occurred before: the sum of its attention to the tokens that
-    followed its earlier occurrences. The mean over these tokens is returned, or 0 if no token occurs twice.
+    The previous-token score is the mean attention from a token to the one before it, without positions 0 and 1. The
+    induction score is measured at each token that has occurred before: it is the sum of the attention from this token to
+    the tokens that followed its earlier occurrences. Its mean over these tokens is returned, or 0 if no token occurs twice.
     """
     previous, induction = torch.zeros(2, model.config.n_layer, model.config.n_head, dtype=torch.float64)
     chance, positions, repeats = 0.0, 0, 0

@@ -230,9 +230,9 @@ class Run(RunPaths):
         return pd.DataFrame(columns)
 
     def differences(self, config: RunConfig) -> list[str]:
-        """Compare the settings that decide what the model learns with those of `config`.
+        """Return `key: recorded -> requested` for each setting in which the run and `config` differ.
 
-        Returns `key: recorded -> requested` for each setting that differs.
+        Only settings that decide what the model learns are compared.
         """
         resolved = self.resolved()
         recorded, requested = (learned_settings(settings, resolved) for settings in (self.settings(), config))

@@ -215,8 +215,8 @@ def ends_of_text(first: int, *, config: dict[str, Any], generation: dict[str, An
     """Return the ids that end a text: eos_token_id of `config`, eos_token_id of `generation`, and `first`.
 
     `config` and `generation`: the contents of config.json and generation_config.json. `first`: the id that begins a text.
-    The first id of the result is written after each document. Therefore the ids of `config` come first: the model was
-    trained with them.
+    Positron writes the first id of the result after each document. This is an id of `config`, with which the model was
+    trained, if `config` has one.
     """
     return tuple(dict.fromkeys([*_ids(config.get("eos_token_id")), *_ids(generation.get("eos_token_id")), first]))
 

@@ -44,7 +44,7 @@ class Reference:
 
     @property
     def n_pairs(self) -> int:
-        """Return the number of pairs whose log-probabilities are computed."""
+        """Return the number of pairs, training and validation together, whose log-probabilities are known (not NaN)."""
         return sum(int((~np.isnan(pairs).any(axis=1)).sum()) for pairs in (self.train, self.val))
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
