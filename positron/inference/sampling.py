@@ -43,7 +43,7 @@ _SLACK = 1e-9  # sums of float64 probabilities in another order differ by less
 
 
 def top_p_places(logits: np.ndarray, p: float) -> np.ndarray:
-    """Return, in ascending order, the indices of the fewest likeliest tokens whose total probability is at least p.
+    """Return, in ascending order, the indices of the smallest set of likeliest tokens with a total probability >= p.
 
     This is nucleus sampling (arXiv:1904.09751). `logits` (n,) are float64. Of tokens with equal probability, those with smaller
     indices are selected first. Sorting 32,000 probabilities takes 3 ms, which is longer than a small model needs for a token.

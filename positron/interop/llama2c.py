@@ -134,8 +134,8 @@ def library_json(path: Path, vocab_size: int) -> bytes:
     """Return the vocabulary in tokenizer.bin as a tokenizer.json that encodes texts as run.c does.
 
     run.c puts a space before a text. If a character has no piece, run.c encodes its bytes instead. Then it repeatedly
-    joins the two neighbouring pieces that form the piece with the highest score. Raises UserError if the file is damaged
-    or does not have `vocab_size` pieces.
+    joins the two neighbouring pieces that form the piece with the highest score. Raises UserError if the file is
+    damaged or does not have `vocab_size` pieces.
     """
     content, place = read_bytes(path), 4
     pieces: list[tuple[str, float]] = []

@@ -171,7 +171,7 @@ class LibraryTokenizer:
 def spelling_of(facts: dict[str, Any]) -> Spelling:
     """Return how the vocabulary of a tokenizer.json writes its tokens; `facts` is the content of this file.
 
-    Raises ValueError for WordPiece and for BPE with a BPEDecoder, whose vocabularies do not determine the tokens' bytes.
+    Raises ValueError for WordPiece and for BPE with a BPEDecoder: their vocabularies do not give the tokens' bytes.
     """
     kinds = {step.get("type") for key in ("decoder", "pre_tokenizer", "normalizer") for step in _steps(facts.get(key))}
     if (facts.get("model") or {}).get("type") == "WordPiece":
