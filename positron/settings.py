@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from positron.config import Asked, RunConfig
@@ -211,21 +211,30 @@ def expected(key: str) -> str:
     return _describe(_alternatives(type_of(key)), "")
 
 
+def _similar_last_word(word: str, keys: Sequence[str], least: float) -> list[str]:
+    """Return the key whose last word is most similar to `word` in a list, which is empty if no similarity reaches `least`."""
+    last_words = {key.rsplit(".", 1)[-1]: key for key in reversed(keys)}
+    return [last_words[near] for near in difflib.get_close_matches(word, last_words, 1, least)]
+
+
 def unknown_key(key: str) -> str:
     """Return the error message about a key that this command does not know.
 
-    The message suggests a key that is similar as a whole, or else one with a similar last word. If there is none, it lists the
-    keys of the group (the part before the last dot), or names the command that lists all keys if the group has none.
+    The message suggests a key of the same group whose last word is similar or contains that of `key`, or else a similar key of
+    another group. If there is none, it lists the keys of the group (the part before the last dot), or names the command that
+    lists all keys if the group has none.
     """
     keys = [*leaf_keys(), "experiment"]
     group, _, last = key.rpartition(".")
     if key in keys:
         return f"{key}= cannot be set by this command: {command('train', '--cfg', 'job')} lists all keys"
-    near = difflib.get_close_matches(key, [k for k in keys if k != group], 1, 0.75)
-    if not near:
-        last_words = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
-        near = [last_words[w] for w in difflib.get_close_matches(last, last_words, 1, 0.6)]
     siblings = [k for k in keys if group and k.rpartition(".")[0] == group]
+    if siblings:  # not compared as a whole: the group in common makes optimizer.wd similar to optimizer.lr
+        parts = [k for k in siblings if len(last) > 2 and last in k.rpartition(".")[2]]
+        near = _similar_last_word(last, siblings, 0.6) or parts[:1] or _similar_last_word(last, keys, 0.8)
+    else:
+        near = difflib.get_close_matches(key, [k for k in keys if k != group], 1, 0.75)
+        near = near or _similar_last_word(last, keys, 0.6)
     if near:
         return f"unknown key {key}: did you mean {near[0]}?"
     if siblings:

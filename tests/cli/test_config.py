@@ -158,6 +158,11 @@ def test_unknown_keys_are_matched_by_path_and_by_last_word():
     assert "train.val_every" in unknown_key("train.vall_every")
     assert "model.n_layer" in unknown_key("n_layers")
     assert "--cfg job" in unknown_key("zzzzqqq")
+    assert "choose from optimizer.kind, optimizer.lr" in unknown_key(
+        "optimizer.wd"
+    )  # similar only because of the group
+    assert "did you mean schedule.warmup_steps?" in unknown_key("schedule.warm")
+    assert "did you mean optimizer.lr?" in unknown_key("model.lr")
     assert {"optimizer.lr", "logger.wandb.project", "name"} <= set(leaf_keys())
 
 
