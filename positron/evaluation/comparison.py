@@ -32,6 +32,7 @@ from positron.text.conversation import Message
 
 logger = logging.getLogger(__name__)
 
+LOST = ("pruned", "diverged", "failed")  # statuses of runs that did not end as planned
 GIVE_ANOTHER_TEXT = "give --text FILE to measure all runs on another text"
 
 
@@ -52,11 +53,12 @@ class Row:
     seeds_interval: float | None = None  # half the width of the 95 % interval of this mean; None for one seed
 
 
-def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
+def find_runs(names: Sequence[str], outputs: Path, *, lost_too: bool = False) -> list[Run]:
     """Return the runs with the given names, or all runs in `outputs` if `names` is empty. No run is returned twice.
 
     A name may stand for a run, or for a folder that contains runs. From such a folder, only the runs with a checkpoint are
-    returned. Raises UserError if a name stands for neither a run nor a folder, or if a folder has no run with a checkpoint.
+    returned, and with `lost_too` also the runs that diverged, failed or were pruned before their first checkpoint. Raises
+    UserError if a name stands for neither a run nor a folder, or if a folder has no such run.
     """
     runs: list[Run] = []
     for name in names or [str(outputs)]:
@@ -69,7 +71,11 @@ def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
             runs.append(find_run(None if Path(name) == outputs else name, outputs))
             continue
         contained = [Run(path.parent) for path in sorted(folder.glob(f"**/{CONFIG}"))]
-        contained = [run for run in contained if list(run.checkpoint_folder.glob("*.ckpt"))]
+        contained = [
+            run
+            for run in contained
+            if any(run.checkpoint_folder.glob("*.ckpt")) or (lost_too and run.facts().status in LOST)
+        ]
         if not contained:
             raise UserError(
                 f"there is no run with a checkpoint in {folder.resolve()}: train one, or name another folder"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron.evaluation.comparison import find_runs
+from positron.evaluation.comparison import LOST, find_runs
 from positron.run.folder import TEXT_LOCATION, Run, is_changeable, learned_settings
 from positron.run.outcome import read_outcome
 from positron.run.provenance import read_provenance, recorded_changes, start_of
@@ -151,7 +151,7 @@ def _range(values: Sequence[Any]) -> str:
 def _members(name: str, outputs: Path) -> list[Member]:
     """Return the finished runs that a name stands for. Raises UserError if there is none."""
     folder, chosen = _split(name)
-    runs = find_runs([folder], outputs)
+    runs = find_runs([folder], outputs, lost_too=True)
     for run in runs:
         refuse_links_in(run.folder)
     selected = [_member(run) for run in runs]
@@ -217,7 +217,7 @@ def _is_trained(run: Run) -> bool:
     If such runs were only left out, the lucky seeds of a variant would remain.
     """
     facts = run.facts()
-    if facts.status in ("pruned", "diverged", "failed"):
+    if facts.status in LOST:
         raise UserError(
             f"{run.folder} ended with the status {facts.status}: without its seed, the variant would look better than it is; "
             "train it to its end under another name=, or compare other groups"
