@@ -271,10 +271,11 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
         differences = _differences(members[0], member, differ_in, in_group=True)
         if differences:
             key, (first, second) = next(iter(differences.items()))
+            narrower = f"{label},{key}={first}" if _split(label)[1] else f"{label}:{key}={first}"
             raise UserError(
                 one_line(
                     f"the runs of {label} are not one variant: {key} is {first} in {members[0].run.folder} and {second} in "
-                    f"{member.run.folder}; name one group as {_split(label)[0]}:{key}={first}",
+                    f"{member.run.folder}; name one group as {narrower}",
                     800,
                 )
             )

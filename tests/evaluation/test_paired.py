@@ -209,6 +209,7 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
     refuse([str(grid / "0")], "has a single run: name a second run or folder")
     refuse([str(grid)] * 3, "3 names were given")
     refuse([str(grid), str(grid / "3")], r"are not one variant: optimizer.lr is 0.001 in \S+ and 0.01 in \S+; name one")
+    refuse([f"{grid}:seed=0", str(grid / "3")], rf"; name one group as {grid}:seed=0,optimizer.lr=0.001$")
     for choice, says in {
         "optimizer.lr=5": "selects no run: optimizer.lr is 0.001 or 0.01 there, not 5",
         "optimizer.lr=1e-3,seed=9": "selects no run: seed is 0 or 1 or 2 there, not 9",
