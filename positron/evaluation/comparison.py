@@ -110,22 +110,25 @@ def read_runs(runs: Sequence[Run], read: Callable[[Run], T]) -> list[tuple[Run, 
     return results
 
 
-def common_text(runs: Sequence[Run], file: str | None, limit: int) -> tuple[list[Run], list[str]]:
+def common_text(
+    runs: Sequence[Run], file: str | None, limit: int, *, takes_file: bool = True
+) -> tuple[list[Run], list[str]]:
     """Return the runs to compare, and the texts on which they are scored.
 
     If `file` is not None, the texts are those of the file. Otherwise, they are the validation text that all runs share, and
     runs whose validation text is not available are left out; UserError is raised if the validation texts differ. `limit` is the
-    number of bytes to score (0: all).
+    number of bytes to score (0: all). `takes_file`: whether the command has the option --text, which messages then suggest.
     """
     if file is not None:
         return list(runs), up_to(texts_of_file(file), limit)
-    available = read_runs(runs, lambda run: texts_of_run(run, "val", limit, GIVE_ANOTHER_TEXT))
+    instead = GIVE_ANOTHER_TEXT if takes_file else "name another run"
+    available = read_runs(runs, lambda run: texts_of_run(run, "val", limit, instead))
     (first, texts), *others = available
     for run, other in others:
         if other != texts:
             raise UserError(
                 f"{first.folder} and {run.folder} have different validation texts, so their scores cannot be compared: "
-                "name runs that were trained on the same text, or give --text FILE to measure all runs on that file"
+                "name runs that were trained on the same text" + (f", or {GIVE_ANOTHER_TEXT}" if takes_file else "")
             )
     return [run for run, _ in available], texts
 

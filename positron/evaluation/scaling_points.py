@@ -85,7 +85,7 @@ def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
         return run.facts().data_fingerprint, data["seed"], data["val_fraction"]
 
     if len({text(run) for run in runs}) > 1 or text(runs[0])[0] is None:
-        runs, _ = common_text(runs, None, 200_000)
+        runs, _ = common_text(runs, None, 200_000, takes_file=False)
         if len(runs) < MIN_RUNS:
             raise UserError(
                 f"a scaling law needs at least {MIN_RUNS} runs of the same text, not {len(runs)}: "

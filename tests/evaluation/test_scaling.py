@@ -283,6 +283,7 @@ def test_runs_of_different_texts_are_refused_as_in_a_comparison(tmp_path, monkey
     code, _, err = said(monkeypatch, capsys, str(folder))
     assert code == 2
     assert "different validation texts" in err.splitlines()[-1]
+    assert "--text" not in err  # scaling has no such option
 
 
 def test_numbers_are_read_and_written_short() -> None:
