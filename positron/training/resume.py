@@ -221,8 +221,15 @@ def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> P
     other = find_run(ckpt_path)
     checkpoint = newest_checkpoint(other.checkpoint_folder)
     if checkpoint is None:
+        is_damaged = any(other.checkpoint_folder.glob("*.ckpt"))
         raise UserError(
-            f"ckpt_path={ckpt_path}: {other.folder} has no undamaged checkpoint: train it first, or name another run"
+            f"ckpt_path={ckpt_path}: "
+            + (
+                f"every checkpoint in {other.checkpoint_folder} is damaged: restore one from a copy"
+                if is_damaged
+                else f"{other.folder} has no checkpoint: train it first"
+            )
+            + ", or name another run"
         )
     return checkpoint
 

@@ -311,6 +311,19 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path, path):
         train(dataclasses.replace(tiny(tmp_path), ckpt_path=path), tmp_path / "run")
 
 
+def test_a_named_run_whose_checkpoints_are_all_damaged_is_not_to_be_trained_first(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "torn")
+    for path in (tmp_path / "torn" / "checkpoints").glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(
+        UserError, match=r"every checkpoint in \S+ is damaged: restore one from a copy, or name another run"
+    ):
+        train(dataclasses.replace(tiny(tmp_path), ckpt_path=str(tmp_path / "torn")), tmp_path / "run")
+    shutil.rmtree(tmp_path / "torn" / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint: train it first"):
+        train(dataclasses.replace(tiny(tmp_path), ckpt_path=str(tmp_path / "torn")), tmp_path / "run2")
+
+
 def test_a_tokenizer_that_does_not_belong_is_refused(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
     from positron.text.char_word import CharTokenizer
