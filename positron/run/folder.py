@@ -272,7 +272,7 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     if is_shorter and differences == extended:
         raise UserError(
             f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, and a run can only be made longer: "
-            "leave train.max_steps= out (train.stop_at= ends a run earlier), or give another name="
+            f"give train.max_steps={before} (train.stop_at= ends a run earlier), or another name="
         )
     if others:
         can_extend = extended and others is differences and not is_shorter
