@@ -889,10 +889,14 @@ class RunConfig:
             raise UserError("init_from= takes only the weights, ckpt_path= takes everything: give one of them")
         if self.budget is not None:
             seconds(self.budget, "budget")
-            if self.sft is not None or self.device.processes > 1:
+            if self.sft is not None:
                 raise UserError(
-                    "budget= is for train, distill and reinforce, on one device: leave it out, and give train.max_steps= or "
-                    "train.max_time="
+                    "budget= is not read by SFT: leave it out, and give train.max_steps= or train.max_time="
+                )
+            if self.device.processes > 1:
+                raise UserError(
+                    f"budget= plans the training of one device, not of {self.device.processes}: train on one, or give "
+                    "train.max_steps= or train.max_time= instead"
                 )
         eager = next((name for name, group in self._needing_whole_weights.items() if group is not None), None)
         if eager is not None and (self.device.shards_weights or self.device.compile):

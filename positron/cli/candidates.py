@@ -12,7 +12,7 @@ import yaml
 
 from positron.cli.request import compose_request
 from positron.config import RunConfig
-from positron.evaluation.research import BASE, Plan, merged
+from positron.evaluation.research import BASE, Plan, merged, repeated
 from positron.evaluation.sequential import FIRST_ADOPTION
 from positron.system.disk import is_number, read_text
 from positron.system.errors import UserError
@@ -46,13 +46,11 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
     candidates = content["candidates"]
     if not isinstance(candidates, dict) or not candidates:
         raise UserError(
-            f"{path}: candidates must give each list of settings a name, such as high: [optimizer.lr=3e-3] for a candidate high"
+            f"{path}: candidates must have a name for each list of settings, such as candidates: {{high: [optimizer.lr=3e-3]}}"
         )
     for name in candidates:
         if fault := _fault_of_candidate(name):
-            raise UserError(
-                f"{path}: the candidate {name} needs another name, because its folder gets this name, which {fault}"
-            )
+            raise UserError(f"{path}: {name!r} cannot be the name of a candidate, because it {fault}")
     by_folder = {name.casefold(): name for name in candidates}
     for name in candidates:
         if by_folder[name.casefold()] != name:
@@ -61,9 +59,9 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
             )
     pairs, min_gain = content.get("pairs", PAIRS), content.get("min_gain", MIN_GAIN)
     if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < FIRST_ADOPTION:
-        raise UserError(f"{path}: pairs must be a whole number of at least {FIRST_ADOPTION}, not {pairs}")
+        raise UserError(f"{path}: pairs must be a whole number of at least {FIRST_ADOPTION}, not {pairs!r}")
     if not is_number(min_gain) or min_gain <= 0:
-        raise UserError(f"{path}: min_gain must be a number above 0, in bits per byte, not {min_gain}")
+        raise UserError(f"{path}: min_gain must be a number above 0, in bits per byte, not {min_gain!r}")
     named = {name: _settings(words, f"{path}: candidate {name}") for name, words in candidates.items()}
     config = _configured(f"{path}: base", base, configure)
     for name, overrides in named.items():
@@ -73,12 +71,13 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
 
 
 def _fault_of_candidate(name: Any) -> str | None:
-    """Return why a candidate cannot have this name, or None if it can."""
+    """Return why a candidate cannot have this name, and what to do, or None if it can."""
     if not isinstance(name, str):
-        return "is not a text: write it in quotation marks"
+        return f"is not a text but a YAML value of type {type(name).__name__}: write it in quotation marks"
     if not 1 <= len(name) <= _MAX_NAME:
-        return f"must have 1 to {_MAX_NAME} characters"
-    return "is that of the base recipe" if name.casefold() == BASE else fault_of_name(name)
+        return f"does not have 1 to {_MAX_NAME} characters: rename it"
+    fault = "is the name of the base recipe" if name.casefold() == BASE else fault_of_name(name)
+    return fault and f"{fault}: rename it"
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
@@ -115,8 +114,8 @@ def _settings(words: Any, where: str) -> list[str]:
     """
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise UserError(f"{where} must be a list of settings, such as [model=debug, train.max_steps=300]")
-    if len(merged([], words)) < len(words):
-        raise UserError(f"{where} gives a setting twice: {' '.join(words)}")
+    if twice := repeated(words):
+        raise UserError(f"{where} gives {twice}= twice: leave one out")
     if len(merged(words, ["name="])) == len(words):  # because it replaced another one
         raise UserError(f"{where}: leave name= out, because positron research names the runs")
     return words

@@ -90,6 +90,12 @@ def merged(base: Sequence[str], overrides: Sequence[str]) -> list[str]:
     return list({_key(word): word for word in (*base, *overrides)}.values())
 
 
+def repeated(words: Sequence[str]) -> str | None:
+    """Return the first key that the settings `words` give more than once, or None if there is no such key."""
+    keys = [_key(word) for word in words]
+    return next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+
+
 def _key(word: str) -> str:
     return word.lstrip("+").partition("=")[0].strip()
 

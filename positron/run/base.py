@@ -27,7 +27,7 @@ def base_of(run: Run) -> Run | None:
         return None
     if origin is None:
         raise UserError(
-            f"{run.facts_path} is damaged: the run has a base run, but the file does not name it; "
+            f"{run.facts_path} is damaged: it does not name the run whose weights {run.folder} started from; "
             "restore it from a copy"
         )
     base = _find(origin, run)

@@ -118,7 +118,7 @@ def test_a_record_of_another_type_is_named(run: Run, key: str, value: object) ->
 
 def test_an_sft_run_that_lost_its_base_says_so(run: Run) -> None:
     begin(run, "sft", sft=SFTConfig())
-    with pytest.raises(UserError, match="the run has a base run, but the file does not name it"):
+    with pytest.raises(UserError, match=r"it does not name the run whose weights \S+ started from"):
         base_of(run)
 
 
