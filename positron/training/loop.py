@@ -136,7 +136,7 @@ def fit(
                 trainer.fit(module, Steps(objective, trainer), ckpt_path=start.checkpoint)
             else:
                 logger.info(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
-            status = "pruned" if was_pruned else _status(plan, ends)
+            status = "pruned" if was_pruned else _status(plan, ends, start.step)
         except (Interrupted, LeftAtOnce) as interruption:
             status, error = "stopped", str(interruption)
             raise
@@ -189,11 +189,11 @@ class Steps:
             yield parts
 
 
-def _status(plan: Plan, ends: Ends) -> str:
-    """Return the status of a run whose training ended without an error."""
+def _status(plan: Plan, ends: Ends, first: int) -> str:
+    """Return the status of a run whose training began at step `first` and ended without an error."""
     if ends.pruning is not None and ends.pruning.pruned:
         return "pruned"
-    cut = plan.last_step < plan.horizon or ends.stopping.out_of_time
+    cut = max(first, plan.last_step) < plan.horizon or ends.stopping.out_of_time
     return "stopped" if cut and not ends.is_out_of_patience else "finished"
 
 

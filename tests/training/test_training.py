@@ -311,6 +311,12 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path, path):
         train(dataclasses.replace(tiny(tmp_path), ckpt_path=path), tmp_path / "run")
 
 
+def test_a_finished_run_stays_finished_where_stop_at_is_passed_already(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    config = tiny(tmp_path, train__stop_at=20)
+    assert train(config, tmp_path / "run").status == "finished"
+
+
 def test_a_named_run_whose_checkpoints_are_all_damaged_is_not_to_be_trained_first(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "torn")
     for path in (tmp_path / "torn" / "checkpoints").glob("*.ckpt"):
