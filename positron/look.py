@@ -207,8 +207,9 @@ def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
 def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
     """Return the lines of a table with one row for each step whose weights were kept.
 
-    A row has the loss on the prompt in bits. With `has_truth`, it also has the regret, the loss above that of the exact
-    probabilities, for each kind of rule in the grammar of the built-in stories. Raises UserError if the run kept no weights.
+    A row has the loss on the prompt in bits. With `has_truth`, it also has a regret for each kind of rule in the grammar of
+    the built-in stories. The regret is the loss of the model minus that of the exact probabilities. Raises UserError if the
+    run kept no weights.
     """
     steps = [point["step"] for point in subject.history()["points"]]
     if not steps:

@@ -111,13 +111,13 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
         is_outside = law.reduced is not None and abs(math.log(d / law.partner(n))) > MIN_SPREAD
     if is_outside:
         raise UserError(
-            f"--predict {n:g},{d:g} is not such a pair: in these runs {family(law, sizes)}, and the law holds only for such "
-            "pairs of parameters and tokens; predict another pair, or add runs with other pairs"
+            f"--predict {n:g},{d:g} is outside the law: in these runs {family(law)}, and the law holds only for such pairs "
+            "of parameters and tokens; predict such a pair, or add runs with other pairs"
         )
     return n, d
 
 
-def family(law: Law, sizes: list[Size]) -> str:
+def family(law: Law) -> str:
     """Describe how parameters N and tokens D are related in the runs, as in "all models have about 2M parameters".
 
     The law must have only one variable, N or D (see `Law.reduced`).
@@ -142,7 +142,7 @@ def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, 
     facts: dict[str, Any] = {"runs": runs, "floor": law.floor or None, "reduced": None, "law": {}}
     if law.reduced:
         facts["reduced"] = (
-            f"{family(law, sizes)}: the effects of parameters and tokens cannot be separated, and the law holds only for such "
+            f"{family(law)}: the effects of parameters and tokens cannot be separated, and the law holds only for such "
             "runs"
         )
     for term in law.terms:

@@ -213,7 +213,7 @@ def _has_config(folder: Path, config: RunConfig | None) -> bool:
 
 
 def share_of(launcher: Any) -> float:
-    """Return which share of this machine's cores and memory, at most 1, each of the launcher's parallel jobs may use."""
+    """Return the share of this machine's cores and memory, from 0 to 1, that each of the launcher's parallel jobs may use."""
     kind = launcher._target_.rsplit(".", 1)[-1]
     if kind == "JoblibLauncher":
         return 1 / int(launcher.n_jobs)

@@ -76,7 +76,7 @@ class SignFlips:
 
     @property
     def smallest_p(self) -> float:
-        """Return the smallest p-value that a test with this number of patterns can give."""
+        """Return the smallest p-value that a test with `patterns` sign patterns can give."""
         return 2 / self.patterns if self.is_exact else 1 / (self.patterns + 1)
 
 

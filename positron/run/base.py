@@ -91,9 +91,10 @@ def tokens_seen(run: Run) -> int:
 def with_origin(run: Run, config: RunConfig) -> RunConfig:
     """Return `config` with `init_from` set to the recorded path of the run whose weights `run` started from.
 
-    Returns `config` unchanged if `run` has no checkpoint, if it recorded its own path, as older versions allowed, or if
-    `config.init_from` names an existing run and the recorded path does not. Raises UserError if `config.init_from` names
-    `run` itself, or if `run` has a checkpoint and is known to have started from other weights than those of the named run.
+    Returns `config` unchanged in three cases: `run` has no checkpoint; the recorded path is that of `run` itself, which older
+    versions allowed; or nothing exists at the recorded path, but `config.init_from` names an existing run. Raises UserError
+    if `config.init_from` names `run` itself, or if `run` has a checkpoint and is known to have started from other weights
+    than those of the named run.
     """
     named_run = None if config.init_from is None else _find(config.init_from, None)
     if named_run is not None and _is_same(named_run, run):

@@ -49,7 +49,7 @@ def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_j
 
 
 class Pruning(L.Callback):
-    """End this run of a sweep after the first validation before `last_step` at which `is_hopeless` returns True.
+    """End this run of a sweep as soon as `is_hopeless` returns True after a validation, unless `last_step` has been reached.
 
     In the order of callbacks, this one comes after Validation and before the callbacks that write metrics and checkpoints.
     """
