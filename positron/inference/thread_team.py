@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from positron.inference import compiled_step as kernel
+from positron.system.time_slices import ask_for_short_slices
 
 PATIENCE_S = 5.0  # maximum time to wait for each helper when the program ends
 MAX_THREADS = 8  # the matrices of a small model are too small for more threads
@@ -42,6 +43,7 @@ class _Helper:
         self.thread.start()
 
     def _help(self, team: Team, number: int) -> None:
+        ask_for_short_slices()  # beside busy programs, a helper would often come too late for the step
         helped, spins = 0, kernel.SPINS
         while not team.ended:
             work, begun = team.work, team.begun

@@ -1,6 +1,6 @@
 """Measure how training, generation, data preparation and numpy_ref slow down while other programs use the cores.
 
-Each measurement is a separate process: a workload with a policy (environment variables for threads), while 0, 1, 2 or 4
+Each measurement is a separate process: a workload with a policy (environment variables), while 0, 1, 2 or 4
 other processes keep the cores busy. In each round, the policies are measured in turns, so that a change in the speed of the
 machine affects all of them. The table shows the median over the rounds in units of work per second, and its share of the
 fair speed. With n cores and k other processes, the fair speed is n / (n + k) of the speed on an idle machine.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -25,6 +26,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+SHORT_SLICES = "POSITRON_BENCH_SHORT_SLICES"  # all threads of the process ask for short time slices
 # "default" is the behaviour of libgomp and OpenBLAS if no variable is set; "chosen" is the behaviour of Positron.
 POLICIES: dict[str, dict[str, str]] = {
     "default": {"GOMP_SPINCOUNT": "300000", "OPENBLAS_NUM_THREADS": str(os.cpu_count() or 1)},
@@ -34,6 +36,7 @@ POLICIES: dict[str, dict[str, str]] = {
     "spin 2000": {"GOMP_SPINCOUNT": "2000"},
     "spin 3000": {"GOMP_SPINCOUNT": "3000"},
     "one thread": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    "short slices": {SHORT_SLICES: "1"},
     "chosen": {},
 }
 SECONDS = 5.0  # duration of a measurement, after one call for warm-up
@@ -96,6 +99,23 @@ def decode() -> Callable[[], int]:
     return write
 
 
+def decode_tinygpt(weights: str) -> Callable[[], int]:
+    """Return a function that generates 50 tokens with a compiled decoder of TinyGPT's shape and returns their number."""
+    from positron.system.threads import SPIN_WRITING, spin
+
+    spin(SPIN_WRITING)
+    from positron.inference.compiled import CompiledDecoder
+    from positron.interop.llama2c import BEGIN
+    from scripts.bench.decoding import DTYPES, GREEDY, SHAPES, engine_of, fresh_model
+
+    engine = engine_of(fresh_model(SHAPES["tinygpt"]), CompiledDecoder, DTYPES[weights])
+
+    def write() -> int:
+        return sum(1 for _ in engine.ids([[BEGIN]], GREEDY, max_tokens=50, stop_ids=(), seed=0))
+
+    return write
+
+
 def prepare() -> Callable[[], int]:
     """Return a function that prepares 4 MB of stories (text, tokenizer and token files) and returns the bytes of the text."""
     from positron.config import DataConfig, TokenizerConfig
@@ -133,24 +153,26 @@ def numpy_ref() -> Callable[[], int]:
 WORKLOADS: dict[str, Callable[[], Callable[[], int]]] = {
     "train": train,
     "decode": decode,
+    "decode_tinygpt_fp32": functools.partial(decode_tinygpt, "fp32"),
+    "decode_tinygpt_int8": functools.partial(decode_tinygpt, "int8"),
     "prepare": prepare,
     "numpy_ref": numpy_ref,
 }
 
 
 def measure(workload: str) -> float:
-    """Call the workload repeatedly for SECONDS; return its units of work per second, from the median time of a call."""
+    """Call the workload repeatedly for SECONDS, and return its units of work per second."""
     import positron  # noqa: F401  (sets the wait policy before torch or NumPy is loaded)
+    from positron.system.time_slices import ask_for_short_slices
 
+    if SHORT_SLICES in os.environ:
+        ask_for_short_slices()  # the threads that torch starts inherit it
     call = WORKLOADS[workload]()
     call()
-    times: list[float] = []
     done, began = 0, time.perf_counter()
-    while not times or time.perf_counter() - began < SECONDS:
-        start = time.perf_counter()
-        done = call()
-        times.append(time.perf_counter() - start)
-    return done / statistics.median(times)
+    while (elapsed := time.perf_counter() - began) < SECONDS:
+        done += call()
+    return done / elapsed
 
 
 @contextlib.contextmanager
