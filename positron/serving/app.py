@@ -91,12 +91,11 @@ def create_app(
 
 async def _body(request: Request) -> dict[str, Any]:
     """Return the JSON object in the body of a request. Raises ApiError if it is too long or not a JSON object."""
+    _refuse_long(int(request.headers.get("content-length", 0)))
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
-        if size > MAX_BODY_BYTES:
-            message = f"the request is longer than {MAX_BODY_BYTES} bytes: send a shorter one"
-            raise ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
+        _refuse_long(size)
         parts.append(part)
     try:
         values = json.loads(b"".join(parts), parse_constant=_refuse_constant)
@@ -105,6 +104,12 @@ async def _body(request: Request) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ApiError(400, "the request must be a JSON object", code="invalid_json")
     return values
+
+
+def _refuse_long(size: int) -> None:
+    if size > MAX_BODY_BYTES:
+        message = f"the request is longer than {MAX_BODY_BYTES} bytes: send a shorter one"
+        raise ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
 
 
 def _refuse_constant(name: str) -> None:

@@ -35,17 +35,25 @@ _LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close
 class LimitedConnection(H11Protocol):
     """Close a connection if there are too many, if it sends a request too slowly, or if it does not read the answer."""
 
+    connections: set[LimitedConnection]  # type: ignore[assignment]
     _receiving: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse the connection if there are too many; otherwise limit the time for its first request."""
+        """Limit the time for the first request of the connection.
+
+        If there are too many connections, end the one that has been sending a request for the longest time, so that slow
+        clients cannot keep others out. If none is sending, refuse the new connection.
+        """
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.write(_BUSY)
-            transport.close()
-        else:
-            self._expect_request()
+            sending = {each: timer.when() for each in self.connections if (timer := each._receiving) is not None}
+            if not sending:
+                transport.write(_BUSY)
+                transport.close()
+                return
+            min(sending, key=sending.__getitem__)._end_late_request()
+        self._expect_request()
 
     def handle_events(self) -> None:
         """Start the timer of a request when its first byte arrives, and stop it after its last byte. Refuse a long head.
@@ -68,6 +76,8 @@ class LimitedConnection(H11Protocol):
         self._receiving = self.loop.call_later(RECEIVE_SECONDS, self._end_late_request)
 
     def _end_late_request(self) -> None:
+        _stop(self._receiving)
+        self._receiving = None
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no answer has begun
             self.transport.write(_LATE)
         self.transport.close()

@@ -177,8 +177,14 @@ def test_every_answer_forbids_caching_sniffing_and_embedding(site):
         assert "server" not in answer.headers
 
 
-def test_a_body_that_is_too_long_is_refused(site, monkeypatch):
-    answer = httpx.post(f"{site.url}/v1/completions", content=b" " * (app.MAX_BODY_BYTES + 1))
+def test_a_body_that_is_too_long_is_refused_before_it_arrives(site):
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {app.MAX_BODY_BYTES + 1}\r\n\r\n"
+    with raw(site, head.encode()) as client:
+        assert b" 413 " in all_of(client)
+
+
+def test_a_body_of_unknown_length_that_is_too_long_is_refused(site):
+    answer = httpx.post(f"{site.url}/v1/completions", content=iter([b" " * app.MAX_BODY_BYTES, b" "]))
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
     assert answer.headers["Connection"] == "close"
 
@@ -242,8 +248,11 @@ def test_a_request_that_does_not_arrive_ends_its_connection(serve, monkeypatch, 
 def test_a_connection_too_many_is_refused_at_once(serve, monkeypatch):
     monkeypatch.setattr(connection, "MAX_CONNECTIONS", 3)
     server = serve(served_of("writer", False))
-    clients = [raw(server, b"") for _ in range(3)]
-    eventually(lambda: len(server.server.server_state.connections) == 3)
+    body = json.dumps(ENDLESS).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+    clients = [raw(server, head + body) for _ in range(3)]
+    for client in clients:
+        assert b" 200 OK" in client.recv(100)
     with raw(server, b"") as client:
         answer = all_of(client)
     assert b"503 Service Unavailable" in answer
@@ -252,6 +261,22 @@ def test_a_connection_too_many_is_refused_at_once(serve, monkeypatch):
         client.close()
     eventually(lambda: not server.server.server_state.connections)
     assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_slow_clients_do_not_keep_others_out(serve, monkeypatch):
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 3)
+    server = serve(served_of("writer", False))
+    clients = []
+    for count in range(1, 4):
+        clients.append(raw(server, b"GET /hea"))
+        eventually(lambda count=count: len(server.server.server_state.connections) == count)
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert b" 408 " in all_of(clients[0])  # the one that has been sending for the longest time
+    for client in clients[1:]:
+        client.sendall(b"lth HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert b" 200 OK" in all_of(client)
+    for client in clients:
+        client.close()
 
 
 def test_small_packets_are_sent_at_once(serve):
