@@ -116,7 +116,8 @@ def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if is_new and not run.metrics_path.exists() and not checkpoints(run.checkpoint_folder):
+        is_there = run.folder.exists()  # the user may have deleted it, which is then the reason of the error
+        if is_new and is_there and not run.metrics_path.exists() and not checkpoints(run.checkpoint_folder):
             shutil.rmtree(run.folder, ignore_errors=sys.platform == "win32")  # the lock is open, and stays there
         raise
 

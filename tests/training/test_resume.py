@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST
+from conftest import FAST, tiny
 from traces import trace, weights
+
+from positron.system.errors import UserError
+from positron.training.resume import open_session
 
 if sys.platform == "win32":
     pytest.skip("Windows sends no signals to other processes", allow_module_level=True)
@@ -133,3 +137,14 @@ def test_after_an_interruption_nothing_but_the_step_in_progress_is_lost(tmp_path
     done = rows(folder)
     assert (folder / "checkpoints" / f"step-{done:06d}.ckpt").exists()
     assert '"status": "stopped"' in (folder / "run.json").read_text()
+
+
+def test_the_reason_of_a_refusal_is_shown_although_the_folder_was_deleted_during_it(tmp_path):
+    folder = tmp_path / "new"
+
+    def refused() -> None:
+        shutil.rmtree(folder)
+        raise UserError("the reason")
+
+    with pytest.raises(UserError, match=r"^the reason$"), open_session(folder, tiny(tmp_path), time.monotonic()):
+        refused()
