@@ -119,7 +119,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield the names and tensors of a folder, in fp32. Raises UserError if a file is missing or damaged."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        places = read_json(index).get("weight_map")
+        content = read_json(index)
+        places = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
             raise UserError(f"{index} has no weight_map, which maps tensors to files: download the model again")
         for name in sorted(set(places.values())):

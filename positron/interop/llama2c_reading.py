@@ -51,7 +51,10 @@ def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
             tie_embeddings=size > 0,
         )
     except UserError as error:
-        raise UserError(f"{path} is not a model file of llama2.c: {error}") from error
+        raise UserError(
+            f"{path} is not a model file of llama2.c, because the sizes in its header do not fit together (dim={width}, "
+            f"n_heads={heads}, n_kv_heads={kv_heads}, n_layers={layers}, seq_len={context}): choose another file"
+        ) from error
     check_memory(config, copies=2)
     numbers = (
         torch.from_numpy(np.frombuffer(content, dtype="<f4", offset=llama2c.HEADER.size).copy())

@@ -373,6 +373,7 @@ MALFORMED: list[tuple[Any, str]] = [
     ),
     (written("model.safetensors.index.json", '{"weight_map": {"a": "../../x.safetensors"}}'), "outside of its folder"),
     (written("model.safetensors.index.json", '{"weight_map": 3}'), "weight_map"),
+    (written("model.safetensors.index.json", "[1]"), "has no weight_map"),
     (tensors(lambda read: read.pop(NORM)), "has no tensor model.norm.weight"),
     (tensors(lambda read: read.update({NORM: torch.zeros(31)})), "model.norm.weight has the shape"),
     (tensors(lambda read: read.update(extra=torch.zeros(1))), "the weights contain the tensor extra, which"),
@@ -447,7 +448,10 @@ def test_a_pickle_that_holds_code_is_refused_and_not_executed(whole, tmp_path):
     [
         (b"", "is not a model file of llama2.c"),
         (struct.pack("<7i", 0, 1, 1, 1, 1, 1, 1), "impossible sizes"),
-        (struct.pack("<7i", 32, 48, 2, 5, 2, 600, 16), "n_head"),
+        (
+            struct.pack("<7i", 32, 48, 2, 5, 2, 600, 16),
+            r"do not fit together \(dim=32, n_heads=5, .*: choose another file$",
+        ),
         (struct.pack("<7i", 32, 48, 2, 4, 2, 600, 16) + bytes(400), "incomplete"),
         (struct.pack("<7i", 32, 48, 2, 4, 2, 600, 16) + bytes(401), "incomplete"),
     ],
