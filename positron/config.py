@@ -100,9 +100,9 @@ class ModelConfig:
                 pass
             case "sinusoidal":
                 if self.d_model % 2:
+                    even = self.d_model + (self.n_head if self.head_dim is None else 1)
                     raise UserError(
-                        f"model.position=sinusoidal needs an even model.d_model, not {self.d_model}: "
-                        f"try model.d_model={self.d_model + self.n_head}"
+                        f"model.position=sinusoidal needs an even model.d_model, not {self.d_model}: try model.d_model={even}"
                     )
             case "rope":
                 if self.d_head % 2:

@@ -234,10 +234,11 @@ def test_an_optimizer_that_cannot_be_built_is_named(modules, target, options, me
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"_target_": "platform.system"}, "data._target_=platform.system returns a str, not a list"),
+        ({"_target_": "platform.system"}, "data._target_=platform.system returns the type str, not a list"),
         ({}, "data=custom needs data._target_=my_module.my_function"),
-        ({"_target_": "misfits.value"}, "is a int, not a function"),
-        ({"_target_": "misfits.step"}, "returns a NoneType, not a list or generator"),
+        ({"_target_": "misfits.value"}, "is of type int, not a function"),
+        ({"_target_": "misfits.step"}, "returns the type NoneType, not a list or generator"),
+        ({"_target_": "builtins.dict", "options": {"train": ["a"]}}, "builtins.dict returns the type dict, not a list"),
         ({"_target_": "add_a_data_source.sums", "options": {"m": 1}}, "refuses its options"),
     ],
 )

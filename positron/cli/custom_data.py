@@ -8,7 +8,7 @@ function, and no run folder can make this program import anything.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, assert_never
 
 from positron.settings import recipe_of
@@ -40,16 +40,18 @@ def write_custom_data(values: dict[str, Any]) -> None:
         )
     function = load_object(target, KEY)
     if not callable(function):
-        raise UserError(f"{KEY}={target} is a {type(function).__name__}, not a function: name a function of a module")
+        raise UserError(
+            f"{KEY}={target} is of type {type(function).__name__}, not a function: name a function of a module"
+        )
     try:
         rows = function(**(options or {}))
     except TypeError as error:
         raise UserError(
             f"{KEY}={target} refuses its options ({' '.join(str(error).split())}): correct data.options=, or the function"
         ) from error
-    if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
+    if not isinstance(rows, Iterable) or isinstance(rows, str | bytes | Mapping):
         raise UserError(
-            f"{KEY}={target} returns a {type(rows).__name__}, not a list or generator: correct the function"
+            f"{KEY}={target} returns the type {type(rows).__name__}, not a list or generator: correct the function"
         )
     from positron.data.memory import write_conversations, write_pairs, write_texts
 

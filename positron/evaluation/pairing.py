@@ -30,6 +30,11 @@ _NOT_COMPARED = {"name", "seed"}
 _ORDER_KEYS = ("model.context_length", "train.batch_tokens")
 _ORDER_GROUPS = ("data.", "tokenizer.")
 _MAX_GROUPS_NAMED = 8
+_REMEDIES = {  # for a variant one of whose runs ended with this status of LOST
+    "pruned": "train the variant under another name=, without sweep.prune=median",
+    "diverged": "train the variant under another name=, with settings that do not diverge, such as a lower optimizer.lr=",
+    "failed": "give the command of this run or of its sweep again, which continues it or shows the cause",
+}
 _PYTHON_NAMES = {"true": "True", "false": "False", "null": "None"}  # by the name on the command line
 _SURROUNDINGS = (
     *("git.commit", "git.diff_sha256", "versions.", "resolved.threads", "resolved.accelerator"),
@@ -220,7 +225,7 @@ def _is_trained(run: Run) -> bool:
     if facts.status in LOST:
         raise UserError(
             f"{run.folder} ended with the status {facts.status}: without its seed, the variant would look better than it is; "
-            "train it to its end under another name=, or compare other groups"
+            f"{_REMEDIES[facts.status]}, or compare other groups"
         )
     return facts.status == "finished" or (facts.status == "stopped" and facts.error is None)
 

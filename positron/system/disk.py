@@ -183,6 +183,8 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
             raise UserError(
                 f"cannot write {path}: there is no folder {path.parent}: create it, or give another path"
             ) from error
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder; give the name of a file") from error
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; an existing file of this name is unchanged"
         ) from error

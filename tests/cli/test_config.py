@@ -207,6 +207,7 @@ def test_gpt_config_has_the_options_of_the_model_config():
         ({"d_model": 36, "n_head": 4, "position": "rope"}, r"gives 9: try model\.d_model=32 or 40$"),
         ({"head_dim": 9, "position": "rope"}, r"even model\.head_dim, not 9: try model\.head_dim=10$"),
         ({"d_model": 9, "n_head": 3, "position": "sinusoidal"}, r"try model\.d_model=12$"),
+        ({"d_model": 9, "head_dim": 8, "position": "sinusoidal"}, r"try model\.d_model=10$"),
     ],
 )
 def test_an_impossible_shape_is_refused_with_a_shape_that_is_possible(shape, says):

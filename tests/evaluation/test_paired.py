@@ -192,11 +192,16 @@ def test_a_run_that_ended_because_of_its_result_is_not_left_out_in_silence(grid:
     edit(grid / "3", status="running")
     assert find_pairs([str(grid)], Path("outputs")).seeds == [1, 2]
     assert any("grid/3, which is not finished" in line for line in logged)
+    remedies = {
+        "diverged": "a lower optimizer.lr=",
+        "pruned": "without sweep.prune=median",
+        "failed": "shows the cause",
+    }
     for status, has_checkpoint in (("diverged", True), ("pruned", True), ("failed", True), ("diverged", False)):
         edit(grid / "5", status=status)
         if not has_checkpoint:  # most runs that diverge have not saved one
             shutil.rmtree(grid / "5" / "checkpoints")
-        with pytest.raises(UserError, match=f"ended with the status {status}: without its seed"):
+        with pytest.raises(UserError, match=f"ended with the status {status}: without its seed.*{remedies[status]}"):
             find_pairs([str(grid)], Path("outputs"))
 
 

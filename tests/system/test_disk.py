@@ -96,3 +96,5 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
         disk.read_json(file)
     with pytest.raises(UserError, match=r"there is no folder .*nowhere: create it, or give another path$"):
         disk.write_text(file, "{}", tmp_path)
+    with pytest.raises(UserError, match=r"cannot write .*: it is a folder; give the name of a file$"):
+        disk.write_text(tmp_path, "{}")
