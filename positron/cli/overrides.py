@@ -263,7 +263,7 @@ class _Reader:
             raise UserError(self._no_choice(group, text))
         if parsed.is_sweep_override():
             if not self.is_sweep:
-                raise UserError(_needs_sweep(group, text))
+                raise UserError(_needs_sweep(group, text, parsed))
             value = parsed.value()
             names = ["null" if name is None else str(name) for name in getattr(value, "list", [])]
         else:
@@ -317,7 +317,7 @@ class _Reader:
                 return _quoted(text)
             if is_list(key):
                 raise UserError(f"{key}={text}: write a list in brackets: '{key}=[{text}]'")
-            raise UserError(_needs_sweep(key, text))
+            raise UserError(_needs_sweep(key, text, parsed))
         value = parsed.value()
         as_is = value is None or isinstance(value, str) or hasattr(value, "quote")
         if is_text(key) and (not as_is or text != text.strip()):
@@ -384,5 +384,7 @@ def _quoted(text: str) -> str:
     return f"'{escaped}{chr(92) * trailing}'"
 
 
-def _needs_sweep(key: str, text: str) -> str:
+def _needs_sweep(key: str, text: str, parsed: Any) -> str:
+    if not parsed.is_discrete_sweep():
+        return f"{key}={text} is an interval, which only a search reads: add -m hydra/sweeper=optuna, or give one value"
     return f"{key}={text} gives several values: add -m to train one run for each, or give one value"

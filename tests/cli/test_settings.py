@@ -195,6 +195,7 @@ def test_model_and_data_may_be_given_as_null_only_if_they_come_from_a_teacher():
         (("given=[a]",), "unknown key given"),
         (("schedule=cosine,linear",), "add -m"),
         (("optimizer.lr=1e-3,3e-3",), "add -m"),
+        (("optimizer.lr=interval(1e-4,1e-3)",), "an interval, which only a search reads: add -m hydra/sweeper=optuna"),
         (("name=a,b",), "add -m"),
         (("optimizer.betas=0.9,0.99",), "'optimizer.betas=[0.9,0.99]'"),
         (("optimizer.lr=1e-3;",), "give a number"),
