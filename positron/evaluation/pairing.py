@@ -7,6 +7,7 @@ the noise of training is common to both and cancels in their difference. A group
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,11 +196,12 @@ def _why_none(key: str, value: str, members: Sequence[Member]) -> str:
 
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
     """Split FOLDER:KEY=VALUE,... into the folder and its pairs (key, value), of which a plain FOLDER has none."""
-    folder, colon, rest = name.rpartition(":")
-    if not colon or "=" not in rest:
+    folder, *rest = re.split(r":(?=[\w.]*=)", name, maxsplit=1)
+    if not rest:
         return name, []
-    pairs = [part.partition("=") for part in rest.split(",")]
-    if not all(key and equals for key, equals, _ in pairs):
+    # a comma that no KEY= follows belongs to a value, such as [0.9,0.95]
+    pairs = [part.partition("=") for part in re.split(r",(?=[\w.]*=)", rest[0])]
+    if not all(key for key, _, _ in pairs):
         raise UserError(f"{name} does not name runs: write FOLDER:KEY=VALUE or FOLDER:KEY=VALUE,KEY=VALUE")
     return folder, [(key.strip(), value.strip()) for key, _, value in pairs]
 

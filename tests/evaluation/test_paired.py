@@ -158,6 +158,15 @@ def test_the_advice_of_a_refusal_names_all_settings_that_differ(grid: Path) -> N
     assert find_pairs(names, Path("outputs"), settings_named(advice[1])).seeds == [0, 1, 2]
 
 
+def test_the_name_of_a_group_may_contain_a_list_or_a_mapping(grid: Path) -> None:
+    for job in range(6):
+        value = "[0.9,0.95]" if job < 3 else "{a:1,b:2}"
+        overrides = [f"optimizer.betas={value}", f"seed={job % 3}"]
+        (grid / str(job) / "job.json").write_text(json.dumps({"overrides": overrides, "failed": None}))
+    names = [f"{grid}:optimizer.betas=[0.9,0.95]", f"{grid}:optimizer.betas={{a:1,b:2}},seed=1"]
+    assert find_pairs(names, Path("outputs")).runs == [(Run(grid / "1"), Run(grid / "4"))]
+
+
 def test_settings_that_do_not_change_what_is_learned_may_differ(grid: Path) -> None:
     for job in ("3", "4", "5"):
         edit(grid / job, train__keep_last=7, train__micro_batch_size=4, device__threads=2)
@@ -220,6 +229,8 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
         "optimizer.lr=1e-3,seed=9": "selects no run: seed is 0 or 1 or 2 there, not 9",
         "optimizer.lrr=1": "unknown key optimizer.lrr: did you mean optimizer.lr",
         "device.threads=2": "device.threads does not change what a run learns",
+        "=1": "does not name runs: write FOLDER:KEY=VALUE",
+        "optimizer.lr=1e-3,seed": "optimizer.lr is 0.001 or 0.01 there, not 1e-3,seed",
         "model=nano": "model is a group: give one of its settings, such as model.",
     }.items():
         refuse([f"{grid}:{choice}", str(grid / "3")], says)
