@@ -117,6 +117,7 @@ def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunCon
     Each `auto` is replaced by the value that the run used. Raises UserError if the weights no longer exist, or if the settings
     name a class or function that would have to be imported.
     """
+    run.settings()  # refuses a damaged file
     values, resolved = run.config(), first_start["resolved"]
     for what, name_of_code in _own_code(values):
         raise UserError(

@@ -166,6 +166,15 @@ def test_code_that_a_run_folder_names_is_not_imported(place, monkeypatch, capsys
     assert "does not import code that a run folder names" in err
 
 
+def test_a_damaged_configuration_is_refused_in_one_line(place, monkeypatch, capsys) -> None:
+    shutil.copytree("outputs/x", "outputs/damaged")
+    edit(place / "outputs/damaged/config.json", lambda config: (config.pop("checksum"), config.update(optimizer=3)))
+    code, out, err = said(monkeypatch, capsys, "outputs/damaged")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "config.json is damaged" in err
+    assert "optimizer=3 is not a possible value" in err
+
+
 def test_a_run_notes_each_start_and_no_secret(place) -> None:
     text = (place / "outputs" / "x" / "provenance.json").read_text(encoding="utf-8")
     known = json.loads(text)
