@@ -135,15 +135,14 @@ def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
     the logits with these weights and those of the run on `prompt`. Raises UserError if an option that has no effect on
     the file is given.
     """
-    refused = {"--step": options.step is not None, "--ablate": options.ablate}
     if options.json:
         raise UserError("--html writes a page and --json prints numbers: give only one of them")
-    for name, is_given in refused.items():
-        if is_given:
-            raise UserError(
-                f"--html cannot be combined with {name}, because the page contains the best checkpoint and its reader chooses "
-                f"the ablations: leave {name} out"
-            )
+    if options.step is not None:
+        raise UserError(
+            "--html writes a page with the best checkpoint, not with that of a given step: leave --step out"
+        )
+    if options.ablate:
+        raise UserError("--html writes a page on which you choose the ablations yourself: leave --ablate out")
     from positron.inspection.html_file import write_html
     from positron.system.disk import expanded
 

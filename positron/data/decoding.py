@@ -119,7 +119,8 @@ def refuse_unreadable(files: Sequence[Path], called: str, reading: Reading) -> N
     """
     try:
         if not any(path.stat().st_size for path in files):
-            raise UserError(f"{one_line(called)} is empty: give a file with text")
+            fault = "is empty" if len(files) == 1 else "contains only empty files"
+            raise UserError(f"{one_line(called)} {fault}: give a file with text")
         for path in files[:CHECKED_FILES]:
             if compression_of(path) is None and format_of(path) not in ("parquet", "arrow"):
                 with open_decompressed(path) as file:

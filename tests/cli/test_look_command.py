@@ -68,6 +68,8 @@ def test_the_look_command_and_its_mistakes(tmp_path, run_command):
     for arguments, message in (
         (("tiny", "--step", "3"), "not of step 3: choose another step"),
         (("tiny", "--html", "x.html", "--json"), "give only one of them"),
+        (("tiny", "--html", "x.html", "--step", "3"), "with the best checkpoint, not with that of a given step"),
+        (("tiny", "--html", "x.html", "--ablate", "0.attention"), "leave --ablate out"),
         (("tiny", "--ablate", "x"), "'x' does not name a part of the model"),
         (("tiny", "a" * 80), "the prompt has 80 tokens and may have at most 79"),
         (("nowhere",), "no run nowhere"),

@@ -545,6 +545,13 @@ def test_a_text_that_cannot_be_read_is_refused_before_anything_is_loaded(tmp_pat
         check_files(DataConfig(source=data, path=str(path)), {})
 
 
+def test_a_folder_of_empty_files_is_not_called_empty(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"contains only empty files: give a file with text"):
+        check_files(DataConfig(source="text", path=str(tmp_path)), {})
+
+
 def test_a_logger_without_its_package_is_refused(monkeypatch):
     logger = LoggerConfig(tensorboard=TensorboardConfig())
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
