@@ -63,6 +63,8 @@ def _hydra_reason(error: BaseException) -> str:
         return f"--config-name: there is no file {no_file[1]}.yaml in conf/ or in the folder of --config-dir: correct the name"
     if no_folder := re.match(r"Additional config directory '(.*)' not found", text):
         return f"--config-dir: there is no folder {no_folder[1]}: correct the path"
+    if (no_group := re.match(r"Error merging override (.*)", text)) and cause.startswith("Cannot merge DictConfig"):
+        return f"{no_group[1]} is not a possible value: give a group of settings"
     return text
 
 
