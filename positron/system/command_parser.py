@@ -27,10 +27,11 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with argparse's message, followed by a similar option or by the command that lists all options."""
-        wrong = re.match(r"unrecognized arguments: (-\S*)", message)
-        options = [option for option in self._option_string_actions if option.startswith("--")]
-        near = difflib.get_close_matches(wrong[1].partition("=")[0], options, 1, 0.6) if wrong else []
-        advice = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists all options"
+        wrong = re.match(r"unrecognized arguments: -+([^\s=]*)", message)
+        # without the hyphens, which would make all short options similar
+        options = [option[2:] for option in self._option_string_actions if option.startswith("--")]
+        near = difflib.get_close_matches(wrong[1], options, 1, 0.6) if wrong else []
+        advice = f"did you mean --{near[0]}?" if near else f"{self.prog} --help lists all options"
         if re.match(r"unrecognized arguments: [^-]", message) and any(
             a.dest == "prompt" for a in self._get_positional_actions()
         ):

@@ -143,6 +143,9 @@ def test_a_wrong_option_is_one_line_with_the_nearest_right_one(run_command):
     result = run_command("generate", "Tom", "--max-token=5", "--tempratur", "0")
     assert result.code == 2
     assert result.err == "positron: unrecognized arguments: --tempratur 0; did you mean --temperature?\n"
+    for option in ("--html", "-x"):
+        result = run_command("compare", "a", option)
+        assert result.err.startswith(f"positron: unrecognized arguments: {option}; python -m positron.compare --help")
 
 
 def test_a_reader_that_ends_early_is_no_error():
