@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,7 +283,7 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
             raise UserError(
                 one_line(
                     f"the runs of {label} are not one variant: {key} is {first} in {members[0].run.folder} and {second} in "
-                    f"{member.run.folder}; name one group as {narrower}",
+                    f"{member.run.folder}; name one group as {shlex.quote(narrower)}",
                     800,
                 )
             )
@@ -361,8 +362,11 @@ def _is_of_order(key: str) -> bool:
 
 
 def _same(a: str, b: str) -> bool:
-    """Tell whether two values of a setting are equal as numbers or as texts; 1e-3 equals 0.001, and true equals True."""
-    a, b = (_PYTHON_NAMES.get(value, value) for value in (a, b))
+    """Tell whether two values of a setting are equal as numbers or as texts.
+
+    1e-3 equals 0.001, true equals True, and [0.9,0.95] equals [0.9, 0.95].
+    """
+    a, b = (_PYTHON_NAMES.get(value, value).replace(", ", ",") for value in (a, b))
     try:
         return float(a) == float(b)
     except ValueError:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 import shutil
 import statistics
 from collections.abc import Callable
@@ -165,6 +166,18 @@ def test_the_name_of_a_group_may_contain_a_list_or_a_mapping(grid: Path) -> None
         (grid / str(job) / "job.json").write_text(json.dumps({"overrides": overrides, "failed": None}))
     names = [f"{grid}:optimizer.betas=[0.9,0.95]", f"{grid}:optimizer.betas={{a:1,b:2}},seed=1"]
     assert find_pairs(names, Path("outputs")).runs == [(Run(grid / "1"), Run(grid / "4"))]
+
+
+def test_the_advice_to_narrow_a_group_by_a_list_can_be_pasted(grid: Path) -> None:
+    for job in range(6):
+        beta = 0.95 if job < 3 else 0.99
+        edit(grid / str(job), optimizer__lr=1e-3, optimizer__betas=[0.9, beta])
+        overrides = [f"optimizer.betas=[0.9,{beta}]", f"seed={job % 3}"]
+        (grid / str(job) / "job.json").write_text(json.dumps({"overrides": overrides, "failed": None}))
+    with pytest.raises(UserError) as refused:
+        find_pairs([str(grid / "3"), str(grid)], Path("outputs"))
+    advised = shlex.split(str(refused.value).rpartition(" as ")[2])
+    assert find_pairs([str(grid / "3"), *advised], Path("outputs")).runs == [(Run(grid / "3"), Run(grid / "0"))]
 
 
 def test_settings_that_do_not_change_what_is_learned_may_differ(grid: Path) -> None:
