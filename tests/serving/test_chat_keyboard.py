@@ -24,7 +24,8 @@ VARIANTS = ["button previous answer", "button next answer"]
 COMPOSER = ["textbox Message", "button Send"]
 
 # What is wrong with the place of the focus: it must be seen whole, with its outline.
-HIDDEN_FOCUS = """() => {
+HIDDEN_FOCUS = """async () => {
+  await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));  // the page has scrolled then
   const element = document.activeElement, wrong = [];
   const { outlineStyle, outlineWidth, outlineOffset } = getComputedStyle(element);
   if (outlineStyle === "none") wrong.push("no outline");
@@ -38,7 +39,8 @@ HIDDEN_FOCUS = """() => {
     if (clips && !isWithin(parent.getBoundingClientRect())) wrong.push(`cut off by ${parent.id || parent.className}`);
   }
   const shown = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
-  if (!element.contains(shown)) wrong.push(`covered by ${shown.id || shown.className}`);
+  if (!shown) wrong.push("not in the window");
+  else if (!element.contains(shown)) wrong.push(`covered by ${shown.id || shown.className}`);
   return wrong;
 }"""
 

@@ -148,10 +148,13 @@ class _Logits:
     """A model whose logits are given: its hidden states are the logits, and its head is the identity."""
 
     def __init__(self, logits: torch.Tensor) -> None:
-        self.logits, self.head_weight = logits, torch.eye(logits.shape[-1], dtype=logits.dtype)
+        self.given = logits
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        return self.logits
+        return self.given
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
 
     def to(self, device: torch.device) -> _Logits:
         return self
