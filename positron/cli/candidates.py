@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from positron.cli.overrides import given_keys
 from positron.cli.request import compose_request
 from positron.config import RunConfig
 from positron.evaluation.research import BASE, Plan, merged, repeated
@@ -40,8 +41,7 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
     base = _settings(content.get("base"), f"{path}: base")
     if "candidates" not in content:
         raise UserError(
-            f"{path}: the key candidates is missing: add candidates: with a list of settings for each name, such as "
-            "high: [optimizer.lr=3e-3]"
+            f"{path}: the key candidates is missing: add one, such as candidates: {{high: [optimizer.lr=3e-3]}}"
         )
     candidates = content["candidates"]
     if not isinstance(candidates, dict) or not candidates:
@@ -61,12 +61,14 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
     if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < FIRST_ADOPTION:
         raise UserError(f"{path}: pairs must be a whole number of at least {FIRST_ADOPTION}, not {pairs!r}")
     if not is_number(min_gain) or min_gain <= 0:
-        raise UserError(f"{path}: min_gain must be a number above 0, in bits per byte, not {min_gain!r}")
+        raise UserError(
+            f"{path}: min_gain must be a number above 0, in bits per byte, such as {MIN_GAIN}, not {min_gain!r}"
+        )
     named = {name: _settings(words, f"{path}: candidate {name}") for name, words in candidates.items()}
     config = _configured(f"{path}: base", base, configure)
     for name, overrides in named.items():
         where = f"{path}: candidate {name}"
-        _refuse_other_judgement(where, config, _configured(where, merged(base, overrides), configure))
+        _refuse_other_judgement(where, config, _configured(where, merged(base, overrides), configure), overrides)
     return Plan(base, named, pairs, float(min_gain), config.seed)
 
 
@@ -129,15 +131,23 @@ def _configured(where: str, words: list[str], configure: Callable[[dict[str, Any
         request.refuse_unread()
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    if config.train.max_time is not None or config.train.stop_at is not None:
-        raise UserError(f"{where}: leave train.max_time= and train.stop_at= out, and give train.max_steps= or budget=")
-    if config.device.processes > 1:
-        raise UserError(f"{where}: positron research trains each run on one device: leave device.devices= out")
+    for key in ("max_time", "stop_at"):
+        if getattr(config.train, key) is not None:
+            raise UserError(
+                f"{where}: positron research compares runs of a fixed number of steps: leave train.{key}= out, and set the "
+                "length by train.max_steps= or budget="
+            )
+    for key in ("devices", "num_nodes"):
+        if getattr(config.device, key) > 1:
+            raise UserError(f"{where}: positron research trains each run on one device: leave device.{key}= out")
     return config
 
 
-def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig) -> None:
-    """Raise UserError if a candidate would get another seed or another validation text than the base recipe."""
+def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig, overrides: list[str]) -> None:
+    """Raise UserError if a candidate would get another seed or another validation text than the base recipe.
+
+    The message names the setting of `overrides`, those of the candidate, that changes it.
+    """
     changed = ["seed"] if config.seed != base.seed else []
     for group in ("data", "tokenizer"):
         values, known = (dataclasses.asdict(getattr(side, group)) for side in (config, base))
@@ -147,7 +157,10 @@ def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig) -> N
     if config.train.val_tokens != base.train.val_tokens:
         changed.append("train.val_tokens")
     if changed:
+        key, given = changed[0], given_keys(overrides)
+        setter = next((name for name in (key, key.split(".")[0], "experiment") if name in given), key)
+        by = "" if setter == key else f" by {setter}={given[setter]}"
         raise UserError(
-            f"{where} changes {changed[0]}, but both runs of a pair need the same seed and validation text: leave it out, or "
-            "set it in base"
+            f"{where} changes {key}{by}, but both runs of a pair need the same seed and validation text: leave {setter}= out, "
+            "or move it to base"
         )
