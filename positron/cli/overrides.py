@@ -69,6 +69,14 @@ _OPTIONAL_GROUPS: dict[Recipe, tuple[str, ...]] = {
 }
 _TAKEN_IN_TUNING = "the architecture and tokenizer of the base run, which init_from= names"
 _TAKEN: dict[Recipe, str] = {"distill": "the tokenizer of the runs that teachers= names"}
+# the choice of data that reads the user's own files
+_OWN_DATA: dict[Recipe, str] = {
+    "train": "text",
+    "distill": "text",
+    "sft": "instruct",
+    "reinforce": "instruct",
+    "prefer": "preferences",
+}
 _UNCHECKED_KEYS = (
     "callbacks.",
     "optimizer.options.",
@@ -101,7 +109,8 @@ def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> Comma
     Raises UserError, which names the wrong word and what to type instead.
     """
     options, settings = _options(words, recipe, conf)
-    reader = _Reader(recipe, conf, CommandLine(options, []).is_sweep, bool({"--config-dir", "-cd"} & set(options)))
+    has_own_conf = bool({"--config-dir", "-cd"} & set(options))
+    reader = _Reader(recipe, conf, has_own_conf, is_sweep=CommandLine(options, []).is_sweep)
     return CommandLine(options, reader.read(settings))
 
 
@@ -110,7 +119,7 @@ def read_settings(settings: Sequence[str], recipe: Recipe, conf: Path) -> list[s
 
     Raises UserError as `read_command_line` does.
     """
-    return _Reader(recipe, conf, is_sweep=False, has_own_conf=False).read(settings)
+    return _Reader(recipe, conf, has_own_conf=False, can_sweep=False).read(settings)
 
 
 def given_keys(overrides: Sequence[str]) -> dict[str, str]:
@@ -204,8 +213,14 @@ def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) ->
 
 
 class _Reader:
-    def __init__(self, recipe: Recipe, conf: Path, is_sweep: bool, has_own_conf: bool) -> None:
-        self.recipe, self.is_sweep, self.has_own_conf = recipe, is_sweep, has_own_conf
+    def __init__(
+        self, recipe: Recipe, conf: Path, has_own_conf: bool, *, is_sweep: bool = False, can_sweep: bool = True
+    ) -> None:
+        self.recipe, self.has_own_conf = recipe, has_own_conf
+        self.is_sweep, self.can_sweep = (
+            is_sweep,
+            can_sweep,
+        )  # whether -m is given, and whether the command has such an option
         self.groups, self.conf = groups_of(conf), conf
         self.optional = _OPTIONAL_GROUPS[recipe]
         self.keys = set(leaf_keys())
@@ -263,7 +278,7 @@ class _Reader:
             raise UserError(self._no_choice(group, text))
         if parsed.is_sweep_override():
             if not self.is_sweep:
-                raise UserError(_needs_sweep(group, text, parsed))
+                raise UserError(self._several_values(group, text, parsed))
             value = parsed.value()
             names = ["null" if name is None else str(name) for name in getattr(value, "list", [])]
         else:
@@ -282,7 +297,7 @@ class _Reader:
         near = difflib.get_close_matches(name.removesuffix(".yaml"), choices, 1, 0.6)
         hint = f"did you mean {group}={near[0]}? Choices: " if near else "choose from "
         if group == "data" and set(name) & set("./~\\"):
-            hint = f"give data=text data.path={name} to read a text of your own; choices: "
+            hint = f"give data={_OWN_DATA[self.recipe]} data.path={name} to read a file of your own; choices: "
         if group == "callbacks":
             hint = f"a callback of your own is a file FOLDER/callbacks/{name}.yaml, given with --config-dir FOLDER; choices: "
         if name == "null":
@@ -317,12 +332,19 @@ class _Reader:
                 return _quoted(text)
             if is_list(key):
                 raise UserError(f"{key}={text}: write a list in brackets: '{key}=[{text}]'")
-            raise UserError(_needs_sweep(key, text, parsed))
+            raise UserError(self._several_values(key, text, parsed))
         value = parsed.value()
         as_is = value is None or isinstance(value, str) or hasattr(value, "quote")
         if is_text(key) and (not as_is or text != text.strip()):
             return _quoted(text)
         return text
+
+    def _several_values(self, key: str, text: str, parsed: Any) -> str:
+        if parsed.is_discrete_sweep():
+            several, sweep = "gives several values", "add -m to train one run for each, or "
+        else:
+            several, sweep = "is an interval, which only a search reads", "add -m hydra/sweeper=optuna, or "
+        return f"{key}={text} {several}: {sweep if self.can_sweep else ''}give one value"
 
     def _undeletable(self, key: str) -> str:
         if key in self.groups:
@@ -365,7 +387,9 @@ class _Reader:
                 if key.startswith(f"logger.{logger}.") and logger not in chosen and not self.has_own_conf:
                     experiment = self.chosen.get("experiment")
                     if experiment is None or experiment in self.groups["experiment"]:
-                        raise UserError(f"{key}={value} is read by logger={logger}: add logger={logger}")
+                        others = [name for name in chosen.strip("[]'\"").split(",") if name not in ("", "files")]
+                        remedy = f"give 'logger=[{','.join([*others, logger])}]'" if others else f"add logger={logger}"
+                        raise UserError(f"{key}={value} is read by logger={logger}: {remedy}")
 
 
 def _parsed(parser: OverridesParser, key: str, text: str) -> Any:
@@ -382,9 +406,3 @@ def _quoted(text: str) -> str:
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"
-
-
-def _needs_sweep(key: str, text: str, parsed: Any) -> str:
-    if not parsed.is_discrete_sweep():
-        return f"{key}={text} is an interval, which only a search reads: add -m hydra/sweeper=optuna, or give one value"
-    return f"{key}={text} gives several values: add -m to train one run for each, or give one value"

@@ -78,7 +78,7 @@ def composed(*words: str, recipe: str = "train") -> dict:
         (("sweep.startup_jobs=3",), "add -m"),
         (("monitor.every=5",), "add monitor=all"),
         (("logger.wandb.project=x",), "add logger=wandb"),
-        (("logger=wandb", "logger.tensorboard.subdir=x"), "add logger=tensorboard"),
+        (("logger=wandb", "logger.tensorboard.subdir=x"), "give 'logger=[wandb,tensorboard]'"),
         (("sft.epochs=2",), "positron.sft"),
         (("+sft.lora.rank=2",), "positron.sft"),
         (("experiment=quickstart", "device.batch_tokens=512"), "give train.batch_tokens="),
@@ -102,6 +102,7 @@ def test_a_given_key_that_nothing_reads_is_refused_with_the_way_out(words, said)
         (("sft.epochs=2", "train.max_steps=9"), "train.max_steps=auto"),
         (("experiment=story_instruct", "sft.epochs=2"), "train.max_steps=auto"),
         (("data=text", "data.path=a.txt"), "data=story_instruct"),
+        (("data=my.jsonl",), "give data=instruct data.path=my.jsonl"),
     ],
 )
 def test_sft_refuses_what_the_base_run_decides_and_what_it_does_not_read(words, said):
