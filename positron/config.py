@@ -82,9 +82,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "model")
         if self.head_dim is None and self.d_model % self.n_head:
+            step = (
+                self.n_head if self.has_learned_positions else 2 * self.n_head
+            )  # the other positions need even widths
             raise UserError(
                 f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}: "
-                f"try model.d_model={self.d_model // self.n_head * self.n_head or self.n_head}"
+                f"try model.d_model={self.d_model // step * step or step}"
             )
         if self.n_kv_head is not None and self.n_head % self.n_kv_head:
             raise UserError(

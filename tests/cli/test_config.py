@@ -203,6 +203,7 @@ def test_gpt_config_has_the_options_of_the_model_config():
     ("shape", "says"),
     [
         ({"n_head": 7}, r"not divisible by model\.n_head=7: try model\.d_model=63$"),
+        ({"d_model": 100, "n_head": 3, "position": "rope"}, r"not divisible by .*: try model\.d_model=96$"),
         ({"n_head": 8, "n_kv_head": 3}, r"must divide model\.n_head=8: choose one of 1, 2, 4, 8$"),
         ({"d_model": 36, "n_head": 4, "position": "rope"}, r"gives 9: try model\.d_model=32 or 40$"),
         ({"head_dim": 9, "position": "rope"}, r"even model\.head_dim, not 9: try model\.head_dim=10$"),
