@@ -275,7 +275,7 @@ def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> 
     from positron.cli.help_text import default_choices
     from positron.cli.hydra_app import conf_folder
 
-    words = {full_name(key, recipe): _as_word(value) for key, value in settings.items()}
+    words = {full_name(key, recipe): _as_word(key, value) for key, value in settings.items()}
     chosen = {**default_choices(conf_folder() / f"{recipe}.yaml"), **words}
     if name is None:
         name = f"{chosen['model']}-{chosen['data']}" if recipe == "train" else f"{recipe}-{chosen['data']}"
@@ -307,8 +307,11 @@ def full_name(key: str, recipe: Recipe) -> str:
             raise UserError(f"{key}= could mean {' or '.join(matches)}: give one of {options}")
 
 
-def _as_word(value: Any) -> str:
-    """Write a Python value as the command line writes it: None as `null`, a dict as `{key:value}`."""
+def _as_word(key: str, value: Any) -> str:
+    """Write the value of a setting as the command line writes it: None as `null`, a dict as `{key:value}`.
+
+    Raises UserError, which names `key`, for a value that the command line cannot express.
+    """
     match value:
         case None:
             return "null"
@@ -317,10 +320,12 @@ def _as_word(value: Any) -> str:
         case str() | Path() | int() | float():
             return str(value)
         case Mapping():
-            return "{" + ",".join(f"{key}:{_as_word(inner)}" for key, inner in value.items()) + "}"
+            return "{" + ",".join(f"{name}:{_as_word(key, inner)}" for name, inner in value.items()) + "}"
         case Iterable():
-            return "[" + ",".join(map(_as_word, value)) + "]"
-    raise UserError(f"a setting cannot be {value!r}: give a str, number, bool, or a list or dict of these")
+            return "[" + ",".join(_as_word(key, inner) for inner in value) + "]"
+    raise UserError(
+        f"{key}= cannot hold a value of type {type(value).__name__}: give a str, number or bool, or a list or dict of these"
+    )
 
 
 def _data_settings(
@@ -340,9 +345,9 @@ def _data_settings(
     if isinstance(data, (str, Path)):
         return {"data": kind, "data.path": data}
     if not isinstance(data, Iterable):
+        items = {"text": "texts", "instruct": "conversations", "preferences": "pairs"}[kind]
         raise UserError(
-            f"data= takes a path, a list of texts, conversations or pairs, a Dataset, or the name of a preset, not "
-            f"{type(data).__name__}"
+            f"data= takes a path, a list of {items}, a Dataset, or the name of a preset, not {type(data).__name__}"
         )
     folder = settings.get("data.dir", DataConfig.dir)
     match kind:

@@ -81,13 +81,16 @@ def main() -> None:
     """Run `positron compare` with the options in `sys.argv`."""
     with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
-        if options.limit < 0 or options.max_tokens < 1:
-            raise UserError("--limit must be at least 0 bytes, and --max-tokens at least 1")
+        if options.limit < 0:
+            raise UserError(f"--limit must be at least 0 bytes, not {options.limit}")
+        if options.max_tokens < 1:
+            raise UserError(f"--max-tokens must be at least 1, not {options.max_tokens}")
         if options.paired:
             _compare_pairs(options)
             return
         if options.differ_in is not None or options.log_row:
-            raise UserError("--differ-in and --log-row describe a comparison of pairs: add --paired")
+            option = "--log-row" if options.differ_in is None else "--differ-in"
+            raise UserError(f"{option} is read only with --paired: add --paired, or leave {option} out")
         for name in options.runs:
             if ":" in name and "=" in name.rpartition(":")[2] and not Path(name).exists():
                 raise UserError(f"{name} has the form FOLDER:KEY=VALUE, which only --paired reads: add --paired")

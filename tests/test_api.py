@@ -120,7 +120,7 @@ def test_a_thread_can_train():
         ({"data": 3}, "data= takes a path, a list"),
         ({"data": []}, "contains no text"),
         ({"data": ["a", 3]}, "item 1 must be a text"),
-        ({"lr": object()}, "a setting cannot be <object"),
+        ({"lr": object()}, "lr= cannot hold a value of type object"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(folder, settings, message):

@@ -239,7 +239,10 @@ def test_an_optimizer_that_cannot_be_built_is_named(modules, target, options, me
         ({"_target_": "misfits.value"}, "is of type int, not a function"),
         ({"_target_": "misfits.step"}, "returns the type NoneType, not a list or generator"),
         ({"_target_": "builtins.dict", "options": {"train": ["a"]}}, "builtins.dict returns the type dict, not a list"),
-        ({"_target_": "add_a_data_source.sums", "options": {"m": 1}}, "refuses its options"),
+        (
+            {"_target_": "add_a_data_source.sums", "options": {"m": 1}},
+            "raises a TypeError .*: correct its arguments in data.options=",
+        ),
     ],
 )
 def test_a_function_that_gives_no_text_is_named(modules, data, message):

@@ -29,9 +29,8 @@ def write_custom_data(values: dict[str, Any]) -> None:
     target, options = data.pop("_target_", None), data.pop("options", None)
     if data["source"] != "custom":
         if target is not None or options is not None:
-            raise UserError(
-                f"{KEY}= and data.options= are read by data=custom only: add data=custom, or leave them out"
-            )
+            key = KEY if target is not None else "data.options"
+            raise UserError(f"{key}= is read by data=custom only: add data=custom, or leave {key}= out")
         return
     if not isinstance(target, str):
         raise UserError(
@@ -47,7 +46,8 @@ def write_custom_data(values: dict[str, Any]) -> None:
         rows = function(**(options or {}))
     except TypeError as error:
         raise UserError(
-            f"{KEY}={target} refuses its options ({' '.join(str(error).split())}): correct data.options=, or the function"
+            f"{KEY}={target} raises a TypeError ({' '.join(str(error).split())}): correct its arguments in data.options=, or "
+            "the function"
         ) from error
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes | Mapping):
         raise UserError(

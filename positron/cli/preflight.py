@@ -74,10 +74,8 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
 
     With `is_sweep`, `folder` is the folder of a sweep below outputs/sweeps/.
     """
-    if any(len(part.encode()) > _MAX_NAME_BYTES for part in folder.parts):
-        raise UserError(
-            f"name={folder.name[:40]}... is too long ({_MAX_NAME_BYTES} bytes at most): give a shorter name="
-        )
+    if long := next((part for part in folder.parts if len(part.encode()) > _MAX_NAME_BYTES), None):
+        raise UserError(f"{long[:40]}... in name= is too long ({_MAX_NAME_BYTES} bytes at most): give a shorter name=")
     if Run(folder).exists:
         return
     try:
@@ -105,9 +103,12 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
     if run is None or config.is_tuning:
         return
     if asked.auto_size:
+        key = "init_from" if config.init_from else "ckpt_path"
+        # with init_from= alone, the architecture is that of the source run; see `with_source_model`
+        is_source_enough = config.init_from is not None and "experiment" not in asked.given
+        remedy = "leave model=auto out" if is_source_enough else f"give the model= of {run.folder}"
         raise UserError(
-            f"model=auto chooses a size, but the weights of {run.folder} have a fixed size: give the model= of that run, "
-            "or leave init_from= and ckpt_path= out"
+            f"model=auto chooses a size, but the weights of {run.folder} have a fixed size: {remedy}, or leave {key}= out"
         )
     source = run.settings().model
     different = _different_shape(source, config.model)

@@ -99,6 +99,7 @@ def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> S
         raise UserError(f"--{name.replace('_', '-')} {complaint}") from error
     if "last_n" in given and sampling.repetition_penalty == 1:
         raise UserError(
-            "--last-n has no effect without --repetition-penalty: add --repetition-penalty, or leave --last-n out"
+            "--last-n has no effect with a repetition penalty of 1: give another --repetition-penalty, such as 1.1, or leave "
+            "--last-n out"
         )
     return sampling

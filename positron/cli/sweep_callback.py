@@ -59,10 +59,9 @@ class SweepTable(Callback):
     def _begin(self, config: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
-        if config.device.devices * config.device.num_nodes > 1:
-            raise UserError(
-                "each job of a sweep (-m) runs on one device: leave device.devices= and device.num_nodes= out"
-            )
+        for key in ("devices", "num_nodes"):
+            if config.device[key] > 1:
+                raise UserError(f"each job of a sweep (-m) runs on one device: leave device.{key}= out")
         parsed = sweep_overrides(config)
         _refuse_search_over_seeds(config, {override.key_or_group for override in parsed})
         _refuse_repeated_values(parsed)

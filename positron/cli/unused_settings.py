@@ -198,7 +198,7 @@ def _text_by_url(values: Mapping[str, Any], given: Mapping[str, str], recipe: Re
         raise UserError("data.path= and data.url= both say where the text is: give one of them")
     if "data.sha256" in given and not data.get("url"):
         raise UserError(
-            "data.sha256= is the checksum of the file at data.url=, which is missing: add data.url=, or leave data.sha256= out"
+            "data.sha256= is the checksum of a download, but data.url= is not given: add data.url=, or leave data.sha256= out"
         )
 
 

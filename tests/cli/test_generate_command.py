@@ -171,5 +171,5 @@ def test_last_n_reaches_the_sampling_and_needs_a_penalty() -> None:
 
     assert chosen("--repetition-penalty", "1.2", "--last-n", "7").last_n == 7
     assert chosen("--preset", "creative", "--last-n", "7").last_n == 7
-    with pytest.raises(UserError, match="--last-n has no effect without --repetition-penalty"):
+    with pytest.raises(UserError, match="--last-n has no effect with a repetition penalty of 1"):
         chosen("--last-n", "7")
