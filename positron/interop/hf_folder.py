@@ -136,8 +136,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         yield from _pickled(folder / "pytorch_model.bin")
     else:
         raise UserError(
-            f"{folder} has no weights (model.safetensors, model.safetensors.index.json or pytorch_model.bin): "
-            "download the model again"
+            f"{folder} has no weights that Positron can read (model.safetensors, model.safetensors.index.json or "
+            "pytorch_model.bin): download one of these files, or choose another model"
         )
 
 
@@ -190,8 +190,9 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
         vocabulary = described["model"]["vocab"]
         size = max(rows, *(i + 1 for i in added.values()), len(vocabulary))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"the key {error} is missing" if isinstance(error, KeyError) else error
         raise UserError(
-            f"{path} cannot be read as a file of Hugging Face's tokenizers library ({error}): download it again"
+            f"{path} is not a file of Hugging Face's tokenizers library ({reason}): download it again"
         ) from error
     if max(len(vocabulary), *(i + 1 for i in added.values()), 0) > rows:
         raise UserError(

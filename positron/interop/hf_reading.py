@@ -86,7 +86,9 @@ class _Keys:
         value = self._facts.pop(name, None)
         if value is None or (isinstance(value, list) and value and all(isinstance(each, str) for each in value)):
             return value
-        raise UserError(f"{self._path}: {name} must be a list of texts, not {value!r}: download the file again")
+        raise UserError(
+            f"{self._path}: {name} must be a list of one or more texts, not {value!r}: download the file again"
+        )
 
     def section(self, name: str) -> _Keys | None:
         """Return the keys of the object that is the value of a key, or None if the key is null or missing.

@@ -148,7 +148,9 @@ def library_json(path: Path, vocab_size: int) -> bytes:
             pieces.append((text.decode("utf-8").replace(" ", "▁"), score))
             place += 8 + length
     except (struct.error, ValueError) as error:
-        raise UserError(f"{path} is not a vocabulary file of llama2.c ({error}): download it again") from error
+        raise UserError(
+            f"{path} is incomplete or is not a vocabulary file of llama2.c ({error}): download it again"
+        ) from error
     if len(pieces) != vocab_size:
         raise UserError(
             f"{path} has {len(pieces):,} pieces, and the vocabulary of the model has {vocab_size:,}: give the vocabulary "

@@ -34,7 +34,8 @@ def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
         or max(width, hidden, layers, context) > 10**7
     ):
         raise UserError(
-            f"{path} is not a model file of llama2.c, because its header has impossible sizes: choose another file"
+            f"{path} is not a model file of llama2.c in version 0 of its format, the only one that Positron reads, because "
+            "its header has impossible sizes: choose another file"
         )
     try:
         config = GPTConfig(
@@ -64,8 +65,8 @@ def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
     needed = llama2c.count_numbers(config)
     if len(numbers) != needed:
         raise UserError(
-            f"{path} has {len(content):,} bytes, but its header requires {llama2c.HEADER.size + 4 * needed:,}: it is "
-            "incomplete, or not in version 0 of llama2.c's format, the only one that Positron reads: download it again"
+            f"{path} has {len(content):,} bytes, but its header requires {llama2c.HEADER.size + 4 * needed:,}, so the file "
+            "is damaged, incomplete or not a model file of llama2.c: download it again"
         )
     weights = llama2c.read_weights(config, numbers)
     library = llama2c.library_json(_beside(path, vocabulary), config.vocab_size)

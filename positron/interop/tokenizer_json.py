@@ -189,8 +189,8 @@ def piece_tokenizer(
 def _tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
     if tokenizer.name not in PATTERNS:
         raise UserError(
-            f"a run with tokenizer.name={tokenizer.name} cannot be exported, because it is not known whether a "
-            "tokenizer.json gives the same tokens: train a run with tokenizer=gpt2 or tokenizer=cl100k_base"
+            f"tokenizer.name={tokenizer.name} cannot be written as tokenizer.json: use --to safetensors, or train a run with "
+            "tokenizer=gpt2 or tokenizer=cl100k_base"
         )
     ranks = tokenizer.ranks()
     vocab = {byte_level(token): rank for token, rank in ranks.items()}

@@ -28,20 +28,23 @@ def machine_memory() -> int | None:
     return min(sizes, default=None)
 
 
-def check_memory(config: GPTConfig, *, copies: int, accelerator: str = "cpu", processes: int = 1) -> None:
+def check_memory(
+    config: GPTConfig, *, copies: int, accelerator: str = "cpu", processes: int = 1, is_new: bool = False
+) -> None:
     """Raise UserError if the memory of this machine is too small for `copies` floats per parameter of the model.
 
     `copies`: TRAINING_COPIES for training, 1 for a model that is only used. With accelerator="cuda", the main memory must hold
     one float per parameter, because the weights are created there, and the GPUs of all processes together must hold `copies`.
+    `is_new`: the model's size is a setting of the command, which the message advises to reduce.
     """
     total = machine_memory()
     fixed = config.n_layer * LAYER_BYTES + _table_bytes(config)
     in_main_memory = copies if accelerator == "cpu" else 1
-    _check(config, FLOAT_BYTES * config.n_params() * in_main_memory + fixed, total, "this machine")
+    _check(config, FLOAT_BYTES * config.n_params() * in_main_memory + fixed, total, "this machine", is_new)
     if accelerator == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory * processes
         gpu = "this machine's GPU" if processes == 1 else "all GPUs together"
-        _check(config, FLOAT_BYTES * config.n_params() * copies, total, gpu)
+        _check(config, FLOAT_BYTES * config.n_params() * copies, total, gpu, is_new)
 
 
 def _table_bytes(config: GPTConfig) -> int:
@@ -57,12 +60,16 @@ def _table_bytes(config: GPTConfig) -> int:
             assert_never(config.position)
 
 
-def _check(config: GPTConfig, needed: int, total: int | None, where: str) -> None:
+def _check(config: GPTConfig, needed: int, total: int | None, where: str, is_new: bool) -> None:
+    remedy = (
+        f"reduce model.d_model={config.d_model}, model.n_layer={config.n_layer} or model.context_length={config.context_length}"
+        if is_new
+        else "use a smaller model, or a machine with more memory"
+    )
     if total is not None and needed > total:
         raise UserError(
             f"a model of {_si(config.n_params())} parameters needs {_si(needed)}B of memory, more than the {_si(total)}B of "
-            f"{where}: reduce model.d_model={config.d_model}, model.n_layer={config.n_layer} or "
-            f"model.context_length={config.context_length}"
+            f"{where}: {remedy}"
         )
 
 

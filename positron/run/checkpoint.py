@@ -37,7 +37,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
         with open_inside(path, "rb", run_of(path)) as file:
             checkpoint: Any = torch.load(file, map_location=map_location, weights_only=True)
     except OSError as error:
-        raise UserError(f"cannot load the checkpoint {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot load the checkpoint {path}: {error.strerror or error}; {_REMEDY}") from error
     except Exception as error:  # torch raises many kinds of errors, and advises to execute the file
         raise UserError(
             f"cannot load the checkpoint {path}: it is damaged, or contains something other than tensors and plain "
@@ -138,7 +138,8 @@ def best_or_newest(folder: Path) -> Path | None:
     if newest is None and (fault or saved):
         name, reason = (BEST, fault) if fault else (saved[-1].name, checkpoint_fault(saved[-1]))
         raise UserError(
-            f"every checkpoint in {folder} is damaged ({name}: {reason}): restore one from a copy, or train the run again"
+            f"every checkpoint in {folder} is damaged ({name}: {reason}): restore one from a copy, or train again "
+            "under another name="
         )
     if newest is not None and fault is not None:
         logger.warning(

@@ -69,8 +69,8 @@ def all_chat(runs: Sequence[Run]) -> bool:
     others = [run for run in runs if not run.is_chat]
     if 0 < len(others) < len(runs):
         raise UserError(
-            f"--run names runs that were fine-tuned on conversations, and others that were not ({names_of(others)}), so they "
-            f"cannot answer together: leave these out, or fine-tune them with {command('sft')}"
+            f"some runs in --run were not fine-tuned on conversations, so they cannot answer together with the others: "
+            f"leave {names_of(others)} out, or fine-tune them with {command('sft')}"
         )
     return not others
 

@@ -237,8 +237,8 @@ def warn_of_damage(path: Path) -> None:
 def damage(path: Path) -> str:
     """Return the message about a file that does not match its checksum."""
     return (
-        f"{one_line(str(path))} does not match its checksum: it is damaged or was edited (to accept it as it is, "
-        f'delete the line "{CHECKSUM}" in it)'
+        f"{one_line(str(path))} does not match its checksum: it is damaged or was edited; restore it from a copy, or, to "
+        f'accept it as it is, replace the value of "{CHECKSUM}" in it by null'
     )
 
 

@@ -255,6 +255,11 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     One such change is accepted: if `train.extend` is set, `train.max_steps` may be larger. Returns a list with the
     description of this difference, or an empty list if there is none.
     """
+    if run.settings().data.source == "imported":
+        raise UserError(
+            f"{run.folder} is an imported model, which cannot be continued under its own name: give another name= "
+            f"(init_from={run.folder} trains the model further)"
+        )
     made_by, asked = (
         recipe_of({key: value for key, value in vars(each).items() if value is not None})
         for each in (run.settings(), config)
@@ -323,8 +328,8 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
         newest = next(candidates, None)
         if newest is None:
             raise UserError(
-                f"no run in {outputs.resolve()} is of the kind that this command trains further by default: name one with "
-                "init_from="
+                f"init_from= is not given, and none of the runs in {outputs.resolve()} is of a kind that this command chooses "
+                "by itself: give init_from=RUN"
                 if newest_first
                 else f"there is no run in {outputs.resolve()}: train one with {command('train', 'experiment=quickstart')}"
             )
@@ -350,7 +355,12 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     known = sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
     near = difflib.get_close_matches(name, known, 1, 0.6)
     shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-    hint = f": did you mean {near[0]}?" if near else f" (its runs: {shown})" if known else " (which has no runs yet)"
+    if near:
+        hint = f": did you mean {near[0]}?"
+    elif known:
+        hint = f" (its runs: {shown})"
+    else:
+        hint = f", which has no runs yet: train one with {command('train', 'experiment=quickstart')}"
     raise UserError(one_line(f"there is no run {name}: it is neither a run folder nor a name in {outputs}/{hint}"))
 
 

@@ -140,6 +140,7 @@ def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, pat
     """Raise UserError if the checkpoint was trained with another tokenizer than `tokenizer`."""
     if checkpoint["tokenizer_hash"] != tokenizer.hash:
         raise UserError(
-            f"{path} was trained with another tokenizer ({checkpoint['tokenizer_hash'][:12]}) than the saved one "
-            f"({tokenizer.hash[:12]}): model and tokenizer do not belong together; restore the one that was changed from a copy"
+            f"{path} and the tokenizer of the run do not belong together: the checkpoint was trained with a tokenizer of the "
+            f"hash {checkpoint['tokenizer_hash'][:12]}, but the run has one of the hash {tokenizer.hash[:12]}; restore the one "
+            "that was changed from a copy"
         )

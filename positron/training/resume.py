@@ -107,7 +107,8 @@ def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Se
 def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) -> None:
     """Raise UserError if the model is too large to be trained on this machine."""
     gpt, copies = config.model.with_vocab(vocab_size), 1 if config.lora.rank else TRAINING_COPIES
-    check_memory(gpt, copies=copies, accelerator=machine.accelerator, processes=config.device.processes)
+    is_new = config.init_from is None  # otherwise the model of another run decides its size
+    check_memory(gpt, copies=copies, accelerator=machine.accelerator, processes=config.device.processes, is_new=is_new)
 
 
 @contextlib.contextmanager

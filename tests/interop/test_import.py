@@ -18,6 +18,7 @@ from positron.interop.formats import export
 from positron.interop.importing import read_model, write_run
 from positron.interop.source import open_source
 from positron.model.gpt import GPT
+from positron.run.folder import refuse_differences
 from positron.run.load import load_model
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
@@ -253,6 +254,14 @@ def test_a_name_that_is_taken_is_refused(tmp_path, run_command):
     assert "exists already" in again.err
 
 
+def test_an_imported_run_is_not_continued_under_its_own_name(tmp_path):
+    run = write_run(read_model(hub_folder(tmp_path / "gpt2", "gpt2")[0]), tmp_path / "run")
+    with pytest.raises(
+        UserError, match="is an imported model, which cannot be continued under its own name: give another"
+    ):
+        refuse_differences(run, run.settings())
+
+
 def test_a_folder_that_is_no_run_is_in_the_way_of_init_from(tmp_path, monkeypatch):
     hub_folder(tmp_path / "model", "gpt2")
     monkeypatch.chdir(tmp_path)
@@ -379,7 +388,7 @@ MALFORMED: list[tuple[Any, str]] = [
     (tensors(lambda read: read.update(extra=torch.zeros(1))), "the weights contain the tensor extra, which"),
     (without("tokenizer.json"), "tokenizer.json"),
     (cut("tokenizer.json", 0.5), "tokenizer.json"),
-    (written("tokenizer.json", "{}"), "tokenizer.json"),
+    (written("tokenizer.json", "{}"), "(the key 'model' is missing)"),
     (written("tokenizer.json", "[1]"), "tokenizer.json"),
     (vocabulary(lambda facts: facts["model"]["vocab"].update({f"new{i}": V + i for i in range(9)})), "does not belong"),
     (vocabulary(lambda facts: facts["model"].update(type="Unknown")), "cannot read it"),

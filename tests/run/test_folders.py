@@ -279,8 +279,12 @@ def test_an_edited_run_json_is_told_and_not_continued(
     edit(run.folder / "run.json", floor_bpb=0.5)
     assert run.facts().floor_bpb == 0.5
     assert "run.json does not match its checksum" in capsys.readouterr().err
-    with pytest.raises(UserError, match="does not match its checksum"):
+    with pytest.raises(
+        UserError, match=r'does not match its checksum: .* replace the value of "checksum" in it by null'
+    ):
         train(settings(tmp_path / "outputs"), run.folder)
+    edit(run.folder / "run.json", checksum=None)
+    run.refuse_damaged_facts()
 
 
 @pytest.mark.parametrize("prompt", ["a\nimport os", "\x1b]0;title\x07", "a\r2026-01-01 00:00:00 forged"])
@@ -385,7 +389,9 @@ def test_runs_of_which_none_is_used_by_default_are_not_said_to_be_missing(tmp_pa
         find_run(None, tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "run.json").write_text("{}")
-    with pytest.raises(UserError, match=r"no run in .* is of the kind that .* by default: name one with init_from="):
+    with pytest.raises(
+        UserError, match=r"none of the runs in .* is of a kind that this command chooses by itself: give init_from=RUN"
+    ):
         find_run(None, tmp_path, which=lambda run: False)
 
 
