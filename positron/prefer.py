@@ -110,8 +110,8 @@ def _refuse_too_small_batch(plan: Plan) -> None:
         needed = 2 * plan.world_size * plan.gpt.context_length
         devices = "" if plan.world_size == 1 else f" for each of {plan.world_size} devices"
         raise UserError(
-            f"a batch of {counted(plan.batch_size, 'sequence')} has no room for a pair{devices}: "
-            f"give train.batch_tokens={needed}"
+            f"a batch of {counted(plan.batch_size, 'sequence')} is too small for a pair of answers{devices}: "
+            f"give train.batch_tokens={needed} or more"
         )
 
 

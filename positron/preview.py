@@ -32,7 +32,10 @@ def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_intermixed_args()
         if wrong := [word for word in options.settings if "=" not in word]:
-            raise UserError(f"{wrong[0]} is not a setting: give one PATH (a pattern in quotes), then key=value")
+            raise UserError(
+                f"{wrong[0]} is not a setting: give one PATH, then key=value; for several files, give their folder, or a "
+                "pattern in quotes"
+            )
         # the path is put in after composing, because Hydra's grammar gives brackets and quotes a meaning
         config = from_dict(
             RunConfig, compose("train", ["name=preview", "data=text", "data.path=PATH", *options.settings])

@@ -21,6 +21,7 @@ from positron.run.base import with_origin
 from positron.run.facts import Facts
 from positron.run.folder import REINFORCE, Run
 from positron.system.callable_module import make_callable
+from positron.system.commands import command
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -228,7 +229,8 @@ def configure(values: dict[str, Any]) -> RunConfig:
         )
     if config.device.shards_weights:
         raise UserError(
-            "answers are sampled with whole weights, and device.strategy=fsdp divides them: give device.strategy=ddp"
+            f"{command('reinforce')} does not support device.strategy=fsdp, because each device needs all weights to sample "
+            "answers: give device.strategy=ddp"
         )
     if config.train.batch_tokens != "auto":
         raise UserError(

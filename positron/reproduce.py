@@ -88,7 +88,9 @@ def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the run's rows of metrics, and the record of its first start. Raises UserError if one of them is missing."""
     rows = read_metrics(run.metrics_path)
     if not rows:
-        raise UserError(f"{run.folder} has no metrics to compare with: train it for at least train.log_every steps")
+        raise UserError(
+            f"{run.folder} has no metrics to compare with: name a run that was trained for at least train.log_every steps"
+        )
     known = read_provenance(run.folder)
     first = known["starts"][0] if known["starts"] else None
     if first is None or (first["step"] > 0 and "weights" not in first):

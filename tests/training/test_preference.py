@@ -330,7 +330,7 @@ def test_without_the_text_of_the_base_run_the_answers_are_validated(base: Path, 
 
 
 def test_a_batch_without_room_for_a_pair_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no room for a pair: give train\.batch_tokens=128"):
+    with pytest.raises(UserError, match=r"too small for a pair of answers: give train\.batch_tokens=128"):
         prefer(preferred(base, batch_tokens=64), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
