@@ -33,8 +33,8 @@ _ORDER_KEYS = ("model.context_length", "train.batch_tokens")
 _ORDER_GROUPS = ("data.", "tokenizer.")
 _MAX_GROUPS_NAMED = 8
 _REMEDIES = {  # for a variant one of whose runs ended with this status of LOST
-    "pruned": "train the variant under another name=, without sweep.prune=median",
-    "diverged": "train the variant under another name=, with settings that do not diverge, such as a lower optimizer.lr=",
+    "pruned": "train the variant again under another name=, without sweep.prune=median",
+    "diverged": "train both variants again under another name=, with a lower optimizer.lr=",
     "failed": "give the command of this run or of its sweep again, which continues it or shows the cause",
 }
 _PYTHON_NAMES = {"true": "True", "false": "False", "null": "None"}  # by the name on the command line
@@ -100,8 +100,8 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
         raise UserError(
-            f"{labels[0]} and {labels[1]} have no seed in common (seeds {_listed(a)} and {_listed(b)}): train both with the "
-            "same seeds, such as seed=0,1,2,3,4 in a sweep (-m)"
+            f"{labels[0]} and {labels[1]} have no seed in common (the first has {_listed(a)}, the second {_listed(b)}): train "
+            "both with the same seeds, such as seed=0,1,2,3,4 in a sweep (-m)"
         )
     for label, members in zip(labels, by_seed, strict=True):
         alone = [seed for seed in members if seed not in seeds]
@@ -176,7 +176,9 @@ def _members(name: str, outputs: Path) -> list[Member]:
                 f"left out: {member.run.folder}, which is not finished; continue it with the command that started it"
             )
     if not members:
-        raise UserError(f"{name} has no finished run: train one, or name another")
+        raise UserError(
+            f"{name} has no finished run: finish its training with the command that started it, or name other runs"
+        )
     return members
 
 
@@ -227,8 +229,8 @@ def _is_trained(run: Run) -> bool:
     facts = run.facts()
     if facts.status in LOST:
         raise UserError(
-            f"{run.folder} ended with the status {facts.status}: without its seed, the variant would look better than it is; "
-            f"{_REMEDIES[facts.status]}, or compare other groups"
+            f"{run.folder} ended with the status {facts.status}, so only the lucky seeds of its variant could be compared: "
+            f"{_REMEDIES[facts.status]}, or compare other variants"
         )
     return facts.status == "finished" or (facts.status == "stopped" and facts.error is None)
 
@@ -279,21 +281,36 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
         differences = _differences(members[0], member, differ_in, in_group=True)
         if differences:
             key, (first, second) = next(iter(differences.items()))
-            narrower = f"{label},{key}={first}" if _split(label)[1] else f"{label}:{key}={first}"
             raise UserError(
                 one_line(
                     f"the runs of {label} are not one variant: {key} is {first} in {members[0].run.folder} and {second} in "
-                    f"{member.run.folder}; name one group as {shlex.quote(narrower)}",
+                    f"{member.run.folder}",
                     800,
                 )
+                + f"; {_how_to_select(members[0], label, key, first)}"
             )
         if member.seed in group:
+            other = group[member.seed]
+            named = _differences(other, member, (), in_group=False)  # only in settings that `differ_in` names
+            key, (first, _) = next(iter(named.items()), ("", (None, None)))
             raise UserError(
-                f"{group[member.seed].run.folder} and {member.run.folder} have the same seed {member.seed} and the same "
-                f"settings, so {label} does not have one run per seed: name only one of these two runs"
+                f"{label} must have one run per seed, and {other.run.folder} and {member.run.folder} both have the seed "
+                + (
+                    f"{member.seed}, with different {key}: {_how_to_select(other, label, key, first)}"
+                    if named
+                    else f"{member.seed} and the same settings: move one of these two runs out of the folder"
+                )
             )
         group[member.seed] = member
     return group
+
+
+def _how_to_select(member: Member, label: str, key: str, value: Any) -> str:
+    """Return how to name only those runs of `label` that have the `value` of `member`."""
+    if not member.has(key, str(value)):  # the fingerprint of a text
+        return "name a folder that has only the runs of one variant"
+    narrower = f"{label}{',' if _split(label)[1] else ':'}{key}={value}"
+    return f"name one variant as {shlex.quote(narrower)}"
 
 
 def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bool) -> dict[str, tuple[Any, Any]]:
@@ -328,7 +345,7 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
     for key, (first, second) in others.items():
         if _is_of_order(key):
             raise UserError(
-                one_line(f"{pair} read the data in different orders, because {key} differs: {first} -> {second}", 800)
+                one_line(f"{pair} read different batches, because {key} differs: {first} -> {second}", 800)
                 + "; compare runs that read the same batches, or add --differ-in "
                 f"{','.join([*differ_in, *others])} to compare them nevertheless"
             )

@@ -113,7 +113,7 @@ def test_seeds_of_one_variant_alone_are_left_out_and_named(grid: Path, logged: l
     assert any("optimizer.lr=0.001 with seed 1" in line for line in logged)
     for job in ("3", "5"):
         edit(grid / job, seed=7 + int(job))
-    with pytest.raises(UserError, match=r"no seed in common \(seeds 0, 1, 2 and 10, 12\)"):
+    with pytest.raises(UserError, match=r"no seed in common \(the first has 0, 1, 2, the second 10, 12\)"):
         find_pairs([f"{grid}:optimizer.lr=1e-3", f"{grid}:optimizer.lr=1e-2"], Path("outputs"))
 
 
@@ -122,17 +122,17 @@ def test_seeds_of_one_variant_alone_are_left_out_and_named(grid: Path, logged: l
     [
         (
             {"train__batch_tokens": 1024},
-            "read the data in different orders, because train.batch_tokens differs: 512 -> 1024",
+            "read different batches, because train.batch_tokens differs: 512 -> 1024",
         ),
         (
             {"model__context_length": 64},
-            "read the data in different orders, because model.context_length differs: 32 -> 64",
+            "read different batches, because model.context_length differs: 32 -> 64",
         ),
         (
             {"data__packing": "windows"},
-            "read the data in different orders, because data.packing differs: documents -> windows",
+            "read different batches, because data.packing differs: documents -> windows",
         ),
-        ({"data_fingerprint": "other"}, "read the data in different orders, because data.source differs: text"),
+        ({"data_fingerprint": "other"}, "read different batches, because data.source differs: text"),
         ({"train__max_steps": 60}, "differ in 2 settings"),
         ({"schedule__final_ratio": 0.5}, "differ in 2 settings"),
         ({"step": 5}, r"differ in 2 settings \(optimizer.lr: 0.001 -> 0.01; steps: 6 -> 5\)"),
@@ -223,7 +223,9 @@ def test_a_run_that_ended_because_of_its_result_is_not_left_out_in_silence(grid:
         edit(grid / "5", status=status)
         if not has_checkpoint:  # most runs that diverge have not saved one
             shutil.rmtree(grid / "5" / "checkpoints")
-        with pytest.raises(UserError, match=f"ended with the status {status}: without its seed.*{remedies[status]}"):
+        with pytest.raises(
+            UserError, match=f"ended with the status {status}, so only the lucky seeds.*: .*{remedies[status]}"
+        ):
             find_pairs([str(grid)], Path("outputs"))
 
 
@@ -235,8 +237,11 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
     refuse([str(grid / "0"), str(grid / "0")], "have the same settings")
     refuse([str(grid / "0")], "has a single run: name a second run or folder")
     refuse([str(grid)] * 3, "3 names were given")
-    refuse([str(grid), str(grid / "3")], r"are not one variant: optimizer.lr is 0.001 in \S+ and 0.01 in \S+; name one")
-    refuse([f"{grid}:seed=0", str(grid / "3")], rf"; name one group as {grid}:seed=0,optimizer.lr=0.001$")
+    refuse(
+        [str(grid), str(grid / "3")],
+        r"are not one variant: optimizer.lr is 0.001 in \S+ and 0.01 in \S+; name one variant",
+    )
+    refuse([f"{grid}:seed=0", str(grid / "3")], rf"; name one variant as {grid}:seed=0,optimizer.lr=0.001$")
     for choice, says in {
         "optimizer.lr=5": "selects no run: optimizer.lr is 0.001 or 0.01 there, not 5",
         "optimizer.lr=1e-3,seed=9": "selects no run: seed is 0 or 1 or 2 there, not 9",
@@ -248,8 +253,14 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
     }.items():
         refuse([f"{grid}:{choice}", str(grid / "3")], says)
     shutil.copytree(grid / "0", grid / "6")
-    refuse([str(grid)], "have the same seed 0 and the same settings")
-    edit(grid / "6", optimizer__lr=0.1)
+    refuse(
+        [str(grid)], r"must have one run per seed, and \S+ and \S+ both have the seed 0 and the same settings: move one"
+    )
+    edit(grid / "6", data_fingerprint="other")
+    refuse([f"{grid}:optimizer.lr=1e-3", str(grid / "3")], "; name a folder that has only the runs of one variant$")
+    edit(grid / "6", data_fingerprint=Run(grid / "0").facts().data_fingerprint, optimizer__lr=0.1)
+    with pytest.raises(UserError, match=rf"different optimizer.lr: name one variant as {grid}:optimizer.lr=0.001$"):
+        find_pairs([str(grid), str(grid / "3")], Path("outputs"), ["optimizer.lr"])
     (grid / "6" / "job.json").write_text(json.dumps({"overrides": ["optimizer.lr=0.1", "seed=0"], "failed": None}))
     refuse([str(grid)], r"form 3 groups .*:optimizer.lr=0.1\): name two of them")
 
@@ -376,7 +387,7 @@ def test_the_command_refuses_in_one_line(run_command: Callable[..., Result], fol
         (("sweeps/grid:optimizer.lr=1e-3",), "which only --paired reads: add --paired"),
         (
             ("--paired", str(grid / "0"), "other"),
-            "read the data in different orders, because data.seed differs: 0 -> 3",
+            "read different batches, because data.seed differs: 0 -> 3",
         ),
         (
             ("--paired", str(grid / "0"), "other", "--differ-in", "data.seed,optimizer.lr"),
