@@ -108,7 +108,9 @@ def read_claims(path: Path) -> list[Claim]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {why_unreadable(error)}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): write one JSON object per line") from error
+        raise UserError(
+            f"{path} is not UTF-8 (the byte at offset {error.start} is invalid): write it as UTF-8"
+        ) from error
     return [_claim(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -117,7 +119,9 @@ def _claim(line: str, place: str) -> Claim:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not JSON ({one_line(str(error), 100)}): write lines such as {example}") from error
+        # the line number in the error's text is always 1
+        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{place} is not JSON ({one_line(reason, 100)}): write lines such as {example}") from error
     if not isinstance(record, dict) or not {"id", "logprob", "bytes"} <= record.keys():
         raise UserError(f"{place} must be an object with id, logprob and bytes, such as {example}")
     name, logprob, size = record["id"], record["logprob"], record["bytes"]

@@ -234,9 +234,9 @@ class _Runs:
         try:
             facts = self._train(overrides, folder)
             if facts.status != "finished":
-                failure = f"it ended as {facts.status}"
+                failure = f"it ended with the status {facts.status}, before its last step"
             elif facts.val_bpb is None:
-                failure = "it has no validation loss: set train.val_every="
+                failure = "its validation loss is missing or NaN"
         except Interrupted:
             raise
         except Exception as error:
@@ -245,7 +245,9 @@ class _Runs:
             facts, failure = Run(folder).facts(), describe(error)[1].removeprefix("positron: ")
         if failure is not None:
             if not may_fail:
-                raise UserError(f"{folder}, a run of the base recipe, cannot be used: {failure}")
+                raise UserError(
+                    f"{folder}, a run of the base recipe, cannot be used: {failure}; change base, and give another name="
+                )
             logger.warning(f"{folder} failed: {failure}")
         return {
             "overrides": overrides,

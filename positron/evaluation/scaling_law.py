@@ -157,7 +157,8 @@ def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: 
     numbers = sum(1 if term == "E" else 2 for term in terms)
     if len(n) < numbers:
         raise UserError(
-            f"{len(n)} runs are too few for the {numbers} numbers of this law: name at least {numbers} runs of different sizes"
+            f"the scaling law has {numbers} constants to fit, so {len(n)} runs are too few: name at least {numbers} runs of "
+            "different sizes"
         )
     y = np.log(bpb - (floor or 0.0))
     theta = _fit(terms, logs, y)

@@ -274,7 +274,7 @@ def test_models_that_know_all_but_noise_are_rarely_accused() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("nonsense", "line 2 is not JSON"),
+        ("nonsense", r"line 2 is not JSON \(Expecting value, column 1\)"),
         ("[1, 2]", "line 2 must be an object with id, logprob and bytes"),
         ('{"id": "0/1", "logprob": -1}', "must be an object with id, logprob and bytes"),
         ('{"id": 1, "logprob": -1, "bytes": 3}', "id must be the id of a given document"),
