@@ -135,7 +135,7 @@ def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> 
 def _refuse_large(run: str, shape: Shape) -> None:
     if shape["parameters"] > MAX_PARAMETERS:
         raise UserError(
-            f"{run} has {shape['parameters']:,} parameters, and the HTML file of look can hold at most {MAX_PARAMETERS:,}: use "
+            f"{run} has {shape['parameters']:,} parameters, and an HTML file (--html) can hold at most {MAX_PARAMETERS:,}: use "
             f"{command('serve')} instead"
         )
 

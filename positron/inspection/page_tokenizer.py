@@ -55,8 +55,8 @@ def page_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _refused(what: str) -> UserError:
     return UserError(
-        f"the page cannot encode text with this tokenizer ({what}): use {command('look')} without --html, or "
-        f"{command('serve')}"
+        f"an HTML file (--html) cannot encode text with the tokenizer of this run ({what}): use {command('look')} "
+        f"without --html, or {command('serve')}"
     )
 
 

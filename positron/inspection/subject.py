@@ -201,8 +201,8 @@ class Subject:
         self.refuse_other_text()
         if self.chats:
             raise UserError(
-                f"{self.run.folder} answers messages, but exact probabilities are only known for the stories themselves: "
-                "name the run that it was trained from"
+                f"{self.run.folder} answers messages, but exact probabilities are known only for stories: name the "
+                f"pretrained run {pretrained_run(self.run).folder} instead"
             )
         model, at = self.model(step)
         return compare_with_truth(model, self.tokenizer, prompt, run=self.name, step=at, top=top)

@@ -62,8 +62,9 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
         case TiktokenTokenizer():
             if tokenizer.name not in _PRE_TOKENIZERS:
                 raise UserError(
-                    f"a run with tokenizer.name={tokenizer.name} cannot be exported, because it is not known whether llama.cpp "
-                    "gives the same tokens: train a run with tokenizer=gpt2 or tokenizer=cl100k_base"
+                    f"a run with tokenizer.name={tokenizer.name} cannot be written as GGUF, because it is not known whether "
+                    "llama.cpp gives the same tokens: use --to safetensors, or train a run with tokenizer=gpt2 or "
+                    "tokenizer=cl100k_base"
                 )
             _add_byte_level(tokenizer, writer, _PRE_TOKENIZERS[tokenizer.name], tiktoken_merges(tokenizer.ranks()))
         case LibraryTokenizer():
