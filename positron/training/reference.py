@@ -49,13 +49,19 @@ def open_reference(session: Session, plan: Plan, objective: PreferenceObjective,
                 f"the log-probabilities of the old weights, which it stored in {run.reference_path.name}"
             )
         if not is_complete and (changed or changed is None):
-            lacks = "is missing or damaged" if reference is None else "lacks pairs that the added steps read"
-            why = (
-                "was not found or has no readable checkpoint" if changed is None else "has changed since this run began"
+            lacks, file = (
+                ("is missing or damaged", "this file or ")
+                if reference is None
+                else ("lacks pairs that the added steps read", "")
+            )
+            why, other = (
+                ("was not found or has no readable checkpoint", "")
+                if changed is None
+                else ("has changed since this run began", ", or give another name=")
             )
             raise UserError(
-                f"{run.reference_path} {lacks}, and it cannot be computed again, because the base run "
-                f"init_from={config.init_from} {why}: restore this file or the base run from a copy, or give another name="
+                f"{run.reference_path} {lacks}, and the base run init_from={config.init_from}, from which it is computed, "
+                f"{why}: restore {file}the base run from a copy{other}"
             )
         if not is_complete:
             model = load_model(base_run(config))[0]

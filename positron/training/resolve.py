@@ -86,9 +86,13 @@ def make_plan(
     world = config.device.processes
     batch_size = max(1, wanted // gpt.context_length)
     if batch_size % world:
+        remedy = f"give train.batch_tokens={-(-batch_size // world) * world * gpt.context_length}"
+        if start.is_own:  # a run keeps its batch
+            remedy = (
+                f"continue this run on a number of devices that divides {batch_size}, or {remedy} and another name="
+            )
         raise UserError(
-            f"a batch of {counted(batch_size, 'sequence')} cannot be divided equally among {world} devices: "
-            f"give train.batch_tokens={-(-batch_size // world) * world * gpt.context_length}"
+            f"a batch of {counted(batch_size, 'sequence')} cannot be divided equally among {world} devices: {remedy}"
         )
     batch_tokens = batch_size * gpt.context_length
     if train.batch_tokens != "auto" and wanted < batch_tokens:

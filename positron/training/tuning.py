@@ -114,9 +114,7 @@ def base_run(config: RunConfig) -> Run:
     try:
         return find_run(config.init_from)
     except UserError as error:
-        raise UserError(
-            f"the base run of this run, init_from={config.init_from}, was not found: restore its folder"
-        ) from error
+        raise UserError(f"the base run init_from={config.init_from} was not found: restore its folder") from error
 
 
 def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:

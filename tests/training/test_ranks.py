@@ -110,3 +110,5 @@ def test_processes_that_chose_different_numbers_are_refused_with_a_value_that_fi
         refuse_different_plans([first, dataclasses.replace(first, micro_batch_size=4)])
     with pytest.raises(UserError, match="give precision=bf16"):
         refuse_different_plans([first, first, dataclasses.replace(first, precision="fp32")])
+    with pytest.raises(UserError, match="give device=cpu"):
+        refuse_different_plans([first, dataclasses.replace(first, accelerator="mps")])

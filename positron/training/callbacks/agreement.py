@@ -42,7 +42,13 @@ def refuse_different_plans(plans: list[Resolved]) -> None:
         values = [getattr(plan, key) for plan in plans]
         other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
         if other is not None:
-            advice = min(values) if key == "micro_batch_size" else values[0]
+            match key:
+                case "micro_batch_size":
+                    advice = min(values)
+                case "accelerator":
+                    advice = "cpu"  # the only one that each machine has
+                case _:
+                    advice = values[0]
             raise UserError(
                 f"the processes chose different values of {setting}: {values[0]} on rank 0, {values[other]} on rank {other}: "
                 f"give {setting}={advice}"
