@@ -110,9 +110,10 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
         d = d if d is not None else law.partner(n) if law.reduced else n * largest.tokens / largest.parameters
         is_outside = law.reduced is not None and abs(math.log(d / law.partner(n))) > MIN_SPREAD
     if is_outside:
+        like_runs = (law.partner(d), d) if law.reduced == "D" else (n, law.partner(n))
         raise UserError(
-            f"--predict {n:g},{d:g} is outside the law: in these runs {family(law)}, and the law holds only for such pairs "
-            "of parameters and tokens; predict such a pair, or add runs with other pairs"
+            f"--predict {amount(n)},{amount(d)} does not fit these runs, in which {family(law)}: give "
+            f"--predict {','.join(map(amount, like_runs))}, or add runs with other pairs of parameters and tokens"
         )
     return n, d
 

@@ -88,8 +88,8 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
     share = min(batch_size - 1, max(1, round(config.sft.replay_ratio * batch_size)))
     if share < 1:
         raise UserError(
-            f"a batch of {batch_size} sequences has no room for replayed pretraining text: "
-            "give a larger train.batch_tokens=, or sft.replay_ratio=0"
+            "a batch of one sequence has no room for replayed pretraining text: "
+            f"give train.batch_tokens={2 * context} or more, or sft.replay_ratio=0"
         )
     return replayed_text(base, config, start, key, rows=share, context=context)
 

@@ -206,12 +206,12 @@ def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
         names = ("d_model", "n_head", "n_kv_head")
         # SIZES says nothing about n_kv_head, so an n_kv_head restricts the sizes even if a recipe has set it
         is_set = {name: f"model.{name}" in asked.given for name in names} | {"n_kv_head": model.n_kv_head is not None}
-        given = {f"model.{name}": getattr(model, name) for name in names if is_set[name]}
-        settings = " and ".join(f"{key}={number}" for key, number in given.items())
+        settings = " and ".join(f"model.{name}={getattr(model, name)}" for name in names if is_set[name])
+        given = " and ".join(f"model.{name}" for name in names if f"model.{name}" in asked.given)
         raise UserError(
-            f"model=auto finds no model size with {settings}: model.d_model must be a multiple of model.n_head, and "
-            f"model.n_head a multiple of model.n_kv_head; leave out {' and '.join(given)} (model=auto then tries widths of "
-            f"{SIZES[0][1]} to {SIZES[-1][1]}, with one head for every {D_HEAD} channels)"
+            f"model=auto finds no model size with {settings}: model.d_model must be a multiple of model.n_head (default: "
+            f"model.d_model // {D_HEAD}), and model.n_head a multiple of model.n_kv_head; "
+            + (f"leave out {given}" if given else "give model.n_kv_head=null")
         )
     return [
         dataclasses.replace(model, n_layer=n, d_model=d, n_head=h).with_vocab(vocab_size)
