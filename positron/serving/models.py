@@ -106,9 +106,8 @@ class Models:
         runs = self.runs()
         if not isinstance(name, str) or name not in runs:
             known = ", ".join(list(dict.fromkeys([*self._fixed, *runs]))[:20]) or "no models"
-            raise ApiError(
-                404, f"there is no model {str(name)[:60]}: this server has {known}", "model", "model_not_found"
-            )
+            wrong = "the request names no model" if name is None else f"there is no model {str(name)[:60]}"
+            raise ApiError(404, f"{wrong}: this server has {known}", "model", "model_not_found")
         files = identities(model_files(runs[name]))
         with self._guard:
             if name in self._on_demand:
@@ -160,12 +159,14 @@ def _object(name: str, created: int, context: int, chats: bool) -> dict[str, Any
 
 
 def refuse_same_names(runs: list[Run]) -> None:
-    """Raise UserError if two runs would be served under one name."""
+    """Raise UserError if two runs would be served under one name, or if a run is given twice."""
     names: dict[str, Run] = {}
     for run in runs:
         name = run.folder.resolve().name
         other = names.setdefault(name, run)
         if other is not run:
+            if other.folder.resolve() == run.folder.resolve():
+                raise UserError(f"the run {run.folder} is given twice: give it once")
             raise UserError(
                 f"{other.folder} and {run.folder} would both be served as {name}: rename one of the folders"
             )

@@ -310,7 +310,9 @@ def _prompts(value: Any, served: Served) -> list[str | list[int]]:
     if isinstance(value, str):
         return [text_of("prompt", value)]
     if not isinstance(value, list) or not value:
-        raise UserError(f"prompt must be a text, a list of token ids, or a list of these, not {shown(value)}")
+        raise UserError(
+            f"prompt must be a text, a list of texts, a list of token ids, or a list of such lists of ids, not {shown(value)}"
+        )
     if all(isinstance(part, str) for part in value):
         return [text_of(f"prompt[{i}]", part) for i, part in enumerate(value)]
     if all(isinstance(part, list) for part in value):

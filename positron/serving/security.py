@@ -106,7 +106,11 @@ class Guard:
 
 
 def _other_site() -> ApiError:
-    return ApiError(403, "this server does not answer to pages of other sites", code="wrong_origin")
+    return ApiError(
+        403,
+        "a page of another site sent this request: send it from a program, or from a page of this server",
+        code="wrong_origin",
+    )
 
 
 def _is_address(host: str) -> bool:

@@ -73,7 +73,9 @@ def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
             os.close(folder)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UserError(f"{path} is not a regular file, but a folder, a device or a pipe: give a file, or remove it")
+        raise UserError(
+            f"{path} is not a regular file, but a folder, a device or a pipe: give another path, or put a file in its place"
+        )
     return handle
 
 
@@ -97,7 +99,10 @@ def refuse_links(path: Path, below: Path) -> None:
                 "remove it"
             )
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-            raise UserError(f"{component} is not a regular file, but a device or a pipe: give a file, or remove it")
+            raise UserError(
+                f"{component} is not a regular file, but a device or a pipe: give another path, or "
+                "delete it if a run folder contains it"
+            )
 
 
 def refuse_links_in(folder: Path) -> None:
@@ -375,5 +380,8 @@ def make_folder(path: Path, below: Path | None = None) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot create the folder {path} ({error.strerror or error}): give another path") from error
+        files = (place for place in (path, *path.parents) if os.path.lexists(place) and not os.path.isdir(place))
+        in_the_way = next(files, None)
+        remedy = f"rename {in_the_way}" if in_the_way else "give another path, or start the command in another folder"
+        raise UserError(f"cannot create the folder {path} ({error.strerror or error}): {remedy}") from error
     return path

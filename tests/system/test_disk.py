@@ -98,3 +98,9 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
         disk.write_text(file, "{}", tmp_path)
     with pytest.raises(UserError, match=r"cannot write .*: it is a folder; give the name of a file$"):
         disk.write_text(tmp_path, "{}")
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r": rename \S+file$"):
+        disk.make_folder(tmp_path / "file" / "inner")
