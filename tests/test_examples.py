@@ -220,6 +220,7 @@ def test_a_callback_that_cannot_be_made_is_named(modules, entry, message):
     [
         ("misfits.Plain", None, "is not a torch optimizer: name a subclass of torch.optim.Optimizer"),
         ("torch.optim.Radam", None, "has no Radam: did you mean torch.optim.RAdam?"),
+        ("sys.RAdam", None, "the module sys has no RAdam: correct the name"),
         ("RAdam", None, "optimizer._target_=my_module.RAdam"),
         ("torch.optim.LBFGS", None, "several times per step"),
         ("torch.optim.SGD", {"a": 1}, "refuses its arguments"),

@@ -41,6 +41,8 @@ def load_object(name: str, key: str) -> Any:
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute.casefold(), [known.casefold() for known in vars(module)], 1)
         similar = [known for known in vars(module) if known.casefold() in near]
+        file = getattr(module, "__file__", None)  # a module that is part of the interpreter has none
+        place = f" ({file})" if file else ""
         hint = f"did you mean {module_name}.{similar[0]}?" if similar else "correct the name"
-        raise UserError(f"{key}={name}: the module {module_name} ({module.__file__}) has no {attribute}: {hint}")
+        raise UserError(f"{key}={name}: the module {module_name}{place} has no {attribute}: {hint}")
     return getattr(module, attribute)

@@ -67,5 +67,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         if tokenizer.hash != facts["hash"]:
             raise ValueError("its content has changed since it was saved (another hash)")
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"the tokenizer in {folder} is damaged: {error}; restore the folder from a copy") from error
+        fault = f"tokenizer.json has no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"the tokenizer in {folder} is damaged: {fault}; restore the folder from a copy") from error
     return tokenizer
