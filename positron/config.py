@@ -361,7 +361,8 @@ class DataConfig:
             )
         if self.max_mb is not None:
             raise UserError(
-                "data.tokens_per_epoch= streams all of a dataset, but data.max_mb= takes only a part: give one of them"
+                "data.tokens_per_epoch= streams all of a dataset, but data.max_mb= takes only a part: leave data.max_mb= out, "
+                "or give data.tokens_per_epoch=null"
             )
         if self.packing != "windows":
             raise UserError("data.tokens_per_epoch= needs data.packing=windows: add data.packing=windows")
@@ -898,8 +899,8 @@ class RunConfig:
                 )
             if self.device.processes > 1:
                 raise UserError(
-                    f"budget= plans the training of one device, not of {self.device.processes}: train on one, or give "
-                    "train.max_steps= or train.max_time= instead"
+                    f"budget= and model=auto plan the training of one device, not of {self.device.processes}: train on one, or "
+                    "leave both out and give train.max_steps= or train.max_time="
                 )
         eager = next((name for name, group in self._needing_whole_weights.items() if group is not None), None)
         if eager is not None and (self.device.shards_weights or self.device.compile):

@@ -11,7 +11,7 @@ from typing import assert_never
 from positron.config import DataConfig
 from positron.data.addition import sums
 from positron.data.conversation_shapes import is_conversation, parse_conversation
-from positron.data.parsed_rows import RowSummary, parsed_rows, path_of
+from positron.data.parsed_rows import RowSummary, name_of, parsed_rows, path_of
 from positron.data.sources import is_validation
 from positron.system.errors import UserError
 from positron.system.formatting import counted
@@ -68,10 +68,10 @@ def _conversations_of_files(config: DataConfig) -> list[Conversation]:
             conversations.append(Conversation(parsed.messages, is_val))
         else:
             summary.skip(record, NO_ANSWER, None)
-    summary.refuse_malformed(path, len(conversations))
+    summary.refuse_malformed(name_of(config), len(conversations))
     if not conversations:
         raise UserError(
-            f"data.path={path} has no answer to learn from in {counted(summary.rows, 'conversation')}: give messages with the "
+            f"{name_of(config)} has no answer to learn from in {counted(summary.rows, 'conversation')}: give messages with the "
             "role assistant that contain text and whose weight is not 0"
         )
     logger.info(summary.line())

@@ -57,11 +57,12 @@ class Reading:
     def choice_of(self, fields: Sequence[str]) -> str:
         """Return the advice to read another field of a file, one of `fields`: for example `give data.field=body`.
 
-        If the user cannot set `data.field`, the text only says which fields there are: `it has: body`.
+        If the user cannot set `data.field`, the advice is another file, and the text says which fields there are.
         """
         listed = one_line(", ".join(fields), 200)
         if not self.has_settings or not fields:
-            return f"it has: {listed or 'no fields'}"
+            other = "it" if self.has_settings else "give a file with a text in this field; this file"
+            return f"{other} has: {listed or 'no fields'}"
         return f"give data.field={listed}" if len(fields) == 1 else f"give data.field= with one of: {listed}"
 
     def replace_surrogates(self, text: str, where: str) -> str:

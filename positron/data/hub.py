@@ -87,9 +87,11 @@ class Repository:
         parquet = [s for s in siblings if s.rfilename.endswith(".parquet")]
         chosen = [s for s in parquet if fnmatch.fnmatch(s.rfilename, config.files)]
         others = [name for name in names if fnmatch.fnmatch(name, config.files)]
+        if not names:
+            raise UserError(f"data.repo={self.repo} contains no data: give another dataset")
         if not chosen and not others:
             kind = "Parquet files" if parquet else "files"
-            listed = ", ".join([s.rfilename for s in parquet[:6]] or names[:6]) or "none"
+            listed = ", ".join([s.rfilename for s in parquet[:6]] or names[:6])
             raise UserError(
                 f"data.repo={self.repo} has no {kind} that match data.files={config.files}: give another pattern; "
                 f"the dataset has: {listed}"
@@ -136,7 +138,7 @@ class HubSource:
         if not self.files:
             raise UserError(
                 f"data.repo={self.repo} has no Parquet files, which data.tokens_per_epoch needs: "
-                "leave data.tokens_per_epoch out, or try data.revision=refs/convert/parquet"
+                "give data.tokens_per_epoch=null, or try data.revision=refs/convert/parquet"
             )
         self.held_out: frozenset[bytes] = frozenset()
         self._open: list[tuple[str, int]] = []  # files being tokenized, each with the number of tasks up to its end

@@ -243,7 +243,7 @@ def _serve(
             if files is None:
                 _check_config_name(repo, config_name, datasets.get_dataset_config_names(repo, revision=commit), error)
             raise
-        connection.send(("log", _describe_split(repo, list(splits))))
+        connection.send(("log", _describe_split(repo, config_name, list(splits))))
         rows = splits[TRAIN if TRAIN in splits else next(iter(splits))]
         for number, chunk in enumerate(_chunks(_texts(rows, repo, field) if field is not None else rows)):
             if number >= skip:
@@ -269,15 +269,16 @@ def _check_config_name(repo: str, config_name: str | None, names: list[str], err
         ) from error
 
 
-def _describe_split(repo: str, splits: list[str]) -> str:
+def _describe_split(repo: str, config_name: str | None, splits: list[str]) -> str:
     """Return a log line that says how the rows are read and which splits are not read.
 
     Raises UserError if there are several splits, but none is named `train`.
     """
     if len(splits) > 1 and TRAIN not in splits:
+        instead = "" if config_name is None else " instead of data.config_name="
         raise UserError(
-            f"{repo} has the splits {', '.join(splits)}, and none is named train: give data.files=PATTERN, which matches the "
-            "files of one split"
+            f"{repo} has the splits {', '.join(splits)}, and none is named train: give data.files=PATTERN{instead}, which "
+            "matches the files of one split"
         )
     others = [split for split in splits if split != TRAIN] if len(splits) > 1 else []
     return f"{repo} has no Parquet files: its rows are read by load_dataset" + (

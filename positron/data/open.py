@@ -71,7 +71,9 @@ def open_source(config: DataConfig) -> Source:
                 return HubSource(config)
             return HubRowsSource(repository, config)
         case "imported":
-            raise UserError("the text of an imported model is not known, so a training needs a text of yours (data=)")
+            raise UserError(
+                "the training text of an imported model is unknown: give data=text data.path=FILE, or data=stories"
+            )
         case "instruct" | "story_instruct" | "preferences" | "story_preference":
             what = "pairs of answers" if config.holds_pairs else "conversations"
             raise UserError(

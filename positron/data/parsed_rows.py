@@ -84,14 +84,14 @@ class RowSummary:
             parts.append(f"{len(places):,} {label} ({named})")
         return ", ".join(parts)
 
-    def refuse_malformed(self, path: str, kept: int) -> None:
+    def refuse_malformed(self, called: str, kept: int) -> None:
         """Raise UserError if there are no rows, or if too many of them are malformed.
 
-        More than half of the rows is too many; if no row is used, a single malformed row is too many. `kept`: the number of
-        rows that are used.
+        More than half of the rows is too many; if no row is used, a single malformed row is too many. `called`: the rows'
+        name in messages (`name_of`). `kept`: the number of rows that are used.
         """
         if not self.rows:
-            raise UserError(f"data.path={path} is empty: give {self.noun}s, for example one JSON object per line")
+            raise UserError(f"{called} is empty: give {self.noun}s, for example one JSON object per line")
         if 2 * self.malformed > self.rows or (self.malformed and not kept):
             others = f"; of {self.rows:,} rows, {self.reasons()}" if self.rows > 1 else ""
             raise UserError(f"{self.first_error}{others}")
@@ -108,6 +108,11 @@ def path_of(config: DataConfig, default: str) -> str:
 
         return str(fetch_rows(config))
     return default if config.path is None else config.path
+
+
+def name_of(config: DataConfig) -> str:
+    """Return the setting that says where the rows are, for messages: `data.repo=OWNER/NAME` or `data.path=FILE`."""
+    return f"data.path={config.path}" if config.repo is None else f"data.repo={config.repo}"
 
 
 def parsed_rows(

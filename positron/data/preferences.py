@@ -11,7 +11,7 @@ from typing import Literal, assert_never, get_args
 
 from positron.config import DataConfig
 from positron.data.conversations import first_question
-from positron.data.parsed_rows import RowSummary, parsed_rows, path_of
+from positron.data.parsed_rows import RowSummary, name_of, parsed_rows, path_of
 from positron.data.preference_shapes import is_pair, parse_pair
 from positron.data.sources import is_validation
 from positron.stories import GRAMMAR, Request, ask, generate, requests
@@ -60,7 +60,7 @@ def _pairs_of_files(config: DataConfig) -> list[Pair]:
     for _, parsed in parsed_rows(path, config, summary, is_pair, parse_pair):
         is_val = is_validation(first_question(parsed.prompt), config.seed, config.val_fraction)
         pairs.append(Pair(parsed.prompt, parsed.chosen, parsed.rejected, is_val))
-    summary.refuse_malformed(path, len(pairs))
+    summary.refuse_malformed(name_of(config), len(pairs))
     logger.info(summary.line())
     return pairs
 

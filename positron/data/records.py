@@ -17,7 +17,7 @@ from typing import Any
 
 from positron.config import OnInvalid
 from positron.data.decoding import Reading, explain_read_error, read_text
-from positron.data.listing import list_files
+from positron.data.listing import format_of, list_files
 from positron.data.rows import arrow_reader
 from positron.system.commands import command
 from positron.system.errors import UserError
@@ -164,9 +164,10 @@ def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_li
     elif by_line or good:
         yield from lines
     elif text.lstrip()[0] not in "{[":
+        train = command("train", "data=text", f"data.path={path}")
         raise UserError(
-            f"{path} is plain text, but this training learns from conversations or pairs: give a file that ends with "
-            f"{', '.join(SUFFIXES)}; plain text is for {command('train', 'data=text', f'data.path={path}')}"
+            f"{path} contains plain text, not conversations or pairs: give a file that has one JSON object per line"
+            + ("" if format_of(path) == "json" else f"; to train on plain text, run {train}")
         )
     else:
         raise UserError(f"{path} {whole.message}")

@@ -81,7 +81,7 @@ class Stream:
             if len(self.source.files) < 2:
                 raise UserError(
                     f"data.tokens_per_epoch needs at least two files, because the first one is for validation, but "
-                    f"data.files={self.config.files} matches only one: leave data.tokens_per_epoch out"
+                    f"data.files={self.config.files} matches only one: give data.tokens_per_epoch=null"
                 )
             first = self.source.part(slice(0, 1))
             end = self.tokenizer.special_id(END_OF_TEXT)

@@ -52,7 +52,7 @@ class Windows:
                     f"its tokens have {tokens.n_bytes // tokens.n_tokens:,} bytes on average; use tokenizer=char or "
                     "tokenizer=spm_4k"
                     if tokens.n_bytes > MAX_BYTES_PER_TOKEN * tokens.n_tokens
-                    else f"give a longer text, or model.context_length={max(1, tokens.n_tokens - 1)} or less"
+                    else f"give a longer text, or a model with model.context_length={max(1, tokens.n_tokens - 1)} or less"
                 )
             )
         self.starts: np.ndarray | None = None

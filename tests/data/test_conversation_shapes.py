@@ -287,10 +287,11 @@ def test_broken_json_is_named_by_its_line_in_every_layout(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"cut.json is not JSON: .* \(line \d\d, "):
         read(tmp_path / "cut.json")
     (tmp_path / "my.txt").write_text("Once upon a time.\nThe end.\n")
-    with pytest.raises(
-        UserError, match=r"my.txt is plain text, but .* ends with .*\.csv.*; plain text is for .*data=text"
-    ):
+    with pytest.raises(UserError, match=r"my.txt contains plain text, .*; to train on plain text, run .*data=text"):
         read(tmp_path / "my.txt")
+    (tmp_path / "my.json").write_text("Once upon a time.\nThe end.\n")  # which data=text would refuse, too
+    with pytest.raises(UserError, match=r"my.json contains plain text, not conversations or pairs: .* per line$"):
+        read(tmp_path / "my.json")
     (tmp_path / "two.json").write_text(json.dumps({"train": GOOD, "test": GOOD}))
     with pytest.raises(UserError, match=r"several lists \(train, test\)"):
         read(tmp_path / "two.json")

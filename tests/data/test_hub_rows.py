@@ -81,7 +81,7 @@ def test_chunks_are_the_same_from_anywhere_and_after_a_failure(rows_hub: Hub, tm
         ({"field": "story"}, r'some/stories has no text in the field "story" \(data\.field\): give data\.field=text'),
         ({"files": "*.csv"}, r"has no files that match data\.files=\*\.csv: .*; the dataset has: train\.jsonl"),
         ({"files": "broken.jsonl"}, r"cannot be read by load_dataset: .*; give data\.files=PATTERN"),
-        ({"tokens_per_epoch": "1k", "packing": "windows"}, "no Parquet files, which data.tokens_per_epoch needs"),
+        ({"tokens_per_epoch": "1k", "packing": "windows"}, "no Parquet files, .*: give data.tokens_per_epoch=null, or"),
     ],
 )
 def test_what_cannot_be_read_is_named(rows_hub: Hub, tmp_path: Path, options: dict[str, Any], says: str) -> None:
@@ -89,6 +89,12 @@ def test_what_cannot_be_read_is_named(rows_hub: Hub, tmp_path: Path, options: di
         rows_hub.files[rows_hub.path("broken.jsonl")] = b'{"text": "a"}\n{"text": \n'
     with pytest.raises(UserError, match=says):
         prepare(chosen(tmp_path, **options), CHAR, None)
+
+
+def test_a_dataset_without_data_is_refused_without_advice_on_patterns(rows_hub: Hub, tmp_path: Path) -> None:
+    del rows_hub.files[rows_hub.path("train.jsonl")]
+    with pytest.raises(UserError, match=r"^data\.repo=some/stories contains no data: give another dataset$"):
+        prepare(chosen(tmp_path), CHAR, None)
 
 
 CONFIGS = """---
