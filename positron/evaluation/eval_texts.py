@@ -55,14 +55,17 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
         raise UserError(f"the text that the model was pretrained on is not available ({error}): {instead}") from error
     values, tokenizer = run.config(), load_tokenizer(run.tokenizer_folder)
     data, known = from_dict(DataConfig, values["data"]), run.facts().data_fingerprint
+    if data.source == "imported":
+        raise UserError(f"{run.folder} was imported, so the text that it was trained on is unknown: {instead}")
     folder = find_token_files(data, tokenizer, known)
     if data.url is not None and not cached_path(data.url, data.sha256).exists():
         if folder is None:  # another person may have written the address, so only a command of the user downloads it
-            url = one_line(data.url, 200)
+            checksum = [] if data.sha256 is None else [f"data.sha256={one_line(data.sha256, 80)}"]
+            download = command("prepare", "data=text", f"data.url={one_line(data.url, 200)}", *checksum)
             raise UserError(
-                f"the text that {run.folder} was trained on is not on this machine, and an address that a run folder names is "
-                "not downloaded automatically: if you trust this address, download the text with "
-                f"{command('prepare', 'data=text', f'data.url={url}')}; or {instead}"
+                f"the text that {run.folder} was trained on is not on this machine, and its address in the run folder is not "
+                f"downloaded automatically, because another person may have written it: if you trust it, run {download}; or "
+                f"{instead}"
             )
         return TokenFiles(folder, split, tokenizer)
     try:
@@ -194,10 +197,11 @@ def floor_of(texts: list[str]) -> float:
     try:
         return sum(map(stories.bits, texts)) / sum(len(text.encode("utf-8")) for text in texts)
     except ValueError as error:
-        raise UserError(
-            "--stories needs whole built-in stories as the text: name a run trained with data=stories, leave out --text, and "
-            "choose a --limit that does not cut the first story"
-        ) from error
+        if any(isinstance(text, Beginning) for text in texts):
+            reason = "--stories needs whole built-in stories, but --limit cuts a document: give a larger --limit, or 0"
+        else:
+            reason = "--stories needs built-in stories as the text: name a run trained with data=stories, and leave --text out"
+        raise UserError(reason) from error
 
 
 def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:

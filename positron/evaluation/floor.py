@@ -126,7 +126,7 @@ def _claim(line: str, place: str) -> Claim:
         raise UserError(f"{place} must be an object with id, logprob and bytes, such as {example}")
     name, logprob, size = record["id"], record["logprob"], record["bytes"]
     if not isinstance(name, str):
-        raise UserError(f"{place}: id must be the id of a given document, which is a string, such as in {example}")
+        raise UserError(f"{place}: id must be a string, the id of the document that was scored, such as in {example}")
     if not is_number(logprob):
         raise UserError(
             f"{place}: logprob must be a finite number, the natural logarithm of the probability of the whole document, not "

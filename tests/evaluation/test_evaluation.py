@@ -188,8 +188,10 @@ def test_the_corpus_own_probabilities_score_exactly_the_floor(runs: Path) -> Non
     assert total(own).bpb == pytest.approx(files.floor_bpb, rel=1e-12)
     assert floor_of(texts) == pytest.approx(files.floor_bpb, rel=1e-12)
     assert not total(own).is_below(files.bits or 0)
-    with pytest.raises(UserError, match="--stories needs whole built-in stories"):
+    with pytest.raises(UserError, match="--stories needs built-in stories as the text"):
         floor_of([*texts, "The end."])
+    with pytest.raises(UserError, match="give a larger --limit"):
+        floor_of(up_to(texts, 20))
 
 
 def test_the_floor_of_a_part_is_that_of_the_stories_in_it(runs: Path) -> None:

@@ -277,7 +277,7 @@ def test_models_that_know_all_but_noise_are_rarely_accused() -> None:
         ("nonsense", r"line 2 is not JSON \(Expecting value, column 1\)"),
         ("[1, 2]", "line 2 must be an object with id, logprob and bytes"),
         ('{"id": "0/1", "logprob": -1}', "must be an object with id, logprob and bytes"),
-        ('{"id": 1, "logprob": -1, "bytes": 3}', "id must be the id of a given document"),
+        ('{"id": 1, "logprob": -1, "bytes": 3}', "id must be a string, the id of the document"),
         ('{"id": "0/1", "logprob": NaN, "bytes": 3}', "logprob must be a finite number.* not nan"),
         ('{"id": "0/1", "logprob": -Infinity, "bytes": 3}', "not -inf"),
         ('{"id": "0/1", "logprob": true, "bytes": 3}', "not True"),

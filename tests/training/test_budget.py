@@ -365,7 +365,7 @@ def test_a_run_with_a_budget_can_be_extended(ended, tmp_path):
         (("budget=soon",), "budget=soon is not a time"),
         (
             ("budget=1m", "device.devices=2", "device.strategy=ddp"),
-            "budget= plans the training of one device, not of 2: train on one, or give train.max_steps=",
+            "budget= and model=auto plan the training of one device, not of 2: train on one, or leave both out and give",
         ),
         (("budget=1m", "train.max_steps=10"), "give only one of budget= and train.max_steps="),
     ],

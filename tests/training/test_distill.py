@@ -387,7 +387,7 @@ def test_a_tuned_teacher_lends_the_text_of_its_base_and_an_unknown_address_is_no
     strange.write_text(json.dumps(record))
     refused = run_command("distill", "teachers=a", *SMALL, "name=t")
     assert refused.code == 2
-    assert "an address that a run folder names is not downloaded automatically" in refused.err
+    assert "its address in the run folder is not downloaded automatically" in refused.err
 
 
 @pytest.fixture
