@@ -151,7 +151,11 @@ def test_the_shortest_context_counts_and_is_named(call: Callable[..., Result]) -
         ("generate", ("--run", "a,,b"), "has an empty name before or after a comma"),
         ("generate", ("--run", "a,nobody"), "there is no run nobody"),
         ("generate", ("--run", "a,b,words"), "outputs/a and outputs/words have different tokenizers"),
-        ("chat", ("Hello", "--run", "talk,a,b"), "others that were not (outputs/a,outputs/b), so they cannot"),
+        (
+            "chat",
+            ("Hello", "--run", "talk,a,b"),
+            "cannot answer together with the others: leave outputs/a,outputs/b out",
+        ),
         ("evaluate", ("--run", "talk,a", "--instruct", *SHORT), "outputs/a was not fine-tuned"),
         ("evaluate", ("--run", "a,other", *SHORT), "outputs/a and outputs/other have different validation texts"),
         ("evaluate", ("--run", "a,other", "--text", "story.txt", "--stories"), "were trained on different texts"),
