@@ -207,7 +207,10 @@ def modules(tmp_path, monkeypatch):
         ({"_target_": "misfits.Absent"}, "has no Absent"),
         ({"_target_": "absent.Plain"}, "No module named 'absent'"),
         ({"_target_": "Plain"}, "must name a module"),
-        ({"_target_": "add_a_callback.EmbeddingNorm", "often": 1}, "refuses its arguments"),
+        (
+            {"_target_": "add_a_callback.EmbeddingNorm", "often": 1},
+            r"give its arguments as callbacks\.x\.NAME=",
+        ),
     ],
 )
 def test_a_callback_that_cannot_be_made_is_named(modules, entry, message):

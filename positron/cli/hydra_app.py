@@ -64,7 +64,8 @@ def _hydra_reason(error: BaseException) -> str:
     if no_folder := re.match(r"Additional config directory '(.*)' not found", text):
         return f"--config-dir: there is no folder {no_folder[1]}: correct the path"
     if (no_group := re.match(r"Error merging override (.*)", text)) and cause.startswith("Cannot merge DictConfig"):
-        return f"{no_group[1]} is not a possible value: give a group of settings"
+        key = no_group[1].partition("=")[0]
+        return f"{no_group[1]} is not possible, because {key} is a group of settings: set them one by one, as {key}.NAME=VALUE"
     return text
 
 

@@ -42,5 +42,6 @@ def _make(key: str, target: str, arguments: dict[str, Any]) -> Callback:
         return cls(**arguments)
     except TypeError as error:
         raise UserError(
-            f"{key}: {target} refuses its arguments ({' '.join(str(error).split())}): correct {key}.NAME=, or the class"
+            f"{key}: {target} cannot be made ({' '.join(str(error).split())}): give its arguments as {key}.NAME=VALUE, or "
+            "correct the class"
         ) from error

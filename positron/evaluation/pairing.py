@@ -229,7 +229,7 @@ def _is_trained(run: Run) -> bool:
     facts = run.facts()
     if facts.status in LOST:
         raise UserError(
-            f"{run.folder} ended with the status {facts.status}, so only the lucky seeds of its variant could be compared: "
+            f"{run.folder} ended with the status {facts.status}, and a comparison without this run would favour its variant: "
             f"{_REMEDIES[facts.status]}, or compare other variants"
         )
     return facts.status == "finished" or (facts.status == "stopped" and facts.error is None)

@@ -103,5 +103,9 @@ def append(path: Path, text: str) -> None:
     """Append text to a file of a run. Raises UserError if it cannot be written."""
     try:
         append_text(path, text)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"cannot write {path}, because its folder was deleted: give the command again to start anew"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

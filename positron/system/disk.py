@@ -205,7 +205,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises UserError if `path` exists already, or if the disk is full or not writable.
     """
     if path.exists() or path.is_symlink():
-        raise UserError(f"{path} exists already: delete it, or give another folder")
+        raise UserError(f"cannot write to {path}, because it exists already: delete it, or give another path")
     make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -181,7 +181,7 @@ def test_model_and_data_may_be_given_as_null_only_if_they_come_from_a_teacher():
         (("optimizer=adam",), "did you mean optimizer=adamw?"),
         (("data=my.txt",), "data=text data.path=my.txt"),
         (("data=[text,stories]",), "names several choices: give one"),
-        (("train=[1]",), "train=[1] is not a possible value: give a group of settings"),
+        (("train=[1]",), "train is a group of settings: set them one by one, as train.NAME=VALUE"),
         (("model=_defaults",), "choose from auto, debug"),
         (("experiment=0",), "size_sweep, ten_minutes"),  # without the experiments of other commands
         (("logger=null",), "logger=files"),

@@ -224,7 +224,8 @@ def test_a_run_that_ended_because_of_its_result_is_not_left_out_in_silence(grid:
         if not has_checkpoint:  # most runs that diverge have not saved one
             shutil.rmtree(grid / "5" / "checkpoints")
         with pytest.raises(
-            UserError, match=f"ended with the status {status}, so only the lucky seeds.*: .*{remedies[status]}"
+            UserError,
+            match=f"ended with the status {status}, and a comparison without this run.*: .*{remedies[status]}",
         ):
             find_pairs([str(grid)], Path("outputs"))
 
