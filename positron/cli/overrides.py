@@ -217,10 +217,8 @@ class _Reader:
         self, recipe: Recipe, conf: Path, has_own_conf: bool, *, is_sweep: bool = False, can_sweep: bool = True
     ) -> None:
         self.recipe, self.has_own_conf = recipe, has_own_conf
-        self.is_sweep, self.can_sweep = (
-            is_sweep,
-            can_sweep,
-        )  # whether -m is given, and whether the command has such an option
+        self.is_sweep = is_sweep  # whether -m is given
+        self.can_sweep = can_sweep  # whether the command has the option -m
         self.groups, self.conf = groups_of(conf), conf
         self.optional = _OPTIONAL_GROUPS[recipe]
         self.keys = set(leaf_keys())

@@ -257,7 +257,8 @@ def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
 
     Each token keeps in each layer about 8 tensors of width d_model for attention and norms, 3 tensors of the MLP's width (4
     with a gate), and the fp32 inputs of the norms. On a CPU, `BlockedCausalAttention` also keeps the attention
-    probabilities. With `checkpoint_activations`, each layer keeps only its fp32 input, and one layer at a time keeps all.
+    probabilities. With `checkpoint_activations`, each layer keeps only its fp32 input. In the backward pass the other tensors
+    are computed again, for one layer at a time.
     """
     width = DTYPES[machine.precision].itemsize
     mlp = (4 if config.is_gated else 3) * config.ff_width

@@ -33,7 +33,7 @@ class NextToken:
     """
 
     token_bytes: np.ndarray
-    document_start: int | None  # the id at which each document begins; None if attention crosses documents
+    document_start: int | None  # the token id that begins every document; None if attention crosses documents
     keeps_best = True
     val_parts: list[Part]  # the micro-batches of the validation, for all ranks together
 
