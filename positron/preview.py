@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from positron.cli.overrides import given_keys
 from positron.cli.request import compose
 from positron.config import RunConfig
 from positron.prepare import prepared
@@ -35,6 +36,10 @@ def main() -> None:
             raise UserError(
                 f"{wrong[0]} is not a setting: give one PATH, then key=value; for several files, give their folder, or a "
                 "pattern in quotes"
+            )
+        if given_keys(options.settings).get("data", "text") != "text":
+            raise UserError(
+                "positron preview shows only texts for pretraining: leave data= out, and give a text as PATH"
             )
         # the path is put in after composing, because Hydra's grammar gives brackets and quotes a meaning
         config = from_dict(
