@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.cli.other_tools import advice, question, same_option
-from positron.cli.unused_settings import fits
+from positron.cli.unused_settings import OWN_FILES, SOURCES_OF, fits
 from positron.settings import (
     BASE_GROUPS,
     BUDGET_KEYS,
@@ -69,14 +69,6 @@ _OPTIONAL_GROUPS: dict[Recipe, tuple[str, ...]] = {
 }
 _TAKEN_IN_TUNING = "the architecture and tokenizer of the base run, which init_from= names"
 _TAKEN: dict[Recipe, str] = {"distill": "the tokenizer of the runs that teachers= names"}
-# the choice of data that reads the user's own files
-_OWN_DATA: dict[Recipe, str] = {
-    "train": "text",
-    "distill": "text",
-    "sft": "instruct",
-    "reinforce": "instruct",
-    "prefer": "preferences",
-}
 _UNCHECKED_KEYS = (
     "callbacks.",
     "optimizer.options.",
@@ -295,7 +287,8 @@ class _Reader:
         near = difflib.get_close_matches(name.removesuffix(".yaml"), choices, 1, 0.6)
         hint = f"did you mean {group}={near[0]}? Choices: " if near else "choose from "
         if group == "data" and set(name) & set("./~\\"):
-            hint = f"give data={_OWN_DATA[self.recipe]} data.path={name} to read a file of your own; choices: "
+            own = next(source for source in SOURCES_OF[self.recipe] if source in OWN_FILES)
+            hint = f"give data={own} data.path={name} to read a file of your own; choices: "
         if group == "callbacks":
             hint = f"a callback of your own is a file FOLDER/callbacks/{name}.yaml, given with --config-dir FOLDER; choices: "
         if name == "null":

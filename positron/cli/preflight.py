@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from positron.cli.unused_settings import OWN_FILES
 from positron.config import EMPTY_NAME, Asked, DataConfig, LoggerConfig, ModelConfig, RunConfig, TokenizerConfig
 from positron.run.folder import OUTPUTS, Run, find_run, refuse_differences
 from positron.settings import from_dict
@@ -217,7 +218,7 @@ def _saved_kind(run: Run, known: TokenizerConfig) -> str:
 
 def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
     """Raise UserError if no text can be read at data.path=, or if data.field= is given and no file there has fields."""
-    if data.path is None or data.url is not None or data.source not in ("text", "instruct", "preferences"):
+    if data.path is None or data.url is not None or data.source not in OWN_FILES:
         return
     from positron.data.decoding import Reading, refuse_unreadable
     from positron.data.listing import format_of, list_files

@@ -103,6 +103,7 @@ READ_BY = (
         {name: f"preference.loss={name}" for name in ("dpo", "ipo", "simpo", "orpo")},
     ),
 )
+OWN_FILES = ("text", "instruct", "preferences")  # sources that read the user's own files
 _TEXTS = ("stories", "addition", "text", "hub")
 SOURCES_OF: dict[Recipe, tuple[str, ...]] = {
     "train": _TEXTS,
