@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -158,6 +159,20 @@ def test_a_report_fits_its_window(browser: Browser, kept_run: Run, phone: bool) 
         assert not has_sideways_scroll(page)
 
 
+def first_answer(run: Run) -> tuple[int, str]:
+    """Return the first seed with which the run answers "Hi" with several characters, and that answer.
+
+    A run of so few steps often ends its answer at once, and with which seeds depends on the kind of CPU that trained it.
+    """
+    subject = Subject(run)
+    for seed in range(100):
+        settings = {"temperature": 0.8, "top_p": 0.95, "seed": seed, "max_tokens": 200}
+        answer = subject.look("Hi", continuation=settings)["continuation"]
+        if answer is not None and len(answer) > 1:
+            return seed, answer
+    raise AssertionError("the run ends each answer at once")
+
+
 def test_the_inspector_shows_the_template_around_a_message(browser: Browser, chat_run: Run) -> None:
     running = Running(folder=chat_run.folder.parent)
     try:
@@ -167,10 +182,12 @@ def test_the_inspector_shows_the_template_around_a_message(browser: Browser, cha
             page.locator("li:nth-child(6):last-child .look-token").wait_for()
             names = page.locator(".look-token .look-text").all_inner_texts()
             assert names == ["<|endoftext|>", "<|user|>", "H", "i", "<|end|>", "<|assistant|>"]
+            seed, answer = first_answer(chat_run)
+            page.get_by_role("spinbutton", name="Seed").fill(str(seed))
             page.get_by_role("button", name="Generate").click()
-            page.locator(".look-written ~ p", has_text="tokens/s").wait_for()
-            settings = {"temperature": 0.8, "top_p": 0.95, "seed": 0, "max_tokens": 200}
-            answer = Subject(chat_run).look("Hi", continuation=settings)["continuation"]
+            page.locator(".look-written ~ p:not(:empty)").wait_for()
+            facts = page.locator(".look-written ~ p").inner_text()
+            assert re.match(r"\d+ tokens", facts)  # no speed if all came at once
             assert page.locator(".look-written").text_content() == f"Hi\n\n{answer}"
     finally:
         running.stop()
@@ -181,7 +198,7 @@ def test_the_chat_continues_a_text_with_a_run_of_the_folder(browser: Browser, si
         page.wait_for_selector(".welcome")
         page.fill("#question", "Tom")
         page.press("#question", "Enter")
-        page.locator(".answer .facts", has_text="tokens").wait_for()
+        page.locator(".answer .facts:not(:empty)").wait_for()
         assert page.locator(".answer .error").all_inner_texts() == [""]
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from browser import WINDOWS, has_sideways_scroll, opened, serious_findings
 from chat_page import wait_for_end, without_end
+from conftest import PATIENCE
 from serving_models import CONTEXT, Running, served_of
 
 if TYPE_CHECKING:
@@ -70,6 +74,34 @@ def test_an_answer_is_streamed_and_is_there_after_a_reload(page: Page) -> None:
     page.reload()
     page.locator("#conversations .title", has_text="hello").click()
     assert texts(page) == [answer]
+
+
+def question_without_answer(site: Running) -> str:
+    """Return a question to which the likeliest answer ends before its first token."""
+    for question in map("".join, itertools.product(ascii_lowercase, repeat=2)):
+        body = {
+            "model": "talker",
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": 1,
+        }
+        answer = httpx.post(f"{site.url}/v1/chat/completions", json=body, timeout=PATIENCE).json()
+        if answer["choices"][0]["finish_reason"] == "stop":
+            return question
+    raise AssertionError("the model never ends its answer at once")
+
+
+def test_an_answer_without_text_says_so(browser: Browser, site: Running) -> None:
+    with opened(browser, site.url) as page:
+        page.wait_for_selector(".welcome")
+        page.click("#show-settings")
+        page.get_by_label("Temperature").fill("0")
+        page.get_by_label("Temperature").press("Tab")
+        page.click("#show-settings")
+        send(page, question_without_answer(site))
+        wait_for_end(page)
+        assert texts(page) == [""]
+        assert page.locator(".answer .facts").inner_text() == "no text: the model ended its answer at once"
 
 
 def choose_models(page: Page, *names: str) -> None:

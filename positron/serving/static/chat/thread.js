@@ -2,7 +2,7 @@
 
 import { Alternatives, tokenElement } from "./tokens.js";
 import { button, enable } from "./button.js";
-import { el } from "../dom.js";
+import { counted, el } from "../dom.js";
 
 const NEAR = 80; // pixels from the end within which the page follows the text
 
@@ -166,8 +166,8 @@ class AnswerView {
 }
 
 function factsOf({ count, seconds, first, finish }) {
-  if (!count) return finish === "stopped" ? "stopped" : "";
+  if (!count) return { stopped: "stopped", stop: "no text: the model ended its answer at once" }[finish] ?? "";
   const speed = count > 1 && seconds > first ? ` · ${Math.round((count - 1) / (seconds - first)).toLocaleString("en-US")} tokens/s` : "";
   const end = { length: " · cut at the limit", stopped: " · stopped" }[finish] ?? "";
-  return `${count} tokens${speed} · first after ${Math.round(first * 1000)} ms${end}`;
+  return `${counted(count)}${speed} · first after ${Math.round(first * 1000)} ms${end}`;
 }
