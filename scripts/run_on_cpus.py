@@ -3,7 +3,7 @@
     python -m scripts.run_on_cpus
     python -m scripts.run_on_cpus --only avx2 --only native-busy tests/model
 
-Each configuration limits the vector instructions that oneDNN, ATen and OpenBLAS use, and sets the number of threads:
+Each configuration limits the vector instructions that oneDNN, ATen, MKL and OpenBLAS use, and sets the number of threads:
 
     native-1, native-2   this processor
     native-busy          this processor, two threads, while two other processes keep the cores busy
@@ -31,8 +31,18 @@ from typing import NoReturn
 PROJECT = Path(__file__).resolve().parent.parent
 LIMITS = {
     "native": {},
-    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OPENBLAS_CORETYPE": "Haswell"},
-    "sse4": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Nehalem"},
+    "avx2": {
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+    },
+    "sse4": {
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "OPENBLAS_CORETYPE": "Nehalem",
+    },
 }
 CONFIGURATIONS = ("native-1", "native-2", "native-busy", "avx2-1", "avx2-2", "sse4-1", "sse4-2")
 FINISHED = (0, 1)  # exit codes of pytest after it ran all tests

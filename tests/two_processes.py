@@ -14,6 +14,9 @@ from traces import weights
 from positron.run.metrics import read_metrics
 
 TWO = ("device=cpu", "device.devices=2", "device.strategy=ddp")
+# Adam divides each gradient by its size, so one of 1e-9 that differs by rounding between the two can change a weight by the
+# whole learning rate. Whether it does depends on the kind of CPU. The step of SGD is proportional to the gradient.
+PROPORTIONAL = ("precision=fp32", "optimizer=custom", "optimizer._target_=torch.optim.SGD", "optimizer.lr=0.1")
 
 
 def run(folder, *arguments):
@@ -27,14 +30,14 @@ def with_one_and_two(
     start: Callable[..., CommandProcess], folder: Path, command: str, *arguments: str
 ) -> tuple[Path, Path]:
     """Train the same in one process and in two, as torchrun starts them; return the two run folders."""
-    result = start(command, *arguments, "precision=fp32", "device=cpu", "name=one").wait()
+    result = start(command, *arguments, *PROPORTIONAL, "device=cpu", "name=one").wait()
     assert result.code == 0, result.err
-    as_torchrun(start, command, *arguments, "precision=fp32", *TWO, "name=two")
+    as_torchrun(start, command, *arguments, *PROPORTIONAL, *TWO, "name=two")
     return folder / "outputs" / "one", folder / "outputs" / "two"
 
 
 def assert_learned_the_same(one: Path, two: Path, base: Path, metrics: Sequence[str]) -> None:
-    """Compare metrics and weights, whose differences are much smaller than what the training changed."""
+    """Compare metrics and weights, which differ by at most a thousandth of what the training changed."""
     ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (one, two))
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for a, b in zip(ours, theirs, strict=True):
@@ -45,7 +48,7 @@ def assert_learned_the_same(one: Path, two: Path, base: Path, metrics: Sequence[
     change = max(float((a[name] - before[name]).abs().max()) for name in a)
     assert change > 0
     for name in a:
-        torch.testing.assert_close(b[name], a[name], rtol=0, atol=0.02 * change, msg=name)
+        torch.testing.assert_close(b[name], a[name], rtol=0, atol=1e-3 * change, msg=name)
 
 
 def as_torchrun(
