@@ -59,6 +59,8 @@ def _hydra_reason(error: BaseException) -> str:
         if group.startswith("hydra/") and name in _PLUGINS:
             return f"{group}={name} needs the package {_PLUGINS[name]}: pip install {_PLUGINS[name]}"
         return f"there is no {group}={name}: choose from {missing[2].strip()}"
+    if place := re.search(r" full_key: (\S+)", text):
+        return f"{place[1]}=: {_reference_reason(text[: place.start()])}"
     if no_file := re.match(r"Cannot find primary config '([^']*)'", text):
         return f"--config-name: there is no file {no_file[1]}.yaml in conf/ or in the folder of --config-dir: correct the name"
     if no_folder := re.match(r"Additional config directory '(.*)' not found", text):
@@ -66,6 +68,19 @@ def _hydra_reason(error: BaseException) -> str:
     if (no_group := re.match(r"Error merging override (.*)", text)) and cause.startswith("Cannot merge DictConfig"):
         key = no_group[1].partition("=")[0]
         return f"{no_group[1]} is not possible, because {key} is a group of settings: set them one by one, as {key}.NAME=VALUE"
+    return text
+
+
+def _reference_reason(text: str) -> str:
+    """Write what is wrong with a value of the form ${...}, given the message of OmegaConf."""
+    import re
+
+    if no_key := re.match(r"Interpolation key '([^']*)' not found", text):
+        return f"${{{no_key[1]}}} names no key: write the whole name of one, such as ${{train.max_steps}}, or a plain value"
+    if no_resolver := re.match(r"Unsupported interpolation type (\S+)", text):
+        return f"there is no function {no_resolver[1]} for ${{{no_resolver[1]}:...}}: give a plain value, or ${{oc.env:NAME}}"
+    if no_variable := re.search(r"Environment variable '([^']*)' not found", text):
+        return f"the environment variable {no_variable[1]} is not set: set it, or give a plain value"
     return text
 
 

@@ -275,7 +275,8 @@ class _Reader:
             value = parsed.value()
             names = [str(name) for name in value] if isinstance(value, list) else [text.strip("'\"")]
             if isinstance(value, list) and group not in _MULTIPLE_CHOICE:
-                raise UserError(f"{group}={text} names several choices: give one, such as {group}={names[-1]}")
+                example = next((name for name in reversed(names) if name in choices), choices[0])
+                raise UserError(f"{group}={text} is a list: give one choice, such as {group}={example}")
         for name in names:
             if name.startswith("[") and name.endswith("]") and group in _MULTIPLE_CHOICE:
                 continue

@@ -82,6 +82,14 @@ def read_request(composed: Any, overrides: Sequence[str]) -> Request:
     return Request(values, from_dict(Asked, {**beside, "given": given}), callbacks)
 
 
+def typed_overrides(hydra: Any) -> list[str]:
+    """Return the overrides of the command line as they were typed, from the `hydra` section of a configuration."""
+    from omegaconf import OmegaConf
+
+    words: list[str] = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # type: ignore[assignment]
+    return words
+
+
 def compose_request(recipe: Recipe, settings: Sequence[str]) -> Request:
     """Compose `conf/<recipe>.yaml` with `key=value` settings, for callers that are not Hydra programs.
 

@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 
 from positron.cli.hydra_app import hydra_errors_as_ours
 from positron.cli.preflight import check_files, check_name, check_packages
-from positron.cli.request import read_request
+from positron.cli.request import read_request, typed_overrides
 from positron.config import DataConfig, LoggerConfig
 from positron.evaluation.sweep_report import SEED, as_text, best_two, write_sweep_report
 from positron.run.folder import find_run
@@ -99,7 +99,7 @@ def sweep_overrides(config: Any) -> list[Any]:
 
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # needed by glob()
     params = dict(config.hydra.sweeper.get("params") or {})
-    parsed = parser.parse_overrides(list(config.hydra.overrides.task))
+    parsed = parser.parse_overrides(typed_overrides(config.hydra))
     given = {override.key_or_group for override in parsed}
     parsed += parser.parse_overrides([f"{key}={value}" for key, value in params.items() if key not in given])
     return [override for override in parsed if override.is_sweep_override()]
@@ -147,7 +147,7 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
     from omegaconf import OmegaConf
 
     shared = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    request = read_request(shared, list(config.hydra.overrides.task))
+    request = read_request(shared, typed_overrides(config.hydra))
     request.refuse_unread(is_sweep=True, swept=swept)
     if not any(key == "experiment" or key.split(".")[0] == "data" for key in swept):
         check_files(from_dict(DataConfig, request.values["data"], "data"), request.asked.given)
@@ -169,7 +169,7 @@ def _check_each_job(config: Any, parsed: list[Any]) -> None:
     loader = GlobalHydra.instance().config_loader()
     swept = [[f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()] for each in parsed]
     lines = {override.input_line for override in parsed}
-    fixed = [word for word in config.hydra.overrides.task if word not in lines]
+    fixed = [word for word in typed_overrides(config.hydra) if word not in lines]
     jobs = list(itertools.product(*swept))
     refusals: dict[tuple[str, ...], str] = {}
     for values in jobs:

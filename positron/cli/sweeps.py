@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron.cli.overrides import given_keys
 from positron.cli.preflight import with_known_tokenizer
-from positron.cli.request import compose_request, read_request
+from positron.cli.request import compose_request, read_request, typed_overrides
 from positron.cli.user_callbacks import make_callbacks
 from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
@@ -55,7 +55,7 @@ def run_job(
     from hydra.types import RunMode
 
     hydra = HydraConfig.get()
-    overrides = [override.lstrip("+") for override in hydra.overrides.task]
+    overrides = [override.lstrip("+") for override in typed_overrides(hydra)]
     request = read_request(cfg, overrides)
 
     def job(config: RunConfig, folder: Path) -> Facts:

@@ -180,7 +180,8 @@ def test_model_and_data_may_be_given_as_null_only_if_they_come_from_a_teacher():
         (("data=storys",), "did you mean data=stories?"),
         (("optimizer=adam",), "did you mean optimizer=adamw?"),
         (("data=my.txt",), "data=text data.path=my.txt"),
-        (("data=[text,stories]",), "names several choices: give one"),
+        (("data=[text,stories]",), "is a list: give one choice, such as data=stories"),
+        (("model=[1]",), "is a list: give one choice, such as model=auto"),
         (("train=[1]",), "train is a group of settings: set them one by one, as train.NAME=VALUE"),
         (("model=_defaults",), "choose from auto, debug"),
         (("experiment=0",), "size_sweep, ten_minutes"),  # without the experiments of other commands

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import statistics
 import time
 
@@ -10,6 +11,7 @@ import pytest
 from conftest import FAST
 from hydra.errors import MissingConfigException
 
+import positron
 from positron.cli.hydra_app import hydra_errors_as_ours
 from positron.system.errors import UserError
 from positron.system.locks import lock
@@ -213,6 +215,25 @@ def test_a_folder_of_choices_that_does_not_exist_is_named_with_its_option(run_co
     assert refused.code == 2
     assert refused.err.startswith("positron: --config-dir: there is no folder ")
     assert refused.err.endswith("nowhere: correct the path\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("${foo}", "train.max_steps=: ${foo} names no key: write the whole name of one, such as ${train.max_steps}"),
+        (
+            "${rate:1}",
+            "train.max_steps=: there is no function rate for ${rate:...}: give a plain value, or ${oc.env:NAME}",
+        ),
+        ("${oc.env:MY_STEPS}", "train.max_steps=: the environment variable MY_STEPS is not set: set it"),
+    ],
+)
+def test_a_value_that_refers_to_nothing_names_its_key(run_command, value, said):
+    for kind in ((), ("-m", "seed=0,1")):
+        refused = run_command("train", *kind, "model=debug", f"train.max_steps={value}")
+        assert (refused.code, refused.err.count(said)) == (2, 1), refused.err
+    with pytest.raises(UserError, match=re.escape(said)):
+        positron.train(model="debug", train={"max_steps": value})
 
 
 @pytest.mark.slow
