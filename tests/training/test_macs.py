@@ -46,7 +46,7 @@ def test_a_run_tells_that_operators_may_run_on_the_cpu(
 def test_the_doctor_tells_it_too(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if value is not None:
         monkeypatch.setenv(FALLBACK, value)
-    monkeypatch.setattr(device, "matmul_flops", lambda *_: 1e12)
+    monkeypatch.setattr(device, "matmul_flops", lambda *_, **__: 1e12)
     findings = {finding.what: finding for finding, _ in zip(doctor.devices(), range(2), strict=False)}
     assert findings["device=mps"].says.endswith("12.0 GB of memory free")
     assert findings["mps fallback"].good == (value is None)

@@ -10,7 +10,7 @@ import torch
 from conftest import tiny
 
 from positron.model.gpt import GPT
-from positron.training import timing
+from positron.training import device, timing
 from positron.training.callbacks.progress import TimeLeft
 from positron.training.device import Machine
 from positron.training.timing import MatmulPeak, SpeedFacts, faster_precision
@@ -48,6 +48,27 @@ def test_the_peak_is_measured_with_the_models_own_shapes(monkeypatch) -> None:
     rows = 4 * GPT_CONFIG.context_length
     assert (rows, GPT_CONFIG.d_model, GPT_CONFIG.ff_width) in asked[0]
     assert (rows, GPT_CONFIG.d_model, GPT_CONFIG.vocab_size) in asked[0]
+
+
+@pytest.mark.parametrize(
+    ("rates", "is_fast", "turns"),
+    [
+        ([(300.0, 100.0)] * 2, True, 2),
+        ([(90.0, 100.0), (300.0, 60.0)], True, 2),  # another program took a core during the first measurement of bf16
+        ([(90.0, 100.0)] * 3 + [(300.0, 100.0)], True, 4),
+        ([(90.0, 40.0), (90.0, 100.0), (90.0, 100.0), (90.0, 100.0), (90.0, 100.0)], False, 5),
+    ],
+)
+def test_a_busy_moment_does_not_decide_against_bf16(monkeypatch, rates, is_fast: bool, turns: int) -> None:
+    measured: list[torch.dtype] = []
+
+    def matmul_flops(_, dtype: torch.dtype, **__: float) -> float:
+        measured.append(dtype)
+        return rates[(len(measured) - 1) // 2][dtype == torch.float32]
+
+    monkeypatch.setattr(device, "matmul_flops", matmul_flops)
+    assert device.bf16_is_fast("cpu") == is_fast
+    assert measured == [torch.bfloat16, torch.float32] * turns
 
 
 @pytest.mark.parametrize("faster", ["bf16", "fp32"])
