@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from positron.cli.chat_commands import NearCommand, execute, parse, remark
+from positron.cli.chat_commands import NAMES, NearCommand, execute, parse, remark
 from positron.cli.sampling_options import chosen_sampling, draft_option, run_option, sampling_options
 from positron.inference.arguments import argument, seed_of, standard_input_lines
 from positron.system.command_parser import CommandParser
@@ -120,9 +120,11 @@ def answer(dialogue: Dialogue, question: str) -> None:
 
 
 def answer_lines(dialogue: Dialogue) -> None:
-    """Answer the questions on standard input, one in each line."""
+    """Answer the questions on standard input, one in each line. Commands such as /quit are questions, too, with a remark."""
     asked = False
     for line, name in standard_input_lines("standard input"):
+        if line.startswith("/") and line[1:].split(" ")[0].strip() in NAMES:
+            note(f"{line.strip()} goes to the model, because commands work only in a terminal")
         if line.strip():
             asked = True
             try:

@@ -357,7 +357,8 @@ class DataConfig:
     def _check_stream(self) -> None:
         if self.source != "hub":
             raise UserError(
-                "data.tokens_per_epoch= streams a dataset of the hub: give data=fineweb_edu, or data=hub data.repo=OWNER/NAME"
+                "data.tokens_per_epoch= is read only for a dataset of the hub: leave it out, or give data=fineweb_edu or "
+                "data=hub data.repo=OWNER/NAME"
             )
         if self.max_mb is not None:
             raise UserError(
@@ -899,8 +900,8 @@ class RunConfig:
                 )
             if self.device.processes > 1:
                 raise UserError(
-                    f"budget= and model=auto plan the training of one device, not of {self.device.processes}: train on one, or "
-                    "leave both out and give train.max_steps= or train.max_time="
+                    f"budget= plans the training of one device, not of {self.device.processes}: train on one device, or choose "
+                    "a model and give train.max_time= instead of budget="
                 )
         eager = next((name for name, group in self._needing_whole_weights.items() if group is not None), None)
         if eager is not None and (self.device.shards_weights or self.device.compile):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 from positron.cli.overrides import given_keys
 from positron.cli.request import compose
@@ -36,6 +37,10 @@ def main() -> None:
             raise UserError(
                 f"{wrong[0]} is not a setting: give one PATH, then key=value; for several files, give their folder, or a "
                 "pattern in quotes"
+            )
+        if "=" in options.path and not Path(options.path).exists():
+            raise UserError(
+                f"preview needs a PATH before {options.path}: give a file, a folder or a pattern in quotes first"
             )
         if given_keys(options.settings).get("data", "text") != "text":
             raise UserError(

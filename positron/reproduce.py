@@ -91,6 +91,8 @@ def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         raise UserError(
             f"{run.folder} has no metrics to compare with: name a run that was trained for at least train.log_every steps"
         )
+    if rows[-1]["step"] == 0:
+        raise UserError(f"{run.folder} has trained no step, so there is nothing to reproduce: name another run")
     known = read_provenance(run.folder)
     first = known["starts"][0] if known["starts"] else None
     if first is None or (first["step"] > 0 and "weights" not in first):

@@ -23,7 +23,8 @@ class Choice:
     """Describe a group of settings in which one key decides which of the other keys are used.
 
     The deciding key is `decided_by`, such as `kind` of the group `optimizer`. `choices` maps each of its values to the keys
-    that are used with it, and `select` maps each value to the setting that selects it, such as optimizer=muon.
+    that are used with it, and `select` maps each value to the setting that selects it, such as optimizer=muon, followed by
+    the settings without which it cannot be used.
     """
 
     group: str
@@ -57,8 +58,13 @@ READ_BY = (
             "imported": (),
         },
         {
-            name: f"data={name}"
-            for name in ("stories", "text", "hub", "instruct", "story_instruct", "preferences", "story_preference")
+            "stories": "data=stories",
+            "text": "data=text data.path=FILE",
+            "hub": "data=hub data.repo=OWNER/NAME",
+            "instruct": "data=instruct data.path=FILE",
+            "story_instruct": "data=story_instruct",
+            "preferences": "data=preferences data.path=FILE",
+            "story_preference": "data=story_preference",
         },
     ),
     Choice(
@@ -178,10 +184,16 @@ def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[s
         now = f"{selector}={given.get(selector, chosen)}"
         if not readers:
             raise UserError(f"{key}= is not read by {now}: leave it out")
-        others = ", ".join(dict.fromkeys(choice.select[reader] for reader in readers))
-        add = " or ".join(dict.fromkeys(choice.select[reader] for reader in readers))
-        remedy = f"leave it out, or take {add}" if selector in given else f"add {add}"
+        others = ", ".join(dict.fromkeys(choice.select[reader].partition(" ")[0] for reader in readers))
+        add = " or ".join(dict.fromkeys(_missing(choice.select[reader], given) for reader in readers))
+        remedy = f"leave it out, or {'take' if selector in given else 'add'} {add}"
         raise UserError(f"{key}= is read by {others}, not by {now}: {remedy}")
+
+
+def _missing(settings: str, given: Mapping[str, str]) -> str:
+    """Return the settings, separated by spaces, without those whose key is given; the first one is kept."""
+    first, *needed = settings.split(" ")
+    return " ".join([first, *(setting for setting in needed if setting.partition("=")[0] not in given)])
 
 
 def _possible(reader: str, choice: Choice, recipe: Recipe) -> bool:

@@ -242,7 +242,7 @@ def cached_path(url: str, sha256: str | None) -> Path:
 def _fetched(url: str, sha256: str | None) -> str:
     """Download a file into the cache and return its path. Raises UserError if the download fails."""
     path = cached_path(url, sha256)
-    fetch(url, path, sha256, instead="use data=stories, which needs no network")
+    fetch(url, path, sha256, instead="give data=text data.path=FILE, or data=stories, which needs no network")
     return str(path)
 
 

@@ -238,8 +238,8 @@ class HubSource:
                     file["row_groups"] = opened.num_row_groups
             except pyarrow.ArrowException as error:
                 raise UserError(
-                    f"{path} cannot be read as a Parquet file ({' '.join(str(error).split())[:200]}): choose other files "
-                    "with data.files=PATTERN"
+                    f"{path} cannot be read as a Parquet file ({' '.join(str(error).split())[:200]}): delete it and repeat the "
+                    "command, which downloads it again, or choose other files with data.files=PATTERN"
                 ) from error
             self.repository.write_note()
         groups: int = file["row_groups"]

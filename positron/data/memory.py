@@ -85,11 +85,12 @@ def _kind(item: Any) -> str:
 
 def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str | Path) -> Path:
     if isinstance(items, str | bytes):
-        raise UserError("data= takes a list of texts: put a single text into a list, or give the path of a file")
+        wrapped = "[text]" if isinstance(items, str) else "[content.decode()]"
+        raise UserError(f"data= takes a list of texts: put a single text into a list, as in data={wrapped}")
     if isinstance(items, Mapping):
         raise UserError(
-            f"data= takes a list or one split of a dataset, not a mapping with {', '.join(map(str, items))}: give one of "
-            "its values"
+            f"data= takes a list or one split of a dataset, not a dict with the keys {', '.join(map(str, items))}: give the "
+            "value of one key"
         )
     folder = make_folder(expanded(data_dir) / MEMORY)
     content, count = hashlib.sha256(), 0

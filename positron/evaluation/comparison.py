@@ -104,7 +104,7 @@ def read_runs(runs: Sequence[Run], read: Callable[[Run], T]) -> list[tuple[Run, 
         except UserError as error:
             reasons.append(error)
             if len(runs) > 1:
-                logger.info(f"left out: {run.folder} ({error})")
+                logger.info(f"left out: {run.folder}: {error}")
     if not results and reasons:
         raise reasons[0]
     return results

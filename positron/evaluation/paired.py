@@ -198,8 +198,8 @@ def _further(result: Difference) -> str:
             )
         case further:
             return (
-                f"{further:,} ({result.seeds_needed:,} pairs give p < {LEVEL} with a probability of {POWER:.0%}, if the true "
-                "difference and its variation are those observed)"
+                f"{further:,} (with {result.seeds_needed:,} pairs, the t-test gives p < {LEVEL} with a probability of "
+                f"{POWER:.0%}, if the true difference and its variation are those observed)"
             )
 
 

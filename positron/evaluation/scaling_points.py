@@ -38,7 +38,7 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
     finished = []
     for run, (reason, size) in read_runs(runs, _size_or_reason):
         if size is None:
-            logger.info(f"left out: {run.folder} ({reason})")
+            logger.info(f"left out: {run.folder}: {reason}")
         else:
             finished.append((run, size))
     if len(finished) < MIN_RUNS:

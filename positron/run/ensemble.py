@@ -54,7 +54,8 @@ def common_tokenizer(tokenizers: Sequence[tuple[Run, Tokenizer]]) -> Tokenizer:
     for run, other in tokenizers:
         if other.hash != tokenizer.hash:
             raise UserError(
-                f"{first.folder} and {run.folder} have different tokenizers: name runs with the same tokenizer"
+                f"{first.folder} and {run.folder} have different tokenizers, so they cannot be used together: name runs with "
+                "the same tokenizer, or one run"
             )
     return tokenizer
 

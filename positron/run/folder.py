@@ -279,6 +279,12 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
             f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, and a run can only be made longer: "
             f"give train.max_steps={before} (train.stop_at= ends a run earlier), or another name="
         )
+    if len(others) == 1 and others[0].startswith("name: "):
+        known = run.settings().name
+        raise UserError(
+            f"{run.folder} holds a run that was trained with name={known}, so the folder was renamed or copied: give it this "
+            "name again, or give another name="
+        )
     if others:
         can_extend = extended and others is differences and not is_shorter
         same = "give the same settings as before"

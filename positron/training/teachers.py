@@ -82,7 +82,7 @@ def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> lis
     ]
     if changed:
         raise UserError(
-            f"the weights of {changed[0]} are not those of a teacher with which {run.folder} began: give the same teachers= "
-            "with unchanged weights, or another name="
+            f"{changed[0]} has other weights than any teacher had when {run.folder} began: restore the earlier weights from a "
+            "copy, or give another name= to begin anew"
         )
     return known

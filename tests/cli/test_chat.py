@@ -222,6 +222,8 @@ def test_one_question_prints_just_the_answer_and_pipes_work(run_command: Callabl
         "chat", "--run", "tuned", "--temperature", "0", "--max-tokens", "20", folder=runs, stdin="Is it 4?\n\n"
     )
     assert piped.out == first.out
+    named = run_command("chat", "--run", "tuned", "--max-tokens", "4", folder=runs, stdin="/quit\nhello\n")
+    assert named.err == "(/quit goes to the model, because commands work only in a terminal)\n"
     base = run_command("chat", "Once", "--run", "base", "--max-tokens", "4", folder=runs)
     assert base.out.startswith("Once")
 

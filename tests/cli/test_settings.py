@@ -62,7 +62,7 @@ def composed(*words: str, recipe: str = "train") -> dict:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("data.path=my.txt",), "data.path= is read by data=text, not by data=stories: add data=text"),
+        (("data.path=my.txt",), "data.path= is read by data=text, not by data=stories: leave it out, or add data=text"),
         (("+data.path=my.txt",), "add data=text"),
         (("data=stories", "data.max_mb=0.01"), "data.max_mb= is read by data=text, data=hub, not by data=stories"),
         (("data=text", "data.path=a.txt", "data.repo=a/b"), "data.repo= is read by data=hub"),
@@ -134,8 +134,10 @@ def test_every_key_of_the_table_exists_and_every_choice_is_one():
         for keys in choice.choices.values():
             assert {f"{choice.group}.{key}" for key in keys} <= set(leaf_keys())
         for select in choice.select.values():
-            selector, _, name = select.partition("=")  # a group of conf/, or a key
+            chosen, *needed = select.split(" ")
+            selector, _, name = chosen.partition("=")  # a group of conf/, or a key
             assert name in (groups_of(CONF).get(selector) or get_args(type_of(selector)))
+            assert {setting.partition("=")[0] for setting in needed} <= set(leaf_keys())
 
 
 def test_a_sum_of_rewards_is_read_from_the_command_line():
@@ -501,6 +503,10 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
     check(moved, run.folder, Asked())
     with pytest.raises(UserError, match=r"optimizer.lr: 0.003 -> 0.1"):
         check(dataclasses.replace(config, optimizer=OptimizerConfig(lr=0.1)), run.folder, Asked())
+    with pytest.raises(
+        UserError, match=r"outputs/made holds a run that was trained with name=.*, or give another name=$"
+    ):
+        check(dataclasses.replace(config, name="made"), run.folder, Asked())
     many = OptimizerConfig("muon", lr=0.1, eps=1e-5, betas=(0.5, 0.6), embedding_ratio=2.0)
     with pytest.raises(
         UserError, match=r"other settings: give the same .*, or another name= \(.*; .*; .*; and \d more\)$"

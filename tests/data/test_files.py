@@ -380,6 +380,7 @@ def test_prepare_and_preview_print_and_draw(run_command: Any, tmp_path: Path) ->
     for name, arguments, said in (
         ("preview", ("nothing.txt",), "cannot read data.path=nothing.txt"),
         ("preview", ("my.txt", "other.txt"), "other.txt is not a setting: give one PATH"),
+        ("preview", ("data=text", "data.path=my.txt"), "preview needs a PATH before data=text: give a file"),
         ("preview", ("my.txt", "data=instruct"), "shows only texts for pretraining: leave data= out"),
         ("prepare", ("data=text",), "data.path=FILE"),
         ("prepare", ("optimizer.lrr=1",), "did you mean optimizer.lr"),

@@ -57,8 +57,9 @@ def test_conversations_are_those_of_a_file(tmp_path: Path, kind: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("a text", "takes a list of texts: put a single text into a list"),
-        ({"train": [], "test": []}, "not a mapping with train, test: give one"),
+        ("a text", "takes a list of texts: put a single text into a list, as in data="),
+        ({"train": [], "test": []}, "not a dict with the keys train, test: give the value of one key"),
+        (b"a text", "put a single text into a list, as in data="),
         ([], "contains no text"),
         (["a", 3], "item 1 must be a text, .* but it is of type int"),
         ([{"story": "x"}], "item 0 must be .* a text in the field `text`, but it has the fields story"),

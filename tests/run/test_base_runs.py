@@ -225,7 +225,7 @@ def test_one_broken_run_is_named_and_left_out_of_a_comparison(here: Path, damage
     runs = find_runs(["base", "s1", "z"] if damage == "link" else [], Path("outputs"))
     rows = compare(runs, [TEXT], "The", 2, 0)
     assert sorted(row.run for row in rows) == ["outputs/base", "outputs/s1"]
-    assert any(line.startswith("left out: outputs/z (") for line in logged)
+    assert any(line.startswith("left out: outputs/z: ") for line in logged)
     with pytest.raises(UserError, match="outputs/z"):
         compare(find_runs(["z"], Path("outputs")), [TEXT], "The", 2, 0)
 

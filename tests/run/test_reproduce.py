@@ -131,7 +131,12 @@ def test_what_cannot_be_reproduced_is_one_line_with_exit_code_2(place, monkeypat
     (place / "outputs" / "mute" / "metrics.jsonl").unlink()
     shutil.copytree("outputs/x", "outputs/old")
     (place / "outputs" / "old" / "provenance.json").unlink()
+    shutil.copytree("outputs/x", "outputs/begun")
+    (place / "outputs" / "begun" / "metrics.jsonl").write_text(
+        '{"step": 0, "tokens": 0, "time_s": 0.0, "val/bpb": 5.0}\n'
+    )
     for arguments, message in (
+        (["begun"], "has trained no step, so there is nothing to reproduce: name another run"),
         (["nobody"], "no run nobody"),
         (["mute"], "has no metrics to compare with"),
         (["old"], "does not say how it began"),

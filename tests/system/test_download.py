@@ -53,7 +53,7 @@ def test_a_redirect_leads_nowhere_else(tmp_path: Path, target: str, monkeypatch:
             request.end_headers()
 
     server = Redirecting()
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match="cannot download"):
         fetch(f"{server.url}/a.txt", tmp_path / "a.txt", None, instead="nothing")
     assert not (tmp_path / "a.txt").exists()
     server.close()

@@ -286,7 +286,7 @@ def test_given_values_take_precedence_over_the_choice(tmp_path):
 
 def test_values_of_the_command_line_reach_the_choice(monkeypatch):
     given = ["model=auto", "model.n_layer=1", "optimizer.lr=0.0123", "+train.keep_last=3"]
-    hydra = SimpleNamespace(mode=RunMode.RUN, overrides=SimpleNamespace(task=given))
+    hydra = SimpleNamespace(mode=RunMode.RUN, overrides=OmegaConf.create({"task": given}))
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     reached: list[tuple[RunConfig, Asked]] = []
 
@@ -365,7 +365,7 @@ def test_a_run_with_a_budget_can_be_extended(ended, tmp_path):
         (("budget=soon",), "budget=soon is not a time"),
         (
             ("budget=1m", "device.devices=2", "device.strategy=ddp"),
-            "budget= and model=auto plan the training of one device, not of 2: train on one, or leave both out and give",
+            "budget= plans the training of one device, not of 2: train on one device, or choose a model and give",
         ),
         (("budget=1m", "train.max_steps=10"), "give only one of budget= and train.max_steps="),
     ],
