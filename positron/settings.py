@@ -61,9 +61,7 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
     `path` is the dotted key of `values` in the whole configuration. Raises UserError, which names the key and suggests another.
     """
     if not isinstance(values, dict):
-        raise UserError(
-            f"{path or 'the configuration'}={values!r} must be a group of settings, such as {path or 'GROUP'}.KEY=VALUE"
-        )
+        raise UserError(_not_a_group(path, values))
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{path}." if path else ""
@@ -104,7 +102,17 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             return value
         if typing.get_origin(option) is Literal and value in typing.get_args(option) and type(value) is str:
             return value
+    if any(dataclasses.is_dataclass(option) for option in options):
+        raise UserError(_not_a_group(key, value))
     raise UserError(f"{key}={value!r} is not a possible value: {_describe(options, value)}")
+
+
+def _not_a_group(key: str, value: Any) -> str:
+    """Write that a value must be a group of settings; `key` is empty for the whole configuration."""
+    if not key:
+        return f"the configuration is a dict of settings, not {value!r}"
+    form = "" if key.endswith("]") else f"{key}.NAME=VALUE, or in Python "
+    return f"{key}={value!r} is not a group of settings: give {form}{{NAME: VALUE, ...}}"
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -129,8 +137,6 @@ def _describe(options: list[Any], value: Any) -> str:
             words.append("a list" if inner[1:] == (...,) else f"a list of {len(inner)} values")
         elif typing.get_origin(option) is dict:
             words.append("names with values, {name: value}")
-        elif dataclasses.is_dataclass(option):
-            words.append("a group of settings")
         else:
             words.append({int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[option])
     return "give " + " or ".join(words)

@@ -275,8 +275,11 @@ class _Reader:
             value = parsed.value()
             names = [str(name) for name in value] if isinstance(value, list) else [text.strip("'\"")]
             if isinstance(value, list) and group not in _MULTIPLE_CHOICE:
-                example = next((name for name in reversed(names) if name in choices), choices[0])
-                raise UserError(f"{group}={text} is a list: give one choice, such as {group}={example}")
+                usable = [name for name in choices if fits(self.recipe, group, name, self.conf)]
+                example = next((f"such as {group}={name}" for name in reversed(names) if name in usable), None)
+                raise UserError(
+                    f"{group}={text} is a list: give one choice, {example or 'one of ' + ', '.join(usable)}"
+                )
         for name in names:
             if name.startswith("[") and name.endswith("]") and group in _MULTIPLE_CHOICE:
                 continue
@@ -290,8 +293,9 @@ class _Reader:
         if group == "data" and set(name) & set("./~\\"):
             own = next(source for source in SOURCES_OF[self.recipe] if source in OWN_FILES)
             hint = f"give data={own} data.path={name} to read a file of your own; choices: "
-        if group == "callbacks":
-            hint = f"a callback of your own is a file FOLDER/callbacks/{name}.yaml, given with --config-dir FOLDER; choices: "
+        if group == "callbacks" and not near:
+            hint = f"for a callback of your own, write FOLDER/callbacks/{name}.yaml and add --config-dir FOLDER"
+            return f"there is no callbacks={name}: {hint}, or leave callbacks= out"
         if name == "null":
             empty = {"logger": "files", "monitor": "none", "callbacks": "none"}.get(group)
             hint = (

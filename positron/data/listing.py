@@ -32,6 +32,7 @@ COMPRESSED = (".gz", ".zst")
 # Files that Dataset.save_to_disk writes beside its .arrow files, and DatasetDict.save_to_disk above its splits' folders.
 DATASET_FILES = ("dataset_info.json", "state.json")
 SPLITS_FILE = "dataset_dict.json"
+CHECK_SPELLING = "; check the spelling of the path"
 MAX_NAMES = 3  # number of skipped files that are named for each reason
 
 
@@ -97,7 +98,9 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
             message = f"{called} contains no file to read: give a folder with files that end in {known} (also with .gz or .zst)"
         elif given.exists():
             if not given.is_file():
-                raise UserError(f"{called} is not a regular file: write its content to a file, and give that file")
+                raise UserError(
+                    f"{called} is not a regular file: give a file or a folder (write what a pipe contains to a file)"
+                )
             return Listing([given])
         elif any(mark in path for mark in "*?["):
             listing = _list_pattern(given)
@@ -105,7 +108,7 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
         elif given.is_symlink():
             raise UserError(f"cannot read {called}: it is a link to a missing file, {one_line(os.readlink(given))}")
         else:
-            raise UserError(f"cannot read {called}: No such file or directory; check the spelling of the path")
+            raise UserError(f"cannot read {called}: No such file or directory{CHECK_SPELLING}")
     except OSError as error:
         raise UserError(f"cannot read {called}: {error.strerror or error}") from error
     if not listing.files:

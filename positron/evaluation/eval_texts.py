@@ -15,6 +15,7 @@ from positron.config import DataConfig, TokenizerConfig
 from positron.data.corpus import find_token_files, prepare
 from positron.data.decoding import Reading
 from positron.data.files import cached_path, list_texts, read_pieces
+from positron.data.listing import CHECK_SPELLING
 from positron.data.open import open_source
 from positron.data.shards import TokenFiles
 from positron.run.base import pretrained_run
@@ -76,8 +77,9 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
             _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer)
     except UserError as error:
         if folder is None:
+            reason = str(error).removesuffix(CHECK_SPELLING)  # the path stands in the settings of the run
             raise UserError(
-                f"the text that {run.folder} was trained on is not available ({error}): {instead}"
+                f"the text that {run.folder} was trained on is not available ({reason}): {instead}"
             ) from error
         changed = True
     if folder is None:

@@ -172,7 +172,9 @@ def _pairs_of(result: Difference) -> str:
 def _interval(difference: float, half: float | None, units: str) -> str:
     if half is None:
         return f"no interval, which needs more than {units}"
-    return f"{difference - half:+.5f} to {difference + half:+.5f} (± {half:.5f}, 95% interval over {units})"
+    digits = max(5, 1 - math.floor(math.log10(half))) if half > 0 else 5  # at least two significant digits
+    low, high = (f"{edge:+.{digits}f}" for edge in (difference - half, difference + half))
+    return f"{low} to {high} (± {half:.{digits}f}, 95% interval over {units})"
 
 
 def _tests(result: Difference) -> list[str]:

@@ -37,7 +37,9 @@ def show_result(folder: Path) -> None:
     name, prompt = ("chat", []) if run.is_chat else ("generate", ["Once upon a time"])
     print(f"next:    {next_command(name, *prompt, '--run', str(folder))}")
     if facts.status == "stopped":
-        print("         give the same command again to continue the run")
+        stop_at = run.config()["train"].get("stop_at")
+        reached = " without train.stop_at=" if stop_at is not None and (facts.step or 0) >= stop_at else ""
+        print(f"         give the same command again{reached} to continue the run")
 
 
 def own_measure(rows: list[dict[str, Any]]) -> str | None:

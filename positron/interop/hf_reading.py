@@ -149,8 +149,13 @@ def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]
         near = difflib.get_close_matches(str(kind), _READERS, 1, 0.8)  # a typo, and not just another architecture
         known = ", ".join(_READERS)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        fault = "model_type is missing" if kind is None else f"model_type {kind!r} is not supported{hint}"
-        raise UserError(f"{path}: {fault}: choose a model of one of the types {known}")
+        if kind is None:
+            raise UserError(
+                f"{path}: model_type is missing: download the file again, or add the type of this model ({known})"
+            )
+        raise UserError(
+            f"{path}: model_type {kind!r} is not supported{hint}: choose a model of one of the types {known}"
+        )
     keys = _Keys(facts, path)
     config, rules = _READERS[kind](keys)
     keys.refuse_rest()

@@ -52,7 +52,9 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     record, is_whole = read_record(path)
     fault = _fault(record)
     if fault:
-        raise UserError(f"{path} is damaged ({fault}): restore it from a copy, or delete it")
+        raise UserError(
+            f"{path} is damaged ({fault}): restore it from a copy, or delete it (then the run cannot be reproduced)"
+        )
     if not is_whole:
         warn_of_damage(path)
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -338,7 +339,9 @@ def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
     fits = size
     while fits > 1 and micro_batch_bytes(config, fits, machine) > free // 2:
         fits //= 2
-    remedy = memory_remedy(machine.checkpoint_activations, batch_remedy(size, fits))
+    checkpointed = dataclasses.replace(machine, checkpoint_activations=True)
+    is_no_help = machine.checkpoint_activations or micro_batch_bytes(config, size, checkpointed) > free
+    remedy = memory_remedy(is_no_help, batch_remedy(size, fits))
     raise UserError(
         f"out of memory: train.micro_batch_size={size} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
         f"try {remedy}"
@@ -363,7 +366,7 @@ def batch_remedy(size: int, fits: int) -> list[str]:
 def memory_remedy(checkpointed: bool, alternatives: list[str]) -> str:
     """Join the alternatives to a setting that needs too much memory by commas and "or".
 
-    The last alternative is to turn activation checkpointing on, unless it is on already (`checkpointed`).
+    The last alternative is to turn activation checkpointing on, unless it is on already or would not help (`checkpointed`).
     """
     *others, last = alternatives if checkpointed else [*alternatives, "device.checkpoint_activations=true"]
     return f"{', '.join(others)}, or {last}" if others else last

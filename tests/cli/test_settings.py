@@ -183,7 +183,7 @@ def test_model_and_data_may_be_given_as_null_only_if_they_come_from_a_teacher():
         (("optimizer=adam",), "did you mean optimizer=adamw?"),
         (("data=my.txt",), "data=text data.path=my.txt"),
         (("data=[text,stories]",), "is a list: give one choice, such as data=stories"),
-        (("model=[1]",), "is a list: give one choice, such as model=auto"),
+        (("model=[1]",), "is a list: give one choice, one of auto, debug"),
         (("train=[1]",), "train is a group of settings: set them one by one, as train.NAME=VALUE"),
         (("model=_defaults",), "choose from auto, debug"),
         (("experiment=0",), "size_sweep, ten_minutes"),  # without the experiments of other commands
@@ -609,7 +609,7 @@ def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, 
     ("words", "said"),
     [
         (("--model", "debug"), "there is no option --model; settings are given as key=value: write model=debug"),
-        (("callbacks=mine",), "is a file FOLDER/callbacks/mine.yaml, given with --config-dir FOLDER"),
+        (("callbacks=mine",), "write FOLDER/callbacks/mine.yaml and add --config-dir FOLDER"),
     ],
 )
 def test_a_choice_is_answered_with_the_way_to_give_it(words, said):

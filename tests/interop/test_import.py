@@ -338,7 +338,10 @@ MALFORMED: list[tuple[Any, str]] = [
     (without("config.json"), "config.json"),
     (written("config.json", "{"), "config.json"),
     (written("config.json", "[]"), "must contain a JSON object"),
-    (written("config.json", "{}"), "config.json: model_type is missing: choose a model of one of the types"),
+    (
+        written("config.json", "{}"),
+        "config.json: model_type is missing: download the file again, or add the type of this model (gpt2,",
+    ),
     (changed("model_type", "lama"), "did you mean llama"),
     (changed("model_type", "gpt_neox"), "model_type 'gpt_neox' is not supported: choose a model of one of the types"),
     (changed("model_type", ["llama"]), "not supported"),

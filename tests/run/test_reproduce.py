@@ -177,7 +177,7 @@ def test_a_damaged_configuration_is_refused_in_one_line(place, monkeypatch, caps
     code, out, err = said(monkeypatch, capsys, "outputs/damaged")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert "config.json is damaged" in err
-    assert "optimizer=3 is not a possible value" in err
+    assert "optimizer=3 is not a group of settings" in err
 
 
 def test_a_run_notes_each_start_and_no_secret(place) -> None:
