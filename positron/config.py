@@ -485,7 +485,7 @@ class OptimizerConfig:
         check_ranges(self, "optimizer")
         if self.embedding_ratio != 1 and not self.has_embedding_ratio:
             raise UserError(
-                "optimizer.embedding_ratio= has no effect without optimizer=muon: add optimizer=muon, or leave "
+                "optimizer.embedding_ratio= is read only with optimizer=muon: give optimizer=muon, or leave "
                 "optimizer.embedding_ratio= out"
             )
         if self.is_custom and not self._target_:

@@ -107,7 +107,8 @@ def _run(command: str, given: list[Document]) -> list[Claim]:
             raise UserError(f"--command {command} ended with exit code {done.returncode}: its own messages tell why")
         if not out.exists():
             raise UserError(
-                f"--command {command} ended without writing the file {{out}}: write one JSON object per document to this file"
+                f"--command {command} ended without writing the file {{out}}: it must write a line for each document, "
+                'such as {"id": "0/7", "logprob": -131.2, "bytes": 871}'
             )
         return floor.read_claims(out)
 

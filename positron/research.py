@@ -95,7 +95,7 @@ def read_words(words: list[str]) -> dict[str, str]:
                 if not equal and word.endswith((".yaml", ".yml"))
                 else f"did you mean {near[0]}={value or 'VALUE'}?"
                 if near
-                else "settings of runs belong in the file of candidates"
+                else "settings of runs belong in the file of candidates=, below base"
             )
             raise UserError(f"{word} is not a setting of {command('research')}: {hint}")
         if key in given:

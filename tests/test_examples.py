@@ -202,7 +202,10 @@ def modules(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"every": 2}, "callbacks.x needs a class: callbacks.x._target_=my_module.MyCallback"),
+        (
+            {"every": 2},
+            "callbacks.x needs a class: give callbacks.x._target_=my_module.MyCallback, and callbacks.x.NAME=VALUE",
+        ),
         ({"_target_": "misfits.Plain"}, "must be a subclass of lightning.Callback"),
         ({"_target_": "misfits.Absent"}, "has no Absent"),
         ({"_target_": "absent.Plain"}, "No module named 'absent'"),

@@ -75,7 +75,9 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
 def _fault_of_candidate(name: Any) -> str | None:
     """Return why a candidate cannot have this name, and what to do, or None if it can."""
     if not isinstance(name, str):
-        return f"is not a text but a YAML value of type {type(name).__name__}: write it in quotation marks"
+        kind = type(name).__name__
+        also = " (YAML reads yes, no, on and off as True and False)" if isinstance(name, bool) else ""
+        return f"is not a text but a YAML value of type {kind}{also}: write it in quotation marks"
     if not 1 <= len(name) <= _MAX_NAME:
         return f"does not have 1 to {_MAX_NAME} characters: rename it"
     fault = "is the name of the base recipe" if name.casefold() == BASE else fault_of_name(name)

@@ -17,7 +17,7 @@ from positron.cli.hydra_app import hydra_errors_as_ours
 from positron.cli.preflight import check_files, check_name, check_packages
 from positron.cli.request import read_request, typed_overrides
 from positron.config import DataConfig, LoggerConfig
-from positron.evaluation.sweep_report import SEED, as_text, best_two, write_sweep_report
+from positron.evaluation.sweep_report import SEED, as_text, paired_arguments, write_sweep_report
 from positron.run.folder import find_run
 from positron.settings import from_dict, recipe_of
 from positron.system.commands import command, module_of
@@ -50,9 +50,8 @@ class SweepTable(Callback):
         with errors_as_one_line():
             jobs = write_sweep_report(self.folder)
             print(f"\n{self.folder}  (sweep.md, sweep.csv, sweep.png)\n{as_text(jobs)}")
-            if two := best_two(jobs):
-                names = [f"{self.folder}:{variant}" for variant in two]
-                print(f"\nhow sure the best is: {command('compare', '--paired', *names)}", file=sys.stderr)
+            if arguments := paired_arguments(jobs, self.folder):
+                print(f"\nhow sure the best is: {command('compare', '--paired', *arguments)}", file=sys.stderr)
             if any(job.status in ("failed", "refused") for job in jobs):
                 raise SystemExit(1)
 

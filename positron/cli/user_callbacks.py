@@ -27,7 +27,9 @@ def make_callbacks(entries: Mapping[str, Any] | None) -> list[Callback]:
         if entry is None:  # callbacks.NAME=null removes this callback of the chosen file
             continue
         if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
-            raise UserError(f"{key} needs a class: {key}._target_=my_module.MyCallback")
+            raise UserError(
+                f"{key} needs a class: give {key}._target_=my_module.MyCallback, and {key}.NAME=VALUE for each argument"
+            )
         callbacks.append(_make(key, entry["_target_"], {k: v for k, v in entry.items() if k != "_target_"}))
     return callbacks
 

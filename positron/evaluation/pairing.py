@@ -34,7 +34,7 @@ _ORDER_GROUPS = ("data.", "tokenizer.")
 _MAX_GROUPS_NAMED = 8
 _REMEDIES = {  # for a variant one of whose runs ended with this status of LOST
     "pruned": "train the variant again under another name=, without sweep.prune=median",
-    "diverged": "train both variants again under another name=, with a lower optimizer.lr=",
+    "diverged": "train the variants again under another name=, with lower learning rates",
     "failed": "give the command of this run or of its sweep again, which continues it or shows the cause",
 }
 _PYTHON_NAMES = {"true": "True", "false": "False", "null": "None"}  # by the name on the command line
@@ -125,7 +125,7 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
         [(a[seed].run, b[seed].run) for seed in seeds],
         [one_line(text, 200) for text in shown],
         [one_line(text, 200) for text in surroundings],
-        not any(_is_of_order(key) for key in keys),
+        not any(changes_data_order(key) for key in keys),
     )
 
 
@@ -343,7 +343,7 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
     others = {key: values for key, values in changes.items() if not _is_named(key, differ_in)}
     pair = f"{a.run.folder} and {b.run.folder} (seed {a.seed})"
     for key, (first, second) in others.items():
-        if _is_of_order(key):
+        if changes_data_order(key):
             raise UserError(
                 one_line(f"{pair} read different batches, because {key} differs: {first} -> {second}", 800)
                 + (
@@ -379,7 +379,8 @@ def _is_named(key: str, differ_in: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in differ_in)
 
 
-def _is_of_order(key: str) -> bool:
+def changes_data_order(key: str) -> bool:
+    """Tell whether runs with the same seed read other batches if they have other values of this setting."""
     return key in _ORDER_KEYS or key.startswith(_ORDER_GROUPS)
 
 

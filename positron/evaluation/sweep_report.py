@@ -116,14 +116,26 @@ def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
     return rows
 
 
-def best_two(jobs: Sequence[Job]) -> list[str]:
-    """Return the two best variants with at least two seeds each, as KEY=VALUE,KEY=VALUE; an empty list if there are not two."""
+def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
+    """Return the arguments of `positron compare --paired` that compare the two best variants with at least two seeds each.
+
+    The variants may differ in several settings, or in one that changes the order of the data, so these are named with
+    --differ-in. The list is empty if there are not two such variants.
+    """
+    from positron.evaluation.pairing import (
+        changes_data_order,  # imports torch, which a sweep that is refused does not need
+    )
+
     keys = swept_keys(jobs)
     groups = [group for group in variants(jobs) if group.scored > 1][:2]
     if SEED not in keys or len(groups) < 2:
         return []
     chosen = [{key: group.members[0].choices.get(key, "") for key in keys if key != SEED} for group in groups]
-    return [",".join(f"{key}={value}" for key, value in choices.items()) for choices in chosen]
+    names = [f"{folder}:" + ",".join(f"{key}={value}" for key, value in choices.items()) for choices in chosen]
+    differing = [key for key in keys if key not in (SEED, "experiment") and chosen[0][key] != chosen[1][key]]
+    if len(differing) > 1 or any("." not in key or changes_data_order(key) for key in differing):
+        names += ["--differ-in", ",".join(differing)]
+    return names
 
 
 def as_text(jobs: Sequence[Job]) -> str:

@@ -275,9 +275,11 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     extended = [d for d in differences if d.startswith("train.max_steps: ")]
     others = [d for d in differences if d not in extended] if config.train.extend else differences
     if is_shorter and differences == extended:
+        may_end_there = isinstance(after, int) and (run.facts().step or 0) < after
+        ends_earlier = " (train.stop_at= ends a run earlier)" if may_end_there else ""
         raise UserError(
             f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, and a run can only be made longer: "
-            f"give train.max_steps={before} (train.stop_at= ends a run earlier), or another name="
+            f"give train.max_steps={before}{ends_earlier}, or another name="
         )
     if len(others) == 1 and others[0].startswith("name: "):
         known = run.settings().name

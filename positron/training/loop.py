@@ -135,7 +135,8 @@ def fit(
                 trainer = _trainer(session, plan, ours)
                 trainer.fit(module, Steps(objective, trainer), ckpt_path=start.checkpoint)
             else:
-                logger.info(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
+                until = "" if plan.last_step == plan.horizon else f" up to step {plan.last_step}"
+                logger.info(f"nothing to do{until}: {run.folder} is at step {start.step} of {plan.horizon}")
             status = "pruned" if was_pruned else _status(plan, ends, start.step)
         except (Interrupted, LeftAtOnce) as interruption:
             status, error = "stopped", str(interruption)

@@ -215,7 +215,7 @@ def test_a_run_that_ended_because_of_its_result_is_not_left_out_in_silence(grid:
     assert find_pairs([str(grid)], Path("outputs")).seeds == [1, 2]
     assert any("grid/3, which is not finished" in line for line in logged)
     remedies = {
-        "diverged": "a lower optimizer.lr=",
+        "diverged": "with lower learning rates",
         "pruned": "without sweep.prune=median",
         "failed": "shows the cause",
     }

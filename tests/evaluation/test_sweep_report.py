@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -19,7 +20,7 @@ from positron.cli.sweep_callback import _refuse_search_over_seeds
 from positron.evaluation import run_plots
 from positron.evaluation.comparison import Row, _with_variants, as_table
 from positron.evaluation.seed_groups import seed_groups
-from positron.evaluation.sweep_report import as_text, best_two, sweep_jobs, variant_table, write_sweep_report
+from positron.evaluation.sweep_report import as_text, paired_arguments, sweep_jobs, variant_table, write_sweep_report
 from positron.run.facts import write_record
 from positron.run.folder import Run
 from positron.system.errors import UserError
@@ -56,7 +57,7 @@ def test_the_best_variant_has_the_best_mean_and_not_the_luckiest_seed(tmp_path: 
     assert second[:2] == ["1e-2", "3"]
     interval = scipy.stats.t.interval(0.95, 2, 0.31, statistics.stdev(LUCKY["1e-3"]) / 3**0.5)
     assert first[2] == f"0.3100 ± {interval[1] - 0.31:.4f} (95% over seeds)"
-    assert best_two(jobs) == ["optimizer.lr=1e-3", "optimizer.lr=1e-2"]
+    assert paired_arguments(jobs, Path("s")) == ["s:optimizer.lr=1e-3", "s:optimizer.lr=1e-2"]
     assert [job.number for job in jobs] == ["4", "3", "5", "0", "1", "2"]
     page = (tmp_path / "sweep.md").read_text()
     assert page.index("| 1e-3 | 3 |") < page.index("| 1e-2 | 3 |") < page.index("| job |")
@@ -65,12 +66,22 @@ def test_the_best_variant_has_the_best_mean_and_not_the_luckiest_seed(tmp_path: 
     assert as_text(jobs).splitlines()[1].startswith("1e-3")
 
 
+def test_the_two_best_are_compared_although_they_differ_in_more_than_the_default_allows(tmp_path: Path) -> None:
+    for name, second in (("order", ("train.batch_tokens=2048",)), ("two", ("optimizer.lr=3e-3", "model.n_layer=4"))):
+        first = tuple(f"{word.partition('=')[0]}=1" for word in second)
+        for number, (words, seed) in enumerate(itertools.product((first, second), (0, 1))):
+            job(tmp_path / name, number, [*words, f"seed={seed}"], 0.3 + number / 100)
+        keys = ",".join(word.partition("=")[0] for word in second)
+        *variants, option, named = paired_arguments(write_sweep_report(tmp_path / name), Path("s"))
+        assert (variants, option, named) == ([f"s:{','.join(first)}", f"s:{','.join(second)}"], "--differ-in", keys)
+
+
 def test_a_variant_whose_bad_seeds_are_missing_is_not_the_best(tmp_path: Path) -> None:
     """Seed 1 failed, seed 2 was ended early: the mean of the one seed that is left would be the lowest."""
     jobs = write_sweep_report(sweep(tmp_path, {"1e-2": (0.2, None, 0.6), "1e-3": (0.31, 0.3, 0.32)}, job2="pruned"))
     assert [row[:2] for row in variant_table(jobs)[1:]] == [["1e-3", "3"], ["1e-2", "1 of 3"]]
     assert jobs[-1].status == "failed"
-    assert best_two(jobs) == []
+    assert paired_arguments(jobs, Path("s")) == []
 
 
 def test_a_sweep_over_seeds_alone_is_one_variant(tmp_path: Path) -> None:
@@ -79,7 +90,7 @@ def test_a_sweep_over_seeds_alone_is_one_variant(tmp_path: Path) -> None:
     jobs = write_sweep_report(tmp_path)
     half = scipy.stats.t.interval(0.95, 1, 0, statistics.stdev((0.5, 0.4)) / 2**0.5)[1]
     assert variant_table(jobs) == [["seeds", "mean val bits per byte"], ["2", f"0.4500 ± {half:.4f} (95% over seeds)"]]
-    assert best_two(jobs) == []
+    assert paired_arguments(jobs, Path("s")) == []
 
 
 def test_a_sweep_with_one_seed_ranks_its_jobs(tmp_path: Path) -> None:
