@@ -786,8 +786,9 @@ def _check_reward(reward: RewardTerm | RewardConfig, prefix: str) -> None:
             assert_never(reward.kind)
     if missing is not None:
         key, example = missing
-        kind = f"reward={reward.kind}" if isinstance(reward, RewardConfig) else f"kind:{reward.kind}"
-        raise UserError(f"{kind} needs {prefix}{key}, such as {example}")
+        if isinstance(reward, RewardConfig):
+            raise UserError(f"reward={reward.kind} needs {prefix}{key}, such as {example}")
+        raise UserError(f"{prefix.rstrip('.')} has kind:{reward.kind} without {key}: add {key}:{example} to it")
 
 
 def _check_pattern(pattern: str, key: str) -> None:

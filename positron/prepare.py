@@ -64,7 +64,7 @@ def refuse_other_words(words: list[str]) -> None:
         raise UserError(f"{wrong[0]} is not a setting: to prepare this text, give data=text data.path={wrong[0]}")
     if wrong:
         raise UserError(
-            f"{wrong[0]} is not a setting: give key=value; to look at a file, run {command('preview', 'PATH')}"
+            f"{wrong[0]} is not a setting, and there is no such file: to prepare a text, give data=text data.path=FILE"
         )
 
 

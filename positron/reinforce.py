@@ -171,7 +171,7 @@ def _questions(
         question,
         "prompt",
         unusable=f"are empty or too long: the context has {context} tokens, and an answer needs at least {MIN_ANSWER_TOKENS}",
-        remedy="give shorter prompts, or use a run with a longer context",
+        remedy="give shorter prompts, or give init_from= a run that was trained with a larger model.context_length=",
         instead="the reward shows how well they are memorised, and not how well new prompts are answered",
     )
     if not is_chat:

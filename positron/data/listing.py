@@ -104,7 +104,9 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
             return Listing([given])
         elif any(mark in path for mark in "*?["):
             listing = _list_pattern(given)
-            message = f"{called} was read as a pattern, and no readable file matches it: correct it"
+            message = (
+                f"{called} was read as a pattern, and no readable file matches it: give a file, folder or other pattern"
+            )
         elif given.is_symlink():
             raise UserError(f"cannot read {called}: it is a link to a missing file, {one_line(os.readlink(given))}")
         else:

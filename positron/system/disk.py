@@ -191,7 +191,8 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder; give the name of a file") from error
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; an existing file of this name is unchanged"
+            f"cannot write {path}: {error.strerror or error}; "
+            + ("the existing file is unchanged" if path.exists() else "give another path")
         ) from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or on a disk that refuses everything

@@ -127,8 +127,8 @@ def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
     try:
         base = pretrained_run(base_run(config))
     except UserError as error:
-        why = f"because each batch contains some of the text on which the base run was pretrained ({key})"
-        raise UserError(f"{error}, {why}" if start.is_own else f"{error}, or {remedy}") from error
+        why = f"{key} mixes the text on which it was pretrained into each batch"
+        raise UserError(f"{error} ({why})" if start.is_own else f"{error}, or {remedy}") from error
     if base.config()["data"].get("source") == "imported":
         logger.info("the training text of the imported model is unknown, so no text is replayed")
         return None

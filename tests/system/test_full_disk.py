@@ -52,7 +52,7 @@ def test_a_full_disk_is_named_whichever_library_writes(tmp_path, writer):
         try:
             full_disk(limit)
             with (
-                pytest.raises(UserError, match="File too large; an existing file of this name is unchanged"),
+                pytest.raises(UserError, match="File too large; the existing file is unchanged"),
                 whole_file(path) as f,
             ):
                 WRITERS[writer](f)

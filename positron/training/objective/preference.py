@@ -82,7 +82,7 @@ class PreferenceObjective(NextToken):
             lambda pair: _rows_of(pair, tokenizer, context),
             "pair",
             unusable=f"have an answer that is longer than the context of {context} tokens",
-            remedy="shorten the answers, or use a run with a longer context",
+            remedy="shorten the answers, or give init_from= a run that was trained with a larger model.context_length=",
             instead="the accuracy shows how well they are memorised, and not how well new pairs are ordered",
         )
         self.tokenizer, self.settings, self.context, self.seed = tokenizer, settings, context, seed

@@ -53,7 +53,7 @@ class SFTObjective(NextToken):
             lambda example: to_row(example, tokenizer, context),
             "conversation",
             unusable=f"have no answer to learn from, or only answers that are longer than the context of {context} tokens",
-            remedy="shorten the answers, or use a run with a longer context",
+            remedy="shorten the answers, or give init_from= a run that was trained with a larger model.context_length=",
             instead="the validation loss shows how well they are memorised, and not how well new questions are answered",
         )
         self.tokenizer, self.patience = tokenizer, patience
