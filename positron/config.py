@@ -897,7 +897,8 @@ class RunConfig:
             seconds(self.budget, "budget")
             if self.sft is not None:
                 raise UserError(
-                    "budget= is not read by SFT: leave it out, and give train.max_steps= or train.max_time="
+                    "budget= is not read by SFT: leave it out (also in the file of experiment=), and give train.max_steps= or "
+                    "train.max_time="
                 )
             if self.device.processes > 1:
                 raise UserError(

@@ -72,7 +72,8 @@ def open_source(config: DataConfig) -> Source:
             return HubRowsSource(repository, config)
         case "imported":
             raise UserError(
-                "the training text of an imported model is unknown: give data=text data.path=FILE, or data=stories"
+                "the settings say that the model was imported (data.source=imported), so its training text is unknown: give "
+                "data=text data.path=FILE, or data=stories"
             )
         case "instruct" | "story_instruct" | "preferences" | "story_preference":
             what = "pairs of answers" if config.holds_pairs else "conversations"

@@ -47,6 +47,15 @@ def test_a_small_corpus_shrinks_the_vocabulary_instead_of_failing():
     assert tokenizer.decode(tokenizer.encode("anything at all")) == "anything at all"
 
 
+def test_a_vocabulary_smaller_than_the_characters_is_refused_with_their_number():
+    text = "".join(chr(0x4E00 + i) for i in range(3000))
+    ids = 256 + len(SPECIALS) + 1 + 3000  # bytes, special tokens, <unk> and characters
+    with pytest.raises(
+        UserError, match=f"tokenizer.vocab_size=400 is too small .* need {ids:,} ids: give a larger one"
+    ):
+        SentencePieceTokenizer.train([text * 3], 400)
+
+
 def test_training_is_deterministic():
     assert SentencePieceTokenizer.train(CORPUS, 500).hash == SPM.hash
     assert SentencePieceTokenizer.train(CORPUS, 320).hash != SPM.hash

@@ -51,5 +51,5 @@ def refuse_different_plans(plans: list[Resolved]) -> None:
                     advice = values[0]
             raise UserError(
                 f"the processes chose different values of {setting}: {values[0]} on rank 0, {values[other]} on rank {other}: "
-                f"give {setting}={advice}"
+                f"start all of them with {setting}={advice}"
             )
