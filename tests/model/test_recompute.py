@@ -157,7 +157,8 @@ def test_where_memory_runs_out_the_remedy_is_named_once(monkeypatch):
         raise torch.OutOfMemoryError
 
     gpu = Machine("cuda", "bf16", "")
-    monkeypatch.setattr(device, "free_memory", lambda _: 4 * micro_batch_bytes(BASE, 1, CPU))
+    enough = micro_batch_bytes(BASE, 64, dataclasses.replace(CPU, checkpoint_activations=True))
+    monkeypatch.setattr(device, "free_memory", lambda _: enough)
     for machine, asked in ((gpu, "auto"), (CPU, 64)):
         with pytest.raises(UserError, match=r"device\.checkpoint_activations=true"):
             choose_micro_batch(BASE, machine, 64, asked, never_fits)
@@ -166,6 +167,9 @@ def test_where_memory_runs_out_the_remedy_is_named_once(monkeypatch):
             choose_micro_batch(BASE, machine, 640, asked if asked == "auto" else 640, never_fits)
         assert "checkpoint_activations" not in str(told.value)
     assert choose_micro_batch(BASE, dataclasses.replace(CPU, checkpoint_activations=True), 8, 8, never_fits) == 8
+    monkeypatch.setattr(device, "free_memory", lambda _: enough - 1)
+    with pytest.raises(UserError, match=r"are free: try train\.micro_batch_size=\d+$"):  # it would not save enough
+        choose_micro_batch(BASE, CPU, 64, 64, never_fits)
 
 
 NO_MEMORY = {
@@ -196,7 +200,8 @@ def test_another_fault_while_trying_is_not_taken_for_a_lack_of_memory():
 
 
 def test_where_one_sequence_does_not_fit_a_smaller_batch_is_not_the_advice(tmp_path, monkeypatch):
-    monkeypatch.setattr(device, "free_memory", lambda _: 1)
+    enough = micro_batch_bytes(BASE, 1, dataclasses.replace(CPU, checkpoint_activations=True))
+    monkeypatch.setattr(device, "free_memory", lambda _: enough)
     with pytest.raises(UserError, match=r"try a smaller model, a smaller model\.context_length=, or device"):
         choose_micro_batch(BASE, CPU, 8, 1, lambda rows: None)
 

@@ -239,7 +239,7 @@ def test_extending_a_run_whose_settings_changed_is_refused_and_changes_nothing(t
     for extend in (False, True):  # extending does not help
         shorter = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=2, extend=extend))
         with pytest.raises(
-            UserError, match=r"max_steps=2 is shorter than the 4 steps .* give train.max_steps=4 .*, or another name="
+            UserError, match=r"max_steps=2 is shorter than the 4 steps .* give train.max_steps=4, or another name="
         ) as told:
             train(shorter, tmp_path / "run")
         assert "train.extend" not in str(told.value)
