@@ -122,9 +122,8 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
     The variants may differ in several settings, or in one that changes the order of the data, so these are named with
     --differ-in. The list is empty if there are not two such variants.
     """
-    from positron.evaluation.pairing import (
-        changes_data_order,  # imports torch, which a sweep that is refused does not need
-    )
+    # imports torch, which a sweep that is refused does not need
+    from positron.evaluation.pairing import changes_data_order
 
     keys = swept_keys(jobs)
     groups = [group for group in variants(jobs) if group.scored > 1][:2]

@@ -340,8 +340,7 @@ def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
     while fits > 1 and micro_batch_bytes(config, fits, machine) > free // 2:
         fits //= 2
     checkpointed = dataclasses.replace(machine, checkpoint_activations=True)
-    is_no_help = machine.checkpoint_activations or micro_batch_bytes(config, size, checkpointed) > free
-    remedy = memory_remedy(is_no_help, batch_remedy(size, fits))
+    remedy = memory_remedy(micro_batch_bytes(config, size, checkpointed) > free, batch_remedy(size, fits))
     raise UserError(
         f"out of memory: train.micro_batch_size={size} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
         f"try {remedy}"
