@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from positron.cli.sampling_options import draft_option, weights_option
 from positron.inference.arguments import weights_of
@@ -63,14 +64,10 @@ def measure(model: GPT, engine: Engine) -> None:
 
     from positron.inference.sampling import Sampling
 
-    def timed(action: Callable[[], Any]) -> float:
-        action()
-        times = []
-        for _ in range(3):
-            began = time.perf_counter()
-            action()
-            times.append(time.perf_counter() - began)
-        return sorted(times)[1]
+    def median(seconds: Callable[[], list[float]]) -> list[float]:
+        """Return the median of three results, number by number, after one call whose result is not used."""
+        seconds()
+        return [statistics.median(values) for values in zip(*(seconds() for _ in range(3)), strict=True)]
 
     context = model.config.context_length
     print(
@@ -82,20 +79,23 @@ def measure(model: GPT, engine: Engine) -> None:
     for length in [n for n in lengths if 0 < n <= context - 17] or [1]:
         ids = [1 + i % (model.config.vocab_size - 1) for i in range(length)]
 
-        def run(count: int, ids: list[int] = ids) -> None:
-            for _ in engine.ids([ids], greedy, max_tokens=count, stop_ids=(), seed=0):
-                pass
+        def with_cache(ids: list[int] = ids) -> list[float]:
+            began = time.perf_counter()
+            first, *_, last = [
+                time.perf_counter() for _ in engine.ids([ids], greedy, max_tokens=17, stop_ids=(), seed=0)
+            ]
+            return [first - began, last - first]
 
-        def without(count: int, ids: list[int] = ids) -> None:
-            seen = list(ids)
+        def without_cache(ids: list[int] = ids) -> list[float]:
+            began, seen = time.perf_counter(), list(ids)
             with torch.inference_mode():
-                for _ in range(count):
+                for _ in range(4):
                     hidden = model.hidden(torch.tensor([seen], device=model.wte.weight.device))[:, -1]
                     seen.append(int(model.logits(hidden).argmax()))
+            return [time.perf_counter() - began]
 
-        first = timed(lambda: run(1))
-        with_cache = 16 / max(1e-9, timed(lambda: run(17)) - first)
-        print(f"{length:>13}   {1000 * first:>8.1f} ms   {with_cache:>8,.0f}   {4 / timed(lambda: without(4)):>22,.0f}")
+        (first, rest), (uncached,) = median(with_cache), median(without_cache)
+        print(f"{length:>13}   {1000 * first:>8.1f} ms   {16 / rest:>8,.0f}   {4 / uncached:>22,.0f}")
 
 
 if __name__ == "__main__":
