@@ -62,10 +62,12 @@ def build_optimizer(
     config: OptimizerConfig,
     *,
     fused: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
     """Build the optimizer that `config` names: AdamW (arXiv:1711.05101), Muon or the user's own.
 
-    Its parameter groups are the result of `parameter_groups`. `fused`: AdamW updates all parameters in one kernel.
+    Its parameter groups are the result of `parameter_groups`. `fused`: AdamW updates all parameters in one kernel. `dtype`:
+    the number format of Muon's matrix products.
     """
     groups = parameter_groups(parameters, config)
     optimizer: torch.optim.Optimizer
@@ -73,7 +75,7 @@ def build_optimizer(
         case "adamw":
             optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
         case "muon":
-            optimizer = Muon(groups, config.lr, config.betas, config.eps, fused=fused)
+            optimizer = Muon(groups, config.lr, config.betas, config.eps, fused=fused, dtype=dtype)
         case "custom":
             optimizer = custom_optimizer(groups, config)
         case _:
