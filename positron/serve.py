@@ -76,7 +76,7 @@ def main() -> None:
     spin(SPIN_WRITING)
     with errors_as_one_line(), screen_log(Screen().line):
         options = arguments().parse_args()
-        key, weights = chosen_key(options.api_key, options.host), weights_of(options.weights)
+        weights = weights_of(options.weights)
         say_loading(", ".join(options.runs) or "the run trained last")
         from positron.dashboard.site import site
         from positron.dashboard.table import Outputs
@@ -90,6 +90,9 @@ def main() -> None:
         if not options.runs:
             announce(runs[0], None)
         listener = listen(options.host, options.port)
+        key = chosen_key(
+            options.api_key, options.host
+        )  # after `listen`, because a host that does not exist needs no key
         loaded = [serve_run(run, weights) for run in runs]
         for model in loaded:
             kind = "chats" if model.chats else "continues texts"
