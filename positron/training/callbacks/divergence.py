@@ -77,7 +77,7 @@ class Divergence(L.Callback):
 
 def diverged(trainer: L.Trainer, what: str) -> Diverged:
     """Return the error for a run that diverged; its message names the cause `what` and the remedy."""
-    precision = "" if trainer.precision == "32-true" else ", or with precision=fp32"
+    precision = ", or with precision=fp32" if trainer.precision == "16-mixed" else ""  # only fp16 has a smaller range
     return Diverged(
         f"the training diverged: {what}. Start again under another name= with a lower optimizer.lr{precision}"
     )
