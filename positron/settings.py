@@ -33,6 +33,14 @@ OWN_GROUPS: dict[Recipe, tuple[str, ...]] = {  # settings that only this command
 SHORT_KEYS = {"teachers": "distill.teachers"}  # short names of keys, also as options: teachers=A,B or --teachers A,B
 FROM_TEXT: tuple[Recipe, ...] = ("train", "distill")  # the commands that train a new model on a text
 BASE_GROUPS = ("model", "tokenizer")  # groups that a fine-tuned run takes from its base run
+MAIN_GROUPS = (
+    *BASE_GROUPS,
+    "data",
+    "optimizer",
+    "schedule",
+    "train",
+    "device",
+)  # whose keys are most often sought elsewhere
 BUDGET_KEYS = ("budget", "auto_size")
 _TAKEN_KEYS: dict[Recipe, tuple[str, ...]] = {  # top-level keys that are taken from other runs or have no effect
     "train": (),
@@ -226,9 +234,9 @@ def _similar_last_word(word: str, keys: Sequence[str], least: float) -> list[str
 def unknown_key(key: str) -> str:
     """Return the error message about a key that this command does not know.
 
-    The message suggests a key of the same group whose last word is similar or contains that of `key`, or else a similar key of
-    another group. If there is none, it lists the keys of the group (the part before the last dot), or names the command that
-    lists all keys if the group has none.
+    The message suggests the key of MAIN_GROUPS with the same last word, or else a key of the same group whose last word is
+    similar or contains that of `key`. If there is none, it lists the keys of the group (the part before the last dot), or names
+    the command that lists all keys if the group has none.
     """
     keys = [*leaf_keys(), "experiment"]
     group, _, last = key.rpartition(".")
@@ -236,8 +244,9 @@ def unknown_key(key: str) -> str:
         return f"{key}= cannot be set by this command: {command('train', '--cfg', 'job')} lists all keys"
     siblings = [k for k in keys if group and k.rpartition(".")[0] == group]
     if siblings:  # not compared as a whole: the group in common makes optimizer.wd similar to optimizer.lr
-        parts = [k for k in siblings if len(last) > 2 and last in k.rpartition(".")[2]]
-        near = _similar_last_word(last, siblings, 0.6) or parts[:1] or _similar_last_word(last, keys, 0.8)
+        near = [k for k in keys if k.partition(".")[::2] in [(main, last) for main in MAIN_GROUPS]]
+        near = near or _similar_last_word(last, siblings, 0.6)
+        near = near or [k for k in siblings if len(last) > 2 and last in k.rpartition(".")[2]]
     else:
         near = difflib.get_close_matches(key, [k for k in keys if k != group], 1, 0.75)
         near = near or _similar_last_word(last, keys, 0.6)

@@ -163,6 +163,8 @@ def test_unknown_keys_are_matched_by_path_and_by_last_word():
     )  # similar only because of the group
     assert "did you mean schedule.warmup_steps?" in unknown_key("schedule.warm")
     assert "did you mean optimizer.lr?" in unknown_key("model.lr")
+    assert "did you mean optimizer.lr?" in unknown_key("sft.lr")
+    assert "choose from distill.teachers, distill.alpha" in unknown_key("distill.weights")  # not reinforce.weights
     assert {"optimizer.lr", "logger.wandb.project", "name"} <= set(leaf_keys())
 
 
