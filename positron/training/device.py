@@ -20,6 +20,10 @@ from positron.system.ranks import local_rank
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TURNS = 5  # of measurements of 0.07 s for each precision, before precision=auto gives up bf16
+MIN_GAIN = (
+    1.5  # precision=auto chooses bf16 on a CPU that multiplies matrices more than this many times as fast as in fp32
+)
+SLOWDOWN = 2.0  # a precision in which matrix products take more than this many times as long as in fp32 is slow
 CPU_MICRO_TOKENS = 4096  # with about this number of tokens, the activations of a layer fit the cache of a desktop CPU
 
 
@@ -170,24 +174,25 @@ def bf16_is_fast(accelerator: Accelerator) -> bool:
         case "mps":
             return True  # needs torch >= 2.13: with earlier versions, bf16 attention on MPS let tokens see later tokens
         case "cpu":
-            return _bf16_is_fast_on_cpu()
+            return speed_on_cpu("bf16") > MIN_GAIN
         case _:
             assert_never(accelerator)
 
 
-def _bf16_is_fast_on_cpu() -> bool:
-    """Measure matrix products of both types in turns, and compare the fastest of each.
+def speed_on_cpu(precision: Precision) -> float:
+    """Measure how many times as fast as in fp32 this CPU multiplies matrices in another precision.
 
-    Another program can slow down all products of one turn. If bf16 was not faster, more turns follow, because then this
-    measurement decides, while timed steps of the model check the answer that it is faster.
+    Both take turns, and the fastest products of each are compared. Another program can slow down all products of one turn, so
+    that more turns follow while the ratio is between 1 / SLOWDOWN and MIN_GAIN.
     """
-    cpu, best = torch.device("cpu"), {torch.bfloat16: 0.0, torch.float32: 0.0}
+    cpu, best = torch.device("cpu"), {DTYPES[precision]: 0.0, torch.float32: 0.0}
     for turn in range(TURNS):
         for dtype in best:
             best[dtype] = max(best[dtype], matmul_flops(cpu, dtype, seconds=0.07))
-        if turn > 0 and best[torch.bfloat16] > 1.5 * best[torch.float32]:
-            return True
-    return False
+        ratio = best[DTYPES[precision]] / best[torch.float32]
+        if turn > 0 and not 1 / SLOWDOWN <= ratio <= MIN_GAIN:
+            break
+    return ratio
 
 
 Shape = tuple[int, int, int]  # (n, k, m): a product (n, k) x (k, m)

@@ -9,15 +9,23 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from positron.config import BATCH_TOKENS, GPTConfig, RunConfig
+from positron.config import BATCH_TOKENS, GPTConfig, Precision, RunConfig
 from positron.model.gpt import GPT
 from positron.run.facts import Resolved
 from positron.system.errors import UserError
 from positron.system.formatting import USUAL_TOKENS_PER_PARAMETER, counted, parameter_count, tokens_per_parameter
-from positron.training.device import Machine, choose_micro_batch, precision_named, release_memory
+from positron.training.device import (
+    SLOWDOWN,
+    Machine,
+    choose_micro_batch,
+    precision_named,
+    release_memory,
+    speed_on_cpu,
+)
 from positron.training.resume import Start
 from positron.training.timing import faster_precision
 
@@ -68,8 +76,7 @@ def make_plan(
     or if activation checkpointing is not possible on this device.
     """
     gpt, train, known = model.config, config.train, start.resolved
-    if config.precision.dtype == "auto" and known is not None and known.precision is not None:
-        machine = dataclasses.replace(machine, precision=precision_named(known.precision))
+    machine = _with_usable_precision(config.precision.dtype, machine, None if known is None else known.precision)
 
     def settle(asked: int | str, at_start: int | None, otherwise: int) -> int:
         return int(asked) if asked != "auto" else otherwise if at_start is None else at_start
@@ -120,6 +127,32 @@ def make_plan(
     if config.schedule.warmup_steps >= horizon:
         logger.warning(too_long_warmup(config.schedule.warmup_steps, horizon, is_own=start.is_own))
     return Plan(machine, gpt, world, batch_size, batch_tokens, micro, horizon, last_step)
+
+
+def _with_usable_precision(asked: Precision | Literal["auto"], machine: Machine, at_start: str | None) -> Machine:
+    """Return the machine with the precision in which the run started, or fp32 if that one is slow on this CPU.
+
+    A run that started in bf16 on another machine may continue on a CPU whose matrix products take ten times as long in bf16 as
+    in fp32. A precision that the user asks for is kept, with a warning.
+    """
+    chosen = machine.precision  # fast on this machine if it was not asked for
+    if asked == "auto" and at_start is not None:
+        machine = dataclasses.replace(machine, precision=precision_named(at_start))
+    if machine.accelerator != "cpu" or machine.precision == "fp32" or (asked == "auto" and machine.precision == chosen):
+        return machine
+    slower = 1 / speed_on_cpu(machine.precision)
+    what = f"matrix products in {machine.precision} take {slower:.0f} times as long as in fp32 on this machine"
+    if slower < SLOWDOWN:
+        if asked == "auto":
+            logger.info(f"continuing in {machine.precision}, in which the run started")
+    elif asked == "auto":
+        logger.warning(f"{what}: the run, which started in {machine.precision}, continues in fp32")
+        machine = dataclasses.replace(machine, precision="fp32")
+    else:
+        logger.warning(
+            f"{what}: " + ("give precision=fp32" if at_start is None else "a new run would be faster in fp32")
+        )
+    return machine
 
 
 def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from conftest import tiny
 
+from positron.config import PrecisionConfig
 from positron.model.gpt import GPT
-from positron.training import device, timing
+from positron.train import train
+from positron.training import device, resolve, timing
 from positron.training.callbacks.progress import TimeLeft
 from positron.training.device import Machine
 from positron.training.timing import MatmulPeak, SpeedFacts, faster_precision
@@ -57,6 +60,7 @@ def test_the_peak_is_measured_with_the_models_own_shapes(monkeypatch) -> None:
         ([(90.0, 100.0), (300.0, 60.0)], True, 2),  # another program took a core during the first measurement of bf16
         ([(90.0, 100.0)] * 3 + [(300.0, 100.0)], True, 4),
         ([(90.0, 40.0), (90.0, 100.0), (90.0, 100.0), (90.0, 100.0), (90.0, 100.0)], False, 5),
+        ([(12.0, 100.0)] * 2, False, 2),  # a CPU without instructions for bf16
     ],
 )
 def test_a_busy_moment_does_not_decide_against_bf16(monkeypatch, rates, is_fast: bool, turns: int) -> None:
@@ -69,6 +73,28 @@ def test_a_busy_moment_does_not_decide_against_bf16(monkeypatch, rates, is_fast:
     monkeypatch.setattr(device, "matmul_flops", matmul_flops)
     assert device.bf16_is_fast("cpu") == is_fast
     assert measured == [torch.bfloat16, torch.float32] * turns
+
+
+@pytest.mark.parametrize(("speed", "precision"), [(0.1, "fp32"), (0.9, "bf16")])
+def test_a_run_of_another_machine_continues_in_fp32_where_bf16_is_slow(
+    tmp_path, monkeypatch, caplog, speed: float, precision: str
+) -> None:
+    config = tiny(tmp_path, train__max_steps=4, precision=PrecisionConfig("auto"))
+    monkeypatch.setattr(device, "bf16_is_fast", lambda _: True)
+    monkeypatch.setattr(resolve, "faster_precision", lambda _, machine, __: (machine, ""))
+    first = train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=2)), tmp_path / "run")
+    assert first.resolved.precision == "bf16"
+    monkeypatch.setattr(device, "bf16_is_fast", lambda _: False)
+    monkeypatch.setattr(resolve, "speed_on_cpu", lambda _: speed)
+    assert train(config, tmp_path / "run").resolved.precision == precision
+    assert ("10 times as long as in fp32" in caplog.text) == (precision == "fp32")
+
+
+def test_a_slow_precision_that_the_user_asks_for_is_kept_with_a_warning(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(resolve, "speed_on_cpu", lambda _: 0.125)
+    facts = train(tiny(tmp_path, train__max_steps=1, precision=PrecisionConfig("bf16")), tmp_path / "run")
+    assert facts.resolved.precision == "bf16"
+    assert "matrix products in bf16 take 8 times as long as in fp32 on this machine: give precision=fp32" in caplog.text
 
 
 @pytest.mark.parametrize("faster", ["bf16", "fp32"])
