@@ -10,7 +10,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from positron.system.exits import interrupt_in_one_line
+from positron.system.exits import import_errors_in_one_line
 from positron.system.log import take_over
 from positron.system.threads import SPIN_TRAINING, spin
 from positron.version import __version__
@@ -18,7 +18,7 @@ from positron.version import __version__
 take_over()
 spin(SPIN_TRAINING)
 if sys.argv[:1] == ["-m"]:  # python -m positron.COMMAND is finding its module
-    interrupt_in_one_line()
+    import_errors_in_one_line()
 
 if TYPE_CHECKING:
     from positron.api import distill, evaluate, export, finetune, import_model, load, prefer, reinforce, train

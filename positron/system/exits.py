@@ -17,8 +17,8 @@ from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachabl
 def errors_as_one_line() -> Iterator[None]:
     """Print an error of the block as one line and exit with a code.
 
-    The exit code is 2 for a UserError, 128 + the signal's number after a signal, 0 after a closed pipe, and 1 for other errors.
-    With POSITRON_DEBUG=1 in the environment, the traceback of every error is printed, too.
+    The exit code is 2 for a UserError and a missing package, 128 + the signal's number after a signal, 0 after a closed pipe,
+    and 1 for other errors. With POSITRON_DEBUG=1 in the environment, the traceback of every error is printed, too.
     """
     open_streams()
     try:
@@ -64,18 +64,27 @@ def _described(error: BaseException) -> tuple[int, str]:
         return 0, ""
     if isinstance(error, (Interrupted, LeftAtOnce)):  # a line about what was saved has already been printed
         return error.exit_code, ""
+    if isinstance(error, ModuleNotFoundError):
+        return 2, (
+            f"positron: {sys.executable} has no module {error.name}: activate the environment in which Positron is installed "
+            "(source .venv/bin/activate), or install it with make install"
+        )
     kind = type(error).__name__
     text = " ".join(str(error).split())
     return 1, f"positron: {kind}: {text} (POSITRON_DEBUG=1 shows the traceback)"
 
 
-def interrupt_in_one_line() -> None:
-    """Make Ctrl-C print one line instead of a traceback, even while the modules of a command are being imported."""
+def import_errors_in_one_line() -> None:
+    """Make Ctrl-C and a missing package print one line instead of a traceback while the modules of a command are imported."""
     original = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("positron: interrupted", file=sys.stderr)
+        elif issubclass(kind, ModuleNotFoundError) and os.environ.get("POSITRON_DEBUG") != "1":
+            code, line = describe(error)
+            print(line, file=sys.stderr)
+            raise SystemExit(code)
         else:
             original(kind, error, trace)
 
