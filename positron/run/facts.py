@@ -21,7 +21,7 @@ from positron.config import DataConfig, ModelConfig, TokenizerConfig
 from positron.settings import OWN_GROUPS, from_dict
 from positron.system.console import one_line
 from positron.system.disk import is_number, read_json, write_json
-from positron.system.errors import UserError
+from positron.system.errors import UserError, without_advice
 from positron.system.paths import without_home
 
 logger = logging.getLogger(__name__)
@@ -202,7 +202,9 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
             from_dict(kind, {key: value for key, value in config[name].items() if key in known}, name)
         except UserError as error:
             raise UserError(
-                one_line(f"{path} is damaged or was written by another version of Positron: {error}", 600)
+                one_line(
+                    f"{path} is damaged or was written by another version of Positron: {without_advice(error)}", 600
+                )
                 + "; restore it from a copy, or use the version that trained this run"
             ) from error
     for name in ("init_from", "ckpt_path"):

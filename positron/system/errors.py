@@ -5,11 +5,18 @@ This module imports only the standard library.
 
 from __future__ import annotations
 
+import re
 import signal
 
 
 class UserError(Exception):
     """Report something that the user can fix; commands print it as one line and exit with code 2."""
+
+
+def without_advice(error: UserError) -> str:
+    """Return the message about a setting without the advice to give another value, which does not help for a recorded one."""
+    advice = r": (?:(?:give|try|choose|add|leave|did you mean) .*|.* lists all keys)"
+    return re.split(advice, str(error), maxsplit=1)[0]
 
 
 class Diverged(Exception):

@@ -9,7 +9,7 @@ import pytest
 
 from positron.run.facts import Facts, Resolved, read_record
 from positron.run.folder import Run
-from positron.system.errors import UserError
+from positron.system.errors import UserError, without_advice
 
 RESOLVED = Resolved(batch_tokens=512, micro_batch_size=4, max_steps=40, accelerator="cpu", precision="fp32", threads=2)
 
@@ -124,3 +124,16 @@ def test_a_run_that_lost_what_auto_became_can_be_read_and_not_continued(run: Run
 def test_what_an_older_version_did_not_resolve_is_none(run: Run) -> None:
     write(run, resolved={"batch_tokens": 512, "micro_batch_size": 4, "max_steps": 40, "of_tomorrow": True})
     assert run.resolved() == dataclasses.replace(RESOLVED, accelerator=None, precision=None, threads=None)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("model.n_head is missing: give model.n_head=VALUE", "model.n_head is missing"),
+        ("unknown key train.foo: did you mean train.stop_at?", "unknown key train.foo"),
+        ("unknown key foo: positron train --cfg job lists all keys", "unknown key foo"),
+        ("model.n_layer=0 must be at least 1", "model.n_layer=0 must be at least 1"),
+    ],
+)
+def test_a_damaged_setting_is_named_without_the_advice_to_give_another(message: str, said: str) -> None:
+    assert without_advice(UserError(message)) == said
