@@ -336,21 +336,25 @@ class _Reader:
         return text
 
     def _several_values(self, key: str, text: str, parsed: Any) -> str:
+        remedies = []
         if parsed.is_discrete_sweep():
-            several, sweep = "gives several values", "add -m to train one run for each, or "
+            several, sweep = "gives several values", "add -m to train one run for each"
+            if key in _MULTIPLE_CHOICE and "(" not in text:
+                remedies.append(f"give '{key}=[{text}]' to use all of them in one run")
         else:
-            several, sweep = "is an interval, which only a search reads", "add -m hydra/sweeper=optuna, or "
-        return f"{key}={text} {several}: {sweep if self.can_sweep else ''}give one value"
+            several, sweep = "is an interval, which only a search reads", "add -m hydra/sweeper=optuna"
+        if self.can_sweep:
+            remedies.append(sweep)
+        remedy = f"{', '.join(remedies)}, or give one value" if remedies else "give one value"
+        return f"{key}={text} {several}: {remedy}"
 
     def _undeletable(self, key: str) -> str:
         if key in self.groups:
             empty = {"logger": "files", "monitor": "none", "callbacks": "none"}.get(key)
-            remedy = f"give {key}={empty}" if empty else f"leave it out, or choose another {key}="
+            remedy = f"give {key}={empty}" if empty else f"leave ~{key} out, or choose another {key}="
             return f"~{key} would delete the group {key}, which is not possible: {remedy}"
         if key.partition("=")[0] in self.keys:
-            return (
-                f"~{key} would delete a key that every run has: leave it out, or give {key}=null where that is possible"
-            )
+            return f"~{key} would delete a key that every run has: leave ~{key} out, or give {key}=null where that is possible"
         return unknown_key(key)
 
     def _without_value(self, word: str) -> str:

@@ -82,6 +82,7 @@ def composed(*words: str, recipe: str = "train") -> dict:
         (("sft.epochs=2",), "positron.sft"),
         (("+sft.lora.rank=2",), "positron.sft"),
         (("experiment=quickstart", "device.batch_tokens=512"), "give train.batch_tokens="),
+        (("monitor=gradients,weights",), "give 'monitor=[gradients,weights]' to use all of them in one run"),
         (("data=instruct",), "positron.sft"),
         (("data=story_instruct",), "positron.sft"),
     ],
@@ -189,8 +190,8 @@ def test_model_and_data_may_be_given_as_null_only_if_they_come_from_a_teacher():
         (("experiment=0",), "size_sweep, ten_minutes"),  # without the experiments of other commands
         (("logger=null",), "logger=files"),
         (("data=null",), "every run needs a choice of data="),
-        (("~schedule",), "~schedule would delete the group schedule, which is not possible: leave it out"),
-        (("~experiment",), "leave it out, or choose another experiment="),
+        (("~schedule",), "~schedule would delete the group schedule, which is not possible: leave ~schedule out"),
+        (("~experiment",), "leave ~experiment out, or choose another experiment="),
         (("~train.stop_at",), "train.stop_at=null"),
         (("~monitor",), "monitor=none"),
         (("quickstart",), "did you mean experiment=quickstart?"),
