@@ -735,7 +735,9 @@ class RewardConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "reward")
         if self.kind == "sum" and not self.terms:
-            raise UserError("reward=sum needs reward.terms=, such as [{kind:story_request},{kind:length,target:400}]")
+            raise UserError(
+                "reward=sum needs reward.terms=, such as 'reward.terms=[{kind:story_request},{kind:length,target:400}]'"
+            )
         for i, term in enumerate(self.terms):
             check_ranges(term, f"reward.terms[{i}]")
             _refuse_unread_of_term(term, f"reward.terms[{i}]")
@@ -788,7 +790,8 @@ def _check_reward(reward: RewardTerm | RewardConfig, prefix: str) -> None:
         key, example = missing
         if isinstance(reward, RewardConfig):
             raise UserError(f"reward={reward.kind} needs {prefix}{key}, such as {example}")
-        raise UserError(f"{prefix.rstrip('.')} has kind:{reward.kind} without {key}: add {key}:{example} to it")
+        example = example.replace("'", '"')  # because the whole list is in single quotes
+        raise UserError(f"{prefix.rstrip('.')} has kind:{reward.kind} without {key}: add {key}:{example}")
 
 
 def _check_pattern(pattern: str, key: str) -> None:
@@ -908,7 +911,9 @@ class RunConfig:
         eager = next((name for name, group in self._needing_whole_weights.items() if group is not None), None)
         if eager is not None and (self.device.shards_weights or self.device.compile):
             key = "strategy=fsdp" if self.device.shards_weights else "compile=true"
-            raise UserError(f"device.{key} is not supported by {command(eager)}: leave it out")
+            needs_strategy = self.device.shards_weights and self.device.processes > 1
+            remedy = "give device.strategy=ddp" if needs_strategy else "leave it out"
+            raise UserError(f"device.{key} is not supported by {command(eager)}: {remedy}")
 
     @property
     def _needing_whole_weights(self) -> dict[str, PreferenceConfig | DistillConfig | None]:

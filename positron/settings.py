@@ -119,8 +119,10 @@ def _not_a_group(key: str, value: Any) -> str:
     """Write that a value must be a group of settings; `key` is empty for the whole configuration."""
     if not key:
         return f"the configuration is a dict of settings, not {value!r}"
-    form = "" if key.endswith("]") else f"{key}.NAME=VALUE, or in Python "
-    return f"{key}={value!r} is not a group of settings: give {form}{{NAME: VALUE, ...}}"
+    what = f"{key}={value!r} is not a group of settings"
+    if key.endswith("]"):  # an entry of a list such as reward.terms, whose braces bash would expand
+        return f"{what}: give {{NAME:VALUE,...}}; a shell needs the whole list in single quotes"
+    return f"{what}: give {key}.NAME=VALUE, or in Python {{NAME: VALUE, ...}}"
 
 
 def _alternatives(hint: Any) -> list[Any]:

@@ -260,10 +260,11 @@ def test_other_rewards_read_any_prompt():
         ({"kind": "regex", "pattern": "("}, "reward.pattern=( is not a regular expression"),
         ({"kind": "custom"}, "reward.function, such as my_module.my_reward"),
         ({"kind": "custom", "function": ""}, "reward.function, such as my_module.my_reward"),
-        ({"kind": "sum"}, "reward.terms="),
+        ({"kind": "sum"}, "such as 'reward.terms=[{kind:story_request},{kind:length,target:400}]'"),
         ({"kind": "length", "target": 3, "max_seconds": 0.0}, "reward.max_seconds=0.0 must be positive"),
         ({"kind": "sum", "terms": [{"kind": "addition", "weight": float("nan")}]}, "must be a finite number"),
         ({"kind": "sum", "terms": [{"kind": "length"}]}, "reward.terms[0] has kind:length without target"),
+        ({"kind": "sum", "terms": [{"kind": "regex"}]}, 'without pattern: add pattern:"[0-9]+"'),
         ({"kind": "sum", "terms": [{"kind": "length", "target": 0}]}, "reward.terms[0].target=0 must be at least 1"),
         (
             {"kind": "sum", "terms": [{"kind": "addition"}, {"kind": "regex", "pattern": "["}]},

@@ -371,6 +371,7 @@ def test_the_prefer_command_and_its_mistakes(base: Path, tmp_path: Path, run_com
         (("preference.epochs=2",), "train.max_steps=auto"),
         (("sft.epochs=2",), "read by python -m positron.sft"),
         (("device.compile=true",), "device.compile=true is not supported by python -m positron.prefer"),
+        (("device.strategy=fsdp", "device.devices=2"), "positron.prefer: give device.strategy=ddp"),
     ):
         failed = run_command("prefer", *fast[:-1], *wrong, "name=w")
         assert failed.code == 2, failed.err
