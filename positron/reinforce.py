@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from positron.cli.hydra_app import run_hydra
 from positron.cli.sweeps import run_job
 from positron.cli.tuning import configure_tuning
+from positron.cli.unused_settings import no_batch_tokens
 from positron.config import IGNORE, RunConfig, seconds
 from positron.run.base import with_origin
 from positron.run.facts import Facts
@@ -233,10 +234,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
             "answers: give device.strategy=ddp"
         )
     if config.train.batch_tokens != "auto":
-        raise UserError(
-            "train.batch_tokens= has no effect in reinforcement learning: a batch has reinforce.prompts= times "
-            "reinforce.samples= answers, so give these two instead"
-        )
+        raise UserError(no_batch_tokens("train.batch_tokens"))
     tokens = settings.prompts * settings.samples * config.model.context_length
     return dataclasses.replace(
         config,

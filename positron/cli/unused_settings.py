@@ -258,14 +258,24 @@ def _sweep(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, 
 def _batch(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
     """Refuse device.batch_tokens=, which is only the default of train.batch_tokens=, if train.batch_tokens= is set too.
 
-    The same holds for micro_batch_size.
+    The same holds for micro_batch_size. Reinforcement learning reads neither device.batch_tokens= nor train.batch_tokens=.
     """
+    if recipe == "reinforce" and "device.batch_tokens" in given:
+        raise UserError(no_batch_tokens("device.batch_tokens"))
     for key in ("batch_tokens", "micro_batch_size"):
         default, used = values["device"].get(key), values["train"].get(key)
         if f"device.{key}" in given and (default != used or f"train.{key}" in given):
             raise UserError(
                 f"device.{key}= is only the default of train.{key}, which is {used} here: give train.{key}= instead"
             )
+
+
+def no_batch_tokens(key: str) -> str:
+    """Return the message that reinforcement learning does not read `key`, which sets the tokens of a batch."""
+    return (
+        f"{key}= has no effect in reinforcement learning: a batch has reinforce.prompts= times reinforce.samples= answers, so "
+        "give these two instead"
+    )
 
 
 def fits(recipe: Recipe, group: str, name: str, conf: Path) -> bool:
