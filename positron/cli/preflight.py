@@ -107,7 +107,7 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
         key = "init_from" if config.init_from else "ckpt_path"
         # with init_from= alone, the architecture is that of the source run; see `with_source_model`
         is_source_enough = config.init_from is not None and "experiment" not in asked.given
-        remedy = "leave model=auto out" if is_source_enough else f"give the model= of {run.folder}"
+        remedy = "leave model=auto out" if is_source_enough else f"give the model= with which {run.folder} was trained"
         raise UserError(
             f"model=auto chooses a size, but the weights of {run.folder} have a fixed size: {remedy}, or leave {key}= out"
         )

@@ -67,8 +67,8 @@ def _text_of(source: Run) -> dict[str, Any]:
     url = data.get("url")
     if url is not None and not cached_path(url, data.get("sha256")).exists():
         raise UserError(
-            f"the text of {source.folder} is not on this machine, and its address in the run folder is not downloaded "
-            f"automatically, because another person may have written it: if you trust it, give "
+            f"the training text of {source.folder} is not on this machine, and is not downloaded automatically, because the "
+            "address in the run folder may come from another person: if you trust this address, give "
             f"data=text data.url={one_line(url, 200)}"
         )
     return data

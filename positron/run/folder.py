@@ -29,7 +29,7 @@ from positron.settings import flat, from_dict, recipe_of
 from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.disk import expanded, make_folder, read_json, refuse_links_in
-from positron.system.errors import UserError
+from positron.system.errors import UserError, without_advice
 from positron.system.paths import without_home
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ class Run(RunPaths):
             return from_dict(RunConfig, config)
         except UserError as error:
             raise UserError(
-                f"{self.config_path} is damaged or was written by another version of Positron: {error}; restore it from a "
-                "copy, or use the version that trained this run"
+                f"{self.config_path} is damaged or was written by another version of Positron: {without_advice(error)}; "
+                "restore it from a copy, or use the version that trained this run"
             ) from error
 
     def facts(self) -> Facts:
@@ -336,8 +336,8 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
         newest = next(candidates, None)
         if newest is None:
             raise UserError(
-                f"init_from= is not given, and none of the runs in {outputs.resolve()} is of a kind that this command chooses "
-                "by itself: give init_from=RUN"
+                f"init_from= is not given, and this command accepts none of the runs in {outputs.resolve()} as its default: "
+                "give init_from=RUN"
                 if newest_first
                 else f"there is no run in {outputs.resolve()}: train one with {command('train', 'experiment=quickstart')}"
             )

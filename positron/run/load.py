@@ -141,6 +141,6 @@ def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, pat
     if checkpoint["tokenizer_hash"] != tokenizer.hash:
         raise UserError(
             f"{path} and the tokenizer of the run do not belong together: the checkpoint was trained with a tokenizer of the "
-            f"hash {checkpoint['tokenizer_hash'][:12]}, but the run has one of the hash {tokenizer.hash[:12]}; restore the one "
-            "that was changed from a copy"
+            f"hash {checkpoint['tokenizer_hash'][:12]}, but the run has one of the hash {tokenizer.hash[:12]}; one of the two "
+            "was changed: restore it from a copy"
         )

@@ -383,6 +383,10 @@ def make_folder(path: Path, below: Path | None = None) -> Path:
     except OSError as error:
         files = (place for place in (path, *path.parents) if os.path.lexists(place) and not os.path.isdir(place))
         in_the_way = next(files, None)
-        remedy = f"rename {in_the_way}" if in_the_way else "give another path, or start the command in another folder"
+        remedy = (
+            f"rename the file {in_the_way}"
+            if in_the_way
+            else "give another path, or start the command in another folder"
+        )
         raise UserError(f"cannot create the folder {path} ({error.strerror or error}): {remedy}") from error
     return path

@@ -119,6 +119,6 @@ def _download(url: str, path: Path, instead: str) -> bytes:
     if failure:
         reason = getattr(failure[0], "reason", failure[0])
         raise UserError(
-            f"cannot download {one_line(url, 200)} ({reason}): put the file there yourself, as {path}, or {instead}"
+            f"cannot download {one_line(url, 200)} ({reason}): save the file as {path} yourself, or {instead}"
         )
     return b"".join(pieces)

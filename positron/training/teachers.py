@@ -82,7 +82,7 @@ def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> lis
     ]
     if changed:
         raise UserError(
-            f"{changed[0]} has other weights than any teacher had when {run.folder} began: restore the earlier weights from a "
-            "copy, or give another name= to begin anew"
+            f"{changed[0]} is not a teacher with which {run.folder} began, or its weights have changed since then: give the "
+            "same teachers=, restore their weights from a copy, or give another name="
         )
     return known

@@ -391,7 +391,7 @@ def test_runs_of_which_none_is_used_by_default_are_not_said_to_be_missing(tmp_pa
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "run.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"none of the runs in .* is of a kind that this command chooses by itself: give init_from=RUN"
+        UserError, match=r"this command accepts none of the runs in .* as its default: give init_from=RUN"
     ):
         find_run(None, tmp_path, which=lambda run: False)
 

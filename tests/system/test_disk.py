@@ -102,5 +102,5 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r": rename \S+file$"):
+    with pytest.raises(UserError, match=r": rename the file \S+file$"):
         disk.make_folder(tmp_path / "file" / "inner")

@@ -169,7 +169,7 @@ def test_a_rank_file_that_cannot_be_had_is_one_line_after_a_bounded_wait(tiny_ti
         train_tokenizer(GPT2, [])
     if fault == "silent":  # it was not the server that ended the wait: it stays silent for PATIENCE seconds
         assert re.search("no answer within|timed out", str(error.value))
-    for word in ["sha256"] if fault == "wrong content" else [str(tmp_path / "cache"), "put the file there"]:
+    for word in ["sha256"] if fault == "wrong content" else [str(tmp_path / "cache"), "save the file as"]:
         assert word in str(error.value)
     assert tiny_tiktoken.url in str(error.value)
     assert "tokenizer=spm_16k" in str(error.value)
