@@ -163,8 +163,8 @@ def decide_start(run: Run, config: RunConfig) -> Start:
                 pass
             case "never":
                 raise UserError(
-                    f"{run.folder} is at step {step} and resume=never would overwrite it: give another name=, "
-                    "or delete that folder"
+                    f"{run.folder} is at step {step} already, and resume=never does not continue a run: leave resume=never "
+                    "out to continue it, give another name=, or delete that folder"
                 )
             case _:
                 assert_never(config.resume)

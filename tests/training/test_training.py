@@ -283,7 +283,7 @@ def test_a_moved_run_continues_and_generates(tmp_path, whole, run_command):
 def test_resume_insists_where_told(tmp_path, whole):
     with pytest.raises(UserError, match="resume=must"):
         train(dataclasses.replace(tiny(tmp_path), resume="must"), tmp_path / "new")
-    with pytest.raises(UserError, match="resume=never would overwrite"):
+    with pytest.raises(UserError, match="resume=never does not continue a run"):
         train(dataclasses.replace(tiny(whole.parent), resume="never"), whole)
     with pytest.raises(UserError, match="ckpt_path=latest"):
         train(dataclasses.replace(tiny(tmp_path), ckpt_path="latest"), tmp_path / "new")
