@@ -61,7 +61,8 @@ def refuse_other_words(words: list[str]) -> None:
     if words[:1] == ["inspect"]:
         raise UserError(f"prepare inspect is called preview now: run {command('preview', *words[1:] or ['PATH'])}")
     if wrong and Path(wrong[0]).exists():
-        raise UserError(f"{wrong[0]} is not a setting: to prepare this text, give data=text data.path={wrong[0]}")
+        run = command("prepare", "data=text", f"data.path={wrong[0]}")
+        raise UserError(f"{wrong[0]} is not a setting: to prepare this text, run {run}")
     if wrong:
         raise UserError(
             f"{wrong[0]} is not a setting, and there is no such file: to prepare a text, give data=text data.path=FILE"

@@ -120,7 +120,7 @@ def refuse_unreadable(files: Sequence[Path], called: str, reading: Reading) -> N
     """
     try:
         if not any(path.stat().st_size for path in files):
-            fault = "is empty" if len(files) == 1 else "contains only empty files"
+            fault = "is empty" if len(files) == 1 and called.endswith(str(files[0])) else "contains only empty files"
             raise UserError(f"{one_line(called)} {fault}: give a file with text")
         for path in files[:CHECKED_FILES]:
             if compression_of(path) is None and format_of(path) not in ("parquet", "arrow"):
@@ -218,10 +218,11 @@ def _refuse_binary(head: bytes, path: Path) -> None:
 
 def _convert(path: Path, encoding: str) -> str:
     target = path.with_name(f"{path.stem}-utf8{path.suffix}")
-    if compression_of(path) is not None:
-        return f"unpack it, and convert it by iconv -f {encoding} -t UTF-8"
     condition = "" if encoding.startswith("UTF") else f"if its encoding is {encoding}, "
-    return f"{condition}convert it by iconv -f {encoding} -t UTF-8 {_quoted(path)} > {_quoted(target)}"
+    if compression_of(path) is not None:
+        return f"{condition}unpack it, convert it by iconv -f {encoding} -t UTF-8, and use the new file instead"
+    conversion = f"iconv -f {encoding} -t UTF-8 {_quoted(path)} > {_quoted(target)}"
+    return f"{condition}convert it by {conversion} and use the new file instead"
 
 
 def _quoted(path: Path) -> str:

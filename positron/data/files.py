@@ -125,7 +125,7 @@ class FileSource:
             if is_large and documents >= MIN_DOCUMENTS and all(sizes):
                 return Split(None, is_new=False)
         if characters == 0:
-            raise UserError(f"data.path={one_line(path)} is empty: give a file with text")
+            raise UserError(f"data.path={one_line(path)} contains no text: give a file with text")
         if documents >= MIN_DOCUMENTS and _is_balanced(sizes, self.val_fraction):
             return Split(None, is_new=False)
         return self._place_of(characters, was_drawn=documents >= MIN_DOCUMENTS)

@@ -275,9 +275,9 @@ def _describe_split(repo: str, config_name: str | None, splits: list[str]) -> st
     Raises UserError if there are several splits, but none is named `train`.
     """
     if len(splits) > 1 and TRAIN not in splits:
-        instead = "" if config_name is None else " instead of data.config_name="
+        instead = "" if config_name is None else "leave out data.config_name=, and "
         raise UserError(
-            f"{repo} has the splits {', '.join(splits)}, and none is named train: give data.files=PATTERN{instead}, which "
+            f"{repo} has the splits {', '.join(splits)}, and none is named train: {instead}give a data.files=PATTERN that "
             "matches the files of one split"
         )
     others = [split for split in splits if split != TRAIN] if len(splits) > 1 else []
@@ -292,7 +292,10 @@ def _texts(rows: Any, repo: str, field: str) -> Iterator[str]:
         if not isinstance(text, str) and (text is not None or field not in row):
             fields = [name for name, cell in row.items() if isinstance(cell, str)]
             reading = Reading(field)
-            raise UserError(f"{repo} has no text in the field {reading.field_name}: {reading.choice_of(fields)}")
+            advice = (
+                reading.choice_of(fields) if fields else "none of its fields contains text; give another data.repo="
+            )
+            raise UserError(f"{repo} has no text in the field {reading.field_name}: {advice}")
         if text:
             yield text
 

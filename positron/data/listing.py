@@ -99,7 +99,7 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
         elif given.exists():
             if not given.is_file():
                 raise UserError(
-                    f"{called} is not a regular file: give a file or a folder (write what a pipe contains to a file)"
+                    f"{called} is not a regular file: give a file or a folder (first save the data of a pipe to a file)"
                 )
             return Listing([given])
         elif any(mark in path for mark in "*?["):

@@ -91,7 +91,7 @@ class RowSummary:
         name in messages (`name_of`). `kept`: the number of rows that are used.
         """
         if not self.rows:
-            raise UserError(f"{called} is empty: give {self.noun}s, for example one JSON object per line")
+            raise UserError(f"{called} contains no {self.noun}s: give some, for example one JSON object per line")
         if 2 * self.malformed > self.rows or (self.malformed and not kept):
             others = f"; of {self.rows:,} rows, {self.reasons()}" if self.rows > 1 else ""
             raise UserError(f"{self.first_error}{others}")

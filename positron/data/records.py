@@ -170,7 +170,7 @@ def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_li
             + ("" if format_of(path) == "json" else f"; to train on plain text, run {train}")
         )
     else:
-        raise UserError(f"{path} {whole.message}")
+        raise UserError(f"{path} {whole.message.replace('or remove it', 'it')}")
 
 
 def _parsed(text: str) -> Any:
