@@ -129,7 +129,8 @@ def _compare_pairs(options: argparse.Namespace) -> None:
     defaults = arguments()
     for name in ("csv", "png", "prompt", "max_tokens", "seed"):
         if getattr(options, name) != defaults.get_default(name):
-            raise UserError(f"--paired does not use --{name.replace('_', '-')}: leave it out")
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"--paired does not use {option}: leave {option} out")
     if not options.runs:
         raise UserError(
             "--paired compares two variants: name two runs, two folders of runs, or one folder with the runs of both variants"

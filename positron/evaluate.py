@@ -124,7 +124,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     for path, loss in zip(paths, losses, strict=True):
         if not math.isfinite(loss):
             raise UserError(
-                f"{path} gives {facts['text']} a loss that is NaN or infinite, because its training diverged or its weights "
+                f"the loss of {path} on {facts['text']} is NaN or infinite, because its training diverged or its weights "
                 "are damaged: train again under another name= with a lower optimizer.lr=, or import the model again"
             )
     if options.stories:

@@ -84,7 +84,9 @@ def parse_size(text: str) -> tuple[float, float | None]:
     """
     numbers = [read_amount(part) for part in text.split(",")]
     if len(numbers) > 2 or not all(1 <= number < math.inf for number in numbers):
-        raise UserError(f"--predict {text}: give parameters, or parameters and tokens, such as 2M or 2M,40M")
+        raise UserError(
+            f"--predict {text}: give a number of parameters, or numbers of parameters and tokens, such as 2M or 2M,40M"
+        )
     return numbers[0], numbers[1] if len(numbers) == 2 else None
 
 

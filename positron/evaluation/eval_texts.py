@@ -64,9 +64,9 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
             checksum = [] if data.sha256 is None else [f"data.sha256={one_line(data.sha256, 80)}"]
             download = command("prepare", "data=text", f"data.url={one_line(data.url, 200)}", *checksum)
             raise UserError(
-                f"the text that {run.folder} was trained on is not on this machine, and its address in the run folder is not "
-                f"downloaded automatically, because another person may have written it: if you trust it, run {download}; or "
-                f"{instead}"
+                f"the text that {run.folder} was trained on is not on this machine, and is not downloaded automatically, "
+                f"because another person may have written its address into the run folder: if you trust the address, run "
+                f"{download}; or {instead}"
             )
         return TokenFiles(folder, split, tokenizer)
     try:
@@ -103,8 +103,8 @@ def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
     """
     if known is None and (data.path or data.url):
         raise UserError(
-            f"{data.path or data.url} is not read, because run.json has no checksum (data_fingerprint) that proves "
-            "that it is the text of this run"
+            f"{data.path or data.url} is not read, because run.json has no data_fingerprint, the checksum that proves that it "
+            "is the text of this run"
         )
     has_corpora = any(Path(data.dir).expanduser().glob("*/lock"))
     return data if has_corpora else dataclasses.replace(data, dir=DataConfig.dir)

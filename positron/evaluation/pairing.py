@@ -100,8 +100,8 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
         raise UserError(
-            f"{labels[0]} and {labels[1]} have no seed in common (the first has {_listed(a)}, the second {_listed(b)}): train "
-            "both with the same seeds, such as seed=0,1,2,3,4 in a sweep (-m)"
+            f"{labels[0]} and {labels[1]} have no seed in common (seeds of the first: {_listed(a)}; of the second: "
+            f"{_listed(b)}): train both with the same seeds, such as seed=0,1,2,3,4 in a sweep (-m)"
         )
     for label, members in zip(labels, by_seed, strict=True):
         alone = [seed for seed in members if seed not in seeds]

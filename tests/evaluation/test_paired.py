@@ -113,7 +113,7 @@ def test_seeds_of_one_variant_alone_are_left_out_and_named(grid: Path, logged: l
     assert any("optimizer.lr=0.001 with seed 1" in line for line in logged)
     for job in ("3", "5"):
         edit(grid / job, seed=7 + int(job))
-    with pytest.raises(UserError, match=r"no seed in common \(the first has 0, 1, 2, the second 10, 12\)"):
+    with pytest.raises(UserError, match=r"no seed in common \(seeds of the first: 0, 1, 2; of the second: 10, 12\)"):
         find_pairs([f"{grid}:optimizer.lr=1e-3", f"{grid}:optimizer.lr=1e-2"], Path("outputs"))
 
 
