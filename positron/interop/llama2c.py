@@ -41,7 +41,7 @@ def check_model(config: GPTConfig) -> None:
             shown, only = (str(v).lower() if isinstance(v, bool) else v for v in (actual, value))
             raise UserError(
                 f"llama2.c does not support model.{name}={shown}, only {name}={only}: train a run with "
-                "model=quickstart_portable"
+                "model=quickstart_portable tokenizer=spm_2k"
             )
     if config.window is not None and config.window < config.context_length:
         raise UserError(

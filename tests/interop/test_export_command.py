@@ -110,11 +110,11 @@ def test_llama2c_has_the_ids_that_run_c_fixes(tmp_path):
     [
         (
             {**SHAPES["llama"], "bias": True},
-            r"does not support model\.bias=true, only bias=false: train a run with model=quickstart_portable$",
+            r"does not support model\.bias=true, only bias=false: train a run with model=quickstart_portable tokenizer=spm_2k$",
         ),
         (
             SHAPES["arcee"],
-            r"does not support model\.activation=relu2, only activation=swiglu: train a run with model=quickstart_portable$",
+            r"does not support model\.activation=relu2, only activation=swiglu: .* model=quickstart_portable tokenizer=spm_2k$",
         ),
         ({}, r"model\.norm=layernorm"),
         ({**SHAPES["llama"], "window": 3}, r"model\.window=3"),
