@@ -101,7 +101,7 @@ def continue_prompt(options: argparse.Namespace) -> None:
     seed_of(options.seed, options.num_samples)
     if options.draft is not None and options.num_samples > 1:
         raise UserError(
-            f"--draft speeds up only one text at a time, not --num-samples {options.num_samples}: leave one of them out"
+            f"--draft works only with one text, but --num-samples is {options.num_samples}: leave out one of these two options"
         )
     prompt = read_prompt(options)
     from positron.run.ensemble import find_runs, load_models

@@ -36,9 +36,7 @@ def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) ->
             raise UserError(_message(name, what, prompt, completion, remedy)) from error
         except (Exception, SystemExit) as error:  # a function of the user may fail in any way
             what = one_line(f"raised {type(error).__name__}: {error}", 300)
-            remedy = (
-                "correct the function, or name one of a prompt and a completion (POSITRON_DEBUG=1 shows the traceback)"
-            )
+            remedy = "correct the function, which must accept a prompt and a completion (POSITRON_DEBUG=1 shows the traceback)"
             raise UserError(_message(name, what, prompt, completion, remedy)) from error
         value = _number(result)
         if value is None or not math.isfinite(value):

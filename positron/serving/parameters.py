@@ -211,7 +211,7 @@ def _refuse_longer(ids: list[int], served: Served, parameter: str) -> None:
     if len(ids) > served.context:
         raise ApiError(
             400,
-            f"the prompt has {len(ids)} tokens, but the model reads at most {served.context}: shorten it",
+            f"the prompt has {len(ids)} tokens, but the model reads at most {served.context}: give a shorter one",
             parameter,
             "context_length_exceeded",
         )
@@ -311,7 +311,7 @@ def _prompts(value: Any, served: Served) -> list[str | list[int]]:
         return [text_of("prompt", value)]
     if not isinstance(value, list) or not value:
         raise UserError(
-            f"prompt must be a text, a list of texts, a list of token ids, or a list of such lists of ids, not {shown(value)}"
+            f"prompt must be a text, a list of texts, a list of token ids, or a list of lists of token ids, not {shown(value)}"
         )
     if all(isinstance(part, str) for part in value):
         return [text_of(f"prompt[{i}]", part) for i, part in enumerate(value)]
