@@ -122,7 +122,7 @@ def begin(folder: Path, plan: Plan) -> str:
             same = listed[: len(old)] == old if key == "candidates" else known[key] == new[key]
             if not same:
                 raise UserError(
-                    f"{key} {'differ' if key == 'candidates' else 'differs'} from the earlier start in {folder}: "
+                    f"{key} differs from the earlier start in {folder}: "
                     + (
                         f"{known[key]} -> {new[key]}"
                         if key != "candidates"

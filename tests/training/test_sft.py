@@ -253,7 +253,7 @@ def test_lora_learns_to_end_an_answer_though_pretraining_never_showed_how() -> N
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "is empty"),
+        ("", "contains no conversations"),
         ('{"instruction": "a", "output": "b"}\n{broken\n{broken\n', "line 2 is not JSON"),
         (
             '{"instruction": "a"}\n',
