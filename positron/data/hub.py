@@ -29,6 +29,7 @@ from positron.data.rows import parquet_texts
 from positron.data.sources import WAIT, Document, is_validation
 from positron.system.disk import expanded, make_folder, read_json, write_json
 from positron.system.errors import Unreachable, UserError
+from positron.system.locks import lock
 
 logger = logging.getLogger(__name__)
 
@@ -280,7 +281,8 @@ def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: di
     """Download a file of a repository into a folder, verify its checksum and return its path.
 
     `file` has the keys `name`, `size` (in bytes) and `sha256`; a size or a checksum that the repository does not state is
-    None. Raises UserError if the disk is full, Unreachable if the network fails.
+    None. If the same file is being downloaded already, the call waits: the hub's client deletes the file of an earlier
+    download when it begins another one. Raises UserError if the disk is full, Unreachable if the network fails.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
@@ -295,21 +297,24 @@ def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: di
         )
     disable_progress_bars()
 
+    in_progress = make_folder(folder / ".cache") / f"{file['name'].replace('/', '--')}.lock"
+
     def get() -> Path:
-        path = Path(
-            hf_hub_download(
-                repo,
-                file["name"],
-                repo_type=kind,
-                revision=commit,
-                local_dir=folder,
-                endpoint=os.environ.get("HF_ENDPOINT"),
+        with lock(in_progress, lambda: None):
+            path = Path(
+                hf_hub_download(
+                    repo,
+                    file["name"],
+                    repo_type=kind,
+                    revision=commit,
+                    local_dir=folder,
+                    endpoint=os.environ.get("HF_ENDPOINT"),
+                )
             )
-        )
-        if file["sha256"] is not None and _sha256(path) != file["sha256"]:
-            path.unlink()
-            raise ConnectionError("the downloaded file does not have the checksum that the repository states")
-        return path
+            if file["sha256"] is not None and _sha256(path) != file["sha256"]:
+                path.unlink()
+                raise ConnectionError("the downloaded file does not have the checksum that the repository states")
+            return path
 
     return retry_network(get, f"{file['name']} of {repo}")
 

@@ -7,13 +7,16 @@ import itertools
 import os
 import random
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 from conftest import _SERVER, apart
-from hub_server import CHAR, STORIES, Hub, config, contents, stories_hub  # noqa: F401
+from hub_server import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import hub, shards
@@ -123,6 +126,27 @@ def test_without_a_network_the_hub_is_out_of_reach_after_a_bounded_wait(
     with pytest.raises(Unreachable, match="the dataset some/stories cannot be downloaded"):
         prepare(config(tmp_path), CHAR, None)
     assert any("trying again" in line for line in logged)
+
+
+def test_downloads_of_the_same_file_take_turns(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
+    """The client deletes an old file before it downloads a new one: here, one that another reader has just received."""
+    name, active, most = "data/train-00001.parquet", [0], [0]
+    file = {"name": name, "size": None, "sha256": stories_hub.sha256(stories_hub.path(name))}
+    real = huggingface_hub.hf_hub_download
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        active[0] += 1
+        most[0] = max(most[0], active[0])
+        time.sleep(0.1)
+        path = real(*arguments, **options)
+        active[0] -= 1
+        return path
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", slow)
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(hub.download, "some/stories", "dataset", COMMIT, file, tmp_path) for _ in range(3)]
+        assert {call.result() for call in calls} == {tmp_path / name}
+    assert most[0] == 1
 
 
 def test_a_wrong_checksum_is_fetched_again_and_never_used(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
