@@ -148,7 +148,7 @@ def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_li
     """
     if not text.strip():
         return
-    whole = _parsed(text)
+    whole = _parsed(text, "correct it")
     if not isinstance(whole, Broken):
         yield from _rows_of_document(whole, path, is_record)
         return
@@ -170,19 +170,17 @@ def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_li
             + ("" if format_of(path) == "json" else f"; to train on plain text, run {train}")
         )
     else:
-        raise UserError(f"{path} {whole.message.replace('or remove it', 'it')}")
+        raise UserError(f"{path} {whole.message}")
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str, remedy: str = "correct or remove it") -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f" (line {error.lineno}, column {error.colno})" if error.lineno > 1 else f" (column {error.colno})"
-        return Broken("not JSON", f"is not JSON: {error.msg}{place}; correct or remove it")
+        return Broken("not JSON", f"is not JSON: {error.msg}{place}; {remedy}")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 nested lists
-        return Broken(
-            "not JSON", f"is not JSON that can be read: {' '.join(str(error).split())[:100]}; correct or remove it"
-        )
+        return Broken("not JSON", f"is not JSON that can be read: {' '.join(str(error).split())[:100]}; {remedy}")
 
 
 def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
