@@ -99,7 +99,10 @@ def own(tmp_path, run_command):
     """A folder with the user's own modules and configuration, and the command that is run in it."""
     for path in EXAMPLES.glob("*.py"):
         shutil.copy(path, tmp_path)
-    (tmp_path / "wrong.py").write_text("value = 3\nclass Plain: pass\ndef step(): pass\n")
+    (tmp_path / "wrong.py").write_text(
+        "value = 3\nclass Plain: pass\ndef step(): pass\n"
+        "def broken():\n    yield 'a text'\n    raise ValueError('no rows left')\n"
+    )
     (tmp_path / "conf" / "callbacks").mkdir(parents=True)
     (tmp_path / "conf" / "callbacks" / "mine.yaml").write_text(
         "norm:\n  _target_: add_a_callback.EmbeddingNorm\n  every: 2\n"
@@ -193,7 +196,10 @@ def test_a_class_that_does_not_fit_costs_a_line_and_leaves_no_run(own, tmp_path)
 @pytest.fixture
 def modules(tmp_path, monkeypatch):
     """A module of the user's in which nothing fits."""
-    (tmp_path / "misfits.py").write_text("value = 3\nclass Plain: pass\ndef step(): pass\n")
+    (tmp_path / "misfits.py").write_text(
+        "value = 3\nclass Plain: pass\ndef step(): pass\n"
+        "def broken():\n    yield 'a text'\n    raise ValueError('no rows left')\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(EXAMPLES))
@@ -248,8 +254,9 @@ def test_an_optimizer_that_cannot_be_built_is_named(modules, target, options, me
         ({"_target_": "builtins.dict", "options": {"train": ["a"]}}, "builtins.dict returns the type dict, not a list"),
         (
             {"_target_": "add_a_data_source.sums", "options": {"m": 1}},
-            "raises a TypeError .*: correct its arguments in data.options=",
+            "raised TypeError: .*; correct its arguments in data.options=",
         ),
+        ({"_target_": "misfits.broken"}, "misfits.broken raised ValueError: no rows left; correct its arguments"),
     ],
 )
 def test_a_function_that_gives_no_text_is_named(modules, data, message):

@@ -7,11 +7,13 @@ function, and no run folder can make this program import anything.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, assert_never
 
 from positron.settings import recipe_of
+from positron.system.console import one_line
 from positron.system.errors import UserError
 from positron.system.imports import load_object
 
@@ -23,7 +25,7 @@ def write_custom_data(values: dict[str, Any]) -> None:
 
     The function takes `data.options` as keyword arguments and returns an iterable: of texts for `train` and `distill`, of
     conversations for `sft` and `reinforce`, or of pairs for `prefer`. Raises UserError if the function cannot be imported,
-    raises TypeError, or returns something else.
+    raises an error, or returns something else.
     """
     data = values["data"]
     target, options = data.pop("_target_", None), data.pop("options", None)
@@ -42,26 +44,36 @@ def write_custom_data(values: dict[str, Any]) -> None:
         raise UserError(
             f"{KEY}={target} is of type {type(function).__name__}, not a function: name a function of a module"
         )
-    try:
+    with _naming(target):
         rows = function(**(options or {}))
-    except TypeError as error:
-        raise UserError(
-            f"{KEY}={target} raises a TypeError ({' '.join(str(error).split())}): correct its arguments in data.options=, or "
-            "the function"
-        ) from error
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes | Mapping):
         raise UserError(
             f"{KEY}={target} returns the type {type(rows).__name__}, not a list or generator: correct the function"
         )
     from positron.data.memory import write_conversations, write_pairs, write_texts
 
-    match recipe_of(values):
-        case "train" | "distill":
-            data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}
-        case "sft" | "reinforce":
-            data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
-        case "prefer":
-            data |= {"source": "preferences", "path": str(write_pairs(rows, data["dir"]))}
-        case other:
-            assert_never(other)
+    with _naming(target):  # a generator runs while its rows are written
+        match recipe_of(values):
+            case "train" | "distill":
+                data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}
+            case "sft" | "reinforce":
+                data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
+            case "prefer":
+                data |= {"source": "preferences", "path": str(write_pairs(rows, data["dir"]))}
+            case other:
+                assert_never(other)
     print(f"the texts of {KEY}={target} are in {data['path']}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _naming(target: str) -> Iterator[None]:
+    """Turn an error of the user's function into a UserError that names the function."""
+    try:
+        yield
+    except (UserError, OSError):  # OSError: the rows could not be written
+        raise
+    except Exception as error:  # a function of the user may fail in any way
+        raise UserError(
+            f"{KEY}={target} raised {type(error).__name__}: {one_line(str(error), 300)}; correct its arguments in "
+            "data.options=, or the function (POSITRON_DEBUG=1 shows the traceback)"
+        ) from error
