@@ -197,7 +197,9 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
     shown = one_line(str(path))
     csv.field_size_limit((1 << 31) - 1)
     lines = (f"{line}\n" for line in _lines(blocks))
-    first = next((line for line in lines if line.strip()), None)
+    blank, first = 0, next(lines, None)
+    while first is not None and not first.strip():
+        blank, first = blank + 1, next(lines, None)
     if first is None:
         return
     delimiter = delimiter_of(path)
@@ -216,14 +218,14 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
                 continue
             if len(cells) != len(names):
                 raise UserError(
-                    f"{shown}, line {rows.line_num} has {len(cells)} cells, but the first line has {len(names)}: "
+                    f"{shown}, line {blank + rows.line_num} has {len(cells)} cells, but the first line has {len(names)}: "
                     "quote cells that contain a separator or a line end"
                 )
             if cells[column]:
                 yield cells[column]
     except csv.Error as error:
         raise UserError(
-            f"{shown}, line {rows.line_num} is not CSV: {error}; check the quotes around its cells"
+            f"{shown}, line {blank + rows.line_num} is not CSV: {error}; check the quotes around its cells"
         ) from error
 
 

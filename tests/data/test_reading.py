@@ -176,6 +176,7 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
             r'no column "text" \(data\.field\) in its first line: give data\.field= with one of: id, body',
         ),
         ("a.csv", b"id,text\n1,a,b\n", "line 2 has 3 cells, but the first line has 2.*quote"),
+        ("a.csv", b"\n\nid,text\n1,a,b\n", "line 4 has 3 cells"),
         ("a.csv", b'id,text\n1,"never closed\n', "line 2 is not CSV"),
         ("a.json", as_array(DOCUMENTS)[:-1], "ends inside its array, after entry 60"),
         ("a.json", as_array(DOCUMENTS)[:-5], "entry 60 is not JSON"),
