@@ -346,11 +346,6 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
         if changes_data_order(key):
             raise UserError(
                 one_line(f"{pair} read different batches, because {key} differs: {first} -> {second}", 800)
-                + (
-                    f" (they also differ in {', '.join(other for other in others if other != key)})"
-                    if len(others) > 1
-                    else ""
-                )
                 + "; compare runs that read the same batches, or add --differ-in "
                 f"{','.join([*differ_in, *others])} to compare them nevertheless"
             )

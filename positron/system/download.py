@@ -50,7 +50,10 @@ def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:
         return content
     content = _download(url, path, instead)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"{url} returned another file than expected (wrong sha256): try again later, or {instead}")
+        raise UserError(
+            f"{url} returned another file than expected (its sha256 is not {sha256[:12]}...): correct the expected sha256, try "
+            f"again later, or {instead}"
+        )
     make_folder(path.parent)
     with whole_file(path) as file:
         file.write(content)
