@@ -323,8 +323,11 @@ def _as_word(key: str, value: Any) -> str:
             return "{" + ",".join(f"{name}:{_as_word(key, inner)}" for name, inner in value.items()) + "}"
         case Iterable():
             return "[" + ",".join(_as_word(key, inner) for inner in value) + "]"
+    if isinstance(value, type) or callable(value):
+        name = f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else "my_module.my_function"
+        raise UserError(f'{key}= is given as an object: give its name, such as "{name}"')
     raise UserError(
-        f"{key}= cannot hold a value of type {type(value).__name__}: give a str, number or bool, or a list or dict of these"
+        f"{key}= cannot hold an object of type {type(value).__name__}: give a str, number or bool, or a list or dict of these"
     )
 
 

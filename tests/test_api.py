@@ -120,7 +120,8 @@ def test_a_thread_can_train():
         ({"data": 3}, "data= takes a path, a list"),
         ({"data": []}, "contains no text"),
         ({"data": ["a", 3]}, "item 1 must be a text"),
-        ({"lr": object()}, "lr= cannot hold a value of type object"),
+        ({"lr": object()}, "lr= cannot hold an object of type object"),
+        ({"optimizer._target_": dict}, 'give its name, such as "builtins.dict"'),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(folder, settings, message):

@@ -40,9 +40,7 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
             raise UserError(f"{path}: unknown key {key}: {hint}")
     base = _settings(content.get("base"), f"{path}: base")
     if "candidates" not in content:
-        raise UserError(
-            f"{path}: the key candidates is missing: add one, such as candidates: {{high: [optimizer.lr=3e-3]}}"
-        )
+        raise UserError(f'{path} has no key "candidates": add a line such as candidates: {{high: [optimizer.lr=3e-3]}}')
     candidates = content["candidates"]
     if not isinstance(candidates, dict) or not candidates:
         raise UserError(

@@ -263,10 +263,14 @@ def list_texts(path: str, reading: Reading) -> Listing:
                 next(read_pieces(file, reading), None)
             files.append(file)
         except FieldMissing:
-            listing.skip(file, f"no field {reading.field}")
+            listing.skip(file, f'no field "{reading.field}"')
     if not files:
-        remedy = "give data.field=NAME, or other files" if reading.has_settings else "give other files"
-        raise UserError(f"{one_line(called)} contains no text: {remedy}; skipped: {listing.describe_skipped()}")
+        remedy = (
+            "give the name of another field as data.field=, or other files"
+            if reading.has_settings
+            else "give other files"
+        )
+        raise UserError(f"{one_line(called)} contains no file that can be used: {listing.describe_skipped()}; {remedy}")
     listing.files = files
     return listing
 

@@ -225,7 +225,8 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
                 yield cells[column]
     except csv.Error as error:
         raise UserError(
-            f"{shown}, line {blank + rows.line_num} is not CSV: {error}; check the quotes around its cells"
+            f"{shown}, line {blank + rows.line_num} is not CSV: {error}; check its quotes (a quote inside a quoted cell is "
+            "written twice)"
         ) from error
 
 

@@ -177,7 +177,7 @@ def _members(name: str, outputs: Path) -> list[Member]:
             )
     if not members:
         raise UserError(
-            f"{name} has no finished run: finish its training with the command that started it, or name other runs"
+            f"the training of {name} is not finished: continue it with the command that started it, or name other runs"
         )
     return members
 

@@ -196,7 +196,7 @@ class Dialogue:
                 max_tokens = whole_number("max_tokens", max_tokens, least=1)
             sampling, messages = Sampling(**values), _messages(state["messages"])
         except UserError as error:
-            raise UserError(f"cannot load {where} as a saved chat: {error}") from error
+            raise UserError(f"{where} is not a saved chat: {error}; give a file that /save wrote") from error
         if not self.chats and any(message.role == "system" for message in messages):
             raise UserError(
                 f"cannot load {where}: it has a system prompt, and this run was not fine-tuned on conversations: load it with "

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from positron.run.paths import CHECKPOINTS
+from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.disk import open_inside
 from positron.system.errors import UserError
@@ -43,6 +44,11 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
             f"cannot load the checkpoint {path}: it is damaged, or contains something other than tensors and plain "
             f"values; nothing in it was executed; {_REMEDY}"
         ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(
+            f"{path} is not a checkpoint of a Positron run, because it has no state_dict: give another file ({command('import')} reads models of other "
+            "programs)"
+        )
     fault = _fault_of_contents(checkpoint, {**_NEEDED, **(_NEEDED_TO_CONTINUE if to_continue else {})})
     if fault:
         raise UserError(f"{path} is not a complete checkpoint of a Positron run: {fault}; {_REMEDY}")
@@ -51,8 +57,6 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
 
 
 def _fault_of_contents(checkpoint: Any, needed: dict[str, type]) -> str | None:
-    if not isinstance(checkpoint, dict):
-        return f"it contains a {type(checkpoint).__name__} instead of a dict"
     for key, kind in needed.items():
         if key not in checkpoint:
             return f"it has no {key}"

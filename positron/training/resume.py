@@ -163,8 +163,8 @@ def decide_start(run: Run, config: RunConfig) -> Start:
                 pass
             case "never":
                 raise UserError(
-                    f"{run.folder} is at step {step} already, and resume=never does not continue a run: leave resume=never "
-                    "out to continue it, give another name=, or delete that folder"
+                    f"{run.folder} exists and is at step {step}, and resume=never does not continue a run: give another name=, "
+                    "or delete that folder; to continue the run, leave resume=never out"
                 )
             case _:
                 assert_never(config.resume)

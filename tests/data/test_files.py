@@ -407,7 +407,7 @@ def test_shakespeare_is_fetched_once_and_its_checksum_verified(loopback: Any, tm
     assert loopback.requests == ["/input.txt"]
     (tmp_path / "cache/text/input.txt").unlink()
     loopback.files["/input.txt"] = content + b"!"
-    with pytest.raises(UserError, match=r"wrong sha256.*data=stories"):
+    with pytest.raises(UserError, match=r"its sha256 is not .*data=stories"):
         FileSource(DataConfig("text", **chosen))
 
 

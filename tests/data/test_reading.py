@@ -338,12 +338,12 @@ def test_a_folder_may_hold_json_and_csv_of_other_things(tmp_path: Path) -> None:
     write(tmp_path / "empty.csv", "\n")
     text_source = source(tmp_path)
     assert texts(text_source) == texts_of_file(str(tmp_path)) == DOCUMENTS
-    assert "metadata.json, table.csv (no field text)" in text_source.summary()
+    assert 'metadata.json, table.csv (no field "text")' in text_source.summary()
     (tmp_path / "a.txt").unlink()
     (tmp_path / "b.json").unlink()
     (tmp_path / "empty.json").unlink()
     (tmp_path / "empty.csv").unlink()
-    with pytest.raises(UserError, match=r"contains no text: .*; skipped: metadata\.json, table\.csv"):
+    with pytest.raises(UserError, match=r"no file that can be used: metadata\.json, table\.csv"):
         source(tmp_path)
     write(tmp_path / "broken.json", '[{"text": "a"')
     with pytest.raises(UserError, match=r"broken\.json, entry 1 is not JSON"):

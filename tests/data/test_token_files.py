@@ -118,7 +118,7 @@ def test_separated_documents_are_split_by_document_and_equal_ones_stay_together(
     ("content", "message"),
     [
         (None, "No such file"),
-        (b"", "empty"),
+        (b"", "contains no text"),
         (b"abc\xff\xfe" * 20, "byte 3 is 0xff"),
         (b"a\0b" * 100, "binary"),
     ],

@@ -221,7 +221,7 @@ WRONG = {
     "candidates: {x: [train.max_time=9]}": "leave train.max_time= out, and set the length by train.max_steps= or budget=",
     "candidates: {x: [train.stop_at=2]}": "leave train.stop_at= out",
     "candidates: {x: [device.num_nodes=2, device.strategy=ddp]}": "on one device: leave device.num_nodes= out",
-    "pairs: 5": "the key candidates is missing",
+    "pairs: 5": 'has no key "candidates"',
     "candidates: [": "is not YAML: line 3, column 1: expected the node content, but found '<stream end>'; correct it",
 }
 

@@ -268,7 +268,7 @@ def test_the_commands_take_a_draft_and_bytes(runs: Path, run_command: Callable[.
     assert run_command("generate", "Tom", *short, "--weights", "int8", folder=runs).out.startswith("Tom")
     refused = run_command("generate", "Tom", *short, "--num-samples", "2", "--draft", "small", folder=runs)
     assert (refused.code, refused.err.count("Traceback")) == (2, 0)
-    assert "only one text at a time, not --num-samples 2" in refused.err.splitlines()[-1]
+    assert "works only with one text, but --num-samples is 2" in refused.err.splitlines()[-1]
     with pytest.raises(UserError, match="small has another tokenizer"):
         load_draft(str(runs / "outputs" / "small"), CharTokenizer("xyz"))
 
