@@ -46,8 +46,8 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(
-            f"{path} is not a checkpoint of a Positron run, because it has no state_dict: give another file ({command('import')} reads models of other "
-            "programs)"
+            f"{path} is not a checkpoint of a Positron run, because it has no state_dict: give another file "
+            f"({command('import')} reads models of other programs)"
         )
     fault = _fault_of_contents(checkpoint, {**_NEEDED, **(_NEEDED_TO_CONTINUE if to_continue else {})})
     if fault:
