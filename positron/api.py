@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from positron.system.errors import UserError
@@ -323,9 +324,10 @@ def _as_word(key: str, value: Any) -> str:
             return "{" + ",".join(f"{name}:{_as_word(key, inner)}" for name, inner in value.items()) + "}"
         case Iterable():
             return "[" + ",".join(_as_word(key, inner) for inner in value) + "]"
-    if isinstance(value, type) or callable(value):
-        name = f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else "my_module.my_function"
-        raise UserError(f'{key}= is given as an object: give its name, such as "{name}"')
+    if key.endswith(("_target_", "function")) and isinstance(value, type | FunctionType):
+        name = f"{value.__module__}.{value.__qualname__}"
+        example = "my_module.my_function" if "<" in name or name.startswith("__main__.") else name
+        raise UserError(f'{key}= takes the name of a function or class, such as "{example}", not the object itself')
     raise UserError(
         f"{key}= cannot hold an object of type {type(value).__name__}: give a str, number or bool, or a list or dict of these"
     )

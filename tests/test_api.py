@@ -121,7 +121,10 @@ def test_a_thread_can_train():
         ({"data": []}, "contains no text"),
         ({"data": ["a", 3]}, "item 1 must be a text"),
         ({"lr": object()}, "lr= cannot hold an object of type object"),
-        ({"optimizer._target_": dict}, 'give its name, such as "builtins.dict"'),
+        (
+            {"optimizer._target_": dict},
+            'takes the name of a function or class, such as "builtins.dict", not the object itself',
+        ),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(folder, settings, message):
