@@ -80,14 +80,15 @@ class TrainingModule(L.LightningModule):
         self.bad_steps = torch.zeros((), dtype=torch.int64)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build the optimizer; except in fp16, AdamW is fused, so that one kernel updates all parameters.
-
-        Muon multiplies matrices in bf16 only if the model does, because a machine that trains in fp32 may be slow in bf16.
-        """
+        """Build the optimizer; except in fp16, AdamW is fused, so that one kernel updates all parameters."""
         # in fp16, gradients must be unscaled before they are clipped, but a fused step would unscale them afterwards
-        fused = self.trainer.precision != "16-mixed"
-        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
-        return build_optimizer(self.model.named_parameters(), self.optimizer_config, fused=fused, dtype=dtype)
+        precision = self.trainer.precision
+        return build_optimizer(
+            self.model.named_parameters(),
+            self.optimizer_config,
+            fused=precision != "16-mixed",
+            bf16=precision == "bf16-mixed",
+        )
 
     def on_train_start(self) -> None:
         """Move the counters of bad steps, whose loss or gradient was NaN or infinite, to the device."""

@@ -54,7 +54,7 @@ def test_ten_steps_equal_the_library_s_muon() -> None:
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     others = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     named = [(f"blocks.0.{i}", p) for i, p in enumerate(ours)]
-    a = build_optimizer(named, OptimizerConfig("muon", lr=0.02, weight_decay=0.1), fused=False, dtype=torch.bfloat16)
+    a = build_optimizer(named, OptimizerConfig("muon", lr=0.02, weight_decay=0.1), fused=False, bf16=True)
     b = torch.optim.Muon(
         others, lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True, ns_steps=5, adjust_lr_fn="match_rms_adamw"
     )

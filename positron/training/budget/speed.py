@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from positron.config import GPTConfig, RunConfig
 from positron.model.gpt import GPT
 from positron.text.tokenizer import Tokenizer
@@ -83,8 +81,8 @@ class SpeedMeasurement:
         """
         model = GPT(gpt, seed=self.config.seed).to(self.machine.device)
         model.checkpoint_activations = self.config.device.checkpoint_activations
-        dtype = torch.bfloat16 if self.machine.precision == "bf16" else torch.float32
-        optimizer = build_optimizer(model.named_parameters(), self.config.optimizer, fused=True, dtype=dtype)
+        is_bf16 = self.machine.precision == "bf16"
+        optimizer = build_optimizer(model.named_parameters(), self.config.optimizer, fused=True, bf16=is_bf16)
         set_lr(optimizer.param_groups, rate)
         gradients: list[tuple[int, float]] = []  # tokens, seconds
         updates: list[float] = []

@@ -62,12 +62,13 @@ def build_optimizer(
     config: OptimizerConfig,
     *,
     fused: bool,
-    dtype: torch.dtype = torch.float32,
+    bf16: bool = False,
 ) -> torch.optim.Optimizer:
     """Build the optimizer that `config` names: AdamW (arXiv:1711.05101), Muon or the user's own.
 
-    Its parameter groups are the result of `parameter_groups`. `fused`: AdamW updates all parameters in one kernel. `dtype`:
-    the number format of Muon's matrix products.
+    Its parameter groups are the result of `parameter_groups`. `fused`: AdamW updates all parameters in one kernel. `bf16`:
+    the model computes in bf16, so Muon does too. It never does otherwise, because a machine that trains in fp32 may be slow in
+    bf16.
     """
     groups = parameter_groups(parameters, config)
     optimizer: torch.optim.Optimizer
@@ -75,7 +76,14 @@ def build_optimizer(
         case "adamw":
             optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
         case "muon":
-            optimizer = Muon(groups, config.lr, config.betas, config.eps, fused=fused, dtype=dtype)
+            optimizer = Muon(
+                groups,
+                config.lr,
+                config.betas,
+                config.eps,
+                fused=fused,
+                dtype=torch.bfloat16 if bf16 else torch.float32,
+            )
         case "custom":
             optimizer = custom_optimizer(groups, config)
         case _:
