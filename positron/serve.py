@@ -90,9 +90,8 @@ def main() -> None:
         if not options.runs:
             announce(runs[0], None)
         listener = listen(options.host, options.port)
-        key = chosen_key(
-            options.api_key, options.host
-        )  # after `listen`, because a host that does not exist needs no key
+        # after `listen`, because a host that does not exist needs no key
+        key = chosen_key(options.api_key, options.host)
         loaded = [serve_run(run, weights) for run in runs]
         for model in loaded:
             kind = "chats" if model.chats else "continues texts"

@@ -33,14 +33,8 @@ OWN_GROUPS: dict[Recipe, tuple[str, ...]] = {  # settings that only this command
 SHORT_KEYS = {"teachers": "distill.teachers"}  # short names of keys, also as options: teachers=A,B or --teachers A,B
 FROM_TEXT: tuple[Recipe, ...] = ("train", "distill")  # the commands that train a new model on a text
 BASE_GROUPS = ("model", "tokenizer")  # groups that a fine-tuned run takes from its base run
-MAIN_GROUPS = (
-    *BASE_GROUPS,
-    "data",
-    "optimizer",
-    "schedule",
-    "train",
-    "device",
-)  # whose keys are most often sought elsewhere
+# groups whose keys are most often sought in other groups
+MAIN_GROUPS = (*BASE_GROUPS, "data", "optimizer", "schedule", "train", "device")
 BUDGET_KEYS = ("budget", "auto_size")
 _TAKEN_KEYS: dict[Recipe, tuple[str, ...]] = {  # top-level keys that are taken from other runs or have no effect
     "train": (),
@@ -246,7 +240,8 @@ def unknown_key(key: str) -> str:
         return f"{key}= cannot be set by this command: {command('train', '--cfg', 'job')} lists all keys"
     siblings = [k for k in keys if group and k.rpartition(".")[0] == group]
     if siblings:  # not compared as a whole: the group in common makes optimizer.wd similar to optimizer.lr
-        near = [k for k in keys if k.partition(".")[::2] in [(main, last) for main in MAIN_GROUPS]]
+        same_word = [f"{main}.{last}" for main in MAIN_GROUPS]
+        near = [k for k in keys if k in same_word]
         near = near or _similar_last_word(last, siblings, 0.6)
         near = near or [k for k in siblings if len(last) > 2 and last in k.rpartition(".")[2]]
     else:

@@ -61,14 +61,10 @@ def _text_of(source: Run) -> dict[str, Any]:
     Raises UserError if they name a web address from which nothing was downloaded yet: the run folder may come from someone who
     is not trustworthy.
     """
-    from positron.data.files import cached_path
+    from positron.data.files import cached_path, not_downloaded
 
     data: dict[str, Any] = pretrained_run(source).config()["data"]
     url = data.get("url")
     if url is not None and not cached_path(url, data.get("sha256")).exists():
-        raise UserError(
-            f"the training text of {source.folder} is not on this machine, and is not downloaded automatically, because the "
-            "address in the run folder may come from another person: if you trust this address, give "
-            f"data=text data.url={one_line(url, 200)}"
-        )
+        raise UserError(f"{not_downloaded(source.folder)}give data=text data.url={one_line(url, 200)}")
     return data

@@ -239,6 +239,14 @@ def cached_path(url: str, sha256: str | None) -> Path:
     return cache_folder() / "text" / name
 
 
+def not_downloaded(folder: Path) -> str:
+    """Return the beginning of a message that the text of a run is missing; the rest says what to do with its address."""
+    return (
+        f"the text that {folder} was trained on is not on this machine, and is not downloaded automatically, because another "
+        "person may have written its address into the run folder: if you trust the address, "
+    )
+
+
 def _fetched(url: str, sha256: str | None) -> str:
     """Download a file into the cache and return its path. Raises UserError if the download fails."""
     path = cached_path(url, sha256)

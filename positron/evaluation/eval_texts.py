@@ -14,7 +14,7 @@ from positron import stories
 from positron.config import DataConfig, TokenizerConfig
 from positron.data.corpus import find_token_files, prepare
 from positron.data.decoding import Reading
-from positron.data.files import cached_path, list_texts, read_pieces
+from positron.data.files import cached_path, list_texts, not_downloaded, read_pieces
 from positron.data.listing import CHECK_SPELLING
 from positron.data.open import open_source
 from positron.data.shards import TokenFiles
@@ -63,11 +63,7 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
         if folder is None:  # another person may have written the address, so only a command of the user downloads it
             checksum = [] if data.sha256 is None else [f"data.sha256={one_line(data.sha256, 80)}"]
             download = command("prepare", "data=text", f"data.url={one_line(data.url, 200)}", *checksum)
-            raise UserError(
-                f"the text that {run.folder} was trained on is not on this machine, and is not downloaded automatically, "
-                f"because another person may have written its address into the run folder: if you trust the address, run "
-                f"{download}; or {instead}"
-            )
+            raise UserError(f"{not_downloaded(run.folder)}run {download}; or {instead}")
         return TokenFiles(folder, split, tokenizer)
     try:
         current = known if folder is not None and data.source != "text" else open_source(data).fingerprint

@@ -20,10 +20,9 @@ from positron.system.ranks import local_rank
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TURNS = 5  # of measurements of 0.07 s for each precision, before precision=auto gives up bf16
-MIN_GAIN = (
-    1.5  # precision=auto chooses bf16 on a CPU that multiplies matrices more than this many times as fast as in fp32
-)
-SLOWDOWN = 2.0  # a precision in which matrix products take more than this many times as long as in fp32 is slow
+# For matrix products on a CPU, compared with fp32: precision=auto chooses bf16 if it is more than MIN_GAIN times as fast, and a
+# precision is slow if it takes more than SLOWDOWN times as long.
+MIN_GAIN, SLOWDOWN = 1.5, 2.0
 CPU_MICRO_TOKENS = 4096  # with about this number of tokens, the activations of a layer fit the cache of a desktop CPU
 
 
