@@ -81,14 +81,11 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the optimizer; except in fp16, AdamW is fused, so that one kernel updates all parameters."""
-        # in fp16, gradients must be unscaled before they are clipped, but a fused step would unscale them afterwards
         precision = self.trainer.precision
-        return build_optimizer(
-            self.model.named_parameters(),
-            self.optimizer_config,
-            fused=precision != "16-mixed",
-            bf16=precision == "bf16-mixed",
-        )
+        # in fp16, gradients must be unscaled before they are clipped, but a fused step would unscale them afterwards
+        fused = precision != "16-mixed"
+        is_bf16 = precision == "bf16-mixed"
+        return build_optimizer(self.model.named_parameters(), self.optimizer_config, fused=fused, bf16=is_bf16)
 
     def on_train_start(self) -> None:
         """Move the counters of bad steps, whose loss or gradient was NaN or infinite, to the device."""
