@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from positron.run.paths import CONFIG, FACTS, JOB, METRICS
 from positron.system.console import one_line
-from positron.system.disk import expanded
+from positron.system.disk import expanded, refuse_lfs_pointer
 from positron.system.errors import UserError
 
 # Suffix -> format. A suffix may be in upper case, and may be followed by one of COMPRESSED. A file with another suffix is
@@ -101,7 +101,7 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
                 raise UserError(
                     f"{called} is not a regular file: give a file or a folder (first save the data of a pipe to a file)"
                 )
-            return Listing([given])
+            listing, message = Listing([given]), ""
         elif any(mark in path for mark in "*?["):
             listing = _list_pattern(given)
             message = (
@@ -111,6 +111,8 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
             raise UserError(f"cannot read {called}: it is a link to a missing file, {one_line(os.readlink(given))}")
         else:
             raise UserError(f"cannot read {called}: No such file or directory{CHECK_SPELLING}")
+        for file in listing.files:
+            refuse_lfs_pointer(file)
     except OSError as error:
         raise UserError(f"cannot read {called}: {error.strerror or error}") from error
     if not listing.files:

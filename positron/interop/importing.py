@@ -32,7 +32,7 @@ from positron.run.facts import write_record
 from positron.run.folder import OUTPUTS, PRETRAIN, Run
 from positron.run.paths import RunPaths
 from positron.system.console import one_line
-from positron.system.disk import expanded, whole_file, whole_folder, write_json
+from positron.system.disk import expanded, refuse_lfs_pointer, whole_file, whole_folder, write_json
 from positron.system.errors import UserError
 from positron.text.conversation import TEMPLATE
 
@@ -80,6 +80,8 @@ def read_model(path: Path, vocabulary: Path | None = None) -> Imported:
     If `vocabulary` is None, the vocabulary file is tokenizer.bin or tok512.bin in the folder of the .bin file. Raises
     UserError if a file is missing, damaged, contradictory or not supported.
     """
+    for file in path.iterdir() if path.is_dir() else (path,):
+        refuse_lfs_pointer(file)
     if path.is_dir():
         return read_folder(path)
     if path.suffix == ".bin":

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
+from positron.system.console import one_line
 from positron.system.errors import UserError, why_unreadable
 from positron.system.processes import is_alive
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 64_000_000  # far more than any JSON file of a run has
 MAX_TEXT_BYTES = 2_000_000_000
+MAX_POINTER_BYTES = 1024  # of a git-lfs pointer, by its specification
+_POINTER_START = b"version https://git-lfs.github.com/spec/"
 RENAME_S = 2.0
 _MODES = {
     "rb": os.O_RDONLY,
@@ -335,6 +338,18 @@ def read_bytes(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTE
             return file.read(limit)
     except OSError as error:
         raise UserError(f"cannot read {path}: {why_unreadable(error)}") from error
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise UserError if a file is what git writes in place of a large file when git-lfs is not installed.
+
+    Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md. Raises OSError if the file cannot be read.
+    """
+    if path.is_file() and path.stat().st_size < MAX_POINTER_BYTES and path.read_bytes().startswith(_POINTER_START):
+        raise UserError(
+            f"{one_line(str(path))} is a git-lfs pointer instead of the file itself: install git-lfs, then run git lfs pull "
+            "in its folder"
+        )
 
 
 def read_text(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES) -> str:

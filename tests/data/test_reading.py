@@ -24,6 +24,7 @@ from positron.system.errors import UserError
 from positron.system.paths import fault_of_name
 
 BOM = codecs.BOM_UTF8
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4096\n"
 
 
 def with_line_ends(content: bytes, end: bytes) -> bytes:
@@ -169,6 +170,13 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
         ("a.txt", "naïve café\n".encode("latin-1"), r"byte 2 is 0xef.*iconv -f WINDOWS-1252 -t UTF-8 .*a\.txt"),
         ("a.pdf", b"%PDF-1.4 and so on", "is a PDF"),
         ("a.docx", b"PK\x03\x04rest", "zip archive"),
+        (
+            "a.txt",
+            LFS_POINTER,
+            "is a git-lfs pointer instead of the file itself: install git-lfs, then run git lfs pull",
+        ),
+        ("a.parquet", LFS_POINTER, "git-lfs pointer"),
+        ("a.jsonl", LFS_POINTER, "git-lfs pointer"),
         ("a.txt", gzip.compress(b"x" * 100, mtime=0), "gzip: let its name end in .gz"),
         (
             "a.csv",

@@ -334,6 +334,7 @@ def beginning(config: dict[str, Any], id_of_token: int | None = None) -> Any:
 
 
 NORM = "model.norm.weight"
+LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4096\n"
 MALFORMED: list[tuple[Any, str]] = [
     (without("config.json"), "config.json"),
     (written("config.json", "{"), "config.json"),
@@ -402,6 +403,8 @@ MALFORMED: list[tuple[Any, str]] = [
     (beginning({"bos_token_id": 0}, id_of_token=V), "does not belong"),
     (written("generation_config.json", "{"), "generation_config.json"),
     (written("generation_config.json", "[]"), "generation_config.json"),
+    (written("model.safetensors", LFS_POINTER), "model.safetensors is a git-lfs pointer"),
+    (written("tokenizer.json", LFS_POINTER), "tokenizer.json is a git-lfs pointer"),
 ]
 
 
@@ -459,6 +462,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_executed(whole, tmp_path):
     ("content", "message"),
     [
         (b"", "is not a model file of llama2.c"),
+        (LFS_POINTER.encode(), "git-lfs pointer instead of the file itself: install git-lfs"),
         (struct.pack("<7i", 0, 1, 1, 1, 1, 1, 1), "impossible sizes"),
         (
             struct.pack("<7i", 32, 48, 2, 5, 2, 600, 16),
