@@ -57,14 +57,13 @@ def lineage(run: Run) -> list[Run]:
     runs = [run]
     while (base := base_of(runs[-1])) is not None:
         if any(_is_same(base, known) for known in runs):
+            origins = ", which was trained from ".join(str(known.folder) for known in [*runs[1:], base])
             raise UserError(
                 one_line(
-                    f"{run.folder} has no pretrained base run: {runs[-1].folder} was trained from {base.folder}, "
-                    f"which was itself trained from {runs[-1].folder}; "
-                    "one of their run.json files is damaged: restore it from a copy"
-                    if len(runs) > 1
-                    else f"{run.facts_path} is damaged: it says that the run was trained from itself; restore it from a copy"
+                    f"{run.folder} was trained from {origins}: one of their run.json files is damaged; restore it from a copy"
                 )
+                if len(runs) > 1
+                else f"{run.facts_path} is damaged: it says that the run was trained from itself; restore it from a copy"
             )
         runs.append(base)
     return runs

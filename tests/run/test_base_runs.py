@@ -103,10 +103,17 @@ def test_runs_that_name_each_other_are_an_error_wherever_their_base_is_asked_for
     edit("s2", "outputs/s1", is_old)
     shutil.copytree("outputs/s1", "outputs/s3")
     edit("s3", "outputs/s3", is_old)
+    for name, base in (("s4", "s5"), ("s5", "s6"), ("s6", "s4")):
+        shutil.copytree("outputs/s1", f"outputs/{name}")
+        edit(name, f"outputs/{base}", is_old)
     for name, said in (
-        ("s1", "which was itself trained from"),
-        ("s2", "which was itself trained from"),
+        ("s1", "outputs/s1 was trained from outputs/s2, which was trained from outputs/s1: one of"),
+        ("s2", "outputs/s2 was trained from outputs/s1, which was trained from outputs/s2: one of"),
         ("s3", "itself"),
+        (
+            "s5",
+            "outputs/s5 was trained from outputs/s6, which was trained from outputs/s4, which was trained from outputs/s5:",
+        ),
     ):
         run = Run(Path("outputs", name))
         for use in (
