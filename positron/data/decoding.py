@@ -60,10 +60,17 @@ class Reading:
         If the user cannot set `data.field`, the advice is another file, and the text says which fields there are.
         """
         listed = one_line(", ".join(fields), 200)
-        if not self.has_settings or not fields:
-            other = "it" if self.has_settings else "give a file with a text in this field; this file"
-            return f"{other} has: {listed or 'no fields'}"
-        return f"give data.field={listed}" if len(fields) == 1 else f"give data.field= with one of: {listed}"
+        match self.has_settings, len(fields):
+            case True, 0:
+                return "it has no fields; give another file"
+            case False, 0:
+                return "give a file with a text in this field; this file has no fields"
+            case False, _:
+                return f"give a file with a text in this field; this file has: {listed}"
+            case True, 1:
+                return f"give data.field={listed}"
+            case _:
+                return f"give data.field= with one of: {listed}"
 
     def replace_surrogates(self, text: str, where: str) -> str:
         """Replace lone surrogates, which JSON can express and UTF-8 cannot, by U+FFFD.

@@ -137,8 +137,9 @@ class HubSource:
         self.fingerprint = self.earlier_fingerprint = self.repository.fingerprint
         self.files = self.repository.files
         if not self.files:
+            chosen = "" if config.files == "*" else f" among data.files={config.files}"
             raise UserError(
-                f"data.repo={self.repo} has no Parquet files, which data.tokens_per_epoch needs: "
+                f"data.repo={self.repo} has no Parquet files{chosen}, which data.tokens_per_epoch needs: "
                 "give data.tokens_per_epoch=null, or try data.revision=refs/convert/parquet"
             )
         self.held_out: frozenset[bytes] = frozenset()
