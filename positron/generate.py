@@ -78,7 +78,7 @@ def refuse_unused_by_compare() -> None:
     unused = sorted(given_options(arguments) - USED_BY_COMPARE)
     if unused:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise UserError(f"--compare does not use {names}: leave {'it' if len(unused) == 1 else 'them'} out")
+        raise UserError(f"--compare does not use {names}: leave {names if len(unused) == 1 else 'them'} out")
 
 
 def main() -> None:
