@@ -62,6 +62,7 @@ _OPTIONS_WITHOUT_VALUE = {
     "-i",
 }
 _MULTIPLE_CHOICE = ("monitor", "logger", "callbacks")  # groups that accept several choices at once
+_EMPTY_CHOICE = {"logger": "files", "monitor": "none", "callbacks": "none"}  # the choice that adds nothing
 # groups that may have no choice; without one, `distill` takes model and data from the first teacher
 _OPTIONAL_GROUPS: dict[Recipe, tuple[str, ...]] = {
     **dict.fromkeys(OWN_GROUPS, ("experiment",)),
@@ -275,7 +276,7 @@ class _Reader:
             value = parsed.value()
             names = [str(name) for name in value] if isinstance(value, list) else [text.strip("'\"")]
             if isinstance(value, list) and group not in _MULTIPLE_CHOICE:
-                usable = [name for name in choices if fits(self.recipe, group, name, self.conf)]
+                usable = self._usable(group)
                 example = next((f"such as {group}={name}" for name in reversed(names) if name in usable), None)
                 raise UserError(
                     f"{group}={text} is a list: give one choice, {example or 'one of ' + ', '.join(usable)}"
@@ -297,7 +298,7 @@ class _Reader:
             hint = f"for a callback of your own, write FOLDER/callbacks/{name}.yaml and add --config-dir FOLDER"
             return f"there is no callbacks={name}: {hint}, or leave callbacks= out"
         if name == "null":
-            empty = {"logger": "files", "monitor": "none", "callbacks": "none"}.get(group)
+            empty = _EMPTY_CHOICE.get(group)
             hint = (
                 f"give {group}={empty} instead; choices: "
                 if empty
@@ -305,8 +306,11 @@ class _Reader:
                 if group in self.optional
                 else f"every run needs a choice of {group}=; choices: "
             )
-        usable = [choice for choice in choices if fits(self.recipe, group, choice, self.conf)]
-        return f"there is no {group}={name}: {hint}{', '.join(usable)}"
+        return f"there is no {group}={name}: {hint}{', '.join(self._usable(group))}"
+
+    def _usable(self, group: str) -> list[str]:
+        """Return the choices of a group that the command can use."""
+        return [choice for choice in self.groups[group] if fits(self.recipe, group, choice, self.conf)]
 
     def _value(self, key: str, text: str, parser: OverridesParser) -> str:
         """Return the value as Hydra must get it to read what the user means: a text that its grammar cannot read is quoted.
@@ -350,7 +354,7 @@ class _Reader:
 
     def _undeletable(self, key: str) -> str:
         if key in self.groups:
-            empty = {"logger": "files", "monitor": "none", "callbacks": "none"}.get(key)
+            empty = _EMPTY_CHOICE.get(key)
             remedy = f"give {key}={empty}" if empty else f"leave ~{key} out, or choose another {key}="
             return f"~{key} would delete the group {key}, which is not possible: {remedy}"
         if key.partition("=")[0] in self.keys:

@@ -26,7 +26,7 @@ def errors_as_one_line() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        if os.environ.get("POSITRON_DEBUG") == "1":
+        if _is_debugging():
             traceback.print_exc()
         code, line = describe(error)
         if line:
@@ -34,6 +34,11 @@ def errors_as_one_line() -> Iterator[None]:
         raise SystemExit(code) from None
     finally:
         _flush_output()
+
+
+def _is_debugging() -> bool:
+    """Tell whether the user wants to see the traceback of every error."""
+    return os.environ.get("POSITRON_DEBUG") == "1"
 
 
 def _flush_output() -> None:
@@ -81,7 +86,7 @@ def import_errors_in_one_line() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("positron: interrupted", file=sys.stderr)
-        elif issubclass(kind, ModuleNotFoundError) and os.environ.get("POSITRON_DEBUG") != "1":
+        elif issubclass(kind, ModuleNotFoundError) and not _is_debugging():
             code, line = describe(error)
             print(line, file=sys.stderr)
             raise SystemExit(code)
