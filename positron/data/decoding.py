@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import IO, Any, assert_never
 
 from positron.config import OnInvalid
 from positron.data.listing import compression_of, describe_binary, format_of
+from positron.system.commands import quoted
 from positron.system.console import one_line
 from positron.system.errors import UserError, why_unreadable
 
@@ -147,7 +147,7 @@ def explain_read_error(error: Exception, path: Path) -> str:
     """Return the reason why a file could not be read and, if known, what to do."""
     reason = getattr(error, "strerror", None) or str(error)
     if "too much memory" in reason:
-        return f"it was compressed with a long window: unpack it with zstd -d --long=31 {_quoted(path)}"
+        return f"it was compressed with a long window: unpack it with zstd -d --long=31 {_quoted_path(path)}"
     if "incorrect header check" in reason or "Unknown frame descriptor" in reason:
         return (
             f"its name ends in {path.suffix}, but its content is not (or not only) {compression_of(path)} data: correct "
@@ -228,12 +228,12 @@ def _convert(path: Path, encoding: str) -> str:
     condition = "" if encoding.startswith("UTF") else f"if its encoding is {encoding}, "
     if compression_of(path) is not None:
         return f"{condition}unpack it, convert it by iconv -f {encoding} -t UTF-8, and use the new file instead"
-    conversion = f"iconv -f {encoding} -t UTF-8 {_quoted(path)} > {_quoted(target)}"
+    conversion = f"iconv -f {encoding} -t UTF-8 {_quoted_path(path)} > {_quoted_path(target)}"
     return f"{condition}convert it by {conversion} and use the new file instead"
 
 
-def _quoted(path: Path) -> str:
-    return one_line(shlex.quote(str(path)))
+def _quoted_path(path: Path) -> str:
+    return one_line(quoted(str(path)))
 
 
 def _plain_line_ends(blocks: Iterable[str], reading: Reading) -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from positron.run.folder import TEXT_LOCATION, Run, is_changeable, learned_setti
 from positron.run.outcome import read_outcome
 from positron.run.provenance import read_provenance, recorded_changes, start_of
 from positron.settings import leaf_keys, unknown_key
+from positron.system.commands import quoted
 from positron.system.console import one_line
 from positron.system.disk import refuse_links_in
 from positron.system.errors import UserError
@@ -310,7 +310,7 @@ def _how_to_select(member: Member, label: str, key: str, value: Any) -> str:
     if not member.has(key, str(value)):  # the fingerprint of a text
         return "name a folder that has only the runs of one variant"
     narrower = f"{label}{',' if _split(label)[1] else ':'}{key}={value}"
-    return f"name one variant as {shlex.quote(narrower)}"
+    return f"name one variant as {quoted(narrower)}"
 
 
 def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bool) -> dict[str, tuple[Any, Any]]:

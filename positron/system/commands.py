@@ -24,7 +24,7 @@ def module_of(name: str) -> str:
 
 def command(name: str, *arguments: str) -> str:
     """Return a command line that starts the command `name` in the user's shell."""
-    return " ".join([*_start(name), *map(_quoted, arguments)])
+    return " ".join([*_start(name), *map(quoted, arguments)])
 
 
 def next_command(name: str, *arguments: str) -> str:
@@ -60,7 +60,7 @@ def _typed(program: Path, name: str) -> str:
     if on_path is not None and Path(on_path).parent.resolve() == program.parent.resolve():
         return name
     relative = os.path.relpath(program)
-    return _quoted(str(program) if relative.startswith("..") else relative)
+    return quoted(str(program) if relative.startswith("..") else relative)
 
 
 def words_of(line: str) -> list[str]:
@@ -72,7 +72,7 @@ def words_of(line: str) -> list[str]:
     return list(lexer)
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """Quote a word, if necessary, for the user's shell; on Windows, if possible for both PowerShell and cmd.exe."""
     if sys.platform != "win32":
         return shlex.quote(word)

@@ -7,7 +7,6 @@ import netrc
 import os
 import re
 import secrets
-import shlex
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from positron.config import WandbConfig
 from positron.run.metrics import read_metrics
 from positron.run.paths import RunPaths
 from positron.run.samples import Sample, read_samples
+from positron.system.commands import quoted
 from positron.system.disk import read_text, refuse_links, write_text
 from positron.system.errors import UserError
 
@@ -91,7 +91,7 @@ class Wandb:
         self._catch_up()
 
     def _sync_command(self) -> str:
-        return f"wandb sync {shlex.quote(str(Path(self.run.dir).parent))}"
+        return f"wandb sync {quoted(str(Path(self.run.dir).parent))}"
 
     def _catch_up(self) -> None:
         rows = {row["step"]: row for row in read_metrics(self.paths.metrics_path)}
