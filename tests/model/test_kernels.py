@@ -83,8 +83,17 @@ def documents_of(T):
 WINDOWS = (1, 2, 16, 17, 31, 100, BLOCK_QUERIES - 1, BLOCK_QUERIES, BLOCK_QUERIES + 1, 200, 299, 300, 1000)
 
 
-@pytest.mark.parametrize(("T", "window"), [*((T, None) for T in LENGTHS), *((300, window) for window in WINDOWS)])
-@pytest.mark.parametrize(("H", "K", "D"), [(4, 4, 16), (4, 2, 40), (6, 1, 64)])
+HEADS = ((4, 4, 16), (4, 2, 40), (6, 1, 64))
+SPANS = (*((T, None) for T in LENGTHS), *((300, window) for window in WINDOWS))
+# the fast tests take each length and window with one of the shapes in turn, the slow ones with all
+SHAPES = [
+    pytest.param(*span, *heads, marks=[] if i % len(HEADS) == j else pytest.mark.slow)
+    for i, span in enumerate(SPANS)
+    for j, heads in enumerate(HEADS)
+]
+
+
+@pytest.mark.parametrize(("T", "window", "H", "K", "D"), SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_blocked_attention_is_attention(T, window, H, K, D, dtype):
     tensors = qkv(T, D, H, K, dtype)
