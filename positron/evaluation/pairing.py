@@ -306,7 +306,7 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
 
 
 def _how_to_select(member: Member, label: str, key: str, value: Any) -> str:
-    """Return how to name only those runs of `label` that have the `value` of `member`."""
+    """Return the advice how to type `label` so that it selects only runs like `member`, in which `key` is `value`."""
     if not member.has(key, str(value)):  # the fingerprint of a text
         return "name a folder that has only the runs of one variant"
     narrower = f"{label}{',' if _split(label)[1] else ':'}{key}={value}"
@@ -375,7 +375,7 @@ def _is_named(key: str, differ_in: Sequence[str]) -> bool:
 
 
 def changes_data_order(key: str) -> bool:
-    """Tell whether runs with the same seed read other batches if they have other values of this setting."""
+    """Tell whether two runs with the same seed read different batches if this setting differs."""
     return key in _ORDER_KEYS or key.startswith(_ORDER_GROUPS)
 
 

@@ -271,7 +271,7 @@ class RulesAtStep(TypedDict):
 
 
 class RegretHistory(TypedDict):
-    """Hold the regret of each grammar rule at each kept step of a run (see `RuleRegret`).
+    """Hold the regret of each grammar rule (see `RuleRegret`) at each step of a run whose weights were kept.
 
     It is the answer to `GET /api/truth?run=NAME`.
     """

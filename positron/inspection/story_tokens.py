@@ -102,9 +102,10 @@ class StoryTokens:
         return _Reading(p * word.p, ids, 0, word.pieces, word.after)
 
     def _rule(self, reading: _Reading) -> Rule:
-        """Return the rule that produces the next token of a word.
+        """Return the grammar rule that produces the next token, which is a word or a part of it.
 
-        If several rules produce parts of the token, the rule of its first character that is not white space is returned.
+        If several rules produce parts of the token, this is the rule that produces the token's first character other than
+        white space.
         """
         if not reading.pieces:
             return END

@@ -232,7 +232,10 @@ class Subject:
 
     @cached_property
     def _true_stories(self) -> tuple[list[list[int]], list[StoryTruth]]:
-        """Return the ids of the first validation stories, cut at the context length, and their exact distributions."""
+        """Return the ids of each of the first validation stories, and the exact probabilities of its next tokens.
+
+        The ids are cut at the context length.
+        """
         texts = self._validation_stories(REGRET_STORIES)
         end = self.tokenizer.special_id(END_OF_TEXT)
         limit = min(MAX_TOKENS, self.best.config.context_length)

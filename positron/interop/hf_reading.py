@@ -1,4 +1,4 @@
-"""Read config.json of a Hugging Face transformers model as a `GPTConfig`, with the rules for its tensors.
+"""Translate the config.json of a Hugging Face transformers model into a `GPTConfig` and the rules that convert its tensors.
 
 Each key is either read or known to have no effect on what the model computes. Any other key stops the import: if it were
 ignored, the imported model could compute different results than the original.

@@ -170,7 +170,7 @@ class Attention(nn.Module):
         return all(type(p) is nn.Linear and not has_forward_hooks(p) for p in (self.q, self.k, self.v))
 
     def _packed_heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
-        """Compute the same as `heads` in one matrix product and one pass."""
+        """Compute the same as `heads` with one matrix product for q, k and v, and one kernel for all that follows."""
         weights: list[Tensor] = [self.q.weight, self.k.weight, self.v.weight]
         biases: list[Tensor] = [] if self.q.bias is None else [self.q.bias, self.k.bias, self.v.bias]
         if rope is not None:

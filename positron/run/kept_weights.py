@@ -51,9 +51,9 @@ def kept_weights(folder: Path) -> list[KeptWeights]:
 
 
 def write_kept_weights(folder: Path, step: int, weights: dict[str, Tensor]) -> Path:
-    """Write the weights after an optimizer step into `folder` in a run's folder, completely or not at all.
+    """Write the weights after optimizer step `step` to a new file of `folder`, completely or not at all.
 
-    Returns the path of the file. Raises UserError if the disk is full or not writable.
+    `folder` is in the folder of a run. Returns the path of the file. Raises UserError if the disk is full or not writable.
     """
     path = make_folder(folder, folder.parent) / f"step-{step:06d}.safetensors"
     write_weights(path, weights, folder.parent)

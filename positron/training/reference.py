@@ -77,8 +77,8 @@ def _compute_reference(
 ) -> Reference:
     """Compute the log-probabilities of the reference `model` that `known` does not have, and store all of them.
 
-    Each process computes all pairs, and the first one stores them. The results so far are stored as well, so that a command
-    that is killed loses only the last seconds.
+    Each process computes all pairs, and the first one stores them: every few seconds, so that a command that is killed loses
+    only the last seconds of work, and at the end.
     """
     run = session.run
     n_known = 0 if known is None else known.n_pairs

@@ -21,7 +21,7 @@ def custom_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> t
     """Build an optimizer of the class that `optimizer._target_` names, with `optimizer.options` as further arguments.
 
     `groups`: the parameter groups; the training loop sets the learning rate of each group before each step. Raises UserError
-    if the class refuses its arguments or cannot update sharded weights, and in the cases in which `optimizer_class` raises it.
+    if the class cannot be used (see `optimizer_class`), refuses its arguments, or cannot update sharded weights.
     """
     build = functools.partial(optimizer_class(config), lr=config.lr, **(config.options or {}))
     try:
