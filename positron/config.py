@@ -791,7 +791,7 @@ def _check_reward(reward: RewardTerm | RewardConfig, prefix: str) -> None:
         if isinstance(reward, RewardConfig):
             raise UserError(f"reward={reward.kind} needs {prefix}{key}, such as {example}")
         example = example.replace("'", '"')  # because the whole list is in single quotes
-        raise UserError(f"{prefix.rstrip('.')} has kind:{reward.kind} without {key}: add {key}:{example}")
+        raise UserError(f"{prefix.rstrip('.')} has kind:{reward.kind} without {key}: add it, such as {key}:{example}")
 
 
 def _check_pattern(pattern: str, key: str) -> None:

@@ -60,8 +60,8 @@ def main() -> None:
         run = find_run(options.run)
         if run.kind not in (*FROM_TEXT, *TUNED):
             raise UserError(
-                one_line(f"{run.folder} was trained by the objective {run.kind}, which this command cannot start: run ")
-                + "the command in its provenance.json yourself, with another name="
+                one_line(f"{run.folder} was trained by the objective {run.kind} of a Python program: run this program ")
+                + "again with another name="
             )
         rows, first_start = recorded(run)
         last = last_step(rows, math.inf if options.whole else first_start["step"] + options.steps)
@@ -178,7 +178,9 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
     here = {row["step"]: row for row in read_metrics(new.metrics_path)}
     steps = [step for step in there if step in here]
     if not steps:
-        raise UserError(f"{new.folder} and {run.folder} have no logged step in common: compare more steps with --steps")
+        raise UserError(
+            f"{new.folder} and {run.folder} have no logged step in common up to step {last}: give a larger --steps"
+        )
     different = next(differences(steps, there, here), None)
     step = different[0] if different else steps[-1]
     changed = recorded_changes(start_of(read_provenance(run.folder), step), start_of(read_provenance(new.folder), step))

@@ -114,8 +114,8 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
     if is_outside:
         like_runs = (law.partner(d), d) if law.reduced == "D" else (n, law.partner(n))
         raise UserError(
-            f"--predict {amount(n)},{amount(d)} does not fit these runs, in which {family(law)}: give "
-            f"--predict {','.join(map(amount, like_runs))}, or add runs with other pairs of parameters and tokens"
+            f"--predict {amount(n)},{amount(d)} cannot be answered from these runs, in which {family(law)}: give "
+            f"--predict {','.join(map(amount, like_runs))}, or add runs in which this is different"
         )
     return n, d
 

@@ -206,7 +206,7 @@ def _load(dialogue: Dialogue, name: str) -> None:
     except OSError as error:
         raise UserError(f"cannot load {name}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} is not a saved chat, because it is not JSON: give a file that /save wrote") from error
+        raise UserError(f"cannot load {name}: it is not JSON; load a file as /save wrote it") from error
     dialogue.restore(state, name)
     Screen().line(f"(loaded {counted(len(dialogue.messages), 'message')} from {name})")
 

@@ -230,4 +230,6 @@ def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
         raise UserError(
             f"data.field= is for .jsonl, .json, .csv, .parquet and .arrow, but {called} is plain text: leave data.field= out"
         )
-    refuse_unreadable(listing.files, called, Reading(data.field, data.on_invalid))
+    refuse_unreadable(
+        listing.files, called, Reading(data.field, data.on_invalid, is_one_of_several=len(listing.files) > 1)
+    )

@@ -38,7 +38,9 @@ def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
         if options.outputs != OUTPUTS and not options.outputs.is_dir():
-            raise UserError(f"there is no folder {options.outputs}: give a folder that contains runs")
+            raise UserError(
+                f"the folder {options.outputs} does not exist: give the folder that contains your runs, such as {OUTPUTS}"
+            )
         from positron.dashboard.site import site
         from positron.dashboard.table import Outputs
         from positron.serving.browser import open_page

@@ -31,6 +31,7 @@ class Reading:
 
     field: str = "text"  # name of the field of a JSON row, or of the column of a table, that contains the text
     on_invalid: OnInvalid = "error"  # what to do with bytes that are not UTF-8, and with lone surrogates in JSON
+    is_one_of_several: bool = False  # whether the file is one of several, which may have other fields
     has_settings: bool = True  # whether the user of this command can set data.field and data.on_invalid
     replaced: int = 0  # characters that became U+FFFD
     line_ends: int = 0  # files in which \r\n or \r became \n
@@ -68,7 +69,8 @@ class Reading:
             case False, _:
                 return f"give a file with a text in this field; this file has: {listed}"
             case True, 1:
-                return f"give data.field={listed}"
+                several = ", if all files have it; otherwise leave this file out" if self.is_one_of_several else ""
+                return f"give data.field={listed}{several}"
             case _:
                 return f"give data.field= with one of: {listed}"
 

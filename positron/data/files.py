@@ -262,6 +262,7 @@ def list_texts(path: str, reading: Reading) -> Listing:
     """
     called = f"data.path={path}" if reading.has_settings else path
     listing = list_files(path, called)
+    reading.is_one_of_several = len(listing.files) > 1
     if not Path(path).expanduser().is_dir():
         return listing
     files = []

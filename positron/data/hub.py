@@ -136,6 +136,7 @@ class HubSource:
         self.name, self.folder, self._raw = self.repository.name, self.repository.folder, self.repository.raw
         self.fingerprint = self.earlier_fingerprint = self.repository.fingerprint
         self.files = self.repository.files
+        self.reading.is_one_of_several = len(self.files) > 1
         if not self.files:
             chosen = "" if config.files == "*" else f" among data.files={config.files}"
             raise UserError(

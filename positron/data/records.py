@@ -20,7 +20,7 @@ from positron.data.decoding import Reading, explain_read_error, read_text
 from positron.data.listing import format_of, list_files
 from positron.data.rows import arrow_reader
 from positron.system.commands import command
-from positron.system.errors import UserError
+from positron.system.errors import UserError, why_not_json
 
 SUFFIXES = (
     ".jsonl",
@@ -178,7 +178,7 @@ def _parsed(text: str, remedy: str = "correct or remove it") -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f" (line {error.lineno}, column {error.colno})" if error.lineno > 1 else f" (column {error.colno})"
-        return Broken("not JSON", f"is not JSON: {error.msg}{place}; {remedy}")
+        return Broken("not JSON", f"is not JSON: {why_not_json(error)}{place}; {remedy}")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 nested lists
         return Broken("not JSON", f"is not JSON that can be read: {' '.join(str(error).split())[:100]}; {remedy}")
 

@@ -14,7 +14,7 @@ from typing import Any
 from positron.data.decoding import Reading, open_decompressed
 from positron.data.listing import delimiter_of
 from positron.system.console import one_line
-from positron.system.errors import UserError
+from positron.system.errors import UserError, why_not_json
 
 _BLANKS = re.compile(r"[\s,]*")
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]|[^"\[\]{}]+')
@@ -69,9 +69,9 @@ def _line_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator
         try:
             row = _loads(line)
         except ValueError as error:
-            reason = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else error
+            column = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
             raise UserError(
-                f"{one_line(str(path))}, line {number} is not JSON: {reason}; correct or remove the line"
+                f"{one_line(str(path))}, line {number} is not JSON: {why_not_json(error)}{column}; correct or remove the line"
             ) from error
         if text := _text_of(row, path, ("line", number), reading):
             yield text
@@ -144,7 +144,7 @@ def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
                 more = _at_least(blocks, len(text) - at)
                 if not more:
                     raise UserError(
-                        f"{shown}, entry {number + 1} is not JSON: {error.args[0].split(': line')[0]}; correct or remove it"
+                        f"{shown}, entry {number + 1} is not JSON: {why_not_json(error)}; correct or remove it"
                     ) from error
                 text, at = text[at:] + more, 0
                 continue

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 MIN_TOKENS_READ = 64  # fewer tokens of a document may not contain a complete character
 TORN_CHARACTERS = 4  # number of characters that may be incomplete at the end of a document that is cut between tokens
-INSTEAD = "give --text FILE to measure on another text"
+INSTEAD = "give --text FILE to measure on a text of your choice"
 
 
 class Lossy(str):
@@ -99,8 +99,7 @@ def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
     """
     if known is None and (data.path or data.url):
         raise UserError(
-            f"{data.path or data.url} is not read, because run.json has no data_fingerprint, the checksum that proves that it "
-            "is the text of this run"
+            f"whether it is {data.path or data.url} cannot be checked, because run.json has no data_fingerprint"
         )
     has_corpora = any(Path(data.dir).expanduser().glob("*/lock"))
     return data if has_corpora else dataclasses.replace(data, dir=DataConfig.dir)

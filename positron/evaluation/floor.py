@@ -30,7 +30,7 @@ from positron.evaluation.scoring import interval, total
 from positron.evaluation.statistics import t95
 from positron.system.console import one_line
 from positron.system.disk import is_number, write_text
-from positron.system.errors import UserError, why_unreadable
+from positron.system.errors import UserError, why_not_json, why_unreadable
 from positron.system.formatting import counted
 
 CONTROL_WORDS = 100  # length of a control text
@@ -120,8 +120,9 @@ def _claim(line: str, place: str) -> Claim:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         # the line number in the error's text is always 1
-        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{place} is not JSON ({one_line(reason, 100)}): write lines such as {example}") from error
+        column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        reason = one_line(why_not_json(error) if isinstance(error, ValueError) else str(error), 100)
+        raise UserError(f"{place} is not JSON ({reason}{column}): write lines such as {example}") from error
     if not isinstance(record, dict) or not {"id", "logprob", "bytes"} <= record.keys():
         raise UserError(f"{place} must be an object with id, logprob and bytes, such as {example}")
     name, logprob, size = record["id"], record["logprob"], record["bytes"]
@@ -130,7 +131,7 @@ def _claim(line: str, place: str) -> Claim:
     if not is_number(logprob):
         raise UserError(
             f"{place}: logprob must be a finite number, the natural logarithm of the probability of the whole document, not "
-            + one_line(repr(logprob), 40)
+            + one_line(json.dumps(logprob), 40)
         )
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise UserError(

@@ -52,7 +52,7 @@ def real_number(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise UserError(f"{name} is too large: give a smaller number than {shown(value)}") from None
+        raise UserError(f"{name} must be at most 1e308, not {shown(value)}") from None
 
 
 def seed_of(value: Any, texts: int = 1) -> int:
@@ -82,7 +82,7 @@ def text_of(name: str, value: Any) -> str:
     for place, character in enumerate(value):
         if "\ud800" <= character <= "\udfff":
             raise UserError(
-                f"{name}: character {place} is the lone surrogate {ascii(character)[1:-1]}, which UTF-8 cannot encode: "
+                f"{name}: character {place} is {ascii(character)[1:-1]}, half of a surrogate pair, which is not a character: "
                 "read the text as UTF-8, or remove the character"
             )
     return value

@@ -181,13 +181,12 @@ class Dialogue:
             settings = _group(state, "the file", ("version", "settings", "messages"))["settings"]
             if type(state["version"]) is not int or state["version"] != VERSION:
                 raise UserError(
-                    f"its version is {shown(state['version'])}, but this Positron reads only version {VERSION}: load it with "
-                    "the Positron that saved it"
+                    f"its version is {shown(state['version'])}, but this Positron reads only version {VERSION}"
                 )
             _group(settings, "settings", ("max_tokens",))
             for name, value in settings.items():
                 if name not in SETTINGS or name == "preset":
-                    raise UserError(f"settings: {unknown('setting', name, SETTINGS[1:])}")
+                    raise UserError(f"settings has the unknown key {shown(name)} (known: {', '.join(SETTINGS[1:])})")
                 if value is None and name not in _OPTIONAL:
                     raise UserError(f"settings: {name} must not be null")
             values = dict(settings)
@@ -196,7 +195,7 @@ class Dialogue:
                 max_tokens = whole_number("max_tokens", max_tokens, least=1)
             sampling, messages = Sampling(**values), _messages(state["messages"])
         except UserError as error:
-            raise UserError(f"{where} is not a saved chat: {error}; give a file that /save wrote") from error
+            raise UserError(f"cannot load {where}: {error}; correct it, or load a file as /save wrote it") from error
         if not self.chats and any(message.role == "system" for message in messages):
             raise UserError(
                 f"cannot load {where}: it has a system prompt, and this run was not fine-tuned on conversations: load it with "

@@ -150,9 +150,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         temperature = self._set("temperature", real_number("temperature", self.temperature))
-        if temperature != 0 and not MIN_TEMPERATURE <= temperature < math.inf:
+        if not 0 <= temperature < math.inf:
+            raise UserError(f"temperature must be a finite number that is not negative, not {temperature:g}")
+        if 0 < temperature < MIN_TEMPERATURE:
             raise UserError(
-                f"temperature must be 0, or a finite number of at least {MIN_TEMPERATURE:g}, not {temperature:g}"
+                f"temperature={temperature:g} is too small: give 0, which always chooses the likeliest token, or at least "
+                f"{MIN_TEMPERATURE:g}"
             )
         if self.top_k is not None:
             self._set("top_k", whole_number("top_k", self.top_k, least=1))

@@ -141,7 +141,7 @@ def _prompt(values: dict[str, Any]) -> str:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"character {error.start} of prompt is a lone surrogate, which UTF-8 cannot encode: remove it"
+            f"character {error.start} of prompt (from 0) is half of a surrogate pair, which is not a character: remove it"
         ) from error
     return prompt
 

@@ -73,7 +73,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
             _add_byte_level(tokenizer, writer, "gpt-2", [(b"\xff", b"\xff")])
         case _:
             raise UserError(
-                f"llama.cpp has no tokenizer of the kind {tokenizer.kind}: train a run with tokenizer=spm_16k"
+                f"llama.cpp has no tokenizer like tokenizer.kind={tokenizer.kind}: train a run with tokenizer=spm_16k"
             )
     writer.add_bos_token_id(tokenizer.special_id(END_OF_TEXT))
     writer.add_eos_token_id(tokenizer.end_ids[0])

@@ -86,6 +86,7 @@ def _beside(path: Path, vocabulary: Path | None) -> Path:
     beside = [path.with_name(name) for name in (llama2c.VOCABULARY, "tok512.bin") if path.with_name(name).exists()]
     if not beside:
         raise UserError(
-            f"{path} needs its vocabulary file: give --tokenizer FILE, or put tokenizer.bin into the same folder"
+            f"{path} needs its vocabulary file: give --tokenizer FILE, or put the tokenizer.bin of this model into the same "
+            "folder"
         )
     return beside[0]

@@ -193,9 +193,10 @@ class Run(RunPaths):
         Raises UserError if the run exists and was trained by another objective than `kind`.
         """
         if not new and self.kind != kind:
+            starter = "command" if self.kind in (*FROM_TEXT, *TUNED) else "Python program"
             raise UserError(
                 one_line(f"{self.folder} was trained by the objective {self.kind}, and this command uses {kind}: ")
-                + "continue it by the command that started it, or give another name="
+                + f"continue it by the {starter} that started it, or give another name="
             )
         write_record(self.config_path, dataclasses.asdict(config))
         origin = {"kind": kind, "base": config.init_from}
@@ -360,16 +361,24 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
             one_line(f"{folder} has no {CONFIG}, so it cannot be read as a run: ")
             + "restore the file from a copy, or name another run"
         )
-    known = sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
-    near = difflib.get_close_matches(name, known, 1, 0.6)
+    known, near = _names(outputs), similar_name(name, outputs)
     shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
     if near:
-        hint = f": did you mean {near[0]}?"
+        hint = f": did you mean {near}?"
     elif known:
         hint = f" (its runs: {shown})"
     else:
         hint = f", which has no runs yet: train one with {command('train', 'experiment=quickstart')}"
     raise UserError(one_line(f"there is no run {name}: it is neither a run folder nor a name in {outputs}/{hint}"))
+
+
+def similar_name(name: str, outputs: Path) -> str | None:
+    """Return the name of the run in `outputs` that is most similar to a mistyped `name`, or None if none is similar."""
+    return next(iter(difflib.get_close_matches(name, _names(outputs), 1, 0.6)), None)
+
+
+def _names(outputs: Path) -> list[str]:
+    return sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
 
 
 def named_run(name: str, outputs: Path = OUTPUTS) -> Run | None:

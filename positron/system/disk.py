@@ -98,8 +98,7 @@ def refuse_links(path: Path, below: Path) -> None:
             return
         if stat.S_ISLNK(kind):
             raise UserError(
-                f"{component} is a symbolic link, which Positron does not follow here: replace it by a copy of its target, or "
-                "remove it"
+                f"{component} is a symbolic link, which Positron does not follow here: replace it by a copy of its target"
             )
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
             raise UserError(

@@ -5,6 +5,7 @@ This module imports only the standard library.
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 
@@ -42,6 +43,12 @@ def why_unreadable(error: OSError) -> str:
     reason = error.strerror or str(error)
     is_missing = isinstance(error, FileNotFoundError)
     return f"{reason}; correct the path, or restore the file from a copy" if is_missing else reason
+
+
+def why_not_json(error: ValueError) -> str:
+    """Return what the error of a JSON parser says, without the position at which the text is wrong."""
+    reason = error.msg if isinstance(error, json.JSONDecodeError) else " ".join(str(error).split())
+    return reason.removesuffix(" at").removesuffix(" starting")  # as in "Unterminated string starting at"
 
 
 class LeftAtOnce(BaseException):

@@ -18,7 +18,7 @@ from positron.config import RunConfig
 from positron.model.memory import TRAINING_COPIES, check_memory
 from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
 from positron.run.facts import Resolved
-from positron.run.folder import Run, find_run, refuse_differences
+from positron.run.folder import Run, find_run, refuse_differences, similar_name
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance
 from positron.run.samples import read_samples
@@ -176,9 +176,12 @@ def decide_start(run: Run, config: RunConfig) -> Start:
         case "auto" | "never":
             pass
         case "must":
-            raise UserError(
-                f"resume=must, but {run.folder} has no checkpoint to continue from: leave resume=must out to start a new run"
-            )
+            new = "leave resume=must out to start a new run"
+            if run.exists:
+                raise UserError(f"resume=must, but {run.folder} has no checkpoint to continue from: {new}")
+            near = similar_name(run.folder.name, run.folder.parent)
+            hint = "correct name=" if near is None else f"did you mean name={near}? Correct it"
+            raise UserError(one_line(f"resume=must, but there is no run {run.folder}: {hint}, or {new}"))
         case _:
             assert_never(config.resume)
     if named is not None:

@@ -9,6 +9,7 @@ from positron.run.ensemble import common_tokenizer
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.teachers import find_teachers, is_finished_student, refuse_shorter_context
+from positron.system.console import one_line
 from positron.system.errors import UserError
 from positron.system.formatting import counted, parameter_count
 from positron.text.factory import load_tokenizer
@@ -81,8 +82,11 @@ def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> lis
         teacher.folder for teacher, now in zip(teachers, hashes, strict=True) if hashes.count(now) != known.count(now)
     ]
     if changed:
+        recorded = run.settings().distill
+        assert recorded is not None
+        names = ",".join(one_line(name, 80) for name in recorded.teachers)
         raise UserError(
-            f"{changed[0]} is not a teacher with which {run.folder} began, or its weights have changed since then: give the "
-            "same teachers=, restore their weights from a copy, or give another name="
+            f"{run.folder} began with other weights than those of {changed[0]}: give teachers={names}, with the weights that "
+            "they had then, or another name="
         )
     return known

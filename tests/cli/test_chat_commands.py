@@ -225,7 +225,10 @@ WRONG_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"settings": None}, "settings must be a JSON object"),
     ({"settings": {"max_tokens": 3.5}}, "max_tokens must be a whole number, not 3.5"),
     ({"settings": {"max_tokens": 3, "temperature": "hot"}}, "temperature must be a number, not 'hot'"),
-    ({"settings": {"max_tokens": 3, "heat": 1}}, "there is no setting heat"),
+    (
+        {"settings": {"max_tokens": 3, "heat": 1}},
+        r"cannot load .*: settings has the unknown key 'heat' \(known: temperature, .*\); correct it",
+    ),
 ]
 
 
@@ -245,8 +248,8 @@ def test_load_checks_every_field_and_changes_nothing_then(
     ("content", "says"),
     [
         (b"\xff\xfe{\x00}\x00", "is not UTF-8: byte 0 is 0xff"),
-        (b"[" * 100_000, "is not a saved chat"),
-        (b"", "is not a saved chat"),
+        (b"[" * 100_000, "it is not JSON; load a file as /save wrote it"),
+        (b"", "it is not JSON"),
         (b"[]", "the file must be a JSON object"),
         (b"{}", "has no version"),
     ],

@@ -194,7 +194,9 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
             b'{"text": "x"}\n{"body": "y"}\n',
             r'line 2 has no field "text" \(data\.field\): add it, or remove this row$',
         ),
-        ("a.json", b"plain words", "entry 1 is not JSON"),
+        ("a.json", b"plain words", "entry 1 is not JSON: Expecting value; correct or remove it$"),
+        ("a.json", b'[{"text": "never closed\n"}]', "entry 1 is not JSON: Invalid control character; correct"),
+        ("a.jsonl", b'{"text": "never closed}\n', r"line 1 is not JSON: Unterminated string \(column 10\); correct"),
         ("a.jsonl", b'{"text": ["a"]}\n', r'line 1 has a list in the field "text" \(data\.field\), not text'),
         ("a.jsonl", b'{"text": null}\n', "line 1 has null"),
         ("a.jsonl", b'{"text": 42}\n', "line 1 has a number"),
@@ -212,6 +214,13 @@ def test_a_file_that_cannot_be_read_is_refused_with_what_to_do(
     with pytest.raises(UserError, match=said) as error:
         source(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_the_field_of_one_file_is_not_advised_for_several(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 9)
+    (tmp_path / "b.jsonl").write_text('{"body": "y"}\n')
+    with pytest.raises(UserError, match=r"give data\.field=body, if all files have it; otherwise leave this file out$"):
+        texts(source(tmp_path))
 
 
 @pytest.mark.parametrize(

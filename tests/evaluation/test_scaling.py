@@ -255,7 +255,7 @@ def test_sizes_and_lengths_that_vary_apart_tell_both_terms_and_the_best_split(tm
         ("two", (), "at least 3 finished pretraining runs, not 2"),
         ("empty", (), "no run with a checkpoint"),
         ("unvalidated", (), "not 0"),
-        ("sizes", ("--predict", "1M,99M"), "does not fit these runs, in which"),
+        ("sizes", ("--predict", "1M,99M"), "cannot be answered from these runs, in which"),
         ("sizes", ("--predict", "big"), "such as 2M or 2M,40M"),
         ("sizes", ("--predict", "1,2,3"), "such as 2M or 2M,40M"),
     ],

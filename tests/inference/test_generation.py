@@ -350,7 +350,7 @@ def test_the_generate_command(run: Path, run_command: Callable[..., Any]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--temperature", "-1"], "--temperature must be 0, or a finite number"),
+        (["--temperature", "-1"], "--temperature must be a finite number that is not negative, not -1"),
         (["--top-p", "2"], "--top-p must be above 0 and at most 1, not 2"),
         (["--preset", "wild"], "no preset wild: choose from precise, balanced, creative"),
         (["--run", "nothing"], "no run nothing"),

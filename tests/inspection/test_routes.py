@@ -68,7 +68,7 @@ def test_the_other_routes_answer_what_the_subject_says(client, subject):
         ({"prompt": None}, "prompt is missing or is not a text"),
         ({"prompt": "a" * 64}, "the prompt has 64 tokens and may have at most 63"),
         ({"prompt": "a" * (MAX_PROMPT + 1)}, "characters and may have at most"),
-        ({"prompt": "\ud800"}, "lone surrogate"),
+        ({"prompt": "\ud800"}, "half of a surrogate pair"),
         ({"step": 3}, "not of step 3: choose another step"),
         ({"step": True}, "step must be a whole number"),
         ({"step": 1.5}, "step must be a whole number"),

@@ -131,5 +131,8 @@ def test_a_run_of_an_objective_that_no_command_has_is_not_reproduced_by_another(
     with pytest.raises(SystemExit) as ended:
         reproduce.main()
     assert ended.value.code == 2
-    assert "was trained by the objective imitation, which this command cannot start" in capsys.readouterr().err
+    assert (
+        "was trained by the objective imitation of a Python program: run this program again with another name="
+        in capsys.readouterr().err
+    )
     assert not Path("outputs").exists()

@@ -184,7 +184,7 @@ def test_a_teacher_that_has_changed_is_refused_when_the_run_continues(place: Pat
         distill(config, tmp_path / "run")
     shutil.copytree(place / "b", tmp_path / "a")
     with pytest.raises(
-        UserError, match=r"a is not a teacher with which .*run began, or its weights have changed since"
+        UserError, match=r"run began with other weights than those of .*a: give teachers=.*a, with the weights"
     ):
         distill(config, tmp_path / "run")
     two = dataclasses.replace(config, distill=DistillConfig((str(kept), str(place / "b"))))

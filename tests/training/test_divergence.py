@@ -173,7 +173,9 @@ def test_a_model_that_only_overfits_has_not_diverged(tmp_path, shared, monkeypat
     """Its loss on other text may be far above guessing; on its own it is not."""
     monkeypatch.setattr(validation, "validate", lambda *_: Score(nats=300.0, bytes=30, tokens=30))
     assert train(short(shared), tmp_path / "run").status == "finished"
-    assert "WARNING: the validation loss of step 12 is 10; random guessing" in (tmp_path / "run/train.log").read_text()
+    assert (
+        "WARNING: the validation loss of step 12 is 10, and random guessing" in (tmp_path / "run/train.log").read_text()
+    )
 
 
 def test_weights_before_a_streak_are_kept_only_where_they_validate(tmp_path, shared, monkeypatch):

@@ -283,6 +283,9 @@ def test_a_moved_run_continues_and_generates(tmp_path, whole, run_command):
 def test_resume_insists_where_told(tmp_path, whole):
     with pytest.raises(UserError, match="resume=must"):
         train(dataclasses.replace(tiny(tmp_path), resume="must"), tmp_path / "new")
+    typo = f"{whole.name[:-1]}s{whole.name[-1]}"
+    with pytest.raises(UserError, match=f"there is no run .*{typo}: did you mean name={whole.name}"):
+        train(dataclasses.replace(tiny(whole.parent), resume="must"), whole.with_name(typo))
     with pytest.raises(UserError, match="resume=never does not continue a run"):
         train(dataclasses.replace(tiny(whole.parent), resume="never"), whole)
     with pytest.raises(UserError, match="ckpt_path=latest"):
