@@ -12,6 +12,7 @@ A run is a folder below outputs/; to continue a run, make the same call again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
@@ -218,6 +219,7 @@ def load(run: str | Path | Run | Sequence[str | Path | Run] | None = None, weigh
 
 def _name_of(run: str | Path | Run) -> str:
     """Return the name or the folder of a run. Raises UserError if the object names no run."""
+    from positron.inference.arguments import shown
     from positron.run.folder import Run
 
     match run:
@@ -225,7 +227,7 @@ def _name_of(run: str | Path | Run) -> str:
             return str(run.folder)
         case str() | Path():
             return str(run)
-    raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")
+    raise UserError(f"{shown(run)} is of type {type(run).__name__}, not a run: give the name or the folder of one run")
 
 
 def _names_of(runs: str | Path | Run | Sequence[str | Path | Run]) -> list[str]:
@@ -286,9 +288,11 @@ def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> 
 def full_name(key: str, recipe: Recipe) -> str:
     """Return the full key of a setting: `lr` becomes `optimizer.lr`, and a key that is full already is returned unchanged.
 
-    Raises UserError if no setting ends in the word `key`, or if several settings do.
+    If only other commands read a setting with the last word `key`, its full key is returned, which is refused later with the
+    reason. Raises UserError if no setting ends in the word `key`, or if several settings of this command do.
     """
     from positron.cli.hydra_app import conf_folder
+    from positron.cli.other_tools import question, same_option
     from positron.cli.overrides import groups_of
     from positron.settings import NOT_READ_BY, leaf_keys, unknown_key
 
@@ -300,7 +304,12 @@ def full_name(key: str, recipe: Recipe) -> str:
     matches = [known for known in matches if not known.startswith("device.") or f"train.{key}" not in matches]
     match matches:
         case []:
-            raise UserError(unknown_key(key))
+            if elsewhere := [known for known in leaf_keys() if known.rpartition(".")[2] == key]:
+                return elsewhere[0]
+            other = same_option(key, recipe)
+            message = unknown_key(key) if other is None else f"unknown key {key}: {question(other, None)}"
+            # a key with a dot cannot be written as a keyword argument
+            raise UserError(re.sub(r"did you mean (\w+\.[\w.]+)\?", r'did you mean **{"\1": ...}?', message))
         case [only]:
             return only
         case _:
@@ -329,7 +338,8 @@ def _as_word(key: str, value: Any) -> str:
         example = "my_module.my_function" if "<" in name or name.startswith("__main__.") else name
         raise UserError(f'{key}= takes the name of a function or class, such as "{example}", not the object itself')
     raise UserError(
-        f"{key}= cannot hold an object of type {type(value).__name__}: give a str, number or bool, or a list or dict of these"
+        f"{key}= cannot hold an object of type {type(value).__name__}: give a Python str, int, float or bool, or a list or "
+        "dict of these"
     )
 
 

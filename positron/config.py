@@ -357,8 +357,8 @@ class DataConfig:
     def _check_stream(self) -> None:
         if self.source != "hub":
             raise UserError(
-                "data.tokens_per_epoch= is read only for a dataset of the hub: leave it out, or give data=fineweb_edu or "
-                "data=hub data.repo=OWNER/NAME"
+                "data.tokens_per_epoch= is read only for a dataset of the Hugging Face hub: give data=fineweb_edu or data=hub "
+                "data.repo=OWNER/NAME, or leave data.tokens_per_epoch= out"
             )
         if self.max_mb is not None:
             raise UserError(
@@ -765,7 +765,7 @@ def _refuse_unread_of_term(term: RewardTerm, key: str) -> None:
         if getattr(term, name) is not None and name not in REWARD_READS[term.kind]:
             reader = next(kind for kind, names in REWARD_READS.items() if name in names)
             raise UserError(
-                f"{key}.{name} is read by kind:{reader}, not by kind:{term.kind}: leave it out, or give kind:{reader}"
+                f"{key}.{name} is read by kind:{reader}, not by kind:{term.kind}: leave {name} out, or give kind:{reader}"
             )
 
 
@@ -789,7 +789,7 @@ def _check_reward(reward: RewardTerm | RewardConfig, prefix: str) -> None:
     if missing is not None:
         key, example = missing
         if isinstance(reward, RewardConfig):
-            raise UserError(f"reward={reward.kind} needs {prefix}{key}, such as {example}")
+            raise UserError(f"reward={reward.kind} needs {prefix}{key}=, such as {prefix}{key}={example}")
         example = example.replace("'", '"')  # because the whole list is in single quotes
         raise UserError(f"{prefix.rstrip('.')} has kind:{reward.kind} without {key}: add it, such as {key}:{example}")
 
@@ -895,7 +895,10 @@ class RunConfig:
             )
         check_ranges(self)
         if self.init_from and self.ckpt_path:
-            raise UserError("init_from= takes only the weights, ckpt_path= takes everything: give one of them")
+            raise UserError(
+                "init_from= loads only the weights of a run, ckpt_path= also the state of the optimizer and the step: "
+                "give one of them"
+            )
         if self.budget is not None:
             seconds(self.budget, "budget")
             if self.sft is not None:
@@ -912,7 +915,7 @@ class RunConfig:
         if eager is not None and (self.device.shards_weights or self.device.compile):
             key = "strategy=fsdp" if self.device.shards_weights else "compile=true"
             needs_strategy = self.device.shards_weights and self.device.processes > 1
-            remedy = "give device.strategy=ddp" if needs_strategy else "leave it out"
+            remedy = "give device.strategy=ddp" if needs_strategy else f"leave device.{key} out"
             raise UserError(f"device.{key} is not supported by {command(eager)}: {remedy}")
 
     @property
@@ -974,6 +977,6 @@ def seconds(value: float | str, key: str = "train.max_time") -> float:
         number = -1.0
     if not 0 < number < float("inf"):
         raise UserError(
-            f"{key}={value} is not a time above 0: give a number of seconds, or a time such as 90s, 10m or 2h"
+            f"{key}={value} is not a time: give a number of seconds above 0, or a number with a unit, such as 90s, 10m or 2h"
         )
     return number

@@ -206,6 +206,11 @@ def is_text(key: str) -> bool:
     return set(_alternatives(type_of(key))) <= {str, type(None)}
 
 
+def is_optional(key: str) -> bool:
+    """Tell whether the value of a key may be null."""
+    return type(None) in _alternatives(type_of(key))
+
+
 def is_list(key: str) -> bool:
     """Tell whether the value of a key is a list."""
     return any(typing.get_origin(option) is tuple for option in _alternatives(type_of(key)))
@@ -218,7 +223,10 @@ def is_list_of_texts(key: str) -> bool:
 
 def expected(key: str) -> str:
     """Return a phrase that tells the user which values a key accepts."""
-    return _describe(_alternatives(type_of(key)), "")
+    options = _alternatives(type_of(key))
+    if any(map(dataclasses.is_dataclass, options)):
+        return f"{key} is a group of settings: set them one by one, as {key}.NAME=VALUE"
+    return _describe(options, "")
 
 
 def _similar_last_word(word: str, keys: Sequence[str], least: float) -> list[str]:

@@ -114,7 +114,9 @@ def test_a_thread_can_train():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lrr": 1}, "did you mean optimizer.lr"),
+        ({"lrr": 1}, r'did you mean \*\*\{"optimizer.lr": \.\.\.\}\?'),
+        ({"learning_rate": 1}, r'did you mean \*\*\{"optimizer.lr": \.\.\.\}\?'),
+        ({"patience": 1}, "sft.patience= is read by .*, not by .*: leave sft.patience= out"),
         ({"every": 1, "kind": "x"}, "kind= could mean"),
         ({"model": "quikstart"}, "did you mean model=quickstart"),
         ({"data": 3}, "data= takes a path, a list"),
@@ -138,7 +140,7 @@ def test_a_mistake_is_named_before_anything_is_written(folder, settings, message
     [(positron.finetune, ()), (positron.distill, ()), (positron.evaluate, ()), (positron.export, ("hf",))],
 )
 def test_an_object_that_names_no_run_is_refused(folder, function, arguments):
-    with pytest.raises(UserError, match="run 3 must be the name or the folder of a run, not int"):
+    with pytest.raises(UserError, match="3 is of type int, not a run: give the name or the folder of one run"):
         function(3, *arguments)
 
 

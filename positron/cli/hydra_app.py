@@ -76,7 +76,10 @@ def _reference_reason(text: str) -> str:
     import re
 
     if no_key := re.match(r"Interpolation key '([^']*)' not found", text):
-        return f"${{{no_key[1]}}} names no key: write the whole name of one, such as ${{train.max_steps}}, or a plain value"
+        if no_key[1] in os.environ:
+            variable = f"${{oc.env:{no_key[1]}}}"
+            return f"${{{no_key[1]}}} names no key: write {variable} for the environment variable, or a plain value"
+        return f"${{{no_key[1]}}} names no key: write a full key, such as ${{train.max_steps}}, or a plain value"
     if no_resolver := re.match(r"Unsupported interpolation type (\S+)", text):
         return f"there is no function {no_resolver[1]} for ${{{no_resolver[1]}:...}}: give a plain value, or ${{oc.env:NAME}}"
     if no_variable := re.search(r"Environment variable '([^']*)' not found", text):

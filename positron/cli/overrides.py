@@ -7,6 +7,7 @@ Settings that Hydra would accept without effect, or refuse in terms of its gramm
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from positron.settings import (
     expected,
     is_list,
     is_list_of_texts,
+    is_optional,
     is_text,
     leaf_keys,
     unknown_key,
@@ -257,7 +259,7 @@ class _Reader:
         if top in BUDGET_KEYS:
             raise UserError(f"{key}= is not read by {ours}: give train.max_time=, or train.max_steps=")
         reader = next(recipe for recipe, groups in OWN_GROUPS.items() if top in groups)
-        raise UserError(f"{key}= is read by {command(reader)}, not by {ours}: leave it out")
+        raise UserError(f"{key}= is read by {command(reader)}, not by {ours}: leave {key}= out")
 
     def _check_group(self, group: str, text: str, parser: OverridesParser) -> None:
         choices = self.groups[group]
@@ -324,7 +326,7 @@ class _Reader:
         if parsed is None:
             if is_text(key):
                 return _quoted(text)
-            raise UserError(f"{key}='{text}' cannot be read: {expected(key)}")
+            raise UserError(f"{key}='{text}' cannot be read; {expected(key)}")
         if parsed.is_sweep_override():
             if self.is_sweep:
                 return text
@@ -357,8 +359,9 @@ class _Reader:
             empty = _EMPTY_CHOICE.get(key)
             remedy = f"give {key}={empty}" if empty else f"leave ~{key} out, or choose another {key}="
             return f"~{key} would delete the group {key}, which is not possible: {remedy}"
-        if key.partition("=")[0] in self.keys:
-            return f"~{key} would delete a key that every run has: leave ~{key} out, or give {key}=null where that is possible"
+        if key in self.keys:
+            null = f", or give {key}=null" if is_optional(key) else ""
+            return f"~{key} would delete a key that every run has: leave ~{key} out{null}"
         return unknown_key(key)
 
     def _without_value(self, word: str) -> str:
@@ -366,13 +369,31 @@ class _Reader:
             return f"{word} needs a value: give {word}=VALUE, without blanks around the ="
         for group in ("experiment", "model", "data"):
             if word in self.groups[group]:
-                return f"{word} is not a setting: did you mean {group}={word}?"
+                return f"'{word}' is not a setting: did you mean {group}={word}?"
         key, colon, value = word.partition(":")
         if colon and (key in self.keys or key in self.groups):
-            return f"{word} is not a setting: did you mean {key}={value.strip()}?"
+            return f"'{word}' is not a setting: did you mean {key}={value.strip()}?"
+        return f"{repr(word) if word else 'an empty word'} is not a setting: {self._meaning_of(word)}"
+
+    def _meaning_of(self, word: str) -> str:
+        """Return what the user may have meant by a word without `=`: a run, a file of the user, or a recipe."""
+        from positron.run.folder import OUTPUTS, Run
+
+        name = word.removeprefix(f"{OUTPUTS}/")
+        is_own = bool(name) and _is_file(Run(OUTPUTS / name).config_path)
+        if is_own and self.recipe == "train":
+            return f"did you mean name={name}, to continue this run, or init_from={name}, to start with its weights?"
+        if is_own or _is_file(Run(Path(word)).config_path):
+            return f"did you mean {'teachers' if self.recipe == 'distill' else 'init_from'}={word}?"
+        if _is_file(word):
+            own = next(source for source in SOURCES_OF[self.recipe] if source in OWN_FILES)
+            return f"did you mean data={own} data.path={word}?"
         near = difflib.get_close_matches(word, self.groups["experiment"], 1, 0.75)
-        hint = f"did you mean experiment={near[0]}?" if near else "settings are given as key=value"
-        return f"{word or 'an empty word'} is not a setting: {hint}"
+        return (
+            f"did you mean experiment={near[0]}?"
+            if near
+            else "settings are given as key=value, such as train.max_steps=100"
+        )
 
     def _unknown(self, key: str, value: str) -> str:
         other = same_option(key, self.recipe)
@@ -393,7 +414,11 @@ class _Reader:
                     if experiment is None or experiment in self.groups["experiment"]:
                         others = [name for name in chosen.strip("[]'\"").split(",") if name not in ("", "files")]
                         remedy = f"give 'logger=[{','.join([*others, logger])}]'" if others else f"add logger={logger}"
-                        raise UserError(f"{key}={value} is read by logger={logger}: {remedy}")
+                        raise UserError(f"{key}={value} is read only with logger={logger}: {remedy}")
+
+
+def _is_file(path: str | Path) -> bool:
+    return os.path.isfile(path)  # unlike Path.is_file, false for a name that is too long
 
 
 def _parsed(parser: OverridesParser, key: str, text: str) -> Any:

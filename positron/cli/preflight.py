@@ -87,10 +87,13 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
         raise UserError(EMPTY_NAME)
     name = "/".join(parts)
     if parts[0].casefold() in RESERVED and not is_sweep:
-        raise UserError(f"name={name}: Positron keeps other files in outputs/{parts[0]}: give another name=")
+        raise UserError(
+            f"name={name} is reserved, because Positron keeps other files in outputs/{parts[0]}: give another name="
+        )
     for part in parts:
         if fault := fault_of_name(part):
-            raise UserError(f"name={name!r} {fault}: give another name=")
+            of_part = "" if part == name else f": the part {part!r}"
+            raise UserError(f"name={name!r}{of_part} {fault}: give another name=")
     for parent in folder.parents:
         if parent == OUTPUTS:
             break
@@ -119,9 +122,8 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
         # with init_from= alone, the architecture is that of the source run; see `with_source_model`
         can_leave_out = config.init_from is not None and wrong and "experiment" not in asked.given
         raise UserError(
-            f"{'init_from' if config.init_from else 'ckpt_path'}={config.init_from or config.ckpt_path} has {listed}, and its "
-            "weights fit no other architecture: "
-            + (f"leave {' '.join(wrong)} out" if can_leave_out else f"give {listed}")
+            f"the weights of {'init_from' if config.init_from else 'ckpt_path'}={config.init_from or config.ckpt_path} fit "
+            f"only a model with {listed}: " + (f"leave {' '.join(wrong)} out" if can_leave_out else f"give {listed}")
         )
 
 
@@ -172,7 +174,8 @@ def _source_run(config: RunConfig) -> Run | None:
         run = find_run(config.init_from)
         if not any(run.checkpoint_folder.glob("*.ckpt")):
             raise UserError(
-                f"init_from={config.init_from}: {run.folder} has no checkpoint yet: train it first, or name another run"
+                f"init_from={config.init_from}: the run {run.folder} has no checkpoint: train it until it saves one, or name "
+                "another run"
             )
         return run
     if config.ckpt_path is None or config.ckpt_path == "latest":
@@ -228,7 +231,8 @@ def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
     listing = list_files(data.path, called) if data.source == "text" else list_files(data.path, called, SUFFIXES)
     if data.source == "text" and "data.field" in given and all(format_of(path) == "text" for path in listing.files):
         raise UserError(
-            f"data.field= is for .jsonl, .json, .csv, .parquet and .arrow, but {called} is plain text: leave data.field= out"
+            f"data.field= is read only for .jsonl, .json, .csv, .parquet and .arrow files, but {called} is read as plain text: "
+            "leave data.field= out"
         )
     refuse_unreadable(
         listing.files, called, Reading(data.field, data.on_invalid, is_one_of_several=len(listing.files) > 1)

@@ -170,6 +170,8 @@ def refuse_other_source(source: str, recipe: Recipe) -> None:
     if source not in SOURCES_OF[recipe]:
         readers = [command(other) for other, sources in SOURCES_OF.items() if source in sources]
         elsewhere = f" (only {' and '.join(readers)} can)" if readers else ""
+        if source == "imported":  # a distillation takes data= from its teacher
+            raise UserError(f"the training text of an imported model is not known; {_DATA_ADVICE[recipe]}")
         raise UserError(f"{command(recipe)} cannot learn from data.source={source}{elsewhere}; {_DATA_ADVICE[recipe]}")
 
 
@@ -183,10 +185,11 @@ def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[s
         selector = choice.selector
         now = f"{selector}={given.get(selector, chosen)}"
         if not readers:
-            raise UserError(f"{key}= is not read by {now}: leave it out")
+            raise UserError(f"{key}= is not read by {now}: leave {key}= out")
         others = ", ".join(dict.fromkeys(choice.select[reader].partition(" ")[0] for reader in readers))
         add = " or ".join(dict.fromkeys(_missing(choice.select[reader], given) for reader in readers))
-        remedy = f"leave it out, or {'take' if selector in given else 'add'} {add}"
+        # without a choice of the user, the key says which one is meant
+        remedy = f"leave {key}= out, or give {add}" if selector in given else f"add {add}, or leave {key}= out"
         raise UserError(f"{key}= is read by {others}, not by {now}: {remedy}")
 
 
@@ -205,8 +208,11 @@ def _text_by_url(values: Mapping[str, Any], given: Mapping[str, str], recipe: Re
     if data["source"] != "text":
         return
     if "data.path" in given and data.get("url") and "data.url" not in given:
-        name = given.get("data", "text")
-        raise UserError(f"data={name} downloads its text and does not read data.path=: give data=text data.path=FILE")
+        chosen = next((f"{key}={given[key]}" for key in ("data", "experiment") if key in given), "this configuration")
+        raise UserError(
+            f"{chosen} downloads the text and does not read data.path=: give data=text data.path={given['data.path']}, or "
+            "leave data.path= out"
+        )
     if "data.path" in given and "data.url" in given:
         raise UserError("data.path= and data.url= both say where the text is: give one of them")
     if "data.sha256" in given and not data.get("url"):
@@ -222,7 +228,9 @@ def _pretraining_data(values: Mapping[str, Any], given: Mapping[str, str], recip
         if f"data.{key}" in given:
             instead = " (sft.packing=true packs conversations)" if (key, recipe) == ("packing", "sft") else ""
             readers = " and ".join(map(command, FROM_TEXT))
-            raise UserError(f"data.{key}= is read by {readers}, not by {command(recipe)}: leave it out{instead}")
+            raise UserError(
+                f"data.{key}= is read by {readers}, not by {command(recipe)}: leave data.{key}= out{instead}"
+            )
 
 
 def _length(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
@@ -231,7 +239,7 @@ def _length(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe,
         if key in given and steps != "auto":
             raise UserError(
                 f"{key}= has an effect only with train.max_steps=auto, not with train.max_steps={steps}: "
-                f"add train.max_steps=auto, or leave {key}= out"
+                f"give train.max_steps=auto, or leave {key}= out"
             )
 
 
@@ -246,7 +254,7 @@ def _sweep(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, 
     keys = [key for key in given if key.startswith("sweep.")]
     if keys and not is_sweep:
         raise UserError(
-            f"{keys[0]}= has no effect without a sweep: add -m and several values for a key, or leave it out"
+            f"{keys[0]}= has no effect without a sweep: add -m and several values for a key, or leave {keys[0]}= out"
         )
     if "sweep.startup_jobs" in given and (values.get("sweep") or {}).get("prune") is None:
         raise UserError(

@@ -185,6 +185,10 @@ def test_several_runs_are_loaded_as_one_model(folder: Path, monkeypatch: pytest.
         model.generate("Tom", max_tokens=12, seed=1) for model in (several, positron.load(["a"]), positron.load("a"))
     ]
     assert len(set(texts)) == 1
-    for wrong, says in (([], "the list of runs is empty"), ([3], "must be the name or the folder"), (3, "not int")):
+    for wrong, says in (
+        ([], "the list of runs is empty"),
+        ([3], "3 is of type int, not a run"),
+        (3, "of type int, not a run"),
+    ):
         with pytest.raises(UserError, match=says):
             positron.load(wrong)

@@ -62,12 +62,15 @@ def composed(*words: str, recipe: str = "train") -> dict:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("data.path=my.txt",), "data.path= is read by data=text, not by data=stories: leave it out, or add data=text"),
+        (
+            ("data.path=my.txt",),
+            "data.path= is read by data=text, not by data=stories: add data=text, or leave data.path= out",
+        ),
         (("+data.path=my.txt",), "add data=text"),
         (("data=stories", "data.max_mb=0.01"), "data.max_mb= is read by data=text, data=hub, not by data=stories"),
-        (("data=text", "data.path=a.txt", "data.repo=a/b"), "data.repo= is read by data=hub"),
+        (("data=text", "data.path=a.txt", "data.repo=a/b"), "leave data.repo= out, or give data=hub"),
         (("data=hub", "data.repo=a/b", "data.size_mb=3"), "data.size_mb= is read by data=stories"),
-        (("data=shakespeare", "data.path=a.txt"), "data=text data.path=FILE"),
+        (("data=shakespeare", "data.path=a.txt"), "give data=text data.path=a.txt, or leave data.path= out"),
         (("data=text", "data.path=a.txt", "data.sha256=00"), "data.url="),
         (("tokenizer=char", "tokenizer.vocab_size=10"), "tokenizer.vocab_size= is read by tokenizer=word"),
         (("tokenizer=gpt2", "tokenizer.vocab_size=500"), "not by tokenizer=gpt2"),
@@ -192,7 +195,8 @@ def test_model_and_data_may_be_given_as_null_only_if_they_come_from_a_teacher():
         (("data=null",), "every run needs a choice of data="),
         (("~schedule",), "~schedule would delete the group schedule, which is not possible: leave ~schedule out"),
         (("~experiment",), "leave ~experiment out, or choose another experiment="),
-        (("~train.stop_at",), "train.stop_at=null"),
+        (("~train.stop_at",), "leave ~train.stop_at out, or give train.stop_at=null"),
+        (("~optimizer.lr",), "~optimizer.lr would delete a key that every run has: leave ~optimizer.lr out"),
         (("~monitor",), "monitor=none"),
         (("quickstart",), "did you mean experiment=quickstart?"),
         (("model:debug",), "did you mean model=debug?"),
@@ -205,6 +209,7 @@ def test_model_and_data_may_be_given_as_null_only_if_they_come_from_a_teacher():
         (("name=a,b",), "add -m"),
         (("optimizer.betas=0.9,0.99",), "'optimizer.betas=[0.9,0.99]'"),
         (("optimizer.lr=1e-3;",), "give a number"),
+        (("train=[x",), "train is a group of settings: set them one by one, as train.NAME=VALUE"),
         (("--max_iters=2000",), "train.max_steps=2000"),
         (("--max-iters", "2000"), "train.max_steps=2000"),
         (("--learning_rate", "1e-3"), "optimizer.lr=1e-3"),
@@ -262,6 +267,26 @@ def test_a_name_of_another_tool_has_the_meaning_of_the_command(recipe, word, sai
     message = refused(word, recipe=recipe)
     assert said in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("recipe", "word", "said"),
+    [
+        ("train", "base", "did you mean name=base, to continue this run, or init_from=base"),
+        ("train", "elsewhere", "did you mean init_from=elsewhere?"),
+        ("sft", "outputs/base", "did you mean init_from=outputs/base?"),
+        ("distill", "base", "did you mean teachers=base?"),
+        ("train", "my.txt", "did you mean data=text data.path=my.txt?"),
+        ("sft", "my.txt", "did you mean data=instruct data.path=my.txt?"),
+        ("train", "x" * 300, "settings are given as key=value"),
+    ],
+)
+def test_a_run_or_a_file_without_its_key_is_answered_with_the_key(tmp_path, monkeypatch, recipe, word, said):
+    monkeypatch.chdir(tmp_path)
+    for file in ("outputs/base/config.json", "elsewhere/config.json", "my.txt"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    assert said in refused(word, recipe=recipe)
 
 
 @pytest.mark.parametrize(
@@ -539,7 +564,7 @@ def test_data_field_is_refused_where_no_file_has_fields(tmp_path):
     ("content", "says"),
     [
         (b"", "data.path=.* is empty"),
-        (b'{"text": "caf\xe9 au lait"}', "is not UTF-8: byte 13 is 0xe9"),
+        (b'{"text": "caf\xe9 au lait"}', "is not UTF-8 (byte 13 is 0xe9)"),
         (b"PK\x03\x04", "a zip archive"),
         (None, "no file"),
     ],

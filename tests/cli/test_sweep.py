@@ -220,7 +220,8 @@ def test_a_folder_of_choices_that_does_not_exist_is_named_with_its_option(run_co
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("${foo}", "train.max_steps=: ${foo} names no key: write the whole name of one, such as ${train.max_steps}"),
+        ("${foo}", "train.max_steps=: ${foo} names no key: write a full key, such as ${train.max_steps}"),
+        ("${HOME}", "train.max_steps=: ${HOME} names no key: write ${oc.env:HOME} for the environment variable"),
         (
             "${rate:1}",
             "train.max_steps=: there is no function rate for ${rate:...}: give a plain value, or ${oc.env:NAME}",

@@ -407,7 +407,7 @@ def test_python_distills_from_runs_names_and_lists(in_folder: Path) -> None:
     small = positron.distill("a", model="debug", data=texts, name="t", context_length=32, **settings)
     assert small.settings().data.source == "text"
     assert small.settings().model.d_model != run.settings().model.d_model
-    for wrong, says in (([], "the list of runs is empty"), (None, "run None must be the name or the folder of a run")):
+    for wrong, says in (([], "the list of runs is empty"), (None, "None is of type NoneType, not a run")):
         with pytest.raises(UserError, match=says):
             positron.distill(wrong)
 
