@@ -47,7 +47,12 @@ def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_intermixed_args()
         if wrong := [word for word in options.settings if "=" not in word]:
-            raise UserError(f"{wrong[0]} is not a setting: give data.dir=FOLDER, or --clean")
+            advice = (
+                f"give data.dir={wrong[0]}"
+                if Path(wrong[0]).is_dir()
+                else "give data.dir=FOLDER, or the option --clean"
+            )
+            raise UserError(f"'{wrong[0]}' is not a setting: {advice}")
         corpora = expanded(compose("train", ["name=cache", *options.settings])["data"]["dir"])
         is_named = "data.dir" in given_keys(options.settings)
         if is_named and not corpora.is_dir():

@@ -254,9 +254,9 @@ def test_an_optimizer_that_cannot_be_built_is_named(modules, target, options, me
         ({"_target_": "builtins.dict", "options": {"train": ["a"]}}, "builtins.dict returns the type dict, not a list"),
         (
             {"_target_": "add_a_data_source.sums", "options": {"m": 1}},
-            "raised TypeError: .*; correct its arguments in data.options=",
+            "raised TypeError: .*; correct the function, or its arguments in data.options=",
         ),
-        ({"_target_": "misfits.broken"}, "misfits.broken raised ValueError: no rows left; correct its arguments"),
+        ({"_target_": "misfits.broken"}, "misfits.broken raised ValueError: no rows left; correct the function"),
     ],
 )
 def test_a_function_that_gives_no_text_is_named(modules, data, message):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,15 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
             near = difflib.get_close_matches(str(key), _KEYS, 1, 0.6)
             hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(_KEYS)}"
             raise UserError(f"{path}: unknown key {key}: {hint}")
-    base = _settings(content.get("base"), f"{path}: base")
-    if "candidates" not in content:
-        raise UserError(f'{path} has no key "candidates": add a line such as candidates: {{high: [optimizer.lr=3e-3]}}')
+    for key, example in (("base", "[model=debug, train.max_steps=300]"), ("candidates", "{high: [optimizer.lr=3e-3]}")):
+        if key not in content:
+            raise UserError(f'{path} has no key "{key}": add a line such as {key}: {example}')
+    base = _settings(content["base"], f"{path}, base")
     candidates = content["candidates"]
     if not isinstance(candidates, dict) or not candidates:
         raise UserError(
-            f"{path}: candidates must have a name for each list of settings, such as candidates: {{high: [optimizer.lr=3e-3]}}"
+            f"{path}: the key candidates needs at least one name with a list of settings, such as "
+            "candidates: {high: [optimizer.lr=3e-3]}"
         )
     for name in candidates:
         if fault := _fault_of_candidate(name):
@@ -53,19 +57,23 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
     for name in candidates:
         if by_folder[name.casefold()] != name:
             raise UserError(
-                f"{path}: the candidates {name} and {by_folder[name.casefold()]} differ only in case: rename one of them"
+                f"{path}: the candidates {name!r} and {by_folder[name.casefold()]!r} differ only in case: rename one of them"
             )
     pairs, min_gain = content.get("pairs", PAIRS), content.get("min_gain", MIN_GAIN)
     if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < FIRST_ADOPTION:
         raise UserError(f"{path}: pairs must be a whole number of at least {FIRST_ADOPTION}, not {pairs!r}")
+    if isinstance(min_gain, str) and re.fullmatch(r"\d+(\.\d*)?[eE]-?\d{1,2}", min_gain):
+        raise UserError(
+            f"{path}: in YAML, {min_gain} is a text and not a number: write min_gain: {Decimal(min_gain):f}"
+        )
     if not is_number(min_gain) or min_gain <= 0:
         raise UserError(
             f"{path}: min_gain must be a number above 0, in bits per byte, such as {MIN_GAIN}, not {min_gain!r}"
         )
-    named = {name: _settings(words, f"{path}: candidate {name}") for name, words in candidates.items()}
-    config = _configured(f"{path}: base", base, configure)
+    named = {name: _settings(words, f"{path}, candidate {name!r}") for name, words in candidates.items()}
+    config = _configured(f"{path}, base", base, configure)
     for name, overrides in named.items():
-        where = f"{path}: candidate {name}"
+        where = f"{path}, candidate {name!r}"
         _refuse_other_judgement(where, config, _configured(where, merged(base, overrides), configure), overrides)
     return Plan(base, named, pairs, float(min_gain), config.seed)
 
@@ -89,11 +97,14 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        place = f", line {mark.line + 1}, column {mark.column + 1}," if mark else ""
         reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
-        raise UserError(f"{path} is not YAML: {place}{reason}; correct it") from error
+        raise UserError(f"{path}{place} is not valid YAML: {reason}; correct the file") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} must contain the keys base and candidates")
+        raise UserError(
+            f"{path} must contain the keys base and candidates, each on a line of its own, such as "
+            "base: [model=debug, train.max_steps=300] and candidates: {high: [optimizer.lr=3e-3]}"
+        )
     return content
 
 
@@ -103,8 +114,13 @@ def _refuse_repeated_keys(node: Any, path: Path) -> None:
         return
     known = set()
     for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):  # which Python cannot use as a key
+            raise UserError(
+                f"{path}, line {line}: a list or a mapping cannot be a key: write single braces, {{NAME: [...]}}"
+            )
         if key.value in known:
-            raise UserError(f"{path}, line {key.start_mark.line + 1}: {key.value} is given twice: rename or remove one")
+            raise UserError(f"{path}, line {line}: the key {key.value} is given twice: rename or remove one")
         known.add(key.value)
         _refuse_repeated_keys(value, path)
 
@@ -115,9 +131,9 @@ def _settings(words: Any, where: str) -> list[str]:
     Raises UserError, whose message begins with `where`, if they are anything else, give a key twice, or give name=.
     """
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-        raise UserError(f"{where} must be a list of settings, such as [model=debug, train.max_steps=300]")
+        raise UserError(f"{where}: give a list of at least one setting, such as [model=debug, train.max_steps=300]")
     if twice := repeated(words):
-        raise UserError(f"{where} gives {twice}= twice: leave one out")
+        raise UserError(f"{where}: {twice}= is given twice: leave one out")
     if len(merged(words, ["name="])) == len(words):  # because it replaced another one
         raise UserError(f"{where}: leave name= out, because positron research names the runs")
     return words
@@ -159,8 +175,8 @@ def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig, over
     if changed:
         key, given = changed[0], given_keys(overrides)
         setter = next((name for name in (key, key.split(".")[0], "experiment") if name in given), key)
-        by = "" if setter == key else f" by {setter}={given[setter]}"
+        change = f"{key}= differs from base" if setter == key else f"{setter}={given[setter]} changes {key}"
         raise UserError(
-            f"{where} changes {key}{by}, but both runs of a pair need the same seed and validation text: leave {setter}= out, "
-            "or move it to base"
+            f"{where}: {change}, but both runs of a pair need the same seed and validation text: leave {setter}= out, or move "
+            "it to base"
         )

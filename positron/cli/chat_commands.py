@@ -63,10 +63,10 @@ def parse(line: str) -> Command | None:
     if slashed:
         if name not in NAMES:
             near = _nearest(name)
-            hint = f"did you mean /{near}? " if near else ""
-            raise UserError(f"there is no {word}: {hint}/help lists the commands")
+            hint = f"did you mean /{near}?" if near else "/help lists the commands"
+            raise UserError(f"there is no command {word}: {hint}")
         if text and name not in TAKES_TEXT:
-            raise UserError(f"/{name} takes no text: to send the line to the model, write it without the slash")
+            raise UserError(f"/{name} must stand alone on its line; a line without the slash is sent to the model")
         return Command(name, text)
     if name in NAMES:
         return Command(name, text) if _is_exact(name, text) else None
@@ -203,10 +203,15 @@ def _load(dialogue: Dialogue, name: str) -> None:
         if path.exists() and not path.is_file():
             raise UserError(f"cannot load {name}: it is {_kind(path.resolve())}; give the name of a file")
         state = json.loads(decoded(path.read_bytes(), name))
+    except FileNotFoundError as error:
+        files = [file.name for file in path.parent.glob("*") if file.is_file()]
+        near = difflib.get_close_matches(path.name, files, 1)
+        hint = f"did you mean {path.with_name(near[0])}?" if near else "correct the name or the path"
+        raise UserError(f"there is no file {name}: {hint}") from error
     except OSError as error:
         raise UserError(f"cannot load {name}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"cannot load {name}: it is not JSON; load a file as /save wrote it") from error
+        raise UserError(f"cannot load {name}: it is not JSON; give a file that /save wrote") from error
     dialogue.restore(state, name)
     Screen().line(f"(loaded {counted(len(dialogue.messages), 'message')} from {name})")
 

@@ -73,7 +73,8 @@ def _naming(target: str) -> Iterator[None]:
     except (UserError, OSError):  # OSError: the rows could not be written
         raise
     except Exception as error:  # a function of the user may fail in any way
+        reason = one_line(str(error), 300)
         raise UserError(
-            f"{KEY}={target} raised {type(error).__name__}: {one_line(str(error), 300)}; correct its arguments in "
-            "data.options=, or the function (POSITRON_DEBUG=1 shows the traceback)"
+            f"{KEY}={target} raised {type(error).__name__}{reason and ': '}{reason}; correct the function, or its arguments in "
+            "data.options= (POSITRON_DEBUG=1 shows the traceback)"
         ) from error

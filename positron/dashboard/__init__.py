@@ -39,7 +39,7 @@ def main() -> None:
         options = arguments().parse_args()
         if options.outputs != OUTPUTS and not options.outputs.is_dir():
             raise UserError(
-                f"the folder {options.outputs} does not exist: give the folder that contains your runs, such as {OUTPUTS}"
+                f"there is no folder {options.outputs}: give the folder that contains your runs, such as {OUTPUTS}"
             )
         from positron.dashboard.site import site
         from positron.dashboard.table import Outputs

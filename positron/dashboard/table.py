@@ -99,7 +99,7 @@ class Outputs:
         path = Run(self._folder(name)).report_path
         content = _content(path)
         if content is None:
-            raise Missing(f"{name} has no {path.name}: a run writes it when it ends")
+            raise Missing(f"the run {name} has no {path.name}: a run writes this file when it ends")
         return content
 
     def _find(self) -> None:

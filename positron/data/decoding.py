@@ -104,7 +104,8 @@ class Reading:
             if not self.replaces:
                 remedy = ", or give data.on_invalid=replace to replace invalid bytes by �" if self.has_settings else ""
                 raise UserError(
-                    f"{where} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}; convert it to UTF-8{remedy}"
+                    f"{where} is not UTF-8 (byte {error.start} is 0x{content[error.start]:02x}): convert the text to "
+                    f"UTF-8{remedy}"
                 ) from error
             text = content.decode("utf-8", "replace")
             self.replaced += text.count("�") - content.count("�".encode())
@@ -189,7 +190,7 @@ def _utf8(file: Any, path: Path, reading: Reading) -> Iterator[str]:
                     else ""
                 )
                 raise UserError(
-                    f"{shown} is not UTF-8: byte {at} is 0x{content[error.start]:02x}; "
+                    f"{shown} is not UTF-8 (byte {at} is 0x{content[error.start]:02x}): "
                     f"{_convert(path, 'WINDOWS-1252')}{remedy}"
                 ) from error
             text, used = codecs.utf_8_decode(content, "replace", not block)
@@ -222,7 +223,7 @@ def _refuse_binary(head: bytes, path: Path) -> None:
         for zeros, others, encoding in ((odd, even, "UTF-16LE"), (even, odd, "UTF-16BE")):
             if zeros >= 8 and zeros > 0.3 * (len(head) // 2) and zeros > 10 * others:
                 raise UserError(f"{shown} looks like {encoding}, not UTF-8: {_convert(path, encoding)}")
-        raise UserError(f"{shown} looks like a binary file: byte {head.index(0)} is zero; give plain text")
+        raise UserError(f"{shown} looks like a binary file, because byte {head.index(0)} is zero: give a text file")
 
 
 def _convert(path: Path, encoding: str) -> str:

@@ -146,7 +146,7 @@ def test_settings_change_the_answers_at_once(chat: pexpect.spawn) -> None:
     assert "choose from" in say(chat, "settings heat 3")
     assert "did you mean temperature?" in say(chat, "settings temprature 0.5")
     assert re.search(r"max_tokens +2\b", say(chat, "settings max_tokens=2"))
-    assert "there is no /sing" in say(chat, "/sing")
+    assert "there is no command /sing" in say(chat, "/sing")
     assert "save FILE" in say(chat, "help")
 
 

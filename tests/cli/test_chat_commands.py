@@ -248,7 +248,7 @@ def test_load_checks_every_field_and_changes_nothing_then(
     ("content", "says"),
     [
         (b"\xff\xfe{\x00}\x00", "is not UTF-8: byte 0 is 0xff"),
-        (b"[" * 100_000, "it is not JSON; load a file as /save wrote it"),
+        (b"[" * 100_000, "it is not JSON; give a file that /save wrote"),
         (b"", "it is not JSON"),
         (b"[]", "the file must be a JSON object"),
         (b"{}", "has no version"),
@@ -260,6 +260,8 @@ def test_load_refuses_what_is_not_a_saved_chat(dialogue: Dialogue, tmp_path: Pat
         command(dialogue, f"load {tmp_path / 'talk.json'}")
     with pytest.raises(UserError, match="it is a folder"):
         command(dialogue, f"load {tmp_path}/")
+    with pytest.raises(UserError, match=r"there is no file .*/tlak\.json: did you mean .*/talk\.json\?"):
+        command(dialogue, f"load {tmp_path / 'tlak.json'}")
 
 
 def test_load_takes_a_byte_order_mark_and_chats_saved_before_the_seed_was(dialogue: Dialogue, tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_the_command_says_where_it_is_and_ctrl_c_ends_it(start, run_command, out
     assert running.wait().code == 0
     assert (
         run_command("dashboard", "nowhere", folder=outputs.parent).err
-        == "positron: the folder nowhere does not exist: give the folder that contains your runs, such as outputs\n"
+        == "positron: there is no folder nowhere: give the folder that contains your runs, such as outputs\n"
     )
 
 

@@ -384,13 +384,13 @@ def test_prepare_and_preview_print_and_draw(run_command: Any, tmp_path: Path) ->
         ("preview", ("my.txt", "data=instruct"), "shows only texts for pretraining: leave data= out"),
         ("prepare", ("data=text",), "data.path=FILE"),
         ("prepare", ("optimizer.lrr=1",), "did you mean optimizer.lr"),
-        ("prepare", ("hello",), "hello is not a setting"),
+        ("prepare", ("hello",), "'hello' is not a setting"),
         ("prepare", ("inspect", "my.txt", "tokenizer=char"), "-m positron.preview my.txt tokenizer=char"),
         ("prepare", ("cache", "clean"), "-m positron.cache --clean"),
         ("prepare", ("my.txt",), "-m positron.prepare data=text data.path=my.txt"),
         ("cache", ("data.dir=nofolder",), "data.dir=nofolder is not a folder: correct the path"),
         ("cache", ("--clean", "data.dir=my.txt"), "data.dir=my.txt is not a folder: correct the path"),
-        ("cache", ("clean",), "clean is not a setting: give data.dir=FOLDER, or --clean"),
+        ("cache", ("clean",), "'clean' is not a setting: give data.dir=FOLDER, or the option --clean"),
     ):
         failed = run_command(name, *arguments)
         assert (failed.code, failed.err.count("\n")) == (2, 1), failed.err

@@ -152,7 +152,8 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
     bad = wide if kind == pa.binary() else wide.view(kind)
     path = write_parquet(tmp_path / "a.parquet", text=bad)
     with pytest.raises(
-        UserError, match=r"row 2 is not UTF-8: byte 4 is 0xff; convert it to UTF-8, or give data\.on_invalid=replace"
+        UserError,
+        match=r"row 2 is not UTF-8 \(byte 4 is 0xff\): convert the text to UTF-8, or give data\.on_invalid=replace",
     ):
         source(path)
     assert texts(source(path, on_invalid="replace"))[1] == "bad �"

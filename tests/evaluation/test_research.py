@@ -201,28 +201,31 @@ WRONG = {
     "candidate: {x: [seed=1]}": "unknown key candidate: did you mean candidates",
     "pairs: 4\ncandidates: {x: [optimizer.lr=1]}": "pairs must be a whole number of at least 5",
     "min_gain: 0\ncandidates: {x: [optimizer.lr=1]}": "min_gain must be a number above 0",
-    "candidates: {x: [optimizer.lr=1], x: [optimizer.lr=2]}": "line 2: x is given twice",
+    "candidates: {x: [optimizer.lr=1], x: [optimizer.lr=2]}": "line 2: the key x is given twice",
     "candidates: {x: [optimizer.lr=1], X: [optimizer.lr=2]}": "differ only in case",
     "candidates: {../x: [optimizer.lr=1]}": "'../x' cannot be the name of a candidate",
     "candidates: {'': [optimizer.lr=1]}": "does not have 1 to 60 characters: rename it",
     "candidates: {5: [optimizer.lr=1]}": "it is not a text but a YAML value of type int: write it in quotation marks",
     "candidates: {base: [optimizer.lr=1]}": "it is the name of the base recipe: rename it",
-    "candidates: {x: optimizer.lr=1}": "x must be a list of settings",
+    "candidates: {x: optimizer.lr=1}": ", candidate 'x': give a list of at least one setting",
+    "candidates: {x: []}": ", candidate 'x': give a list of at least one setting",
+    "candidates: {{x: [optimizer.lr=1]}}": "line 2: a list or a mapping cannot be a key: write single braces",
+    "candidates: {}": "the key candidates needs at least one name with a list of settings",
     "candidates: {x: [name=y]}": "leave name= out",
-    "candidates: {x: [optimizer.lr=1, optimizer.lr=2]}": "x gives optimizer.lr= twice: leave one out",
+    "candidates: {x: [optimizer.lr=1, optimizer.lr=2]}": "'x': optimizer.lr= is given twice: leave one out",
     "candidates: {x: ['optimizer.lr=1,2']}": "optimizer.lr=1,2 gives several values: give one value",
-    "min_gain: 1e-3\ncandidates: {x: [optimizer.lr=1]}": "such as 0.001, not '1e-3'",
-    "candidates: {x: [optimizer.rate=1]}": "x: unknown key optimizer.rate",
-    "candidates: {x: [seed=9]}": "x changes seed",
-    "candidates: {x: [data.val_fraction=0.1]}": "x changes data.val_fraction",
+    "min_gain: 1e-3\ncandidates: {x: [optimizer.lr=1]}": "in YAML, 1e-3 is a text and not a number: write min_gain: 0.001",
+    "candidates: {x: [optimizer.rate=1]}": ", candidate 'x': unknown key optimizer.rate",
+    "candidates: {x: [seed=9]}": "'x': seed= differs from base",
+    "candidates: {x: [data.val_fraction=0.1]}": "'x': data.val_fraction= differs from base",
     "candidates: {x: [data=addition]}": "validation text: leave data= out, or move it to base",
-    "candidates: {x: [train.val_tokens=9]}": "x changes train.val_tokens",
-    "candidates: {x: [tokenizer=char]}": "x changes tokenizer",
+    "candidates: {x: [train.val_tokens=9]}": "'x': train.val_tokens= differs from base",
+    "candidates: {x: [tokenizer=char]}": "'x': tokenizer=char changes tokenizer.kind",
     "candidates: {x: [train.max_time=9]}": "leave train.max_time= out, and set the length by train.max_steps= or budget=",
     "candidates: {x: [train.stop_at=2]}": "leave train.stop_at= out",
     "candidates: {x: [device.num_nodes=2, device.strategy=ddp]}": "on one device: leave device.num_nodes= out",
     "pairs: 5": 'has no key "candidates"',
-    "candidates: [": "is not YAML: line 3, column 1: expected the node content, but found '<stream end>'; correct it",
+    "candidates: [": ", line 3, column 1, is not valid YAML: expected the node content, but found '<stream end>'; correct",
 }
 
 
@@ -234,6 +237,20 @@ def test_what_is_wrong_in_the_file_is_said(tmp_path, text):
         read_plan(path, configure)
     assert WRONG[text] in str(refusal.value)
     assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("candidates: {x: [seed=1]}", 'has no key "base": add a line such as base: [model=debug, train.max_steps=300]'),
+        ("", "must contain the keys base and candidates, each on a line of its own"),
+    ],
+)
+def test_a_file_without_a_base_is_refused(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_plan(path, configure)
 
 
 def test_a_plan_begins_with_the_seed_of_the_base(tmp_path):
