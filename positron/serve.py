@@ -61,11 +61,13 @@ def chosen_key(given: str | None, host: str) -> str | None:
     key = given if given is not None else os.environ.get(KEY_VARIABLE)
     if key is None and host not in LOOPBACK_HOSTS:
         raise UserError(
-            f"--host {host} lets other machines use the models: give --api-key too, or leave --host out for this machine only"
+            f"--host {host} lets other machines use the models: give --api-key KEY with a key of at least {MIN_KEY_LENGTH} "
+            "characters, or leave --host out for this machine only"
         )
     if key is not None and (len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key):
+        source = f"the environment variable {KEY_VARIABLE}" if given is None else "--api-key"
         raise UserError(
-            f"the API key must have at least {MIN_KEY_LENGTH} characters, all ASCII and no spaces: make one with "
+            f"the API key of {source} must have at least {MIN_KEY_LENGTH} characters, all ASCII and no spaces: make one with "
             'python -c "import secrets; print(secrets.token_urlsafe())"'
         )
     return key

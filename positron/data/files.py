@@ -250,7 +250,8 @@ def not_downloaded(folder: Path) -> str:
 def _fetched(url: str, sha256: str | None) -> str:
     """Download a file into the cache and return its path. Raises UserError if the download fails."""
     path = cached_path(url, sha256)
-    fetch(url, path, sha256, instead="give data=text data.path=FILE, or data=stories, which needs no network")
+    instead = "give data=text data.path=FILE, or data=stories, which needs no network"
+    fetch(url, path, sha256, instead=instead, sha256_key="data.sha256")
     return str(path)
 
 

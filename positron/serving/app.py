@@ -26,7 +26,7 @@ from positron.serving.models import Models, Served
 from positron.serving.parameters import Call, chat_call, completion_call
 from positron.serving.security import Guard
 from positron.serving.worker import Job, QueueFull
-from positron.system.errors import UserError
+from positron.system.errors import UserError, where_not_json
 from positron.system.exits import describe
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,11 @@ async def _body(request: Request) -> dict[str, Any]:
         parts.append(part)
     try:
         values = json.loads(b"".join(parts), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, too
-        raise ApiError(400, f"the request is not JSON: {str(error)[:200]}", code="invalid_json") from error
+    except RecursionError as error:
+        raise ApiError(400, "the JSON of the request is nested too deeply", code="invalid_json") from error
+    except ValueError as error:  # UnicodeDecodeError, too
+        reason = where_not_json(error)[:200]
+        raise ApiError(400, f"the request is not JSON ({reason}): correct its body", code="invalid_json") from error
     if not isinstance(values, dict):
         raise ApiError(400, "the request must be a JSON object", code="invalid_json")
     return values
@@ -306,10 +309,13 @@ async def _api_error(_: Request, error: ApiError) -> Response:
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     path = request.url.path
-    message = {404: f"this server has no {path}", 405: f"{path} does not accept the method {request.method}"}
+    headers = dict(error.headers or {})
+    message = {
+        404: f"this server has no {path}: its API has /v1/models, /v1/chat/completions and /v1/completions",
+        405: f"{path} does not accept the method {request.method}: use {headers.get('Allow', 'another one')}",
+    }
     return await _api_error(
-        request,
-        ApiError(error.status_code, message.get(error.status_code, error.detail), headers=dict(error.headers or {})),
+        request, ApiError(error.status_code, message.get(error.status_code, error.detail), headers=headers)
     )
 
 

@@ -105,9 +105,10 @@ class Models:
             return self._fixed[name]
         runs = self.runs()
         if not isinstance(name, str) or name not in runs:
-            known = ", ".join(list(dict.fromkeys([*self._fixed, *runs]))[:20]) or "no models"
+            known = ", ".join(list(dict.fromkeys([*self._fixed, *runs]))[:20])
             wrong = "the request names no model" if name is None else f"there is no model {str(name)[:60]}"
-            raise ApiError(404, f"{wrong}: this server has {known}", "model", "model_not_found")
+            choices = f"choose from {known}" if known else "this server has no models"
+            raise ApiError(404, f"{wrong}: {choices}", "model", "model_not_found")
         files = identities(model_files(runs[name]))
         with self._guard:
             if name in self._on_demand:
@@ -120,7 +121,7 @@ class Models:
                 refuse_links_in(runs[name].folder)
                 model = serve_run(runs[name], name=name)
             except UserError as error:
-                raise ApiError(500, f"{name} cannot be loaded: {error}", "model") from error
+                raise ApiError(500, f"the model {name} cannot be loaded: {error}", "model") from error
             self._on_demand[name] = files, model
             return model
 

@@ -95,7 +95,10 @@ class _Body:
         for name, allowed in _WITHOUT_EFFECT.items():
             if name in self.values and self.values[name] not in allowed:
                 raise ApiError(
-                    400, f"{name} is not supported by this server: leave it out", name, "unsupported_parameter"
+                    400,
+                    f"the parameter {name} is not supported by this server: leave it out",
+                    name,
+                    "unsupported_parameter",
                 )
         for name in self.values:
             if name not in self.known:
@@ -184,10 +187,10 @@ def _messages(value: Any) -> list[Message]:
             raise UserError(f"{what} must be an object with role and content")
         role = "system" if fields["role"] == "developer" else fields["role"]
         if role not in conversation.ROLES:
-            raise UserError(f"{what}: role must be one of {', '.join(conversation.ROLES)}, not {shown(role)}")
+            raise UserError(f"{what}.role must be one of {', '.join(conversation.ROLES)}, not {shown(role)}")
         if role == "system" and i:
             raise UserError(f"{what}: a system message must be the first one")
-        messages.append(Message(role, _content(f"{what}: content", fields["content"])))
+        messages.append(Message(role, _content(f"{what}.content", fields["content"])))
     return messages
 
 
@@ -195,9 +198,9 @@ def _content(what: str, value: Any) -> str:
     """Return the text of a message. `value`: its content, which is a text or a list of parts. `what`: its name in errors."""
     if not isinstance(value, list):
         return text_of(what, value)
-    for part in value:
+    for i, part in enumerate(value):
         if not isinstance(part, dict) or part.get("type") != "text":
-            raise UserError(f"{what}: only parts of the type text are supported")
+            raise UserError(f"{what}[{i}] must have the type text, because the model reads only text")
     return "".join(text_of(what, part.get("text")) for part in value)
 
 
@@ -207,11 +210,13 @@ def _chat_ids(served: Served, messages: list[Message], continues: bool) -> list[
     return conversation.encode(messages, served.tokenizer)[0][:-1]  # without <|end|>: the last message is not over
 
 
-def _refuse_longer(ids: list[int], served: Served, parameter: str) -> None:
+def _refuse_longer(
+    ids: list[int], served: Served, parameter: str, what: str = "the prompt", advice: str = "give a shorter prompt"
+) -> None:
     if len(ids) > served.context:
         raise ApiError(
             400,
-            f"the prompt has {len(ids)} tokens, but the model reads at most {served.context}: give a shorter one",
+            f"{what} has {len(ids)} tokens, but the model reads at most {served.context}: {advice}",
             parameter,
             "context_length_exceeded",
         )
@@ -245,19 +250,21 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
     if continues and messages[-1].role != "assistant":
         raise ApiError(
             400,
-            "continue_final_message needs messages whose last message has the role assistant",
+            "continue_final_message=true needs a last message with the role assistant",
             "continue_final_message",
         )
     most = _max_tokens(body, 1, ("max_tokens", "max_completion_tokens"))
     dropped = 0
+    advice = "shorten it, or give truncation=auto to drop the oldest turns"
     if body.take("truncation", _truncation, False):
+        advice = "shorten the last message"
         last = messages[-1:] if continues else []
         messages, dropped = conversation.fit(
             messages[: len(messages) - len(last)], served.tokenizer, served.context, most
         )
         messages += last
     ids = _chat_ids(served, messages, continues)
-    _refuse_longer(ids, served, "messages")
+    _refuse_longer(ids, served, "messages", "the conversation", advice)
     most = most or max(1, served.context - len(ids))
     wants, likeliest = (
         body.take("logprobs", _flag("logprobs"), False),
@@ -323,7 +330,15 @@ def _prompts(value: Any, served: Served) -> list[str | list[int]]:
 def _ids(what: str, value: list[Any], served: Served) -> list[int]:
     if not value:
         raise UserError(f"{what} is empty: give at least one token id")
-    return [_number(f"{what}[{i}]", 0, served.tokenizer.vocab_size - 1)(part) for i, part in enumerate(value)]
+    ids = [whole_number(f"{what}[{i}]", part, 0) for i, part in enumerate(value)]
+    last = served.tokenizer.vocab_size - 1
+    for i, token_id in enumerate(ids):
+        if token_id > last:
+            raise UserError(
+                f"{what}[{i}] is {shown(token_id)}, but the token ids of the model end at {last}: give ids of its tokenizer, "
+                "or a text"
+            )
+    return ids
 
 
 def _call(

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from positron.serving.errors import ApiError
+from positron.system.console import one_line
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = {
@@ -76,7 +77,8 @@ class Guard:
         hosts = [value.decode("latin-1").lower() for value in given.get(b"host", [])]
         if len(hosts) != 1 or not self._is_own(hosts[0]):
             names = "127.0.0.1 or localhost" if self.key is None else "this machine's name or one of its IP addresses"
-            message = f"this server does not answer to the host in the address of this request: use {names}"
+            host = f"the host {one_line(hosts[0], 100)}" if len(hosts) == 1 else "a request without exactly one host"
+            message = f"this server does not answer to {host}: use {names} in the address"
             return ApiError(403, message, code="wrong_host")
         origins = [value.decode("latin-1").lower() for value in given.get(b"origin", [])]
         if any(origin not in (f"http://{hosts[0]}", f"https://{hosts[0]}") for origin in origins):
@@ -84,7 +86,9 @@ class Guard:
         if given.get(b"sec-fetch-site", [b"none"])[0] in _OTHER_SITES and not self._is_link_to_page(scope, given):
             return _other_site()
         if self.key is not None and not self._is_public(scope["path"]) and not self._knows_key(given):
-            message = "the API key is missing or wrong: send it as Authorization: Bearer KEY"
+            message = (
+                "the API key is missing or wrong: send the key of this server in the header 'Authorization: Bearer KEY'"
+            )
             return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return None
 

@@ -26,7 +26,16 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError with argparse's message, followed by a similar option or by the command that lists all options."""
+        """Raise UserError with argparse's message, followed by a similar option or by the command that lists all options.
+
+        If the value of an option is wrong, the message says which values are possible instead.
+        """
+        value = re.match(
+            r"argument (\S+): invalid (int|float|choice)(?: value)?: ('.*?')(?: \((choose .*)\))?$", message
+        )
+        if value:
+            kind = {"int": "give a whole number", "float": "give a number"}.get(value[2], value[4])
+            raise UserError(f"{value[1]} {value[3]} is not a possible value: {kind}")
         wrong = re.match(r"unrecognized arguments: -+([^\s=]*)", message)
         # without the hyphens, which would make all short options similar
         options = [option[2:] for option in self._option_string_actions if option.startswith("--")]

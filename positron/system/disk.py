@@ -9,6 +9,7 @@ files (opening a FIFO would wait forever). This module imports only the standard
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from positron.system.console import one_line
-from positron.system.errors import UserError, why_unreadable
+from positron.system.errors import UserError, where_not_json, why_unreadable
 from positron.system.processes import is_alive
 
 if TYPE_CHECKING:
@@ -192,10 +193,10 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
             ) from error
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder; give the name of a file") from error
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; "
-            + ("the existing file is unchanged" if path.exists() else "give another path")
-        ) from error
+        remedy = "the existing file is unchanged" if path.exists() else "give another path"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free disk space, and give the same command again"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or on a disk that refuses everything
             temporary.unlink()
@@ -255,8 +256,8 @@ def replace_folder(source: Path, target: Path) -> None:
         rename(source, target)
     except OSError as error:
         raise UserError(
-            f"cannot replace {target}: {error.strerror or error}; end the programs that use it, or delete this folder, and "
-            "give the same command again"
+            f"cannot replace the folder {target}: {error.strerror or error}; end the programs that use the folder, or delete "
+            "it, and give the same command again"
         ) from error
 
 
@@ -304,9 +305,9 @@ def expanded(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(
-            f"the home folder in {path} is not known: set the variable HOME, or give the full path"
-        ) from error
+        user = Path(path).parts[0][1:]
+        remedy = "set the variable HOME" if not user else f"correct the name of the user, {one_line(user, 60)}"
+        raise UserError(f"the home folder in {path} is not known: {remedy}, or give the full path") from error
 
 
 def write_text(path: Path, text: str, below: Path | None = None) -> None:
@@ -331,8 +332,8 @@ def read_bytes(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTE
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise UserError(
-                    f"cannot read {path}: it has {size:,} bytes, and a file of this kind has at most {limit:,}; if it "
-                    "belongs to a run, it is damaged: restore it from a copy"
+                    f"cannot read {path}, which has {size:,} bytes: a file of this kind has at most {limit:,}; give a smaller "
+                    "file, or restore it from a copy if it belongs to a run"
                 )
             return file.read(limit)
     except OSError as error:
@@ -374,7 +375,7 @@ def read_json(path: Path, below: Path | None = None, limit: int = MAX_JSON_BYTES
         raise UserError(f"cannot read {path}: its JSON is nested too deeply; restore the file from a copy") from None
     except ValueError as error:
         raise UserError(
-            f"cannot read {path}: it is not valid JSON ({error}); correct it, or restore it from a copy"
+            f"cannot read {path}: it is not valid JSON ({where_not_json(error)}); correct it, or restore it from a copy"
         ) from error
 
 

@@ -32,27 +32,29 @@ def cache_folder() -> Path:
         ) from error
 
 
-def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:
+def fetch(url: str, path: Path, sha256: str | None, *, instead: str, sha256_key: str | None = None) -> bytes:
     """Return the content of the file `path`. If the file does not exist, download it from `url` first.
 
-    `sha256` is the expected checksum; None: no check. Raises UserError if the address is not allowed (see `check_address`), if
-    the download fails or receives nothing for PATIENCE_S seconds, or if the checksum is wrong. The message of a failed download
-    names the file, its folder and the URL, and ends with `instead`, which says what the user can do instead.
+    `sha256` is the expected checksum; None: no check. `sha256_key`: the setting that gives it, if there is one. Raises
+    UserError if the address is not allowed (see `check_address`), if the download fails or receives nothing for PATIENCE_S
+    seconds, or if the checksum is wrong. The message of a failed download names the file, its folder and the URL, and ends
+    with `instead`, which says what the user can do instead.
     """
     check_address(url)
     if path.exists():
         content = path.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise UserError(
-                f"{path} is damaged (its sha256 is not the one that a file from {url} must have): delete it, and give the same "
-                "command again to download it"
+                f"{path} is damaged or not the file from {url} (its sha256 differs): delete it, and give the same command "
+                "again to download it"
             )
         return content
     content = _download(url, path, instead)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        correct = f"correct {sha256_key}=, " if sha256_key else ""
         raise UserError(
-            f"{url} returned another file than expected (its sha256 is not {sha256[:12]}...): correct the expected sha256, try "
-            f"again later, or {instead}"
+            f"{url} returned another file than expected (its sha256 is not {sha256[:12]}...): {correct}try again later, or "
+            f"{instead}"
         )
     make_folder(path.parent)
     with whole_file(path) as file:
@@ -120,7 +122,10 @@ def _download(url: str, path: Path, instead: str) -> bytes:
             break
         received.clear()
     if failure:
-        reason = getattr(failure[0], "reason", failure[0])
+        error = failure[0]
+        reason = getattr(error, "reason", error)
+        if isinstance(error, urllib.error.HTTPError):
+            reason = f"the server answered {error.code} {reason}"
         raise UserError(
             f"cannot download {one_line(url, 200)} ({reason}): save the file as {path} yourself, or {instead}"
         )

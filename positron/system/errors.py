@@ -51,6 +51,12 @@ def why_not_json(error: ValueError) -> str:
     return reason.removesuffix(" at").removesuffix(" starting")  # as in "Unterminated string starting at"
 
 
+def where_not_json(error: ValueError) -> str:
+    """Return what `why_not_json` returns, and the line and column at which the text is wrong, if they are known."""
+    place = f", line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+    return why_not_json(error) + place
+
+
 class LeftAtOnce(BaseException):
     """Report that a signal ended the run immediately, and that nothing more is saved.
 

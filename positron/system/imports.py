@@ -33,10 +33,12 @@ def load_object(name: str, key: str) -> Any:
             "correct the name, or start this command in the folder that contains the module"
             if is_missing
             else "correct the module"
+            if not isinstance(error, ModuleNotFoundError)
+            else "install the missing module, or correct the one that imports it"
         )
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{key}={name}: importing {module_name} failed: {type(error).__name__}: {reason}; {remedy}"
+            f"cannot import {module_name} for {key}={name} ({type(error).__name__}: {reason}): {remedy}"
         ) from error
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute.casefold(), [known.casefold() for known in vars(module)], 1)
@@ -44,5 +46,5 @@ def load_object(name: str, key: str) -> Any:
         file = getattr(module, "__file__", None)  # a module that is part of the interpreter has none
         place = f" ({file})" if file else ""
         hint = f"did you mean {module_name}.{similar[0]}?" if similar else "correct the name"
-        raise UserError(f"{key}={name}: the module {module_name}{place} has no {attribute}: {hint}")
+        raise UserError(f"{key}={name}: the module {module_name}{place} has no attribute {attribute}: {hint}")
     return getattr(module, attribute)

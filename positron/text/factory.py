@@ -68,5 +68,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             raise ValueError("its content has changed since it was saved (another hash)")
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         fault = f"tokenizer.json has no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"the tokenizer in {folder} is damaged: {fault}; restore the folder from a copy") from error
+        raise UserError(
+            f"the tokenizer in {folder} is damaged or was edited ({fault}): restore the folder from a copy"
+        ) from error
     return tokenizer

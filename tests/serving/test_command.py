@@ -50,8 +50,8 @@ def test_a_run_is_served_until_ctrl_c_which_ends_streams_at_once(folder, start):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["base", "--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines use the models: give --api-key"),
-        (["base", "--api-key", "secret"], "the API key must have at least 16 characters"),
+        (["base", "--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines use the models: give --api-key KEY"),
+        (["base", "--api-key", "secret"], "the API key of --api-key must have at least 16 characters"),
         (["nobody"], "no run nobody"),
         (["base", "other/base"], "would both be served as base"),
         (["base", "base"], "outputs/base is given twice: give it once"),

@@ -375,13 +375,22 @@ def test_parameters_that_change_nothing_are_ignored(client):
 def test_other_paths_and_methods_are_refused_in_the_same_format(site, method, path, status):
     answer = httpx.request(method, site.url + path)
     assert answer.status_code == status
-    assert answer.json()["error"]["message"]
+    said = ": use " if status == 405 else "its API has /v1/models, /v1/chat/completions and /v1/completions"
+    assert said in answer.json()["error"]["message"]
+
+
+def test_a_token_id_of_a_larger_vocabulary_is_named_with_the_last_id(client):
+    last = TOKENIZER.vocab_size - 1
+    with pytest.raises(
+        openai.BadRequestError, match=rf"prompt\[1\] is 50256, but the token ids of the model end at {last}:"
+    ):
+        client.completions.create(model="writer", prompt=[0, 50256])
 
 
 def test_a_conversation_that_is_too_long_loses_its_oldest_turns_if_the_client_wants_that(client):
     turns = [{"role": role, "content": "a long text " * 3} for _ in range(3) for role in ("user", "assistant")]
     messages: list[Any] = [*turns, {"role": "user", "content": "hello"}]
-    with pytest.raises(openai.BadRequestError, match="give a shorter one"):
+    with pytest.raises(openai.BadRequestError, match="or give truncation=auto to drop"):
         client.chat.completions.create(model="talker", messages=messages)
     extra = {"truncation": "auto"}
     answer = client.chat.completions.create(model="talker", messages=messages, seed=1, max_tokens=30, extra_body=extra)

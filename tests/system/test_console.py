@@ -12,7 +12,9 @@ from conftest import PATIENCE
 
 from numpy_ref import command_line
 from positron.system import console
+from positron.system.command_parser import CommandParser
 from positron.system.console import Screen, one_line, printable
+from positron.system.errors import UserError
 
 
 @pytest.mark.parametrize("open_streams", [console.open_streams, command_line.open_streams])
@@ -137,6 +139,23 @@ def test_the_doctor_explains_itself(run_command):
     result = run_command("doctor", "--help")
     assert result.code == 0
     assert "one line per check" in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--port", "a b"], "--port 'a b' is not a possible value: give a whole number"),
+        (["--heat", "x"], "--heat 'x' is not a possible value: give a number"),
+        (["--to", "ggu"], "--to 'ggu' is not a possible value: choose from .*hf.*, .*gguf.*"),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_named_with_the_possible_values(options, said):
+    parser = CommandParser("export", "")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--heat", type=float)
+    parser.add_argument("--to", choices=("hf", "gguf"))
+    with pytest.raises(UserError, match=f"^{said}$"):
+        parser.parse_args(options)
 
 
 def test_a_wrong_option_is_one_line_with_the_nearest_right_one(run_command):

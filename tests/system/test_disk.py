@@ -82,7 +82,7 @@ def test_a_folder_in_use_is_named_and_the_new_one_stays(tmp_path: Path, monkeypa
 
     new, old = two_folders(tmp_path)
     monkeypatch.setattr(shutil, "rmtree", refuse)
-    with pytest.raises(UserError, match=r"cannot replace .*tokens: .*end the programs that use it"):
+    with pytest.raises(UserError, match=r"cannot replace .*tokens: .*end the programs that use the folder"):
         disk.replace_folder(new, old)
     assert new.exists()
     assert old.exists()

@@ -31,10 +31,17 @@ def homeless(monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
-@pytest.mark.parametrize("path", ["~/x.txt", "~", "~nobody-of-this-name/x.txt"])
-def test_a_path_below_an_unknown_home_folder_is_named(homeless, path):
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("~/x.txt", "set the variable HOME"),
+        ("~", "set the variable HOME"),
+        ("~nobody-of-this-name/x.txt", "correct the name of the user, nobody-of-this-name"),
+    ],
+)
+def test_a_path_below_an_unknown_home_folder_is_named(homeless, path, advice):
     for read in (expanded, lambda given: list_files(given)):
-        with pytest.raises(UserError, match=f"the home folder in {path} is not known: set the variable HOME"):
+        with pytest.raises(UserError, match=f"the home folder in {path} is not known: {advice}, or give the full path"):
             read(path)
 
 

@@ -50,10 +50,10 @@ def test_a_small_corpus_shrinks_the_vocabulary_instead_of_failing():
 def test_a_vocabulary_smaller_than_the_characters_is_refused_with_their_number():
     text = "".join(chr(0x4E00 + i) for i in range(3000))
     ids = 256 + len(SPECIALS) + 1 + 3000  # bytes, special tokens, <unk> and characters
-    with pytest.raises(
-        UserError, match=f"tokenizer.vocab_size=400 is too small .* need {ids:,} ids: give a larger one"
-    ):
+    said = f"tokenizer.vocab_size=400 is too small .* need {ids:,} ids: give tokenizer.vocab_size={ids} or more"
+    with pytest.raises(UserError, match=said):
         SentencePieceTokenizer.train([text * 3], 400)
+    assert SentencePieceTokenizer.train([text * 3], ids).vocab_size == ids
 
 
 def test_training_is_deterministic():
