@@ -85,7 +85,8 @@ def parse_size(text: str) -> tuple[float, float | None]:
     numbers = [read_amount(part) for part in text.split(",")]
     if len(numbers) > 2 or not all(1 <= number < math.inf for number in numbers):
         raise UserError(
-            f"--predict {text}: give a number of parameters, or numbers of parameters and tokens, such as 2M or 2M,40M"
+            f"--predict {text} cannot be read: give a number of parameters, such as 2M, or numbers of parameters and tokens, "
+            "such as 2M,40M"
         )
     return numbers[0], numbers[1] if len(numbers) == 2 else None
 
@@ -113,9 +114,10 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
         is_outside = law.reduced is not None and abs(math.log(d / law.partner(n))) > MIN_SPREAD
     if is_outside:
         like_runs = (law.partner(d), d) if law.reduced == "D" else (n, law.partner(n))
+        other = "models of other sizes" if law.reduced == "D" else "models of these sizes with other numbers of tokens"
         raise UserError(
             f"--predict {amount(n)},{amount(d)} cannot be answered from these runs, in which {family(law)}: give "
-            f"--predict {','.join(map(amount, like_runs))}, or add runs in which this is different"
+            f"--predict {','.join(map(amount, like_runs))}, or add runs of {other}"
         )
     return n, d
 

@@ -78,7 +78,9 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise UserError(f"{prefix}{missing[0]} is missing: give {prefix}{missing[0]}=VALUE")
+        is_entry = "[" in prefix  # of a list
+        advice = f"add {missing[0]}:VALUE to the entry" if is_entry else f"give {prefix}{missing[0]}=VALUE"
+        raise UserError(f"{prefix}{missing[0]} is missing: {advice}")
     return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
 
 

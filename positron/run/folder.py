@@ -377,6 +377,13 @@ def similar_name(name: str, outputs: Path) -> str | None:
     return next(iter(difflib.get_close_matches(name, _names(outputs), 1, 0.6)), None)
 
 
+def missing_run(run: Run, setting: str, instead: str) -> UserError:
+    """Return the error for a run that does not exist although `setting` needs it; `instead` is the second advice."""
+    near = similar_name(run.folder.name, run.folder.parent)
+    hint = "correct name=" if near is None else f"did you mean name={near}? Correct it"
+    return UserError(one_line(f"{setting}, but there is no run {run.folder}: {hint}, or {instead}"))
+
+
 def _names(outputs: Path) -> list[str]:
     return sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
 

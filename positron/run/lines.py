@@ -52,10 +52,10 @@ def parse_line(line: bytes, step_before: int, check: Check) -> dict[str, Any]:
     except ValueError:
         raise DamagedLine("it is not JSON") from None
     if not isinstance(values, dict):
-        raise DamagedLine("it is not an object")
+        raise DamagedLine("it is not a JSON object")
     step = values.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 10**15:
-        raise DamagedLine("its step is not a whole number")
+        raise DamagedLine("it has no step that is a whole number")
     if step <= step_before:
         raise DamagedLine(f"its step {step} is not greater than the step before, {step_before}")
     check(values)
@@ -105,7 +105,8 @@ def append(path: Path, text: str) -> None:
         append_text(path, text)
     except FileNotFoundError as error:
         raise UserError(
-            f"cannot write {path}, because its folder was deleted: give the command again to start anew"
+            f"cannot write {path}, because the folder of the run was deleted or moved: give the same command again to start "
+            "anew, or move the folder back first to continue"
         ) from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from positron.config import GPTConfig, ModelConfig
 from positron.run.folder import Run, find_run
 from positron.settings import from_dict
+from positron.system.console import one_line
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,9 +36,7 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
 
     path = checkpoint or best_or_newest(run.checkpoint_folder)
     if path is None:
-        raise UserError(
-            f"{run.folder} has no checkpoint yet: continue it with the command that started it, until it saves a checkpoint"
-        )
+        raise _no_checkpoint(run)
     tokenizer = load_tokenizer(run.tokenizer_folder)
     saved = load_checkpoint(path)
     refuse_other_tokenizer(saved, tokenizer, path)
@@ -47,6 +46,18 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
     model = GPT(config)
     load_weights(model, saved["state_dict"], path)
     return model.eval(), tokenizer, path
+
+
+def _no_checkpoint(run: Run) -> UserError:
+    facts = run.facts()
+    if facts.status in ("finished", "pruned"):
+        return UserError(
+            f"the checkpoints of {run.folder} are missing, though it was trained to step {facts.step}: restore "
+            f"{run.checkpoint_folder} from a copy, or name another run"
+        )
+    return UserError(
+        f"{run.folder} has no checkpoint yet: continue it with the command that started it, until it saves a checkpoint"
+    )
 
 
 def model_files(run: Run) -> tuple[Path, ...]:
@@ -85,7 +96,8 @@ def load_draft(name: str | None, tokenizer: Tokenizer) -> GPT | None:
     draft, other, _ = load_model(run)
     if other.hash != tokenizer.hash:
         raise UserError(
-            f"{run.folder} has another tokenizer, so it cannot be the draft model: name a run with the same tokenizer"
+            f"the draft model {run.folder} has another tokenizer than the model: give --draft a run that has the tokenizer "
+            "of the model, or leave --draft out"
         )
     return draft
 
@@ -129,18 +141,33 @@ def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:
     try:
         model.load_state_dict(bare_names(state_dict))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"the weights in {path} do not fit this model, so the file is damaged or from another run; "
-            f"restore it from a copy, or train again under another name= ({reason})"
+            f"the weights in {path} do not fit the model of the run ({_misfit(model, state_dict, error)}), so the file is "
+            "damaged or from another run: restore it from a copy, or train again under another name="
         ) from error
+
+
+def _misfit(model: GPT, state_dict: dict[str, Any], error: RuntimeError) -> str:
+    """Return the first difference of names or shapes that made loading fail with `error`, or else the error itself."""
+    ours, theirs = model.state_dict(), bare_names(state_dict)
+    for name, weight in ours.items():
+        if name not in theirs:
+            return f"{name} is missing"
+        if theirs[name].shape != weight.shape:
+            return f"{name} has the shape {list(theirs[name].shape)} instead of {list(weight.shape)}"
+    extra = next((name for name in theirs if name not in ours), None)
+    return one_line(" ".join(str(error).split()), 200) if extra is None else f"the model has no {extra}"
 
 
 def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, path: Path) -> None:
     """Raise UserError if the checkpoint was trained with another tokenizer than `tokenizer`."""
     if checkpoint["tokenizer_hash"] != tokenizer.hash:
+        remedy = (
+            "restore the one that was changed from a copy"
+            if Run(path.parent.parent).exists
+            else "name the file in the folder of the run that saved it"
+        )
         raise UserError(
-            f"{path} and the tokenizer of the run do not belong together: the checkpoint was trained with a tokenizer of the "
-            f"hash {checkpoint['tokenizer_hash'][:12]}, but the run has one of the hash {tokenizer.hash[:12]}; one of the two "
-            "was changed: restore it from a copy"
+            f"{path} and the tokenizer of the run do not belong together: the checkpoint was trained with another tokenizer "
+            f"(hash {checkpoint['tokenizer_hash'][:12]} instead of {tokenizer.hash[:12]}); {remedy}"
         )

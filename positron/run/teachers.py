@@ -41,10 +41,10 @@ def is_finished_student(run: Run, names: Sequence[str]) -> bool:
 
 def refuse_shorter_context(teachers: Sequence[Run], context: int) -> None:
     """Raise UserError if a teacher reads fewer than `context` tokens, the length of the windows of the new run."""
-    for run in teachers:
-        longest = run.settings().model.context_length
-        if longest < context:
-            raise UserError(
-                f"model.context_length={context} is longer than the {longest} tokens that the teacher {run.folder} reads: "
-                f"give model.context_length={longest}"
-            )
+    contexts = {run.folder: run.settings().model.context_length for run in teachers}
+    folder, longest = min(contexts.items(), key=lambda item: item[1])
+    if longest < context:
+        raise UserError(
+            f"model.context_length={context} is longer than the {longest} tokens that the teacher {folder} reads: "
+            f"give model.context_length={longest}"
+        )

@@ -10,6 +10,7 @@ from torch import Tensor
 from positron.config import IGNORE
 from positron.model.gpt import GPT
 from positron.model.kernels.torch_private import undo_compile
+from positron.system.console import one_line
 from positron.training.device import Machine
 from positron.training.objective.base import Part
 
@@ -37,7 +38,7 @@ def compile_in_place(model: GPT, part: Part, machine: Machine) -> bool:
         if not torch.allclose(compiled, eager, rtol=TOLERANCE[machine.precision], atol=0.0):
             reason = f"the compiled model has the loss and gradient norm {_shown(compiled)} instead of {_shown(eager)}"
     except Exception as error:  # a compiler and its tools can fail in many ways, and no failure should end the run
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(" ".join(str(error).split()), 200) or type(error).__name__
     finally:
         model.zero_grad(set_to_none=True)
         model.train()

@@ -74,7 +74,10 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         accelerator = asked
     else:
         choices = " or ".join(f"device={name}" for name, is_available in available.items() if is_available)
-        raise UserError(f"device={asked}: this machine has no {asked.upper()}: give {choices}, or device=auto")
+        raise UserError(
+            f"device={asked}, but PyTorch finds no {asked.upper()} device: give {choices} or device=auto, or install a "
+            f"PyTorch with {asked.upper()}"
+        )
     match accelerator:
         case "cuda":
             count = torch.cuda.device_count()

@@ -164,7 +164,9 @@ def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
     if is_own:
         remedy = "give train.extend=true and a larger train.max_steps="
     else:
-        remedy = f"give schedule.warmup_steps={horizon // 10}, or a larger train.max_steps="
+        remedy = (
+            f"start again under another name= with schedule.warmup_steps={horizon // 10}, or a larger train.max_steps="
+        )
     return (
         f"schedule.warmup_steps={warmup_steps} is not less than the run's {counted(horizon, 'step')}: the learning rate "
         f"rises until the end of the run and never falls; {remedy}"

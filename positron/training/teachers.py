@@ -6,10 +6,11 @@ import logging
 from collections.abc import Sequence
 
 from positron.run.ensemble import common_tokenizer
-from positron.run.folder import Run
+from positron.run.folder import Run, named_run
 from positron.run.load import load_model
 from positron.run.teachers import find_teachers, is_finished_student, refuse_shorter_context
 from positron.system.console import one_line
+from positron.system.disk import expanded
 from positron.system.errors import UserError
 from positron.system.formatting import counted, parameter_count
 from positron.text.factory import load_tokenizer
@@ -73,20 +74,25 @@ def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> lis
     Raises UserError if `hashes`, those of the weights now, are not the same in any order.
     """
     known = (run.facts().teachers or "").split()
+    recorded = run.settings().distill
+    assert recorded is not None
+    names = ",".join(one_line(name, 80) for name in recorded.teachers)
     if len(known) != len(hashes):
         raise UserError(
-            f"{run.folder} began with {counted(len(known), 'teacher')}, not {len(hashes)}: give the same teachers=, or another "
+            f"{run.folder} began with {counted(len(known), 'teacher')}, not {len(hashes)}: give teachers={names}, or another "
             "name="
         )
     changed = [
         teacher.folder for teacher, now in zip(teachers, hashes, strict=True) if hashes.count(now) != known.count(now)
     ]
     if changed:
-        recorded = run.settings().distill
-        assert recorded is not None
-        names = ",".join(one_line(name, 80) for name in recorded.teachers)
+        found = [named_run(str(expanded(name))) for name in recorded.teachers]
+        if any(teacher is not None and teacher.folder.resolve() == changed[0].resolve() for teacher in found):
+            raise UserError(
+                f"the weights of the teacher {changed[0]} have changed since {run.folder} began: restore the teacher from a "
+                "copy, or give another name="
+            )
         raise UserError(
-            f"{run.folder} began with other weights than those of {changed[0]}: give teachers={names}, with the weights that "
-            "they had then, or another name="
+            f"{run.folder} did not begin with the teacher {changed[0]}: give teachers={names}, or another name="
         )
     return known

@@ -17,7 +17,7 @@ from positron.model.gpt import GPT
 from positron.model.lora import add_lora
 from positron.run.base import pretrained_run, tokens_seen
 from positron.run.facts import Facts
-from positron.run.folder import Run, find_run
+from positron.run.folder import Run, find_run, named_run
 from positron.run.load import load_model, restore
 from positron.run.metrics import append_row
 from positron.settings import from_dict
@@ -111,10 +111,11 @@ def record_beginning(run: Run, objective: Objective, model: GPT, measured: dict[
 
 def base_run(config: RunConfig) -> Run:
     """Return the base run, which `config` trains further. Raises UserError if it does not exist any more."""
-    try:
-        return find_run(config.init_from)
-    except UserError as error:
-        raise UserError(f"the base run init_from={config.init_from} was not found: restore its folder") from error
+    if config.init_from is not None and named_run(config.init_from) is None:
+        raise UserError(
+            f"the base run init_from={config.init_from} was not found: correct init_from=, or restore the folder of the run"
+        )
+    return find_run(config.init_from)
 
 
 def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
@@ -127,13 +128,16 @@ def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
     try:
         base = pretrained_run(base_run(config))
     except UserError as error:
-        why = f"{key} mixes the text on which it was pretrained into each batch"
+        why = f"{key} mixes the text of the pretraining into each batch"
         raise UserError(f"{error} ({why})" if start.is_own else f"{error}, or {remedy}") from error
     if base.config()["data"].get("source") == "imported":
         logger.info("the training text of the imported model is unknown, so no text is replayed")
         return None
     if base.config()["data"].get("tokens_per_epoch") is not None:
-        raise UserError(f"{base.folder} streamed its text and did not keep it, so it cannot be replayed: give {key}=0")
+        raise UserError(
+            f"{base.folder} streamed its training text and kept no copy, so {key} cannot mix this text into the batches: give "
+            f"{key}=0"
+        )
     return base
 
 

@@ -354,7 +354,7 @@ def test_a_run_with_a_budget_can_be_extended(ended, tmp_path):
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=steps + 5, extend=True))
     assert train(longer, tmp_path / "run", asked=AUTO).step == steps + 5
     assert train(config, tmp_path / "run", asked=AUTO).step == steps + 5  # the first command continues it
-    with pytest.raises(UserError, match="has no checkpoint to continue"):
+    with pytest.raises(UserError, match=r"train.extend=true, but there is no run .*fresh: correct name=, or leave"):
         train(longer, tmp_path / "fresh", asked=AUTO)
 
 

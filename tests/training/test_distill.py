@@ -184,11 +184,14 @@ def test_a_teacher_that_has_changed_is_refused_when_the_run_continues(place: Pat
         distill(config, tmp_path / "run")
     shutil.copytree(place / "b", tmp_path / "a")
     with pytest.raises(
-        UserError, match=r"run began with other weights than those of .*a: give teachers=.*a, with the weights"
+        UserError, match=r"the weights of the teacher .*a have changed since .*run began: restore the teacher"
     ):
         distill(config, tmp_path / "run")
+    other = dataclasses.replace(config, distill=DistillConfig((str(place / "b"),)))
+    with pytest.raises(UserError, match=r"run did not begin with the teacher .*b: give teachers=.*a, or another name="):
+        distill(other, tmp_path / "run")
     two = dataclasses.replace(config, distill=DistillConfig((str(kept), str(place / "b"))))
-    with pytest.raises(UserError, match="began with 1 teacher, not 2: give the same teachers="):
+    with pytest.raises(UserError, match=r"began with 1 teacher, not 2: give teachers=.*a, or another name="):
         distill(two, tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     moved = dataclasses.replace(config, distill=DistillConfig((str(kept),)))

@@ -288,8 +288,8 @@ def test_resume_insists_where_told(tmp_path, whole):
         train(dataclasses.replace(tiny(whole.parent), resume="must"), whole.with_name(typo))
     with pytest.raises(UserError, match="resume=never does not continue a run"):
         train(dataclasses.replace(tiny(whole.parent), resume="never"), whole)
-    with pytest.raises(UserError, match="ckpt_path=latest"):
-        train(dataclasses.replace(tiny(tmp_path), ckpt_path="latest"), tmp_path / "new")
+    with pytest.raises(UserError, match=f"ckpt_path=latest, but there is no run .*: did you mean name={whole.name}"):
+        train(dataclasses.replace(tiny(whole.parent), ckpt_path="latest"), whole.with_name(typo))
     assert train(dataclasses.replace(tiny(whole.parent), resume="must", ckpt_path="latest"), whole).step == 40
 
 

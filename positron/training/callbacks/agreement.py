@@ -50,6 +50,6 @@ def refuse_different_plans(plans: list[Resolved]) -> None:
                 case _:
                     advice = values[0]
             raise UserError(
-                f"the processes chose different values of {setting}: {values[0]} on rank 0, {values[other]} on rank {other}: "
-                f"start all of them with {setting}={advice}"
+                f"the processes chose different values of {setting} ({values[0]} on rank 0, {values[other]} on rank {other}): "
+                f"start all processes with {setting}={advice}"
             )

@@ -64,12 +64,16 @@ class Divergence(L.Callback):
         if not math.isfinite(loss):
             raise diverged(trainer, f"the validation loss of step {step} is NaN or infinite")
         if not self._is_sane(loss):
-            what = f"the validation loss of step {step} is {loss:.4g}, and random guessing has {self.guessing:.4g}"
+            what = (
+                f"the validation loss of step {step} is {loss:.4g}, more than {MAX_LOSS_RATIO:g} times the loss of random "
+                f"guessing, {self.guessing:.4g}"
+            )
             if is_last and _mean(trainer, module.loss) > self.guessing:
                 raise diverged(trainer, what)
             if not self._has_warned:
                 logger.warning(
-                    f"{what}: if it does not fall soon, stop the run and start again with a lower optimizer.lr"
+                    f"{what}: if the loss does not fall soon, stop the run and start again under another name= with a lower "
+                    "optimizer.lr"
                 )
                 self._has_warned = True
 
