@@ -156,7 +156,8 @@ def explain_read_error(error: Exception, path: Path) -> str:
             f"its name ends in {path.suffix}, but its content is not (or not only) {compression_of(path)} data: correct "
             f"the name, or compress the file again ({one_line(reason, 300)})"
         )
-    return one_line(reason, 300)
+    is_damaged = getattr(error, "errno", None) is None  # otherwise, the system refused to read the file
+    return one_line(reason, 300) + ("; copy, download or create the file again" if is_damaged else "")
 
 
 def decode_blocks(file: Any, path: Path, reading: Reading) -> Iterator[str]:

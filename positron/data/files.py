@@ -74,7 +74,7 @@ class FileSource:
             reads_differ.append(is_read_differently)
         # what earlier versions computed for the same files; token files with this fingerprint remain valid
         self.earlier_fingerprint = hash_facts(facts)
-        self._split = self._find_split(path)
+        self._split = self._find_split(f"data.path={path}" if config.url is None else f"data.url={config.url}")
         changes = [file.name for file, changed in zip(self.files, reads_differ, strict=True) if changed]
         changes += [f"split at {self._split.place}"] if self._split.is_new else []
         self.fingerprint = hash_facts([*facts, changes]) if changes else self.earlier_fingerprint
@@ -109,10 +109,11 @@ class FileSource:
             parts.append(f"skipped {self._skipped}")
         return "; ".join(parts)
 
-    def _find_split(self, path: str) -> Split:
+    def _find_split(self, called: str) -> Split:
         """Decide whether the text is divided by the hash of each document or at one position, and return the division.
 
-        If the text has many documents, only the first ones are read. Raises UserError if the text is empty.
+        If the text has many documents, only the first ones are read. Raises UserError if the text is empty; `called` is its
+        name in the message.
         """
         documents = characters = 0
         sizes, is_val = [0, 0], None  # characters for training and for validation
@@ -125,7 +126,12 @@ class FileSource:
             if is_large and documents >= MIN_DOCUMENTS and all(sizes):
                 return Split(None, is_new=False)
         if characters == 0:
-            raise UserError(f"data.path={one_line(path)} contains no text: give a file with text")
+            if any(format_of(file) not in (None, "text") for file in self.files):
+                raise UserError(
+                    f"{one_line(called)} contains no text in the field {self.reading.field_name}: give the name of another "
+                    "field as data.field=, or another file"
+                )
+            raise UserError(f"{one_line(called)} contains no text: give a file with text")
         if documents >= MIN_DOCUMENTS and _is_balanced(sizes, self.val_fraction):
             return Split(None, is_new=False)
         return self._place_of(characters, was_drawn=documents >= MIN_DOCUMENTS)

@@ -27,6 +27,8 @@ from positron.config import DataConfig
 from positron.data.decoding import Reading
 from positron.data.rows import parquet_texts
 from positron.data.sources import WAIT, Document, is_validation
+from positron.system.commands import quoted
+from positron.system.console import one_line
 from positron.system.disk import expanded, make_folder, read_json, write_json
 from positron.system.errors import Unreachable, UserError
 from positron.system.locks import lock
@@ -98,9 +100,11 @@ class Repository:
                 f"the dataset has: {listed}"
             )
         if chosen and config.config_name is not None:
+            is_in_names = any(config.config_name in s.rfilename for s in chosen)
+            pattern = f"*{config.config_name}*" if is_in_names else chosen[0].rfilename
             raise UserError(
-                f"data.config_name={config.config_name} is for datasets without Parquet files, but data.repo={self.repo} has "
-                f"Parquet files: leave it out and choose files, for example with data.files={chosen[0].rfilename}"
+                f"data.config_name= is for datasets without Parquet files, but data.repo={self.repo} has Parquet files: "
+                f"replace data.config_name={config.config_name} by a choice of files, such as {quoted(f'data.files={pattern}')}"
             )
         files = [
             {"name": s.rfilename, "size": s.size, "sha256": s.lfs.sha256 if s.lfs else None, "row_groups": None}
@@ -138,10 +142,12 @@ class HubSource:
         self.files = self.repository.files
         self.reading.is_one_of_several = len(self.files) > 1
         if not self.files:
-            chosen = "" if config.files == "*" else f" among data.files={config.files}"
+            chosen, other = (
+                ("", "") if config.files == "*" else (f" that match data.files={config.files}", " and other files")
+            )
             raise UserError(
-                f"data.repo={self.repo} has no Parquet files{chosen}, which data.tokens_per_epoch needs: "
-                "give data.tokens_per_epoch=null, or try data.revision=refs/convert/parquet"
+                f"data.tokens_per_epoch needs Parquet files, but data.repo={self.repo} has none{chosen}: "
+                f"give data.tokens_per_epoch=null, or try data.revision=refs/convert/parquet{other}"
             )
         self.held_out: frozenset[bytes] = frozenset()
         self._open: list[tuple[str, int]] = []  # files being tokenized, each with the number of tasks up to its end
@@ -240,9 +246,14 @@ class HubSource:
                 with pyarrow.parquet.ParquetFile(path) as opened:
                     file["row_groups"] = opened.num_row_groups
             except pyarrow.ArrowException as error:
+                other = "choose other files with data.files=PATTERN"
                 raise UserError(
-                    f"{path} cannot be read as a Parquet file ({' '.join(str(error).split())[:200]}): delete it and repeat the "
-                    "command, which downloads it again, or choose other files with data.files=PATTERN"
+                    f"{path} cannot be read as a Parquet file ({one_line(' '.join(str(error).split()), 200)}): "
+                    + (
+                        f"the hub has the same file, so {other}"
+                        if file["sha256"] is not None
+                        else f"delete it and repeat the command, which downloads it again, or {other}"
+                    )
                 ) from error
             self.repository.write_note()
         groups: int = file["row_groups"]
@@ -386,7 +397,8 @@ def retry_network(
             if isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE:
                 raise
             status = getattr(getattr(error, "response", None), "status_code", None)
-            reason = " ".join(str(error).split())[:160]
+            # without the address of the request, if the server gave a reason
+            reason = one_line(" ".join((getattr(error, "server_message", None) or str(error)).split()), 160)
             if status is not None and 400 <= status < 500 and status not in (408, 429):
                 raise UserError(
                     f"{what} cannot be downloaded: the hub answers with status {status} ({reason}); check the name, the "

@@ -7,6 +7,7 @@ rows are grouped into chunks by their size alone, so that chunk i is the same in
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import multiprocessing
@@ -260,13 +261,11 @@ def _check_config_name(repo: str, config_name: str | None, names: list[str], err
     """
     listed = ", ".join(names)
     if config_name is not None and config_name not in names:
-        raise UserError(
-            f"{repo} has no configuration data.config_name={config_name}: choose one of {listed}"
-        ) from error
+        near = difflib.get_close_matches(config_name, names, 1)
+        hint = f"did you mean {near[0]}? Choose one of" if near else "choose one of"
+        raise UserError(f"data.config_name={config_name} is not a configuration of {repo}: {hint} {listed}") from error
     if config_name is None and len(names) > 1:
-        raise UserError(
-            f"{repo} has several configurations: choose one of {listed} with data.config_name=NAME"
-        ) from error
+        raise UserError(f"{repo} has several configurations: give data.config_name= with one of {listed}") from error
 
 
 def _describe_split(repo: str, config_name: str | None, splits: list[str]) -> str:
@@ -325,5 +324,6 @@ def _reason(error: BaseException, repo: str) -> tuple[str, str]:
         return "network", text or type(error).__name__
     return (
         "user",
-        f"{repo} cannot be read by load_dataset: {text}; give data.files=PATTERN to read only some of its files",
+        f"{repo} cannot be read by load_dataset: {text}; try data.revision=refs/convert/parquet, or read only some of the "
+        "files with data.files=PATTERN",
     )

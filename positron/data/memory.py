@@ -36,7 +36,7 @@ def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text")
             else:
                 what = f"has the fields {', '.join(map(str, item))}"
             raise UserError(
-                f"data=: item {number} must be a text, or a row with a text in the field `{field}`, but it "
+                f"data=: item {number} (counted from 0) must be a text, or a row with a text in the field `{field}`, but it "
                 f"{one_line(what, 200)}"
             )
         return {field: text} if text else None
@@ -54,7 +54,8 @@ def write_conversations(rows: Iterable[Any], data_dir: str | Path) -> Path:
     def row(item: Any, number: int) -> Any:
         if not isinstance(item, Mapping | list):
             raise UserError(
-                f"data=: item {number} must be a conversation, which is a dict or a list of messages, but it {_kind(item)}"
+                f"data=: item {number} (counted from 0) must be a conversation, which is a dict or a list of messages, but it "
+                f"{_kind(item)}"
             )
         return item
 
@@ -71,7 +72,8 @@ def write_pairs(rows: Iterable[Any], data_dir: str | Path) -> Path:
     def row(item: Any, number: int) -> Any:
         if not isinstance(item, Mapping):
             raise UserError(
-                f"data=: item {number} must be a pair, which is a dict with `prompt`, `chosen` and `rejected`, but it "
+                f"data=: item {number} (counted from 0) must be a pair, which is a dict with `prompt`, `chosen` and "
+                f"`rejected`, but it "
                 f"{_kind(item)}"
             )
         return item
@@ -88,9 +90,10 @@ def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str |
         wrapped = "[text]" if isinstance(items, str) else "[content.decode()]"
         raise UserError(f"data= takes a list of texts: put a single text into a list, as in data={wrapped}")
     if isinstance(items, Mapping):
+        listed = one_line(", ".join(map(str, items)), 100)
         raise UserError(
-            f"data= takes a list or one split of a dataset, not a dict with the keys {', '.join(map(str, items))}: give the "
-            "value of one key"
+            f"data= takes a list or one split of a dataset, not a dict with the keys {listed}: give one of its values, such as "
+            "data=splits['train'], or put a single row into a list, as in data=[row]"
         )
     folder = make_folder(expanded(data_dir) / MEMORY)
     content, count = hashlib.sha256(), 0

@@ -15,6 +15,7 @@ from positron.data.decoding import Reading, open_decompressed
 from positron.data.listing import delimiter_of
 from positron.system.console import one_line
 from positron.system.errors import UserError, why_not_json
+from positron.system.formatting import counted
 
 _BLANKS = re.compile(r"[\s,]*")
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]|[^"\[\]{}]+')
@@ -69,9 +70,15 @@ def _line_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator
         try:
             row = _loads(line)
         except ValueError as error:
+            shown = f"{one_line(str(path))}, line {number}"
+            if line.strip() == "{":
+                raise UserError(
+                    f"{shown} is only the beginning of a JSON object: write each object on one line, or let the name of the "
+                    "file end in .json"
+                ) from error
             column = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
             raise UserError(
-                f"{one_line(str(path))}, line {number} is not JSON: {why_not_json(error)}{column}; correct or remove the line"
+                f"{shown} is not JSON: {why_not_json(error)}{column}; correct or remove the line"
             ) from error
         if text := _text_of(row, path, ("line", number), reading):
             yield text
@@ -152,7 +159,8 @@ def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
             yield value
     if in_array:
         raise UserError(
-            f"{shown} ends inside its array, after entry {number}: the file may be incomplete; copy or download it again"
+            f"{shown} ends after entry {number}, without the ] of its array: add the ], or copy or download the file again if "
+            "more is missing"
         )
 
 
@@ -177,9 +185,11 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
     where = f"{one_line(str(path))}, {place[0]} {place[1]}"
     if not isinstance(text, str):
         if isinstance(row, dict) and reading.field in row:
-            raise UserError(
-                f"{where} has {_KINDS[type(text)]} in the field {reading.field_name}, not text: correct or remove this row"
-            )
+            advice = "correct or remove this row"
+            others = [name for name, value in row.items() if isinstance(value, str)]
+            if place[1] == 1 and text is not None and others:  # probably all rows have such a value
+                advice = f"{reading.choice_of(others)}, or correct this row"
+            raise UserError(f"{where} has {_KINDS[type(text)]} in the field {reading.field_name}, not text: {advice}")
         if isinstance(row, dict):
             advice = reading.choice_of(list(row)) if place[1] == 1 else "add it, or remove this row"
         else:
@@ -206,6 +216,7 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
     if delimiter not in first:
         delimiter = next((mark for mark in ";\t" if mark in first), delimiter)
     rows = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    begin = 1
     try:
         names = [name.strip() for name in next(rows, [])]
         if reading.field not in names:
@@ -213,17 +224,27 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
                 f"{shown} has no column {reading.field_name} in its first line: {reading.choice_of(names)}"
             )
         column = names.index(reading.field)
+        begin = rows.line_num + 1  # the line in which a row begins
         for cells in rows:
-            if not cells:
-                continue
-            if len(cells) != len(names):
-                raise UserError(
-                    f"{shown}, line {blank + rows.line_num} has {len(cells)} cells, but the first line has {len(names)}: "
-                    "quote cells that contain a separator or a line end"
+            if cells and len(cells) != len(names):
+                advice = (
+                    "quote cells that contain a separator"
+                    if len(cells) > len(names)
+                    else "add the missing cells, and quote cells that contain a line end"
                 )
-            if cells[column]:
+                raise UserError(
+                    f"{shown}, line {blank + begin} has {counted(len(cells), 'cell')}, but the first line has {len(names)}: "
+                    f"{advice}"
+                )
+            if cells and cells[column]:
                 yield cells[column]
+            begin = rows.line_num + 1
     except csv.Error as error:
+        if "unexpected end" in str(error):
+            raise UserError(
+                f"{shown}, line {blank + begin} begins a row with a quoted cell that does not end: add the missing quote (a "
+                "quote inside a quoted cell is written twice)"
+            ) from error
         raise UserError(
             f"{shown}, line {blank + rows.line_num} is not CSV: {error}; check its quotes (a quote inside a quoted cell is "
             "written twice)"

@@ -257,8 +257,8 @@ class TokenFiles:
             raise UserError(f"{folder / 'tokens.json'} is damaged: {_remedy(folder)}") from error
         if tokenizer_hash != tokenizer.hash:
             raise UserError(
-                f"{folder} was written with another tokenizer ({tokenizer_hash[:12]}) than this run's "
-                f"({tokenizer.hash[:12]}): {_remedy(folder)}"
+                f"the tokens in {folder} were made by another tokenizer (hash {tokenizer_hash[:12]}) than that of this run "
+                f"(hash {tokenizer.hash[:12]}): {_remedy(folder)}"
             )
         self._shards = [_open_shard(folder, *shard, dtype) for shard in shards]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
@@ -335,7 +335,8 @@ def _open_shard(folder: Path, name: str, tokens: int, sha256: str, dtype: str) -
                     raise UserError(f"{path} was altered: {remedy}")
             _verified[path.resolve()] = state
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the token file {path}: {error}; {remedy}") from error
+        reason = getattr(error, "strerror", None) or str(error).removesuffix(".")
+        raise UserError(f"cannot read the token file {path}: {reason}; {remedy}") from error
     if hasattr(mmap, "MADV_RANDOM"):
         # Windows are at random positions. Reading ahead would take a hundred times as long as reading the window.
         assert isinstance(ids.base, mmap.mmap)

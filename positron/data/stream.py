@@ -79,9 +79,12 @@ class Stream:
             if (self.validation / "tokens.json").exists():
                 return
             if len(self.source.files) < 2:
+                is_chosen = self.config.files != "*"
+                remedy = "give a data.files= that matches more, or " if is_chosen else "give "
                 raise UserError(
-                    f"data.tokens_per_epoch needs at least two files, because the first one is for validation, but "
-                    f"data.files={self.config.files} matches only one: give data.tokens_per_epoch=null"
+                    "data.tokens_per_epoch needs at least two Parquet files, because the first one is for validation, but "
+                    + (f"data.files={self.config.files} matches" if is_chosen else f"data.repo={self.config.repo} has")
+                    + f" only one: {remedy}data.tokens_per_epoch=null"
                 )
             first = self.source.part(slice(0, 1))
             end = self.tokenizer.special_id(END_OF_TEXT)

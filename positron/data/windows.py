@@ -11,6 +11,7 @@ from torch import Tensor
 from positron.data.shards import TokenFiles
 from positron.data.window_order import windows_of_step
 from positron.system.errors import UserError
+from positron.system.formatting import counted
 
 MAX_BYTES_PER_TOKEN = 40  # if the mean is larger, tokenizer=word does not suit the text
 
@@ -46,14 +47,14 @@ class Windows:
         self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
         self.n_windows = (tokens.n_tokens - 1) // context
         if self.n_windows < 1:
+            remedy = "give a longer text"
+            if tokens.n_bytes > MAX_BYTES_PER_TOKEN * tokens.n_tokens:
+                mean = f"{tokens.n_bytes // tokens.n_tokens:,} bytes"
+                remedy = f"use tokenizer=char or tokenizer=spm_4k, because a token now has {mean} on average"
+            elif tokens.n_tokens > 1:
+                remedy += f", or a model with model.context_length={tokens.n_tokens - 1} or less"
             raise UserError(
-                f"the training text has {tokens.n_tokens} tokens, but one window needs {context + 1}: "
-                + (
-                    f"its tokens have {tokens.n_bytes // tokens.n_tokens:,} bytes on average; use tokenizer=char or "
-                    "tokenizer=spm_4k"
-                    if tokens.n_bytes > MAX_BYTES_PER_TOKEN * tokens.n_tokens
-                    else f"give a longer text, or a model with model.context_length={max(1, tokens.n_tokens - 1)} or less"
-                )
+                f"the training text has {counted(tokens.n_tokens, 'token')}, but one window needs {context + 1:,}: {remedy}"
             )
         self.starts: np.ndarray | None = None
         if end_id is not None:

@@ -80,8 +80,11 @@ def test_chunks_are_the_same_from_anywhere_and_after_a_failure(rows_hub: Hub, tm
     [
         ({"field": "story"}, r'some/stories has no text in the field "story" \(data\.field\): give data\.field=text'),
         ({"files": "*.csv"}, r"has no files that match data\.files=\*\.csv: .*; the dataset has: train\.jsonl"),
-        ({"files": "broken.jsonl"}, r"cannot be read by load_dataset: .*; give data\.files=PATTERN"),
-        ({"tokens_per_epoch": "1k", "packing": "windows"}, "no Parquet files, .*: give data.tokens_per_epoch=null, or"),
+        ({"files": "broken.jsonl"}, r"cannot be read by load_dataset: .*; try data\.revision=.*data\.files=PATTERN"),
+        (
+            {"tokens_per_epoch": "1k", "packing": "windows"},
+            "needs Parquet files, but .*: give data.tokens_per_epoch=null, or",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named(rows_hub: Hub, tmp_path: Path, options: dict[str, Any], says: str) -> None:
@@ -107,16 +110,16 @@ configs:
 """
 
 
-@pytest.mark.slow  # four processes import `datasets`
+@pytest.mark.slow  # five processes import `datasets`
 def test_a_configuration_is_asked_for_by_name_and_identifies_the_text(rows_hub: Hub, tmp_path: Path) -> None:
     rows_hub.files[rows_hub.path("README.md")] = CONFIGS.encode()
     rows_hub.add_lines("short.jsonl", [{"text": "a"}, {"text": "b"}])
-    with pytest.raises(
-        UserError, match=r"has several configurations: choose one of long, short with data\.config_name="
-    ):
+    with pytest.raises(UserError, match=r"has several configurations: give data\.config_name= with one of long, short"):
         prepare(chosen(tmp_path), CHAR, None)
-    with pytest.raises(UserError, match=r"has no configuration data\.config_name=other: choose one of long, short"):
+    with pytest.raises(UserError, match=r"config_name=other is not a configuration of \S+: choose one of long, short"):
         next(row_chunks(Repository(chosen(tmp_path, config_name="other")), "text", 0))
+    with pytest.raises(UserError, match=r"config_name=shrt .*: did you mean short\? Choose one of long, short"):
+        next(row_chunks(Repository(chosen(tmp_path, config_name="shrt")), "text", 0))
     short, long = (Repository(chosen(tmp_path, config_name=name)) for name in ("short", "long"))
     assert list(row_chunks(short, "text", 0)) == [["a", "b"]]
     assert list(row_chunks(long, "text", 0)) == [TEXTS]
@@ -128,8 +131,10 @@ def test_a_configuration_is_not_combined_with_files_that_are_chosen_otherwise(ro
     with pytest.raises(UserError, match=r"data\.config_name= and data\.files= both choose files"):
         chosen(tmp_path, config_name="short", files="*.jsonl")
     rows_hub.add("data/train.parquet", TEXTS)
-    with pytest.raises(UserError, match=r"is for datasets without Parquet files.*data\.files=data/train\.parquet"):
-        Repository(chosen(tmp_path, config_name="short"))
+    for name, files in (("short", "data/train.parquet"), ("train", "*train*")):
+        with pytest.raises(UserError, match=r"is for datasets without Parquet files") as error:
+            Repository(chosen(tmp_path, config_name=name))
+        assert f"data.files={files}" in str(error.value)
 
 
 def test_a_dataset_that_changed_has_another_fingerprint_once_its_note_is_gone(

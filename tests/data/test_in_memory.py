@@ -58,11 +58,11 @@ def test_conversations_are_those_of_a_file(tmp_path: Path, kind: Any) -> None:
     ("given", "says"),
     [
         ("a text", "takes a list of texts: put a single text into a list, as in data="),
-        ({"train": [], "test": []}, "not a dict with the keys train, test: give the value of one key"),
+        ({"train": [], "test": []}, "not a dict with the keys train, test: give one of its values"),
         (b"a text", "put a single text into a list, as in data="),
         ([], "contains no text"),
-        (["a", 3], "item 1 must be a text, .* but it is of type int"),
-        ([{"story": "x"}], "item 0 must be .* a text in the field `text`, but it has the fields story"),
+        (["a", 3], r"item 1 \(counted from 0\) must be a text, .* but it is of type int"),
+        ([{"story": "x"}], r"item 0 .*must be .* a text in the field `text`, but it has the fields story"),
     ],
 )
 def test_an_item_that_is_not_text_is_named(tmp_path: Path, given: Any, says: str) -> None:
@@ -72,5 +72,5 @@ def test_an_item_that_is_not_text_is_named(tmp_path: Path, given: Any, says: str
 
 
 def test_an_item_that_is_not_a_conversation_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"item 0 must be a conversation, .* but it is of type str"):
+    with pytest.raises(UserError, match=r"item 0 .*must be a conversation, .* but it is of type str"):
         write_conversations(["hello"], tmp_path)

@@ -189,7 +189,10 @@ def test_a_far_step_serves_each_window_of_its_epoch_once_on_any_number_of_device
         ({"tokens_per_epoch": "many"}, "give a number of at least 1, such as 10000000 or 10M"),
         ({"max_mb": 3.0}, "or give data.tokens_per_epoch=null"),
         ({"packing": "documents"}, "packing=windows"),
-        ({"files": "data/train-00000*"}, "needs at least two files, .*: give data.tokens_per_epoch=null"),
+        (
+            {"files": "data/train-00000*"},
+            "at least two Parquet files, .*: give a data.files= that .*, or data.tokens_per_epoch=null",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(
