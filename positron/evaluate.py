@@ -124,8 +124,8 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     for path, loss in zip(paths, losses, strict=True):
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss of {path} on {facts['text']} is NaN or infinite, because its training diverged or its weights "
-                "are damaged: train again under another name= with a lower optimizer.lr=, or import the model again"
+                f"the loss of {path} on {facts['text']} is NaN or infinite, because the training diverged or the "
+                "weights are damaged: train again under another name= with a lower optimizer.lr=, or import the model again"
             )
     if options.stories:
         facts["stories"] = story_facts(runs, writer, options)

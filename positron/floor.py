@@ -92,22 +92,28 @@ def _run(command: str, given: list[Document]) -> list[Claim]:
     if "{text}" not in command or "{out}" not in command:
         raise UserError(
             '--command must contain {text} and {out}, such as --command "python my_eval.py {text} {out}": the program reads '
-            "the documents from the one file and writes their log-probabilities to the other"
+            "the documents from the file {text} and writes their log-probabilities to the file {out}"
         )
     with tempfile.TemporaryDirectory(prefix="positron-floor-") as folder:
         text, out = Path(folder, "documents.jsonl"), Path(folder, "scores.jsonl")
         floor.write_documents(text, given)
         try:
             words = [word.replace("{text}", str(text)).replace("{out}", str(out)) for word in words_of(command)]
+        except ValueError as error:
+            raise UserError(f"--command cannot be divided into words ({error}): {command}") from error
+        try:
             # what the program prints must not mix with the output of this command
             done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot run --command {command}: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot run the program {words[0]} of --command: {reason}") from error
         if done.returncode:
-            raise UserError(f"--command {command} ended with exit code {done.returncode}: its own messages tell why")
+            raise UserError(
+                f"the program {words[0]} of --command ended with exit code {done.returncode}: its own messages tell why"
+            )
         if not out.exists():
             raise UserError(
-                f"--command {command} ended without writing the file {{out}}: it must write a line for each document, "
+                f"the program {words[0]} of --command did not write the file {{out}}: write a line for each document, "
                 'such as {"id": "0/7", "logprob": -131.2, "bytes": 871}'
             )
         return floor.read_claims(out)

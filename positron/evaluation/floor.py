@@ -127,7 +127,10 @@ def _claim(line: str, place: str) -> Claim:
         raise UserError(f"{place} must be an object with id, logprob and bytes, such as {example}")
     name, logprob, size = record["id"], record["logprob"], record["bytes"]
     if not isinstance(name, str):
-        raise UserError(f"{place}: id must be a string, the id of the document that was scored, such as in {example}")
+        raise UserError(
+            f"{place}: id must be a string, the id of the document that was scored, not {one_line(json.dumps(name), 40)}: "
+            f"write lines such as {example}"
+        )
     if not is_number(logprob):
         raise UserError(
             f"{place}: logprob must be a finite number, the natural logarithm of the probability of the whole document, not "
@@ -136,7 +139,7 @@ def _claim(line: str, place: str) -> Claim:
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise UserError(
             f"{place}: bytes must be a whole number of 0 or more, the number of bytes of text that were scored, not "
-            + one_line(repr(size), 40)
+            + one_line(json.dumps(size), 40)
         )
     return Claim(name, float(logprob), size)
 

@@ -100,8 +100,8 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
         raise UserError(
-            f"{labels[0]} and {labels[1]} have no seed in common (seeds of the first: {_listed(a)}; of the second: "
-            f"{_listed(b)}): train both with the same seeds, such as seed=0,1,2,3,4 in a sweep (-m)"
+            f"the variants {labels[0]} and {labels[1]} have no seed in common (seeds of the first: {_listed(a)}; of the "
+            f"second: {_listed(b)}): train both with the same seeds, such as seed=0,1,2,3,4 in a sweep (-m)"
         )
     for label, members in zip(labels, by_seed, strict=True):
         alone = [seed for seed in members if seed not in seeds]
@@ -110,7 +110,9 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
     surroundings = list(dict.fromkeys(text for seed in seeds for text in _surroundings(a[seed].run, b[seed].run)))
     changes = [_changes_of_pair(a[seed], b[seed], differ_in) for seed in seeds]
     if not any(changes) and not surroundings:
-        raise UserError(f"{labels[0]} and {labels[1]} have the same settings: name runs that differ in a setting")
+        raise UserError(
+            f"the variants {labels[0]} and {labels[1]} have the same settings: name runs that differ in a setting"
+        )
     keys = dict.fromkeys(key for change in changes for key in change)
     shown = []
     for key in keys:
@@ -176,8 +178,9 @@ def _members(name: str, outputs: Path) -> list[Member]:
                 f"left out: {member.run.folder}, which is not finished; continue it with the command that started it"
             )
     if not members:
+        unfinished = f"the {len(selected)} runs in {name}" if len(selected) > 1 else selected[0].run.folder
         raise UserError(
-            f"the training of {name} is not finished: continue it with the command that started it, or name other runs"
+            f"the training of {unfinished} is not finished: continue it with the command that started it, or name other runs"
         )
     return members
 
@@ -244,7 +247,9 @@ def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list
     folder, _ = _split(name)
     labels = [f"{folder}:{','.join('='.join(pair) for pair in variant)}" for variant in by_choice]
     if len(members) == 1:
-        raise UserError(f"--paired compares two variants, and {name} has a single run: name a second run or folder")
+        raise UserError(
+            f"--paired compares two variants, but only {members[0].run.folder} was found: name a second run or folder, too"
+        )
     if len(groups) != 2:
         shown = "; ".join(labels[:_MAX_GROUPS_NAMED]) + ("; ..." if len(groups) > _MAX_GROUPS_NAMED else "")
         raise UserError(
@@ -294,7 +299,8 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
             named = _differences(other, member, (), in_group=False)  # only in settings that `differ_in` names
             key, (first, _) = next(iter(named.items()), ("", (None, None)))
             raise UserError(
-                f"{label} must have one run per seed, and {other.run.folder} and {member.run.folder} both have the seed "
+                f"the variant {label} must have one run per seed, but {other.run.folder} and {member.run.folder} both have the "
+                "seed "
                 + (
                     f"{member.seed}, with different {key}: {_how_to_select(other, label, key, first)}"
                     if named

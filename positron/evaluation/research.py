@@ -115,20 +115,22 @@ def begin(folder: Path, plan: Plan) -> str:
             or known.keys() != {*new, "started"}
             or not isinstance(known["candidates"], list)
         ):
-            raise UserError(f"{path} is damaged: restore it from a copy, or give another name=")
+            raise UserError(
+                f"{path} is damaged or of another version of Positron: restore it from a copy, or give another name="
+            )
         started = str(known["started"])
         old, listed = known["candidates"], _listed(plan)
         for key in new:
             same = listed[: len(old)] == old if key == "candidates" else known[key] == new[key]
             if not same:
                 raise UserError(
-                    f"{key} differs from the earlier start in {folder}: "
+                    f"{key}: in the file of candidates differs from the earlier start in {folder}: "
                     + (
                         f"{known[key]} -> {new[key]}"
                         if key != "candidates"
                         else "new candidates are possible only at the end, and the others must stay as they are"
                     )
-                    + f"; restore the earlier {key}, or give another name= to begin anew"
+                    + f"; restore the earlier {key}:, or give another name= to begin anew"
                 )
     write_json(path, {"started": started, **new, "candidates": _listed(plan)})
     return started
@@ -246,7 +248,8 @@ class _Runs:
         if failure is not None:
             if not may_fail:
                 raise UserError(
-                    f"{folder}, a run of the base recipe, cannot be used: {failure}; change base, and give another name="
+                    f"{folder}, a run of the base recipe, cannot be used: {failure}; change base: in the file of "
+                    "candidates, and give another name="
                 )
             logger.warning(f"{folder} failed: {failure}")
         return {

@@ -44,7 +44,7 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
     if len(finished) < MIN_RUNS:
         raise UserError(
             f"a scaling law needs at least {MIN_RUNS} finished pretraining runs, not {len(finished)}: "
-            "train more runs of other sizes on the same text"
+            "name more runs, or train some of other sizes on the same text"
         )
     comparable = _refuse_different_texts([run for run, _ in finished])
     floors = {run.facts().floor_bpb for run in comparable}
@@ -89,7 +89,7 @@ def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
         if len(runs) < MIN_RUNS:
             raise UserError(
                 f"a scaling law needs at least {MIN_RUNS} runs of the same text, not {len(runs)}: "
-                "train more runs of other sizes on the same text"
+                "name more runs, or train some of other sizes on the same text"
             )
     return list(runs)
 

@@ -177,6 +177,12 @@ class Dialogue:
 
         Raises UserError, naming the first wrong field, if the content is not valid. In this case the dialogue does not change.
         """
+        version = state.get("version") if isinstance(state, dict) else None
+        if type(version) is int and version > VERSION:
+            raise UserError(
+                f"cannot load {where}: a newer Positron saved it (its version is {version}, but this Positron reads only "
+                f"version {VERSION}); update Positron"
+            )
         try:
             settings = _group(state, "the file", ("version", "settings", "messages"))["settings"]
             if type(state["version"]) is not int or state["version"] != VERSION:

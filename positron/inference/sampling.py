@@ -163,7 +163,8 @@ class Sampling:
             if getattr(self, name) is not None:
                 share = self._set(name, real_number(name, getattr(self, name)))
                 if not 0 < share <= 1:
-                    raise UserError(f"{name} must be above 0 and at most 1, not {share:g}")
+                    off = "1 means no limit" if name == "top_p" else "for no limit, give no min_p"
+                    raise UserError(f"{name} must be above 0 and at most 1, not {share:g} ({off})")
         penalty = self._set("repetition_penalty", real_number("repetition_penalty", self.repetition_penalty))
         least, most = PENALTY_RANGE
         if not least <= penalty <= most:

@@ -236,7 +236,7 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
             find_pairs(names, Path("outputs"))
 
     refuse([str(grid / "0"), str(grid / "0")], "have the same settings")
-    refuse([str(grid / "0")], "has a single run: name a second run or folder")
+    refuse([str(grid / "0")], r"but only \S+ was found: name a second run or folder, too")
     refuse([str(grid)] * 3, "3 names were given")
     refuse(
         [str(grid), str(grid / "3")],
@@ -255,7 +255,7 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
         refuse([f"{grid}:{choice}", str(grid / "3")], says)
     shutil.copytree(grid / "0", grid / "6")
     refuse(
-        [str(grid)], r"must have one run per seed, and \S+ and \S+ both have the seed 0 and the same settings: move one"
+        [str(grid)], r"must have one run per seed, but \S+ and \S+ both have the seed 0 and the same settings: move one"
     )
     edit(grid / "6", data_fingerprint="other")
     refuse([f"{grid}:optimizer.lr=1e-3", str(grid / "3")], "; name a folder that has only the runs of one variant$")

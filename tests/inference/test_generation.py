@@ -352,6 +352,7 @@ def test_the_generate_command(run: Path, run_command: Callable[..., Any]) -> Non
     [
         (["--temperature", "-1"], "--temperature must be a finite number that is not negative, not -1"),
         (["--top-p", "2"], "--top-p must be above 0 and at most 1, not 2"),
+        (["--min-p", "0"], "--min-p must be above 0 and at most 1, not 0 (for no limit, give no min_p)"),
         (["--preset", "wild"], "no preset wild: choose from precise, balanced, creative"),
         (["--run", "nothing"], "no run nothing"),
         (["a" * 200], "the prompt has 200 tokens"),

@@ -277,4 +277,4 @@ def test_evaluate_refuses_a_loss_that_is_not_finite_and_its_json_has_no_infinity
         assert exit_.value.code == 2
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert "is NaN or infinite, because its training diverged or its weights are damaged" in captured.err
+        assert "is NaN or infinite, because the training diverged or the weights are damaged" in captured.err
