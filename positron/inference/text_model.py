@@ -96,20 +96,20 @@ class Writer:
         Text i is the one that `generate` returns for prompt i with the seed `seed + i`, up to rounding (see `Writer`).
         """
         beginnings, sampling = texts_of("prompts", prompts), sampling_from(settings)
-        ids = [self.ids(prompt) for prompt in beginnings]
+        ids = [self.ids(prompt, f"prompts[{i}]") for i, prompt in enumerate(beginnings)]
         new = self.engine().texts(ids, sampling, max_tokens=max_tokens, seed=seed, stop=stop)
         return [prompt + text for prompt, text in zip(beginnings, new, strict=True)]
 
-    def ids(self, prompt: str) -> list[int]:
+    def ids(self, prompt: str, name: str = "the prompt") -> list[int]:
         """Return the id of the end-of-text token, which begins each document, and the ids of the prompt.
 
-        Raises UserError if they do not fit the context.
+        `name` is the name of the prompt in messages. Raises UserError if the ids do not fit the context.
         """
         ids = [self.tokenizer.special_id(END_OF_TEXT), *self.tokenizer.encode(text_of("prompt", prompt))]
         limit = self.context
         if len(ids) > limit:
             raise UserError(
-                f"the prompt has {len(ids) - 1} tokens, but the model reads at most {limit - 1}: give a shorter prompt"
+                f"{name} has {len(ids) - 1} tokens, but the model reads at most {limit - 1}: give a shorter prompt"
             )
         return ids
 

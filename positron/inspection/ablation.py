@@ -27,6 +27,7 @@ def ablation_of(name: str) -> Ablation:
     if found is None:
         raise UserError(
             f"{name!r} does not name a part of the model: write LAYER.HEAD, LAYER.attn or LAYER.mlp, such as 0.3"
+            + (", and give --ablate once for each part" if "," in name or " " in name.strip() else "")
         )
     layer = int(found[1])
     match found[2]:

@@ -135,8 +135,8 @@ def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> 
 def _refuse_large(run: str, shape: Shape) -> None:
     if shape["parameters"] > MAX_PARAMETERS:
         raise UserError(
-            f"{run} has {shape['parameters']:,} parameters, and an HTML file (--html) can hold at most {MAX_PARAMETERS:,}: use "
-            f"{command('serve')} instead"
+            f"the run {run} has {shape['parameters']:,} parameters, but an HTML file (--html) can contain at most "
+            f"{MAX_PARAMETERS:,}: use {command('serve')} instead"
         )
 
 

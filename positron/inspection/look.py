@@ -63,7 +63,7 @@ def look(
         raise UserError(f"top must be between 1 and {MAX_TOP}, not {top}")
     place = T - 1 if focus is None else focus
     if not 0 <= place < T:
-        raise UserError(f"position {place} does not exist: the prompt has the positions 0 to {T - 1}")
+        raise UserError(f"focus={place} is not a position of the prompt: give a number from 0 to {T - 1}")
     layers = _layers(attention, config.n_layer, config.n_head * T * (T + 1) // 2)
     subject = ablated(model, ablations) if ablations else model
     idx = torch.tensor([ids], device=model.wte.weight.device)
@@ -131,7 +131,7 @@ def _layers(asked: Sequence[int] | None, n_layer: int, weights: int) -> list[int
     wanted = list(range(n_layer)) if asked is None else list(dict.fromkeys(asked))
     for layer in wanted:
         if not 0 <= layer < n_layer:
-            raise UserError(f"layer {layer} does not exist: the model has the layers 0 to {n_layer - 1}")
+            raise UserError(f"attention names layer {layer}, but the model has only the layers 0 to {n_layer - 1}")
     return wanted[: MAX_ATTENTION // weights]
 
 

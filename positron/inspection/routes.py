@@ -15,6 +15,7 @@ from starlette.routing import Route
 from positron.inspection.look import TOP
 from positron.inspection.lookdata import Ablation, Continuation
 from positron.inspection.subject import Subject
+from positron.system.console import one_line
 from positron.system.errors import UserError
 
 MAX_BODY = 200_000  # maximum size of a request in bytes
@@ -101,10 +102,10 @@ def _look(subjects: Mapping[str, Subject], values: dict[str, Any]) -> Any:
     _refuse_unknown(values, known)
     attention = values.get("attention")
     if attention is not None and not (isinstance(attention, list) and all(map(_is_whole, attention))):
-        raise UserError("attention must be a list of layer numbers, such as [0, 1]")
+        raise UserError(f"attention must be a list of layer numbers, such as [0, 1], not {_shown(attention)}")
     scores = values.get("scores", False)
     if not isinstance(scores, bool):
-        raise UserError("scores must be true or false")
+        raise UserError(f"scores must be true or false, not {_shown(scores)}")
     return _subject(subjects, values).look(
         _prompt(values),
         step=_whole(values, "step", None),
@@ -123,10 +124,15 @@ def _truth(subjects: Mapping[str, Subject], values: dict[str, Any]) -> Any:
     return _subject(subjects, values).truth(_prompt(values), step=step, top=top)
 
 
-def _refuse_unknown(values: dict[str, Any], known: set[str]) -> None:
+def _refuse_unknown(values: dict[str, Any], known: set[str], where: str = "the request") -> None:
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UserError(f"there is no field {unknown[0][:60]}: use {', '.join(sorted(known))}")
+        raise UserError(f"{where} has the unknown field {_shown(unknown[0])}: choose from {', '.join(sorted(known))}")
+
+
+def _shown(value: Any) -> str:
+    """Return a value of the request as JSON, cut to 60 characters."""
+    return one_line(json.dumps(value), 60)
 
 
 def _prompt(values: dict[str, Any]) -> str:
@@ -141,7 +147,8 @@ def _prompt(values: dict[str, Any]) -> str:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"character {error.start} of prompt (from 0) is half of a surrogate pair, which is not a character: remove it"
+            f"character {error.start} of prompt (counted from 0) is half of a surrogate pair, which is not a character: "
+            "remove it"
         ) from error
     return prompt
 
@@ -155,21 +162,23 @@ def _whole(values: dict[str, Any], name: str, default: int | None) -> int | None
     if value is None:
         return default
     if not _is_whole(value):
-        raise UserError(f"{name} must be a whole number")
+        raise UserError(f"{name} must be a whole number of at most 12 digits, not {_shown(value)}")
     return int(value)
 
 
 def _ablations(value: Any) -> list[Ablation]:
     if value is None:
         return []
-    if not isinstance(value, list) or len(value) > MAX_ABLATIONS:
-        raise UserError(f"ablations must be a list of at most {MAX_ABLATIONS} ablations")
+    if not isinstance(value, list):
+        raise UserError(f'ablations must be a list, such as [{{"layer": 0, "part": 3}}], not {_shown(value)}')
+    if len(value) > MAX_ABLATIONS:
+        raise UserError(f"ablations has {len(value):,} entries and may have at most {MAX_ABLATIONS:,}: leave some out")
     ablations: list[Ablation] = []
-    for entry in value:
+    for i, entry in enumerate(value):
         if not isinstance(entry, dict) or set(entry) != {"layer", "part"} or not _is_whole(entry["layer"]):
             raise UserError(
-                'an ablation must be an object such as {"layer": 0, "part": 3}, where part is the number of a head, "attn" or '
-                '"mlp"'
+                f'ablations[{i}] must be an object such as {{"layer": 0, "part": 3}}, where part is the number of a head, '
+                f'"attn" or "mlp", not {_shown(entry)}'
             )
         match entry["part"]:
             case "attn" | "mlp" as part:
@@ -177,7 +186,9 @@ def _ablations(value: Any) -> list[Ablation]:
             case part if _is_whole(part):
                 ablations.append({"layer": entry["layer"], "part": part})
             case _:
-                raise UserError('the part of an ablation must be the number of a head, "attn" or "mlp"')
+                raise UserError(
+                    f'part of ablations[{i}] must be the number of a head, "attn" or "mlp", not {_shown(entry["part"])}'
+                )
     return ablations
 
 
@@ -185,7 +196,9 @@ def _continuation(value: Any) -> Continuation | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise UserError('continuation must be an object of sampling settings, such as {"temperature": 0.5}')
+        raise UserError(
+            f'continuation must be an object of sampling settings, such as {{"temperature": 0.5}}, not {_shown(value)}'
+        )
     known = Continuation.__annotations__
-    _refuse_unknown(value, set(known))
+    _refuse_unknown(value, set(known), "continuation")
     return Continuation(**{key: setting for key, setting in value.items() if setting is not None})  # type: ignore[typeddict-item]

@@ -97,9 +97,12 @@ class Subject:
                 if step not in kept:
                     known = [str(number) for number in sorted({*kept, self.best_step})]
                     choice = f"the steps {', '.join(known)}" if len(known) > 1 else f"step {known[0]}"
-                    raise UserError(
-                        f"{self.run.folder} has only the weights of {choice}, not of step {step}: choose another step"
+                    advice = (
+                        "choose one of them"
+                        if len(known) > 1
+                        else "choose it, or train a run with train.keep_history=20, which keeps the weights of more steps"
                     )
+                    raise UserError(f"{self.run.folder} has only the weights of {choice}, not of step {step}: {advice}")
                 self._earlier[step] = load_kept_model(self.run, kept[step])
                 while len(self._earlier) > KEPT_MODELS:
                     self._earlier.popitem(last=False)
@@ -274,8 +277,8 @@ class Subject:
         source = StoriesSource(data)
         if base.facts().data_fingerprint not in (None, source.fingerprint):
             raise UserError(
-                f"{base.folder} was trained on the stories of another version of Positron, whose probabilities are not those "
-                "of this version: use that version, or train a new run with data=stories"
+                f"{base.folder} was trained on the stories of another version of Positron, and this version does not know "
+                "their exact probabilities: use that version, or train a new run with data=stories"
             )
         return source
 

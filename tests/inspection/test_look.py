@@ -196,7 +196,7 @@ def test_only_the_attention_of_the_layers_asked_for_is_returned():
         ({"ablations": [{"layer": 2, "part": 0}]}, "layer 2 does not exist: the model has the layers 0 to 1"),
         ({"ablations": [{"layer": 0, "part": 4}]}, "head 4 does not exist: each layer has the heads 0 to 3"),
         ({"attention": [-1]}, "layer -1 does not exist"),
-        ({"focus": 4}, "position 4 does not exist: the prompt has the positions 0 to 3"),
+        ({"focus": 4}, "focus=4 is not a position of the prompt: give a number from 0 to 3"),
         ({"top": 0}, "top must be between 1 and 50, not 0"),
     ],
 )

@@ -41,7 +41,9 @@ def test_each_kept_step_is_looked_at_with_its_own_weights(kept_run, subject):
         own = look(load_kept_model(kept_run, kept), subject.tokenizer, PROMPT, run="tiny", step=kept.step)
         assert subject.look(PROMPT, step=kept.step)["tokens"] == own["tokens"]
     assert len(subject._earlier) <= KEPT_MODELS
-    with pytest.raises(UserError, match=r"has only the weights of the steps 0, 1, 6, 40, not of step 7: choose"):
+    with pytest.raises(
+        UserError, match=r"has only the weights of the steps 0, 1, 6, 40, not of step 7: choose one of them"
+    ):
         subject.look(PROMPT, step=7)
 
 
