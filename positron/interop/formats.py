@@ -55,12 +55,13 @@ def export(source: Source, to: Format, folder: Path, precision: Precision = "f32
 
 
 def _chosen(precision: str, choices: tuple[P, ...], to: Format) -> P:
-    """Return `precision` if the format has it. Otherwise raises UserError, which names the formats that have it."""
+    """Return `precision` if the format has it. Otherwise raises UserError, which names the formats that have it, if any."""
     for choice in choices:
         if choice == precision:
             return choice
     others = [name for name, theirs in PRECISIONS.items() if precision in theirs]
+    elsewhere = f", or give --to {' or '.join(others)}" if others else ""
     raise UserError(
-        f"--precision {precision} is not possible, because --to {to} has only {', '.join(choices)}: leave --precision out, or "
-        f"give --to {' or '.join(others)}"
+        f"--precision {precision} is not possible, because --to {to} has only {', '.join(choices)}: leave --precision out"
+        + elsewhere
     )

@@ -73,7 +73,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
             _add_byte_level(tokenizer, writer, "gpt-2", [(b"\xff", b"\xff")])
         case _:
             raise UserError(
-                f"llama.cpp has no tokenizer like tokenizer.kind={tokenizer.kind}: train a run with tokenizer=spm_16k"
+                f"llama.cpp has no tokenizer like tokenizer.kind={tokenizer.kind}: use --to hf, or train a run with "
+                "tokenizer=spm_16k"
             )
     writer.add_bos_token_id(tokenizer.special_id(END_OF_TEXT))
     writer.add_eos_token_id(tokenizer.end_ids[0])
@@ -115,8 +116,8 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
             if pre is None:
                 raise UserError(
                     "the imported tokenizer splits texts in another way than GPT-2, SmolLM, Qwen2 and Llama 3, and Positron "
-                    "does not know llama.cpp's name for it: use --to hf, and convert that folder with llama.cpp's "
-                    "convert_hf_to_gguf.py"
+                    "does not know llama.cpp's name for this way: use --to hf, and convert the exported folder with "
+                    "llama.cpp's convert_hf_to_gguf.py"
                 )
             added = {token["id"] for token in facts.get("added_tokens") or ()}
             kinds = [_NORMAL if tokenizer.token(i) is not None else _UNUSED for i in range(len(tokens))]
@@ -128,7 +129,9 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
             writer.add_token_types(kinds)
             writer.add_token_merges([" ".join(merge) for merge in merges])
         case "characters":
-            raise UserError("llama.cpp needs a token for each byte, and the imported tokenizer has none: use --to hf")
+            raise UserError(
+                "llama.cpp needs one token for each byte, and the imported tokenizer has no tokens for bytes: use --to hf"
+            )
         case _:
             assert_never(tokenizer.spelling)
 

@@ -20,7 +20,7 @@ from positron.interop.rules import Contradiction, Rule, expected_shapes, to_ours
 from positron.model.memory import check_memory
 from positron.system.console import one_line
 from positron.system.disk import read_bytes, read_json
-from positron.system.errors import UserError
+from positron.system.errors import UserError, why_not_json
 from positron.text.library_json import LibraryTokenizer, ends_of_text, first_token
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
@@ -30,7 +30,7 @@ def read_folder(folder: Path) -> Imported:
     path = folder / "config.json"
     described = read_json(path)
     if not isinstance(described, dict):
-        raise UserError(f"{path} must contain a JSON object: download the model again")
+        raise UserError(f"{path} must contain a JSON object: correct the file, or download it again")
     exported = hf_reading.own_config(described)
     config, rules = exported or hf_reading.read_config(described, str(path))
     check_memory(config, copies=2)
@@ -109,9 +109,9 @@ def _refuse_other_shapes(tensors: Weights, rules: list[Rule], config: GPTConfig,
     surplus = [name for name in tensors if name not in shapes]
     if surplus:
         raise UserError(
-            one_line(f"{folder}: the weights contain the tensor {surplus[0]}", 400)
-            + ", which the architecture in config.json does not have: Positron cannot import this model; check that "
-            "config.json and the weights belong together"
+            one_line(f"the weights in {folder} contain the tensor {surplus[0]}", 400)
+            + ", which the architecture in config.json does not have: use the config.json that belongs to the weights, or "
+            "choose another model"
         )
 
 
@@ -122,12 +122,14 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         content = read_json(index)
         places = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-            raise UserError(f"{index} has no weight_map, which maps tensors to files: download the model again")
+            raise UserError(
+                f"{index} has no valid weight_map, an object that maps the names of tensors to files: download this file again"
+            )
         for name in sorted(set(places.values())):
             if Path(name).name != name:
                 raise UserError(
-                    f"{index} names a file outside of its folder, {one_line(name, 200)}, which is not read: "
-                    "put all weight files into one folder and correct the index"
+                    f"{index} lists the file {one_line(name, 200)!r}, but files are read only from the folder of the index: "
+                    "put all files with weights into this folder, and list them without a path"
                 )
             yield from _safetensors(folder / name)
     elif (folder / "model.safetensors").exists():
@@ -145,11 +147,13 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
-        raise UserError(f"{path} is missing, but model.safetensors.index.json lists it: download the model again")
+        raise UserError(f"{path} is missing, but model.safetensors.index.json lists it: download this file, too")
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 yield name, file.get_tensor(name).float()
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read (permission denied): change its permissions") from error
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged or incomplete ({reason}): download it again") from error
@@ -163,9 +167,9 @@ def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
             f"{path} contains something other than tensors, or is damaged; nothing in it was executed: "
             "use a copy of the model with model.safetensors"
         ) from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not any(isinstance(tensor, Tensor) for tensor in content.values()):
         raise UserError(
-            f"{path} contains a {type(content).__name__} instead of named tensors: save the model's state_dict"
+            f"{path} contains a {type(content).__name__} without named tensors: save the model's state_dict itself in this file"
         )
     for name, tensor in content.items():
         if isinstance(tensor, Tensor):
@@ -183,14 +187,20 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
             f"{folder} has no tokenizer.json: download it, or create it with "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers"
         )
-    content = read_bytes(path)
+    content, described = read_bytes(path), None
     try:
         described = json.loads(content)
         added = {token["content"]: int(token["id"]) for token in described.get("added_tokens") or ()}
         vocabulary = described["model"]["vocab"]
         size = max(rows, *(i + 1 for i in added.values()), len(vocabulary))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"the key {error} is missing" if isinstance(error, KeyError) else error
+        match error:
+            case KeyError():
+                reason = f"the key {error} is missing"
+            case ValueError() if not described:  # raised by json.loads
+                reason = f"not JSON: {why_not_json(error)}"
+            case _:
+                reason = "a value has the wrong type"
         raise UserError(
             f"{path} is not a file of Hugging Face's tokenizers library ({reason}): download it again"
         ) from error
@@ -207,7 +217,8 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
     if not 0 <= first < rows:
         if END_OF_TEXT in added:  # takes precedence over config.json
             raise UserError(
-                f"{path}: the token {END_OF_TEXT} in added_tokens has the impossible id {first}: download the file again"
+                f"{path}: the token {END_OF_TEXT} in added_tokens has the impossible id {first}, not one from 0 to {rows - 1}; "
+                "correct the id, or download the file again"
             )
         raise UserError(
             f"{folder}: the token that begins a text has the id {first}, but the model has only {rows} tokens: set "
@@ -216,7 +227,7 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
     path_of_ends = folder / "generation_config.json"
     generation = read_json(path_of_ends) if path_of_ends.exists() else {}
     if not isinstance(generation, dict):
-        raise UserError(f"{path_of_ends} must contain a JSON object: download the model again")
+        raise UserError(f"{path_of_ends} must contain a JSON object: correct the file, or download it again")
     # the default id of an architecture may lie outside of a small vocabulary
     ends = tuple(i for i in ends_of_text(first, config=model, generation=generation) if 0 <= i < rows)
     missing = [token for token in SPECIALS[1:] if token not in added]

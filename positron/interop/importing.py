@@ -51,7 +51,7 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
         if not is_repository(name):
             raise UserError(
                 one_line(
-                    f"there is no folder or file {name}: correct the path, or give OWNER/NAME of a model on the hub"
+                    f"there is no folder or file '{name}': correct the path, or give OWNER/NAME of a model on the hub"
                 )
             )
         place = fetch_model(name, revision)
@@ -66,7 +66,8 @@ def import_source_run(name: str) -> str:
     if not Run(folder).exists:
         if folder.exists():
             raise UserError(
-                one_line(f"cannot import {name} as {folder}: this folder exists, but is not a run: rename or delete it")
+                one_line(f"cannot import {name} as {folder}, because this folder exists and is not a run: ")
+                + "rename or delete the folder"
             )
         # printed, because a run has no log before it is opened
         print(f"{name} is not a run yet: importing it as {folder}", file=sys.stderr, flush=True)
@@ -84,9 +85,16 @@ def read_model(path: Path, vocabulary: Path | None = None) -> Imported:
         refuse_lfs_pointer(file)
     if path.is_dir():
         return read_folder(path)
+    is_of_folder = path.with_name("config.json").exists() and (
+        path.suffix != ".bin" or path.name == "pytorch_model.bin"
+    )
+    if is_of_folder:
+        raise UserError(one_line(f"{path} is one of several files of a model: give its folder, {path.parent}, instead"))
     if path.suffix == ".bin":
         return read_llama2c(path, vocabulary)
-    raise UserError(f"{path} cannot be imported: give a folder with a config.json, or a .bin file of llama2.c")
+    raise UserError(
+        one_line(f"{path} cannot be imported: give a folder with a config.json, or a .bin file of llama2.c")
+    )
 
 
 def write_run(model: Imported, folder: Path) -> Run:

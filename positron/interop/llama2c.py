@@ -149,12 +149,13 @@ def library_json(path: Path, vocab_size: int) -> bytes:
             place += 8 + length
     except (struct.error, ValueError) as error:
         raise UserError(
-            f"{path} is incomplete or is not a vocabulary file of llama2.c ({error}): download it again"
+            f"{path} is incomplete or is not a vocabulary file of llama2.c: download it again, or give another file by "
+            "--tokenizer"
         ) from error
     if len(pieces) != vocab_size:
         raise UserError(
-            f"{path} has {len(pieces):,} pieces, and the vocabulary of the model has {vocab_size:,}: give the vocabulary "
-            "file of this model by --tokenizer"
+            f"{path} has {len(pieces):,} tokens, but the model has {vocab_size:,}: give the vocabulary file of this model by "
+            "--tokenizer"
         )
     specials = {0: "<unk>", 1: "<s>", 2: "</s>"}
     texts = {specials.get(i, text): i for i, (text, _) in enumerate(pieces)}

@@ -16,6 +16,8 @@ from positron.system.errors import UserError
 from positron.text.library_json import LibraryTokenizer
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
+MAGIC = 0x616B3432  # the first number of a file in version 1 or later of the format; the second number is the version
+
 
 def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
     """Read a model file of llama2.c, which consists of a header with seven numbers and the tensors in fp32.
@@ -29,13 +31,17 @@ def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
             f"{path} is not a model file of llama2.c, because it has only {len(content)} bytes: download it again"
         )
     width, hidden, layers, heads, kv_heads, size, context = llama2c.HEADER.unpack_from(content)
+    if width == MAGIC:
+        raise UserError(
+            f"{path} has version {hidden} of llama2.c's file format, but Positron reads only version 0: write the file again "
+            "with --version 0 of llama2.c's export.py"
+        )
     if (
         min(width, hidden, layers, heads, kv_heads, abs(size), context) < 1
         or max(width, hidden, layers, context) > 10**7
     ):
         raise UserError(
-            f"{path} is not a model file of llama2.c in version 0 of its format, the only one that Positron reads, because "
-            "its header has impossible sizes: choose another file"
+            f"{path} is not a model file of llama2.c, because its header has impossible sizes: choose another file"
         )
     try:
         config = GPTConfig(
@@ -65,8 +71,8 @@ def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
     needed = llama2c.count_numbers(config)
     if len(numbers) != needed:
         raise UserError(
-            f"{path} has {len(content):,} bytes, but its header requires {llama2c.HEADER.size + 4 * needed:,}, so the file "
-            "is damaged, incomplete or not a model file of llama2.c: download it again"
+            f"{path} has {len(content):,} bytes, but its header requires {llama2c.HEADER.size + 4 * needed:,} bytes, so the "
+            "file is incomplete, damaged or not a model file of llama2.c: download it again"
         )
     weights = llama2c.read_weights(config, numbers)
     library = llama2c.library_json(_beside(path, vocabulary), config.vocab_size)

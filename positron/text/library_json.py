@@ -63,7 +63,7 @@ class LibraryTokenizer:
         try:
             self._library = Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"the tokenizers library cannot read it: {error}") from error
+            raise ValueError(f"the tokenizers library cannot read it ({error})") from error
         self._library.encode_special_tokens = True  # a text that spells a special token stays text
         self._library.no_truncation()
         self._library.no_padding()

@@ -266,7 +266,7 @@ def test_a_folder_that_is_no_run_is_in_the_way_of_init_from(tmp_path, monkeypatc
     hub_folder(tmp_path / "model", "gpt2")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "model").mkdir(parents=True)
-    with pytest.raises(UserError, match="this folder exists, but is not a run: rename or delete it"):
+    with pytest.raises(UserError, match="because this folder exists and is not a run: rename or delete the folder"):
         importing.import_source_run("model")
 
 
@@ -356,13 +356,13 @@ MALFORMED: list[tuple[Any, str]] = [
     (changed("rope_parameters", [1e4]), "rope_parameters must be an object"),
     (changed("partial_rotary_factor", 0.25), "partial_rotary_factor"),
     (changed("hidden_act", ["silu"]), "hidden_act"),
-    (changed("head_dim", "8"), "head_dim must be a positive number"),
-    (changed("num_hidden_layers", 1.5), "num_hidden_layers must be a whole number"),
+    (changed("head_dim", "8"), 'head_dim must be a positive number below 1e12, not "8"'),
+    (changed("num_hidden_layers", 1.5), "num_hidden_layers must be a whole number, not 1.5: correct the value, or"),
     (changed("hidden_act", "gelu"), "hidden_act"),
     (changed("final_logit_softcapping", 30.0), "final_logit_softcapping"),
-    (changed("use_parallel_residual", True), "use_parallel_residual"),
+    (changed("use_parallel_residual", True), "use_parallel_residual=true"),
     (changed("hidden_size", "32"), "hidden_size"),
-    (changed("hidden_size", None), "hidden_size"),
+    (changed("hidden_size", None), "hidden_size is missing: add it"),
     (changed("hidden_size", -32), "hidden_size"),
     (changed("hidden_size", 1e300), "hidden_size"),
     (changed("num_hidden_layers", 3), "model.layers.2"),
@@ -384,22 +384,29 @@ MALFORMED: list[tuple[Any, str]] = [
         written("model.safetensors.index.json", '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'),
         "is missing, but model.safetensors.index.json lists it",
     ),
-    (written("model.safetensors.index.json", '{"weight_map": {"a": "../../x.safetensors"}}'), "outside of its folder"),
+    (
+        written("model.safetensors.index.json", '{"weight_map": {"a": "../../x.safetensors"}}'),
+        "read only from the folder of the index",
+    ),
     (written("model.safetensors.index.json", '{"weight_map": 3}'), "weight_map"),
-    (written("model.safetensors.index.json", "[1]"), "has no weight_map"),
+    (written("model.safetensors.index.json", "[1]"), "has no valid weight_map"),
     (tensors(lambda read: read.pop(NORM)), "has no tensor model.norm.weight"),
     (tensors(lambda read: read.update({NORM: torch.zeros(31)})), "model.norm.weight has the shape"),
-    (tensors(lambda read: read.update(extra=torch.zeros(1))), "the weights contain the tensor extra, which"),
+    (tensors(lambda read: read.update(extra=torch.zeros(1))), "contain the tensor extra, which"),
     (without("tokenizer.json"), "tokenizer.json"),
     (cut("tokenizer.json", 0.5), "tokenizer.json"),
     (written("tokenizer.json", "{}"), "(the key 'model' is missing)"),
-    (written("tokenizer.json", "[1]"), "tokenizer.json"),
+    (written("tokenizer.json", "[1]"), "(a value has the wrong type)"),
+    (written("tokenizer.json", "{"), "(not JSON: "),
     (vocabulary(lambda facts: facts["model"]["vocab"].update({f"new{i}": V + i for i in range(9)})), "does not belong"),
-    (vocabulary(lambda facts: facts["model"].update(type="Unknown")), "cannot read it"),
+    (vocabulary(lambda facts: facts["model"].update(type="Unknown")), "the tokenizers library cannot read it ("),
     (beginning({"bos_token_id": None, "eos_token_id": None}), "does not say which token begins a text"),
     (beginning({"bos_token_id": V}), f"has the id {V}, but the model has only {V} tokens: set bos_token_id"),
     (beginning({"bos_token_id": None, "eos_token_id": -1}), f"has the id -1, but the model has only {V} tokens"),
-    (beginning({"bos_token_id": 0}, id_of_token=-1), f"{END_OF_TEXT} in added_tokens has the impossible id -1"),
+    (
+        beginning({"bos_token_id": 0}, id_of_token=-1),
+        f"{END_OF_TEXT} in added_tokens has the impossible id -1, not one from 0 to {V - 1}",
+    ),
     (beginning({"bos_token_id": 0}, id_of_token=V), "does not belong"),
     (written("generation_config.json", "{"), "generation_config.json"),
     (written("generation_config.json", "[]"), "generation_config.json"),
@@ -458,12 +465,29 @@ def test_a_pickle_that_holds_code_is_refused_and_not_executed(whole, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("content", [{"state_dict": {"a": torch.zeros(1)}}, [torch.zeros(1)]], ids=["nested", "list"])
+def test_a_pytorch_file_without_named_tensors_is_refused(content, whole, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="without named tensors: save the model's state_dict itself"):
+        read_model(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_of_a_folder_is_refused_with_the_name_of_the_folder(name, whole):
+    with pytest.raises(UserError, match=r"is one of several files of a model: give its folder, .*, instead$"):
+        read_model(whole / name)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "is not a model file of llama2.c"),
         (LFS_POINTER.encode(), "git-lfs pointer instead of the file itself: install git-lfs"),
         (struct.pack("<7i", 0, 1, 1, 1, 1, 1, 1), "impossible sizes"),
+        (struct.pack("<7i", 0x616B3432, 2, 1, 1, 1, 1, 1), "has version 2 .* reads only version 0"),
         (
             struct.pack("<7i", 32, 48, 2, 5, 2, 600, 16),
             r"do not fit together \(dim=32, n_heads=5, .*: choose another file$",
