@@ -54,19 +54,36 @@ def refuse_other_words(words: list[str]) -> None:
 
     For `cache` and `inspect`, which earlier versions accepted here, the message names the command that replaces them.
     """
-    wrong = [word for word in words if "=" not in word]
+    wrong, settings = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     if words[:1] == ["cache"]:
         clean = ["--clean"] if words[1:] == ["clean"] else []
         raise UserError(f"prepare cache is a separate command now: run {command('cache', *clean)}")
     if words[:1] == ["inspect"]:
         raise UserError(f"prepare inspect is called preview now: run {command('preview', *words[1:] or ['PATH'])}")
-    if wrong and Path(wrong[0]).exists():
-        run = command("prepare", "data=text", f"data.path={wrong[0]}")
-        raise UserError(f"{wrong[0]} is not a setting: to prepare this text, run {run}")
-    if wrong:
+    if not wrong:
+        return
+    word = wrong[0]
+    if len(wrong) > 1 and Path(word).exists():
         raise UserError(
-            f"{wrong[0]} is not a setting, and there is no such file: to prepare a text, give data=text data.path=FILE"
+            f"'{word}' is not a setting: to prepare several files, give data=text and data.path= with their folder, or with a "
+            "pattern in quotes"
         )
+    if Path(word).exists():
+        others = [setting for setting in settings if setting.partition("=")[0] not in ("data", "data.path")]
+        run = command("prepare", "data=text", f"data.path={word}", *others)
+        raise UserError(f"'{word}' is not a setting: to prepare this text, run {run}")
+    from positron.cli.hydra_app import conf_folder
+    from positron.cli.overrides import groups_of
+    from positron.cli.unused_settings import fits
+
+    conf = conf_folder()
+    groups = groups_of(conf)
+    for group in ("data", "tokenizer"):
+        if word in groups[group] and fits("train", group, word, conf):
+            raise UserError(f"'{word}' is not a setting: did you mean {group}={word}?")
+    raise UserError(
+        f"'{word}' is not a setting, and there is no such file: to prepare a text, give data=text data.path=FILE"
+    )
 
 
 def prepared(config: RunConfig) -> tuple[dict[str, TokenFiles], Tokenizer, Path]:

@@ -96,9 +96,10 @@ def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     known = read_provenance(run.folder)
     first = known["starts"][0] if known["starts"] else None
     if first is None or (first["step"] > 0 and "weights" not in first):
+        fault = "does not record the first start of the run" if run.provenance_path.exists() else "does not exist"
         raise UserError(
-            f"{run.folder} cannot be reproduced: {run.provenance_path.name} does not say how it began "
-            "(the file is missing, or does not record the first start); restore it from a copy, or name another run"
+            f"{run.folder} cannot be reproduced, because {run.provenance_path} {fault}: restore this file from a copy, or name "
+            "another run"
         )
     return rows, start_of(known, first["step"] + 1)
 

@@ -67,7 +67,7 @@ def main() -> None:
         plan = read_plan(path, configure)
 
         def refuse() -> None:
-            raise UserError(f"another process works in {folder}: wait for it, or give another name=")
+            raise UserError(f"another process works in {folder}: wait until it ends, or give another name=")
 
         with lock(make_folder(folder) / "research.lock", refuse):
             date = begin(folder, plan)
@@ -92,10 +92,12 @@ def read_words(words: list[str]) -> dict[str, str]:
             near = difflib.get_close_matches(key, SETTINGS, 1, 0.6)
             hint = (
                 f"give candidates={word}"
-                if not equal and word.endswith((".yaml", ".yml"))
+                if not equal and (word.endswith((".yaml", ".yml")) or Path(word).is_file())
                 else f"did you mean {near[0]}={value or 'VALUE'}?"
                 if near
                 else "settings of runs belong in the file of candidates=, below base"
+                if equal
+                else f"give {', '.join(f'{key}=' for key in SETTINGS[:-1])} or {SETTINGS[-1]}= with a value"
             )
             raise UserError(f"{word} is not a setting of {command('research')}: {hint}")
         if key in given:

@@ -32,7 +32,7 @@ def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) ->
                 result = call_within(max_seconds, lambda: reward(prompt, completion))
         except TooSlow as error:
             what = f"took longer than reward.max_seconds={max_seconds:g}, twice"
-            remedy = "make it faster, or give a larger reward.max_seconds="
+            remedy = "make this reward faster, or give a larger reward.max_seconds="
             raise UserError(_message(name, what, prompt, completion, remedy)) from error
         except (Exception, SystemExit) as error:  # a function of the user may fail in any way
             what = one_line(f"raised {type(error).__name__}: {error}", 300)

@@ -35,7 +35,7 @@ def base_of(run: Run) -> Run | None:
         raise UserError(
             one_line(
                 f"{run.folder} was trained from {origin}, but that run does not exist, neither at this path nor "
-                f"in {OUTPUTS}/: restore its folder"
+                f"in {OUTPUTS}/: if its folder was moved or renamed, undo this; otherwise restore the folder from a copy"
             )
         )
     return base
@@ -115,7 +115,7 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
         origin = f"the weights of {recorded}" if recorded else "random weights"
         raise UserError(
             one_line(f"{run.folder} started from {origin}, not from init_from={config.init_from}: ")
-            + "give another name=, or leave init_from= out"
+            + "give another name=, or leave init_from= out to continue this run"
         )
     return config if recorded_run is None and named_run is not None else dataclasses.replace(config, init_from=recorded)
 

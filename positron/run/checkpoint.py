@@ -21,8 +21,19 @@ logger = logging.getLogger(__name__)
 BEST = "best.ckpt"
 _REMEDY = "use another checkpoint, or restore this one from a copy"
 _NAME = re.compile(r"step-(\d{1,12})\.ckpt")
-_NEEDED = {"state_dict": dict, "bad_steps": int, "global_step": int, "tokenizer_hash": str, "gpt_config": dict}
-_NEEDED_TO_CONTINUE = {"optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
+_NEEDED: dict[str, type] = {
+    "state_dict": dict,
+    "bad_steps": int,
+    "global_step": int,
+    "tokenizer_hash": str,
+    "gpt_config": dict,
+}
+_NEEDED_TO_CONTINUE: dict[str, type] = {
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+}
 
 
 def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool = False) -> dict[str, Any]:
@@ -32,6 +43,10 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
     file is missing, corrupt or not a checkpoint of Positron, or if its weights are not finite.
     """
     fault = checkpoint_fault(path)
+    if fault and not path.exists():
+        raise UserError(
+            f"the checkpoint {path} does not exist: correct the path, or restore the file from a copy{_saved_beside(path)}"
+        )
     if fault:
         raise UserError(f"cannot load the checkpoint {path}: {fault}; {_REMEDY}")
     try:
@@ -49,11 +64,23 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
             f"{path} is not a checkpoint of a Positron run, because it has no state_dict: give another file "
             f"({command('import')} reads models of other programs)"
         )
-    fault = _fault_of_contents(checkpoint, {**_NEEDED, **(_NEEDED_TO_CONTINUE if to_continue else {})})
+    fault = _fault_of_contents(checkpoint, _NEEDED)
     if fault:
         raise UserError(f"{path} is not a complete checkpoint of a Positron run: {fault}; {_REMEDY}")
+    fault = _fault_of_contents(checkpoint, _NEEDED_TO_CONTINUE) if to_continue else None
+    if fault:
+        raise UserError(
+            f"training cannot be continued from {path}: {fault}; use another checkpoint, or give init_from=RUN instead of "
+            "ckpt_path= to start with only the weights of a run"
+        )
     _refuse_infinite_weights(checkpoint["state_dict"], path)
     return dict(checkpoint)
+
+
+def _saved_beside(path: Path) -> str:
+    """Return a note that lists the newest checkpoints in the folder of a missing one, or an empty text if there are none."""
+    names = [other.name for other in checkpoints(path.parent)[-3:]] + [BEST] * (path.parent / BEST).exists()
+    return one_line(f" (its folder contains {', '.join(names)})") if names else ""
 
 
 def _fault_of_contents(checkpoint: Any, needed: dict[str, type]) -> str | None:
@@ -142,7 +169,7 @@ def best_or_newest(folder: Path) -> Path | None:
     if newest is None and (fault or saved):
         name, reason = (BEST, fault) if fault else (saved[-1].name, checkpoint_fault(saved[-1]))
         raise UserError(
-            f"every checkpoint in {folder} is damaged ({name}: {reason}): restore one from a copy, or train again "
+            f"every checkpoint in {folder} is damaged, for example {name}: {reason}; restore one from a copy, or train again "
             "under another name="
         )
     if newest is not None and fault is not None:

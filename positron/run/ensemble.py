@@ -90,7 +90,9 @@ def load_models(runs: Sequence[Run]) -> tuple[GPT | Ensemble, Tokenizer, list[Pa
         return models[0], tokenizer, paths
     for (run, model), (other, same) in itertools.combinations(zip(runs, models, strict=True), 2):
         if _have_same_weights(model, same):
-            logger.warning(f"{run.folder} and {other.folder} have the same weights: name each model once")
+            logger.warning(
+                f"{run.folder} and {other.folder} have the same weights, which therefore count twice: name only one of the two"
+            )
     lengths = [model.config.context_length for model in models]
     if min(lengths) < max(lengths):
         shortest = runs[lengths.index(min(lengths))]

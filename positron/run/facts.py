@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from positron.config import DataConfig, ModelConfig, TokenizerConfig
 from positron.settings import OWN_GROUPS, from_dict
+from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.disk import is_number, read_json, write_json
 from positron.system.errors import UserError, without_advice
@@ -59,7 +60,7 @@ class _Type(NamedTuple):
     words: str
 
 
-_COUNT = _Type(_is_count, "a whole number")
+_COUNT = _Type(_is_count, "a whole number from 0 to 1e18")
 _NUMBER = _Type(_is_number_or_null, "a number")
 _TEXT = _Type(_is_text_or_null, "a text")
 _GROUP = _Type(lambda value: isinstance(value, dict), "an object")
@@ -130,7 +131,9 @@ def read_record(path: Path) -> tuple[dict[str, Any], bool]:
     """
     record = read_json(path)
     if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged: it contains {_shown(record)} instead of an object; restore it from a copy")
+        raise UserError(
+            f"{path} is damaged or was edited: it contains {_shown(record)} instead of an object; restore it from a copy"
+        )
     checksum = record.pop(CHECKSUM, None)
     try:
         return record, checksum is None or checksum == _checksum(record)
@@ -189,13 +192,20 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
     config = {key: value for key, value in config.items() if key not in _FORMER_KEYS}
     groups: dict[str, type] = {"model": ModelConfig, "tokenizer": TokenizerConfig, "data": DataConfig}
     for name, kind in groups.items():
+        if name not in config and "model_type" in config:
+            raise UserError(
+                f"{path} does not belong to a run, but to a model of Hugging Face transformers: import the model first with "
+                + command("import", str(path.parent))
+            )
         if name not in config:
             raise UserError(
-                f"{path} is damaged: the settings of the {name}, which every run has, are missing; restore it from a copy"
+                f"{path} is damaged or was edited: the settings of the {name}, which every run has, are missing; "
+                "restore it from a copy"
             )
         if not isinstance(config[name], dict):
             raise UserError(
-                f"{path} is damaged: {name} is {_shown(config[name])} instead of a group of settings; restore it from a copy"
+                f"{path} is damaged or was edited: {name} is {_shown(config[name])} instead of a group of settings; "
+                "restore it from a copy"
             )
         known = {field.name for field in dataclasses.fields(kind)}  # a key of another version is ignored
         try:
@@ -212,7 +222,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
     for name in (name for groups in OWN_GROUPS.values() for name in groups):
         if not isinstance(config.get(name), dict | None):
             raise UserError(
-                f"{path} is damaged: {name} is {_shown(config[name])} instead of a group of settings; restore it from a copy"
+                f"{path} is damaged or was edited: {name} is {_shown(config[name])} instead of a group of settings; "
+                "restore it from a copy"
             )
     for keys in _PATHS:
         holder = config[keys[0]] if len(keys) == 2 else config
@@ -239,8 +250,8 @@ def warn_of_damage(path: Path) -> None:
 def damage(path: Path) -> str:
     """Return the message about a file that does not match its checksum."""
     return (
-        f"{one_line(str(path))} does not match its checksum: it is damaged or was edited; restore it from a copy, or, to "
-        f'accept it as it is, replace the value of "{CHECKSUM}" in it by null'
+        f"{one_line(str(path))} does not match its checksum, so the file is damaged or was edited: restore it from a copy, or, "
+        f'to accept the file as it is, replace the value of "{CHECKSUM}" in it by null'
     )
 
 
@@ -252,7 +263,8 @@ def _checksum(record: dict[str, Any]) -> str:
 def _check(values: dict[str, Any], name: str, kind: _Type, path: Path, prefix: str = "") -> None:
     if name in values and not kind.holds(values[name]):
         raise UserError(
-            f"{path} is damaged: {prefix}{name} is {_shown(values[name])} instead of {kind.words}; restore it from a copy"
+            f"{path} is damaged or was edited: {prefix}{name} is {_shown(values[name])} instead of {kind.words}; "
+            "restore it from a copy"
         )
 
 
@@ -266,4 +278,4 @@ def _shown(value: Any) -> str:
         case int() if not -(10**20) < value < 10**20:
             return "a number with more than 20 digits"
         case _:
-            return one_line(repr(value), 60)
+            return one_line(json.dumps(value, ensure_ascii=False), 60)

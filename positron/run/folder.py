@@ -196,7 +196,7 @@ class Run(RunPaths):
             starter = "command" if self.kind in (*FROM_TEXT, *TUNED) else "Python program"
             raise UserError(
                 one_line(f"{self.folder} was trained by the objective {self.kind}, and this command uses {kind}: ")
-                + f"continue it by the {starter} that started it, or give another name="
+                + f"continue the run by the {starter} that started it, or give another name="
             )
         write_record(self.config_path, dataclasses.asdict(config))
         origin = {"kind": kind, "base": config.init_from}
@@ -258,8 +258,8 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     """
     if run.settings().data.source == "imported":
         raise UserError(
-            f"{run.folder} is an imported model, which cannot be continued under its own name: give another name= "
-            f"(init_from={run.folder} trains the model further)"
+            f"{run.folder} is an imported model, which cannot be continued under its own name: give another name= and "
+            f"init_from={run.folder} to train the model further"
         )
     made_by, asked = (
         recipe_of({key: value for key, value in vars(each).items() if value is not None})
@@ -268,7 +268,7 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     if made_by != asked:
         raise UserError(
             one_line(f"{run.folder} is a run of {command(made_by)}, and this command is {command(asked)}: ")
-            + "give another name="
+            + f"give another name=, or continue the run by {command(made_by)}"
         )
     differences = run.differences(config)
     before, after = run.resolved().max_steps, config.train.max_steps
@@ -285,8 +285,8 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     if len(others) == 1 and others[0].startswith("name: "):
         known = run.settings().name
         raise UserError(
-            f"{run.folder} holds a run that was trained with name={known}, so the folder was renamed or copied: give it this "
-            "name again, or give another name="
+            f"{run.folder} contains a run that was trained with name={known}, so the folder was renamed or copied: rename it "
+            f"to {OUTPUTS / known} again, or give another name="
         )
     if others:
         can_extend = extended and others is differences and not is_shorter
@@ -357,6 +357,10 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
             "several runs separated by spaces"
         )
     if folder := next((path for path in (outputs / name, Path(name)) if path.is_dir()), None):
+        if inner := min((path.parent for path in folder.glob(f"*/{FACTS}") if Run(path.parent).exists), default=None):
+            raise UserError(
+                one_line(f"{folder} contains runs, but is not a run itself: name one of them, such as {inner}")
+            )
         raise UserError(
             one_line(f"{folder} has no {CONFIG}, so it cannot be read as a run: ")
             + "restore the file from a copy, or name another run"

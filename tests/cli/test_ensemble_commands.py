@@ -113,7 +113,7 @@ def test_copies_of_a_run_write_what_the_run_writes(call: Callable[..., Result], 
 
 
 def test_two_copies_of_a_model_are_named(call: Callable[..., Result]) -> None:
-    said = "outputs/a and outputs/copy have the same weights: name each model once"
+    said = "outputs/a and outputs/copy have the same weights, which therefore count twice: name only one of the two"
     assert said in call("generate", "Tom", "--run", "a,copy", "--max-tokens", "1").err
     assert said not in call("generate", "Tom", "--run", "a,b", "--max-tokens", "1").err
 

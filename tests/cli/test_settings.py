@@ -530,7 +530,7 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
     with pytest.raises(UserError, match=r"optimizer.lr: 0.003 -> 0.1"):
         check(dataclasses.replace(config, optimizer=OptimizerConfig(lr=0.1)), run.folder, Asked())
     with pytest.raises(
-        UserError, match=r"outputs/made holds a run that was trained with name=.*, or give another name=$"
+        UserError, match=r"outputs/made contains a run that was trained with name=.*, or give another name=$"
     ):
         check(dataclasses.replace(config, name="made"), run.folder, Asked())
     many = OptimizerConfig("muon", lr=0.1, eps=1e-5, betas=(0.5, 0.6), embedding_ratio=2.0)
@@ -538,7 +538,10 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
         UserError, match=r"other settings: give the same .*, or another name= \(.*; .*; .*; and \d more\)$"
     ):
         check(dataclasses.replace(config, optimizer=many), run.folder, Asked())
-    with pytest.raises(UserError, match=r"is a run of .*train, and this command is .*sft: give another name=$"):
+    with pytest.raises(
+        UserError,
+        match=r"is a run of .*train, and this command is .*sft: give another name=, or continue the run by .*train$",
+    ):
         refuse_differences(run, dataclasses.replace(config, sft=SFTConfig()))
     write_json(
         run.folder / "run.json", {"resolved": {"max_steps": 40, "batch_tokens": 512, "micro_batch_size": 16}}
@@ -627,7 +630,7 @@ def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, 
     assert check(short, Path("outputs/new"), Asked(given={"model.dropout": "0.5"})).model == short.model
     with pytest.raises(UserError, match="no run nobody"):
         check(dataclasses.replace(asked, init_from="nobody"), Path("outputs/new"), Asked())
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="does not exist: correct the path"):
         check(dataclasses.replace(asked, init_from=None, ckpt_path="x.ckpt"), Path("outputs/new"), Asked())
 
 

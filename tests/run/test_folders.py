@@ -241,7 +241,7 @@ def test_a_damaged_best_checkpoint_is_told_and_all_damaged_are_an_error(run: Run
         if path.name == "best.ckpt":
             load_model(run)
     assert "best.ckpt cannot be used" in logged[-1]
-    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(best\.ckpt"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged, for example best\.ckpt: "):
         load_model(run)
 
 
@@ -280,7 +280,7 @@ def test_an_edited_run_json_is_told_and_not_continued(
     assert run.facts().floor_bpb == 0.5
     assert "run.json does not match its checksum" in capsys.readouterr().err
     with pytest.raises(
-        UserError, match=r'does not match its checksum: .* replace the value of "checksum" in it by null'
+        UserError, match=r'does not match its checksum, .* replace the value of "checksum" in it by null'
     ):
         train(settings(tmp_path / "outputs"), run.folder)
     edit(run.folder / "run.json", checksum=None)
@@ -401,6 +401,29 @@ def test_a_folder_without_its_settings_is_not_said_to_be_missing(tmp_path):
     (tmp_path / "noconf" / "run.json").write_text("{}")
     with pytest.raises(UserError, match=r"noconf has no config\.json, so it cannot be read as a run: restore"):
         find_run("noconf", tmp_path)
+
+
+def test_a_folder_that_is_not_a_run_is_told_from_a_damaged_run(tmp_path):
+    for name in ("sweep/0", "sweep/1"):
+        (tmp_path / name).mkdir(parents=True)
+        for file in ("config.json", "run.json"):
+            (tmp_path / name / file).write_text("{}")
+    with pytest.raises(
+        UserError, match=r"sweep contains runs, but is not a run itself: name one of them, such as \S+0$"
+    ):
+        find_run("sweep", tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match=r"a model of Hugging Face transformers: import the model first with .*gpt2$"):
+        find_run("gpt2", tmp_path).config()
+
+
+def test_a_missing_checkpoint_is_not_said_to_be_damaged(tmp_path):
+    (tmp_path / "step-000020.ckpt").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"0200\.ckpt does not exist: correct the path.*folder contains step-000020\.ckpt\)$"
+    ):
+        load_checkpoint(tmp_path / "step-000200.ckpt")
 
 
 def test_a_misspelt_run_is_answered_with_the_nearest(tmp_path):

@@ -112,7 +112,7 @@ def test_a_record_of_another_type_is_named(run: Run, key: str, value: object) ->
     record = json.loads(run.facts_path.read_text())
     run.facts_path.write_text(json.dumps({**record, key: value}))
     for name in ("kind", "base"):
-        with pytest.raises(UserError, match=rf"run\.json is damaged: {key} is"):
+        with pytest.raises(UserError, match=rf"run\.json is damaged or was edited: {key} is"):
             getattr(run, name)
 
 

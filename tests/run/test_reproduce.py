@@ -139,7 +139,7 @@ def test_what_cannot_be_reproduced_is_one_line_with_exit_code_2(place, monkeypat
         (["begun"], "has trained no step, so there is nothing to reproduce: name another run"),
         (["nobody"], "no run nobody"),
         (["mute"], "has no metrics to compare with"),
-        (["old"], "does not say how it began"),
+        (["old"], "provenance.json does not exist: restore this file from a copy"),
         (["x", "--name", "old"], "is not a reproduction of outputs/x"),
         (["x", "--name", "x"], "outputs/x is the run that is reproduced: give another --name"),
         (["x", "--steps", "0"], "at least 1"),
