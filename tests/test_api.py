@@ -121,7 +121,7 @@ def test_a_thread_can_train():
         ({"model": "quikstart"}, "did you mean model=quickstart"),
         ({"data": 3}, "data= takes a path, a list"),
         ({"data": []}, "contains no text"),
-        ({"data": ["a", 3]}, "item 1 (counted from 0) must be a text"),
+        ({"data": ["a", 3]}, r"item 1 \(counted from 0\) must be a text"),
         ({"lr": object()}, "lr= cannot hold an object of type object"),
         (
             {"optimizer._target_": dict},

@@ -213,7 +213,7 @@ def modules(tmp_path, monkeypatch):
             "callbacks.x needs a class: give callbacks.x._target_=my_module.MyCallback, and callbacks.x.NAME=VALUE",
         ),
         ({"_target_": "misfits.Plain"}, "must be a subclass of lightning.Callback"),
-        ({"_target_": "misfits.Absent"}, "has no Absent"),
+        ({"_target_": "misfits.Absent"}, "has no attribute Absent"),
         ({"_target_": "absent.Plain"}, "No module named 'absent'"),
         ({"_target_": "Plain"}, "must name a module"),
         (
@@ -231,8 +231,8 @@ def test_a_callback_that_cannot_be_made_is_named(modules, entry, message):
     ("target", "options", "message"),
     [
         ("misfits.Plain", None, "is not a torch optimizer: name a subclass of torch.optim.Optimizer"),
-        ("torch.optim.Radam", None, "has no Radam: did you mean torch.optim.RAdam?"),
-        ("sys.RAdam", None, "the module sys has no RAdam: correct the name"),
+        ("torch.optim.Radam", None, "has no attribute Radam: did you mean torch.optim.RAdam?"),
+        ("sys.RAdam", None, "the module sys has no attribute RAdam: correct the name"),
         ("RAdam", None, "optimizer._target_=my_module.RAdam"),
         ("torch.optim.LBFGS", None, "several times per step"),
         ("torch.optim.SGD", {"a": 1}, "refuses its arguments"),

@@ -124,13 +124,13 @@ def begin(folder: Path, plan: Plan) -> str:
             same = listed[: len(old)] == old if key == "candidates" else known[key] == new[key]
             if not same:
                 raise UserError(
-                    f"{key}: in the file of candidates differs from the earlier start in {folder}: "
+                    f"the key {key} in the file of candidates differs from the earlier start in {folder}: "
                     + (
                         f"{known[key]} -> {new[key]}"
                         if key != "candidates"
                         else "new candidates are possible only at the end, and the others must stay as they are"
                     )
-                    + f"; restore the earlier {key}:, or give another name= to begin anew"
+                    + "; restore the earlier value, or give another name= to begin anew"
                 )
     write_json(path, {"started": started, **new, "candidates": _listed(plan)})
     return started
@@ -248,7 +248,7 @@ class _Runs:
         if failure is not None:
             if not may_fail:
                 raise UserError(
-                    f"{folder}, a run of the base recipe, cannot be used: {failure}; change base: in the file of "
+                    f"{folder}, a run of the base recipe, cannot be used: {failure}; change the key base in the file of "
                     "candidates, and give another name="
                 )
             logger.warning(f"{folder} failed: {failure}")

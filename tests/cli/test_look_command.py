@@ -66,7 +66,7 @@ def test_the_look_command_and_its_mistakes(tmp_path, run_command):
 
     (Run(folder).facts_path).write_text("{}")
     for arguments, message in (
-        (("tiny", "--step", "3"), "not of step 3: choose another step"),
+        (("tiny", "--step", "3"), "not of step 3: choose one of them"),
         (("tiny", "--html", "x.html", "--json"), "give only one of them"),
         (("tiny", "--html", "x.html", "--step", "3"), "with the best checkpoint, not with that of a given step"),
         (("tiny", "--html", "x.html", "--ablate", "0.attention"), "leave --ablate out"),

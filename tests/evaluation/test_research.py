@@ -142,7 +142,7 @@ def test_a_failing_base_recipe_ends_the_research_and_is_tried_again(tmp_path):
 def test_a_changed_plan_is_refused_and_new_candidates_at_the_end_are_tested(tmp_path):
     last(tmp_path, Machine())
     for change in ({"base": ["a=2"]}, {"min_gain": 0.1}, {"candidates": {"new": ["good=1"], **PLAN.candidates}}):
-        with pytest.raises(UserError, match=f"{next(iter(change))} differs"):
+        with pytest.raises(UserError, match=f"the key {next(iter(change))} in the file of candidates differs"):
             last(tmp_path, Machine(), dataclasses.replace(PLAN, **change))
     machine = Machine()
     longer = dataclasses.replace(PLAN, candidates={**PLAN.candidates, "last": ["useless=1", "harmful=1"]})

@@ -256,8 +256,8 @@ def test_sizes_and_lengths_that_vary_apart_tell_both_terms_and_the_best_split(tm
         ("empty", (), "no run with a checkpoint"),
         ("unvalidated", (), "not 0"),
         ("sizes", ("--predict", "1M,99M"), "cannot be answered from these runs, in which"),
-        ("sizes", ("--predict", "big"), "such as 2M or 2M,40M"),
-        ("sizes", ("--predict", "1,2,3"), "such as 2M or 2M,40M"),
+        ("sizes", ("--predict", "big"), "such as 2M, or numbers of parameters and tokens, such as 2M,40M"),
+        ("sizes", ("--predict", "1,2,3"), "such as 2M, or numbers of parameters and tokens, such as 2M,40M"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_line_with_exit_code_2(case, arguments, message, tmp_path, monkeypatch, capsys):

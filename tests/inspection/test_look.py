@@ -195,7 +195,7 @@ def test_only_the_attention_of_the_layers_asked_for_is_returned():
         ({"prompt": "a" * 24}, "the prompt has 24 tokens and may have at most 23"),
         ({"ablations": [{"layer": 2, "part": 0}]}, "layer 2 does not exist: the model has the layers 0 to 1"),
         ({"ablations": [{"layer": 0, "part": 4}]}, "head 4 does not exist: each layer has the heads 0 to 3"),
-        ({"attention": [-1]}, "layer -1 does not exist"),
+        ({"attention": [-1]}, "attention names layer -1, but"),
         ({"focus": 4}, "focus=4 is not a position of the prompt: give a number from 0 to 3"),
         ({"top": 0}, "top must be between 1 and 50, not 0"),
     ],

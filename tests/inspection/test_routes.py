@@ -69,7 +69,7 @@ def test_the_other_routes_answer_what_the_subject_says(client, subject):
         ({"prompt": "a" * 64}, "the prompt has 64 tokens and may have at most 63"),
         ({"prompt": "a" * (MAX_PROMPT + 1)}, "characters and may have at most"),
         ({"prompt": "\ud800"}, "half of a surrogate pair"),
-        ({"step": 3}, "not of step 3: choose it, or train a run with train.keep_history=20"),
+        ({"step": 3}, "not of step 3: choose one of them"),
         ({"step": True}, "step must be a whole number of at most 12 digits, not true"),
         ({"step": 1.5}, "step must be a whole number"),
         ({"top": 51}, "top must be between 1 and 50, not 51"),

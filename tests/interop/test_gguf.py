@@ -139,7 +139,7 @@ def test_a_model_without_an_architecture_is_refused_by_the_option_in_the_way(sha
 
 
 def test_words_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(UserError, match=r"tokenizer of the kind word"):
+    with pytest.raises(UserError, match=r"no tokenizer like tokenizer.kind=word: use --to hf"):
         written(tmp_path, SHAPES["llama"], word())
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

@@ -244,12 +244,12 @@ def test_a_function_of_the_user_is_imported_from_the_current_folder(tmp_path, mo
     assert reward.terms[0].name == "reward_module_of_a_user.ends"
     for name, said in (
         ("reward_module_of_a_user.CONSTANT", "is of type int"),
-        ("reward_module_of_a_user.begins", "has no begins"),
+        ("reward_module_of_a_user.begins", "has no attribute begins"),
         (
             "no_such_module.reward",
-            "No module named 'no_such_module'; correct the name, or start this command in the folder that contains the module",
+            "No module named 'no_such_module'): correct the name, or start this command in the folder that contains the module",
         ),
-        ("broken_module_of_a_user.reward", "No module named 'no_such_module'; correct the module"),
+        ("broken_module_of_a_user.reward", "No module named 'no_such_module'): install the missing module, or correct"),
         ("reward", "must name a module"),
     ):
         with pytest.raises(UserError, match=re.escape(f"reward.function={name}")) as error:

@@ -106,9 +106,11 @@ def test_processes_that_chose_different_numbers_are_refused_with_a_value_that_fi
         batch_tokens=512, micro_batch_size=8, max_steps=10, accelerator="cuda", precision="bf16", threads=4
     )
     refuse_different_plans([first, dataclasses.replace(first, threads=2)])  # threads change no value of a rank's share
-    with pytest.raises(UserError, match=r"8 on rank 0, 4 on rank 1: start all of them with train\.micro_batch_size=4"):
+    with pytest.raises(
+        UserError, match=r"\(8 on rank 0, 4 on rank 1\): start all processes with train\.micro_batch_size=4"
+    ):
         refuse_different_plans([first, dataclasses.replace(first, micro_batch_size=4)])
-    with pytest.raises(UserError, match="start all of them with precision=bf16"):
+    with pytest.raises(UserError, match="start all processes with precision=bf16"):
         refuse_different_plans([first, first, dataclasses.replace(first, precision="fp32")])
-    with pytest.raises(UserError, match="start all of them with device=cpu"):
+    with pytest.raises(UserError, match="start all processes with device=cpu"):
         refuse_different_plans([first, dataclasses.replace(first, accelerator="mps")])
