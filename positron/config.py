@@ -809,6 +809,8 @@ class ReinforceConfig:
     """Hold the settings of reinforcement learning."""
 
     prompts: Count = 16  # prompts per optimizer step
+    # share of a step's prompts that are asked again, taken from those whose answers did not all pass when they were last asked
+    hard_share: Ratio = 0.0
     samples: Count = 8  # answers to each prompt, at least 2; they are compared with each other
     # what an answer's reward is compared with; rloo: the mean of the other answers; dr_grpo: the mean of all answers
     advantage: Advantage = "rloo"

@@ -110,6 +110,7 @@ UNITS = {
     "preference.epochs": "passes",
     "preference.lora.rank": "columns",
     "reinforce.prompts": "prompts per step",
+    "reinforce.hard_share": "share, 0 to 1",
     "reinforce.samples": "answers per prompt",
     "reinforce.temperature": "",
     "reinforce.max_tokens": "tokens",

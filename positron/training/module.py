@@ -169,11 +169,14 @@ class TrainingModule(L.LightningModule):
         return self.objective.score(self.model, batch, self.token_bytes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the counts of bad (non-finite) steps, the tokenizer's hash and the architecture to the checkpoint."""
+        """Add the counts of bad steps, the tokenizer's hash, the architecture and the objective's state to the checkpoint."""
         counters = {"bad_steps": int(self.bad_steps), "bad_in_a_row": int(self.bad_in_a_row)}
         checkpoint |= {**counters, **self.identity}
+        if state := self.objective.state(checkpoint["global_step"]):
+            checkpoint["objective"] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counts of bad (non-finite) steps, so that restarting a run does not reset its detection of divergence."""
+        """Restore the objective's state and the counts of bad steps, so that restarts do not hide a divergence."""
+        self.objective.restore(checkpoint.get("objective", {}))
         self.bad_steps = torch.tensor(checkpoint["bad_steps"])
         self.bad_in_a_row = torch.tensor(checkpoint.get("bad_in_a_row", 0))  # missing in runs from before 2026-11

@@ -145,6 +145,20 @@ def test_tokens_after_the_decision_of_the_reward_are_left_out_which_changes_only
     assert with_kl._decisive(with_kl.questions[0], wrong).ids == wrong.ids
 
 
+def test_prompts_that_were_answered_badly_are_asked_again_and_solved_ones_are_not():
+    objective = objective_of(lambda prompt, answer: 2.0 if prompt == "a" else 0.0, hard_share=1.0)
+    model, asked = model_of(), []
+    for step in range(1, 5):
+        objective.examples(model, objective.batch(step, 0, 1), step, 0, 1, lambda: None)
+        asked.append(objective.state(step)["hard"])
+    assert asked == [[1]] * 4  # "a" passes, "b" never does
+    again = objective_of(hard_share=1.0)
+    again.restore({"hard": [0], "prompts": "of other data"})
+    assert again.state(1) == {}
+    again.restore(objective.state(4))
+    assert again.state(4) == objective.state(4)
+
+
 class _Logits:
     """A model whose logits are given: its hidden states are the logits, and its head is the identity."""
 

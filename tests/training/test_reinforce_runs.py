@@ -47,7 +47,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reinforced(base: Path, **changes: Any) -> RunConfig:
-    settings = {"prompts": 4, "samples": 4, "max_tokens": 12, "val_prompts": 4, "val_samples": 4}
+    settings = {"prompts": 4, "hard_share": 0.5, "samples": 4, "max_tokens": 12, "val_prompts": 4, "val_samples": 4}
     config = tuned(
         base,
         name="reinforced",
@@ -181,6 +181,7 @@ def place(base: Path, tmp_path: Path) -> tuple[str, ...]:
     return (
         *("init_from=chat", "data=instruct", "data.path=conversations.jsonl", "data.val_fraction=0.2"),
         *("reward=custom", "reward.function=my_rewards.short", *answers, "reinforce.max_tokens=12"),
+        "reinforce.hard_share=0.5",
         *("train.max_steps=4", "train.val_every=2", "train.save_every=1", "train.log_every=1", "train.val_tokens=1000"),
         *("train.micro_batch_size=4", "train.sample_tokens=4", "schedule.warmup_steps=1", "optimizer.lr=1e-3"),
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -105,6 +105,14 @@ class Objective(Protocol):
 
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
         """Return those metrics of a validation that `score` does not compute; all ranks must return the same values."""
+        ...
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what the steps after optimizer step `step` depend on besides their numbers; it is saved in checkpoints."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a saved `state`, which is empty if the checkpoint has none."""
         ...
 
     def step_metrics(self) -> dict[str, float]:

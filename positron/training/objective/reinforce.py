@@ -19,7 +19,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from positron.system.console import printable
 from positron.text.tokenizer import Tokenizer
 from positron.training.objective.answer_totals import AnswerTotals
 from positron.training.objective.base import Part, Prompt
+from positron.training.objective.hard_prompts import HardPrompts, of_all_ranks
 from positron.training.objective.tokens import NextToken
 from positron.training.objective.validation_text import ValidationText
 
@@ -142,22 +143,23 @@ class ReinforceObjective(NextToken):
         self.bytes_per_token = None
         known = repr([question.ids for question in (*self.questions, *self.val_questions)])
         self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
+        self._hard = HardPrompts()
         self._last: dict[str, float] = {}  # metrics of the answers of the last step
         self._ratio_gaps: list[Tensor] = []  # one for each micro-batch of the last step
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
         """Return one micro-batch: the indices (n, 1) of the n prompts of a rank in step `step`, and -100 as targets (n, 1).
 
-        n is `config.prompts` / `world_size`.
+        n is `config.prompts` / `world_size`. `examples` replaces some of the prompts by hard ones, which are not known yet.
         """
-        numbers = torch.tensor(self._numbers(step, rank, world_size))[:, None]
+        numbers = torch.tensor(self._scheduled(step)[rank::world_size])[:, None]
         return [(numbers, torch.full_like(numbers, IGNORE))]
 
-    def _numbers(self, step: int, rank: int, world_size: int) -> list[int]:
-        """Return the indices of a rank's prompts in step `step`."""
+    def _scheduled(self, step: int) -> list[int]:
+        """Return the indices of all prompts of step `step`, without hard ones."""
         P = self.config.prompts
         _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.questions), batch_size=P)
-        numbers: list[int] = chosen[rank::world_size].tolist()
+        numbers: list[int] = chosen.tolist()
         return numbers
 
     def examples(
@@ -179,12 +181,18 @@ class ReinforceObjective(NextToken):
         number, which gives this text its weight in the loss, and their log-probabilities are an empty tensor (0,), because no
         token was sampled.
         """
-        asked = [self.questions[number] for number in self._numbers(step, rank, world_size)]
+        numbers = self._scheduled(step)
+        hard = self._hard.draw(step, round(self.config.hard_share * len(numbers)), self.seed)
+        numbers[: len(hard)] = hard
+        asked = [self.questions[number] for number in numbers[rank::world_size]]
         K = self.config.samples
         seeds = [_seed(self.seed, step, rank + i * world_size) for i in range(len(asked))]
         answers = self._answers(model, asked, K, seeds, pause)
         rewards = torch.tensor([self._reward_of(asked[answer.prompt], answer, pause) for answer in answers])
         weights = advantages(rewards.view(-1, K), self.config.advantage).flatten()
+        if self.config.hard_share:
+            passed = (rewards.view(-1, K) >= self.rule.full).all(dim=1)
+            self._hard.record(step, numbers, of_all_ranks(passed, rank, world_size, model.wte.weight.device))
         totals = AnswerTotals.of(answers, rewards, K, self.rule.full)
         self._last = {f"train/{name}": value for name, value in totals.over_ranks(model).measures(K).items()}
         if self.config.mask_truncated:
@@ -307,6 +315,16 @@ class ReinforceObjective(NextToken):
     @torch.no_grad()
     def _initial_logits(self, x: Tensor, places: Tensor) -> Tensor:
         return self._logits(self.initial.to(x.device), x, places)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return the hard prompts after optimizer step `step`, and the hash of all prompts."""
+        hard = self._hard.after(step)
+        return {"hard": hard, "prompts": self.fingerprint} if hard else {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue with the hard prompts of a saved state, unless they belong to other prompts."""
+        if state.get("prompts") == self.fingerprint:
+            self._hard = HardPrompts(state["hard"])
 
     def step_metrics(self) -> dict[str, float]:
         """Return the metrics of the answers of the last step.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,6 +82,13 @@ class NextToken:
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
         """Return an empty dict: the loss is the only metric."""
         return {}
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return an empty dict: a step depends on its number alone."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Do nothing: there is no state."""
 
     def step_metrics(self) -> dict[str, float]:
         """Return an empty dict: the loss is the only metric."""
