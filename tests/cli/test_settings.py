@@ -639,7 +639,7 @@ def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, 
     assert check(short, Path("outputs/new"), Asked(given={"model.dropout": "0.5"})).model == short.model
     with pytest.raises(UserError, match="no run nobody"):
         check(dataclasses.replace(asked, init_from="nobody"), Path("outputs/new"), Asked())
-    with pytest.raises(UserError, match="does not exist: correct the path"):
+    with pytest.raises(UserError, match=r"ckpt_path=x\.ckpt: there is no such file"):
         check(dataclasses.replace(asked, init_from=None, ckpt_path="x.ckpt"), Path("outputs/new"), Asked())
 
 
