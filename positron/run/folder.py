@@ -365,7 +365,8 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
             one_line(f"{folder} has no {CONFIG}, so it cannot be read as a run: ")
             + "restore the file from a copy, or name another run"
         )
-    known, near = _names(outputs), similar_name(name, outputs)
+    known = _names(outputs)
+    near = _similar(name, known)
     shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
     if near:
         hint = f": did you mean {near}?"
@@ -376,16 +377,20 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     raise UserError(one_line(f"there is no run {name}: it is neither a run folder nor a name in {outputs}/{hint}"))
 
 
-def similar_name(name: str, outputs: Path) -> str | None:
-    """Return the name of the run in `outputs` that is most similar to a mistyped `name`, or None if none is similar."""
-    return next(iter(difflib.get_close_matches(name, _names(outputs), 1, 0.6)), None)
+def no_checkpoint(run: Run, setting: str, instead: str) -> UserError:
+    """Return the error for a run that `setting` needs, but that does not exist or has no checkpoint to continue from.
 
-
-def missing_run(run: Run, setting: str, instead: str) -> UserError:
-    """Return the error for a run that does not exist although `setting` needs it; `instead` is the second advice."""
-    near = similar_name(run.folder.name, run.folder.parent)
+    `instead` says what the user can do without `setting`.
+    """
+    if run.exists:
+        return UserError(f"{setting}, but {run.folder} has no checkpoint to continue from: {instead}")
+    near = _similar(run.folder.name, _names(run.folder.parent))
     hint = "correct name=" if near is None else f"did you mean name={near}? Correct it"
     return UserError(one_line(f"{setting}, but there is no run {run.folder}: {hint}, or {instead}"))
+
+
+def _similar(name: str, known: list[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, known, 1, 0.6)), None)
 
 
 def _names(outputs: Path) -> list[str]:

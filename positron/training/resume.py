@@ -18,7 +18,7 @@ from positron.config import RunConfig
 from positron.model.memory import TRAINING_COPIES, check_memory
 from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
 from positron.run.facts import Resolved
-from positron.run.folder import Run, find_run, missing_run, refuse_differences
+from positron.run.folder import Run, find_run, no_checkpoint, refuse_differences
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance
 from positron.run.samples import read_samples
@@ -176,10 +176,7 @@ def decide_start(run: Run, config: RunConfig) -> Start:
         case "auto" | "never":
             pass
         case "must":
-            new = "leave resume=must out to start a new run"
-            if run.exists:
-                raise UserError(f"resume=must, but {run.folder} has no checkpoint to continue from: {new}")
-            raise missing_run(run, "resume=must", new)
+            raise no_checkpoint(run, "resume=must", "leave resume=must out to start a new run")
         case _:
             assert_never(config.resume)
     if named is not None:
@@ -212,10 +209,7 @@ def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> P
         return None
     if ckpt_path == "latest":
         if newest is None:
-            new = "leave ckpt_path= out to start at step 0"
-            if run.exists:
-                raise UserError(f"ckpt_path=latest, but {run.folder} has no checkpoint: {new}")
-            raise missing_run(run, "ckpt_path=latest", new)
+            raise no_checkpoint(run, "ckpt_path=latest", "leave ckpt_path= out to start at step 0")
         return newest
     path = expanded(ckpt_path)
     if path.suffix == ".ckpt":

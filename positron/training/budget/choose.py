@@ -25,7 +25,7 @@ from typing import Any
 
 from positron.config import Asked, GPTConfig, RunConfig, seconds
 from positron.run.checkpoint import newest_checkpoint
-from positron.run.folder import Run, missing_run
+from positron.run.folder import Run, no_checkpoint
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.text.tokenizer import Tokenizer
@@ -118,10 +118,8 @@ def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
         return config
     if not run.exists or newest_checkpoint(run.checkpoint_folder) is None:
         if extends:
-            new = "leave train.extend and train.max_steps out, and the budget chooses the steps"
-            if run.exists:
-                raise UserError(f"train.extend=true, but {run.folder} has no checkpoint to continue: {new}")
-            raise missing_run(run, "train.extend=true", new)
+            instead = "leave train.extend and train.max_steps out, and the budget chooses the steps"
+            raise no_checkpoint(run, "train.extend=true", instead)
         return config
     saved, keys = run.config(), set(CHOSEN_KEYS)
     if extends:
