@@ -20,7 +20,7 @@ from positron.data.decoding import Reading, explain_read_error, read_text
 from positron.data.listing import format_of, list_files
 from positron.data.rows import arrow_reader
 from positron.system.commands import command
-from positron.system.errors import UserError, why_not_json
+from positron.system.errors import UserError, where_not_json
 
 SUFFIXES = (
     ".jsonl",
@@ -177,8 +177,7 @@ def _parsed(text: str, remedy: str = "correct or remove it") -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = f" (line {error.lineno}, column {error.colno})" if error.lineno > 1 else f" (column {error.colno})"
-        return Broken("not JSON", f"is not JSON: {why_not_json(error)}{place}; {remedy}")
+        return Broken("not JSON", f"is not JSON: {where_not_json(error)}; {remedy}")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 nested lists
         return Broken("not JSON", f"is not JSON that can be read: {' '.join(str(error).split())[:100]}; {remedy}")
 

@@ -14,7 +14,7 @@ from typing import Any
 from positron.data.decoding import Reading, open_decompressed
 from positron.data.listing import delimiter_of
 from positron.system.console import one_line
-from positron.system.errors import UserError, why_not_json
+from positron.system.errors import UserError, where_not_json, why_not_json
 from positron.system.formatting import counted
 
 _BLANKS = re.compile(r"[\s,]*")
@@ -76,10 +76,7 @@ def _line_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator
                     f"{shown} is only the beginning of a JSON object: write each object on one line, or let the name of the "
                     "file end in .json"
                 ) from error
-            column = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-            raise UserError(
-                f"{shown} is not JSON: {why_not_json(error)}{column}; correct or remove the line"
-            ) from error
+            raise UserError(f"{shown} is not JSON: {where_not_json(error)}; correct or remove the line") from error
         if text := _text_of(row, path, ("line", number), reading):
             yield text
 

@@ -28,9 +28,9 @@ from positron import stories
 from positron.evaluation.score import CHANCE_BITS, Score
 from positron.evaluation.scoring import interval, total
 from positron.evaluation.statistics import t95
-from positron.system.console import one_line
+from positron.system.console import json_line, one_line
 from positron.system.disk import is_number, write_text
-from positron.system.errors import UserError, why_not_json, why_unreadable
+from positron.system.errors import UserError, where_not_json, why_unreadable
 from positron.system.formatting import counted
 
 CONTROL_WORDS = 100  # length of a control text
@@ -119,27 +119,25 @@ def _claim(line: str, place: str) -> Claim:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        # the line number in the error's text is always 1
-        column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        reason = one_line(why_not_json(error) if isinstance(error, ValueError) else str(error), 100)
-        raise UserError(f"{place} is not JSON ({reason}{column}): write lines such as {example}") from error
+        reason = one_line(where_not_json(error) if isinstance(error, ValueError) else str(error), 100)
+        raise UserError(f"{place} is not JSON ({reason}): write lines such as {example}") from error
     if not isinstance(record, dict) or not {"id", "logprob", "bytes"} <= record.keys():
         raise UserError(f"{place} must be an object with id, logprob and bytes, such as {example}")
     name, logprob, size = record["id"], record["logprob"], record["bytes"]
     if not isinstance(name, str):
         raise UserError(
-            f"{place}: id must be a string, the id of the document that was scored, not {one_line(json.dumps(name), 40)}: "
+            f"{place}: id must be a string, the id of the document that was scored, not {json_line(name, 40)}: "
             f"write lines such as {example}"
         )
     if not is_number(logprob):
         raise UserError(
             f"{place}: logprob must be a finite number, the natural logarithm of the probability of the whole document, not "
-            + one_line(json.dumps(logprob), 40)
+            + json_line(logprob, 40)
         )
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise UserError(
             f"{place}: bytes must be a whole number of 0 or more, the number of bytes of text that were scored, not "
-            + one_line(json.dumps(size), 40)
+            + json_line(size, 40)
         )
     return Claim(name, float(logprob), size)
 

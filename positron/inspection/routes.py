@@ -15,7 +15,7 @@ from starlette.routing import Route
 from positron.inspection.look import TOP
 from positron.inspection.lookdata import Ablation, Continuation
 from positron.inspection.subject import Subject
-from positron.system.console import one_line
+from positron.system.console import json_line
 from positron.system.errors import UserError
 
 MAX_BODY = 200_000  # maximum size of a request in bytes
@@ -102,10 +102,10 @@ def _look(subjects: Mapping[str, Subject], values: dict[str, Any]) -> Any:
     _refuse_unknown(values, known)
     attention = values.get("attention")
     if attention is not None and not (isinstance(attention, list) and all(map(_is_whole, attention))):
-        raise UserError(f"attention must be a list of layer numbers, such as [0, 1], not {_shown(attention)}")
+        raise UserError(f"attention must be a list of layer numbers, such as [0, 1], not {json_line(attention)}")
     scores = values.get("scores", False)
     if not isinstance(scores, bool):
-        raise UserError(f"scores must be true or false, not {_shown(scores)}")
+        raise UserError(f"scores must be true or false, not {json_line(scores)}")
     return _subject(subjects, values).look(
         _prompt(values),
         step=_whole(values, "step", None),
@@ -127,12 +127,9 @@ def _truth(subjects: Mapping[str, Subject], values: dict[str, Any]) -> Any:
 def _refuse_unknown(values: dict[str, Any], known: set[str], where: str = "the request") -> None:
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UserError(f"{where} has the unknown field {_shown(unknown[0])}: choose from {', '.join(sorted(known))}")
-
-
-def _shown(value: Any) -> str:
-    """Return a value of the request as JSON, cut to 60 characters."""
-    return one_line(json.dumps(value), 60)
+        raise UserError(
+            f"{where} has the unknown field {json_line(unknown[0])}: choose from {', '.join(sorted(known))}"
+        )
 
 
 def _prompt(values: dict[str, Any]) -> str:
@@ -162,7 +159,7 @@ def _whole(values: dict[str, Any], name: str, default: int | None) -> int | None
     if value is None:
         return default
     if not _is_whole(value):
-        raise UserError(f"{name} must be a whole number of at most 12 digits, not {_shown(value)}")
+        raise UserError(f"{name} must be a whole number of at most 12 digits, not {json_line(value)}")
     return int(value)
 
 
@@ -170,7 +167,7 @@ def _ablations(value: Any) -> list[Ablation]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise UserError(f'ablations must be a list, such as [{{"layer": 0, "part": 3}}], not {_shown(value)}')
+        raise UserError(f'ablations must be a list, such as [{{"layer": 0, "part": 3}}], not {json_line(value)}')
     if len(value) > MAX_ABLATIONS:
         raise UserError(f"ablations has {len(value):,} entries and may have at most {MAX_ABLATIONS:,}: leave some out")
     ablations: list[Ablation] = []
@@ -178,7 +175,7 @@ def _ablations(value: Any) -> list[Ablation]:
         if not isinstance(entry, dict) or set(entry) != {"layer", "part"} or not _is_whole(entry["layer"]):
             raise UserError(
                 f'ablations[{i}] must be an object such as {{"layer": 0, "part": 3}}, where part is the number of a head, '
-                f'"attn" or "mlp", not {_shown(entry)}'
+                f'"attn" or "mlp", not {json_line(entry)}'
             )
         match entry["part"]:
             case "attn" | "mlp" as part:
@@ -187,7 +184,7 @@ def _ablations(value: Any) -> list[Ablation]:
                 ablations.append({"layer": entry["layer"], "part": part})
             case _:
                 raise UserError(
-                    f'part of ablations[{i}] must be the number of a head, "attn" or "mlp", not {_shown(entry["part"])}'
+                    f'part of ablations[{i}] must be the number of a head, "attn" or "mlp", not {json_line(entry["part"])}'
                 )
     return ablations
 
@@ -197,7 +194,7 @@ def _continuation(value: Any) -> Continuation | None:
         return None
     if not isinstance(value, dict):
         raise UserError(
-            f'continuation must be an object of sampling settings, such as {{"temperature": 0.5}}, not {_shown(value)}'
+            f'continuation must be an object of sampling settings, such as {{"temperature": 0.5}}, not {json_line(value)}'
         )
     known = Continuation.__annotations__
     _refuse_unknown(value, set(known), "continuation")

@@ -7,7 +7,6 @@ ignored, the imported model could compute different results than the original.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from positron.interop import hf_architectures
 from positron.interop.remedies import Unsupported
 from positron.interop.rules import Rule, absent
 from positron.settings import from_dict
-from positron.system.console import one_line
+from positron.system.console import json_line, one_line
 from positron.system.errors import UserError
 
 # keys that describe the file, the training or the generation, and do not change what the model computes
@@ -39,11 +38,6 @@ _ACTIVATIONS |= {"relu2": "relu2"}
 _CORRECT = "correct the value, or download the file again"
 
 
-def _json(value: Any) -> str:
-    """Return a value of config.json as the file shows it, cut to 100 characters."""
-    return one_line(json.dumps(value, ensure_ascii=False), 100)
-
-
 class _Keys:
     """Hold the keys of a config.json that were not read yet. Each method that reads a key removes it."""
 
@@ -61,7 +55,7 @@ class _Keys:
             raise UserError(f"{self._path}: {name} is missing: add it, or download the file again")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
             raise UserError(
-                f"{self._path}: {name} must be a positive number below 1e12, not {_json(value)}: {_CORRECT}"
+                f"{self._path}: {name} must be a positive number below 1e12, not {json_line(value)}: {_CORRECT}"
             )
         return value
 
@@ -72,7 +66,7 @@ class _Keys:
         """
         value = self._facts.pop(name, default)
         if not isinstance(value, bool):
-            raise UserError(f"{self._path}: {name} must be true or false, not {_json(value)}: {_CORRECT}")
+            raise UserError(f"{self._path}: {name} must be true or false, not {json_line(value)}: {_CORRECT}")
         return value
 
     def count(self, name: str, default: int | None = None) -> int:
@@ -82,7 +76,7 @@ class _Keys:
         """
         value = self.number(name, default)
         if not isinstance(value, int):
-            raise UserError(f"{self._path}: {name} must be a whole number, not {_json(value)}: {_CORRECT}")
+            raise UserError(f"{self._path}: {name} must be a whole number, not {json_line(value)}: {_CORRECT}")
         return value
 
     def count_or_none(self, name: str) -> int | None:
@@ -97,7 +91,7 @@ class _Keys:
         value = self._facts.pop(name, None)
         if value is None or (isinstance(value, list) and value and all(isinstance(each, str) for each in value)):
             return value
-        raise UserError(f"{self._path}: {name} must be a list of one or more texts, not {_json(value)}: {_CORRECT}")
+        raise UserError(f"{self._path}: {name} must be a list of one or more texts, not {json_line(value)}: {_CORRECT}")
 
     def section(self, name: str) -> _Keys | None:
         """Return the keys of the object that is the value of a key, or None if the key is null or missing.
@@ -108,7 +102,7 @@ class _Keys:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise UserError(f"{self._path}: {name} must be an object, not {_json(value)}: {_CORRECT}")
+            raise UserError(f"{self._path}: {name} must be an object, not {json_line(value)}: {_CORRECT}")
         return _Keys(value, f"{self._path}: {name}")
 
     def unsupported(self, setting: str) -> UserError:
@@ -123,7 +117,7 @@ class _Keys:
         actual = self._facts.pop(name, value)
         if actual != value and not (actual is None and not value):
             raise UserError(
-                f"{self._path}: {name}={_json(actual)} changes what the model computes, and Positron does not support it: "
+                f"{self._path}: {name}={json_line(actual)} changes what the model computes, and Positron does not support it: "
                 "choose another model"
             )
 
@@ -133,13 +127,13 @@ class _Keys:
         if not isinstance(value, str) or value not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
             raise UserError(
-                f"{self._path}: {name}={_json(value)} is not supported: choose a model whose {name} is one of {known}"
+                f"{self._path}: {name}={json_line(value)} is not supported: choose a model whose {name} is one of {known}"
             )
         return _ACTIVATIONS[value]
 
     def refuse_rest(self) -> None:
         """Raise UserError, which lists the keys that were not read, if there are any."""
-        rest = [f"{key}={_json(value)}" for key, value in self._facts.items() if value is not None]
+        rest = [f"{key}={json_line(value)}" for key, value in self._facts.items() if value is not None]
         if rest:
             raise UserError(
                 f"{self._path} has settings that Positron does not know, so it cannot import this model: "

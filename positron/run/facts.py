@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from positron.config import DataConfig, ModelConfig, TokenizerConfig
 from positron.settings import OWN_GROUPS, from_dict
 from positron.system.commands import command
-from positron.system.console import one_line
+from positron.system.console import json_line, one_line
 from positron.system.disk import is_number, read_json, write_json
 from positron.system.errors import UserError, without_advice
 from positron.system.paths import without_home
@@ -278,4 +278,4 @@ def _shown(value: Any) -> str:
         case int() if not -(10**20) < value < 10**20:
             return "a number with more than 20 digits"
         case _:
-            return one_line(json.dumps(value, ensure_ascii=False), 60)
+            return json_line(value, 60)

@@ -6,6 +6,7 @@ This module imports only the standard library.
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import sys
@@ -54,6 +55,11 @@ def one_line(text: str, limit: int = 2000) -> str:
     """Return text as one printable line of at most `limit` characters, so that it cannot add a forged line to a log."""
     shown = printable(text).replace("\n", "\\n").replace("\t", "\\t")
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def json_line(value: object, limit: int = 60) -> str:
+    """Return a value as JSON in one printable line of at most `limit` characters."""
+    return one_line(json.dumps(value, ensure_ascii=False), limit)
 
 
 def _escaped(character: str) -> str:

@@ -52,9 +52,11 @@ def why_not_json(error: ValueError) -> str:
 
 
 def where_not_json(error: ValueError) -> str:
-    """Return what `why_not_json` returns, and the line and column at which the text is wrong, if they are known."""
-    place = f", line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-    return why_not_json(error) + place
+    """Return what `why_not_json` returns, then the column at which the text is wrong, after the line if it is not the first."""
+    if not isinstance(error, json.JSONDecodeError):
+        return why_not_json(error)
+    line = f", line {error.lineno}" if error.lineno > 1 else ""
+    return f"{why_not_json(error)}{line}, column {error.colno}"
 
 
 class LeftAtOnce(BaseException):

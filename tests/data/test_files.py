@@ -111,7 +111,7 @@ def test_another_field_is_read_and_its_absence_lists_the_fields(tmp_path: Path) 
         (
             "a.jsonl",
             b'{"text": "a"}\n{"text": "b"\n',
-            r"a\.jsonl, line 2 is not JSON: Expecting .* \(column \d+\); correct or remove the line$",
+            r"a\.jsonl, line 2 is not JSON: Expecting .*, column \d+; correct or remove the line$",
         ),
         ("a.jsonl", b'{"text": "a"}\n\n[1]\n', "line 3 has no field"),
         (

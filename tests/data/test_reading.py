@@ -200,7 +200,7 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
         ),
         ("a.json", b"plain words", "entry 1 is not JSON: Expecting value; correct or remove it$"),
         ("a.json", b'[{"text": "never closed\n"}]', "entry 1 is not JSON: Invalid control character; correct"),
-        ("a.jsonl", b'{"text": "never closed}\n', r"line 1 is not JSON: Unterminated string \(column 10\); correct"),
+        ("a.jsonl", b'{"text": "never closed}\n', r"line 1 is not JSON: Unterminated string, column 10; correct"),
         ("a.jsonl", b'{"text": ["a"]}\n', r'line 1 has a list in the field "text" \(data\.field\), not text'),
         ("a.jsonl", b'{"text": ["a"], "t": "b"}\n', r"not text: give data\.field=t, or correct this row$"),
         ("a.jsonl", b'{"text": null, "t": "b"}\n', "line 1 has null.*, not text: correct or remove this row$"),
