@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal, Protocol, assert_never
@@ -48,7 +49,7 @@ class OwnTokenizer(Tokenizer, Protocol):
         ...
 
 
-class _TableTokenizer:
+class _TableTokenizer(ABC):
     """Convert text with a list of pieces (characters or words), whose ids come after the ids of the special tokens."""
 
     kind: str
@@ -61,8 +62,8 @@ class _TableTokenizer:
         self._ids = {piece: self.n_special + i for i, piece in enumerate(self.pieces)}
 
     @staticmethod
-    def split(text: str) -> list[str]:
-        raise NotImplementedError  # the only difference between the two tokenizers
+    @abstractmethod
+    def split(text: str) -> list[str]: ...  # the only difference between the two tokenizers
 
     def encode(self, text: str) -> list[int]:
         """Convert text to ids. Characters or words that are not in the vocabulary become `<unk>`, and a warning names them."""

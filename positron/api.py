@@ -12,7 +12,6 @@ A run is a folder below outputs/; to continue a run, make the same call again.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
@@ -307,14 +306,19 @@ def full_name(key: str, recipe: Recipe) -> str:
             if elsewhere := [known for known in leaf_keys() if known.rpartition(".")[2] == key]:
                 return elsewhere[0]
             other = same_option(key, recipe)
-            message = unknown_key(key) if other is None else f"unknown key {key}: {question(other, None)}"
-            # a key with a dot cannot be written as a keyword argument
-            raise UserError(re.sub(r"did you mean (\w+\.[\w.]+)\?", r'did you mean **{"\1": ...}?', message))
+            if other is None:
+                raise UserError(unknown_key(key, _argument))
+            raise UserError(f"unknown key {key}: {question(other, None, _argument)}")
         case [only]:
             return only
         case _:
-            options = ", ".join(f'**{{"{name}": ...}}' for name in matches)
+            options = ", ".join(map(_argument, matches))
             raise UserError(f"{key}= could mean {' or '.join(matches)}: give one of {options}")
+
+
+def _argument(key: str) -> str:
+    """Write a key as an argument of a Python function. A key with a dot is not an identifier."""
+    return f'**{{"{key}": ...}}' if "." in key else key
 
 
 def _as_word(key: str, value: Any) -> str:

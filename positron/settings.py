@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from positron.config import Asked, RunConfig
@@ -237,8 +237,10 @@ def _similar_last_word(word: str, keys: Sequence[str], least: float) -> list[str
     return [last_words[near] for near in difflib.get_close_matches(word, last_words, 1, least)]
 
 
-def unknown_key(key: str) -> str:
+def unknown_key(key: str, written: Callable[[str], str] = str) -> str:
     """Return the error message about a key that this command does not know.
+
+    `written` returns a key in the form in which the caller gives it.
 
     The message suggests the key of MAIN_GROUPS with the same last word, or else a key of the same group whose last word is
     similar or contains that of `key`. If there is none, it lists the keys of the group (the part before the last dot), or names
@@ -258,7 +260,7 @@ def unknown_key(key: str) -> str:
         near = difflib.get_close_matches(key, [k for k in keys if k != group], 1, 0.75)
         near = near or _similar_last_word(last, keys, 0.6)
     if near:
-        return f"unknown key {key}: did you mean {near[0]}?"
+        return f"unknown key {key}: did you mean {written(near[0])}?"
     if siblings:
         return f"unknown key {key}: choose from {', '.join(siblings)}"
     return f"unknown key {key}: {command('train', '--cfg', 'job')} lists all keys"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from positron.system.commands import command
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from positron.settings import Recipe
 
 # The names that other tools give to each key. They are compared without dashes, underscores and the part before a dot.
@@ -219,9 +221,12 @@ def advice(key: str, value: str | None) -> str:
     return f"{key}=" + (f" ({note})" if note else "")
 
 
-def question(key: str, value: str | None) -> str:
-    """Return the question whether `key` was meant, with the same hint as `advice` gives."""
+def question(key: str, value: str | None, written: Callable[[str], str] = str) -> str:
+    """Return the question whether `key` was meant, with the same hint as `advice` gives.
+
+    `written` returns a key in the form in which the caller gives it.
+    """
     if value and key in _KEYS_WITH_SAME_VALUE:
         return f"did you mean {key}? ({key}={value})"
     note = _NOTES.get(key)
-    return f"did you mean {key}?" + (f" ({note})" if note else "")
+    return f"did you mean {written(key)}?" + (f" ({note})" if note else "")

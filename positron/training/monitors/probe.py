@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ class Monitor(L.Callback):
         return step % self.every == 0 and trainer.is_global_zero
 
 
-class ProbeMonitor(Monitor):
+class ProbeMonitor(Monitor, ABC):
     """Run the model on the probe (a few fixed validation windows) and measure its activations.
 
     The model runs without dropout and in the precision of the training.
@@ -85,13 +86,13 @@ class ProbeMonitor(Monitor):
             module.metrics |= self.measure(module.model, probe, module.objective.documents(probe.x))
         module.train()
 
+    @abstractmethod
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
         """Return a dict from metric name to measured value. Each monitor overrides this method.
 
         `documents` (N, T): the index of each token's document, or None if attention crosses documents. An implementation
         must call `model.hidden` and not `model`, because `hidden` is never compiled and always runs the hooks of each module.
         """
-        raise NotImplementedError
 
 
 def to_floats(values: dict[str, Tensor]) -> dict[str, float]:
