@@ -93,51 +93,22 @@ def fit(
     after validation and the monitors, and before metrics, samples and checkpoints are written, so values that they add to
     `module.metrics` are recorded. An error that ends the training is raised again.
     """
-    run, config, start = session.run, session.config, session.start
-    limit = None if config.train.max_time is None else seconds(config.train.max_time)
+    run = session.run
     trackers: list[Tracker] = []
     status, error = "failed", None
     with Signals() as signals:
         try:
-            stopping = Stopping(last_step=plan.last_step, max_seconds=limit, started=session.started, signals=signals)
             was_pruned = run.facts().status == "pruned"  # read before the status becomes `running`
             if session.is_first_rank:
-                cut_after(run, start.step)  # a killed run may have written rows after its last checkpoint
-                facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective)}
-                facts |= objective.dependencies
-                run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
-                settings = {**dataclasses.asdict(config), "resolved": dataclasses.asdict(run.resolved())}
-                trackers = open_trackers(config.logger, run.folder, settings, start.step + 1)
-            _without_notices()
-            rows = read_metrics(run.metrics_path)
-            patience = Patience(objective.patience, rows) if objective.patience else None
-            pruning = open_pruning(config.sweep, run, plan.last_step)
-            ends = Ends(stopping, patience, pruning)
-            was_pruned = was_pruned and pruning is not None
-            if patience is not None and patience.is_over:
-                logger.info(
-                    f"nothing to do: early stopping ended {run.folder} at step {start.step}, {patience.why}; "
-                    "give another name= to train again"
-                )
-            elif was_pruned:
-                logger.info(
-                    f"nothing to do: sweep.prune=median ended {run.folder} at step {start.step}; give another name= to train "
-                    "with these settings to the end"
-                )
-            elif start.step < plan.last_step:
-                if session.is_first_rank:
-                    _record_start(session, plan, objective, tokenizer)
-                if config.device.compile:
-                    _compile(plan, model, objective)
-                module = _module(config, plan, model, objective, tokenizer)
-                records = Records(rows, trackers)
-                ours = _callbacks(session, plan, objective, tokenizer, records, ends, callbacks)
-                trainer = _trainer(session, plan, ours)
-                trainer.fit(module, Steps(objective, trainer), ckpt_path=start.checkpoint)
+                trackers = _begin(session, plan, objective)
+            records = Records(read_metrics(run.metrics_path), trackers)
+            ends = _ends(session, plan, objective, records.rows, signals)
+            was_pruned = was_pruned and ends.pruning is not None
+            if reason := _why_it_is_over(session, plan, ends, was_pruned):
+                logger.info(reason)
             else:
-                until = "" if plan.last_step == plan.horizon else f" up to step {plan.last_step}"
-                logger.info(f"nothing to do{until}: {run.folder} is at step {start.step} of {plan.horizon}")
-            status = "pruned" if was_pruned else _status(plan, ends, start.step)
+                _train(session, plan, model, objective, tokenizer, records, ends, callbacks)
+            status = "pruned" if was_pruned else _status(plan, ends, session.start.step)
         except (Interrupted, LeftAtOnce) as interruption:
             status, error = "stopped", str(interruption)
             raise
@@ -151,7 +122,9 @@ def fit(
             error = " ".join(str(fault).split()) or type(fault).__name__
             if is_out_of_memory(fault):
                 size = plan.micro_batch_size
-                remedy = memory_remedy(config.device.checkpoint_activations, batch_remedy(size, max(1, size // 2)))
+                remedy = memory_remedy(
+                    session.config.device.checkpoint_activations, batch_remedy(size, max(1, size // 2))
+                )
                 raise UserError(f"out of memory: try {remedy}") from fault
             raise
         finally:
@@ -168,6 +141,68 @@ def fit(
                 for tracker in trackers:
                     tracker.finish(1 if status in ("failed", "diverged") else 0)
     return run.facts()
+
+
+def _begin(session: Session, plan: Plan, objective: Objective) -> list[Tracker]:
+    """Record that the run is being trained, and return its trackers."""
+    run, config, step = session.run, session.config, session.start.step
+    cut_after(run, step)  # a killed run may have written rows after its last checkpoint
+    facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective), **objective.dependencies}
+    run.update(status="running", step=step, resolved=plan.resolved(), **facts)
+    settings = {**dataclasses.asdict(config), "resolved": dataclasses.asdict(run.resolved())}
+    return open_trackers(config.logger, run.folder, settings, step + 1)
+
+
+def _ends(session: Session, plan: Plan, objective: Objective, rows: list[dict[str, Any]], signals: Signals) -> Ends:
+    limit = session.config.train.max_time
+    return Ends(
+        Stopping(
+            last_step=plan.last_step,
+            max_seconds=None if limit is None else seconds(limit),
+            started=session.started,
+            signals=signals,
+        ),
+        Patience(objective.patience, rows) if objective.patience else None,
+        open_pruning(session.config.sweep, session.run, plan.last_step),
+    )
+
+
+def _why_it_is_over(session: Session, plan: Plan, ends: Ends, was_pruned: bool) -> str | None:
+    """Return the line that says why there is nothing to train, or None if there are steps left."""
+    folder, step = session.run.folder, session.start.step
+    if ends.patience is not None and ends.patience.is_over:
+        reason = f"nothing to do: early stopping ended {folder} at step {step}, {ends.patience.why}"
+        return f"{reason}; give another name= to train again"
+    if was_pruned:
+        return (
+            f"nothing to do: sweep.prune=median ended {folder} at step {step}; give another name= to train with these settings "
+            "to the end"
+        )
+    if step >= plan.last_step:
+        until = "" if plan.last_step == plan.horizon else f" up to step {plan.last_step}"
+        return f"nothing to do{until}: {folder} is at step {step} of {plan.horizon}"
+    return None
+
+
+def _train(
+    session: Session,
+    plan: Plan,
+    model: GPT,
+    objective: Objective,
+    tokenizer: Tokenizer,
+    records: Records,
+    ends: Ends,
+    callbacks: Sequence[L.Callback],
+) -> None:
+    """Train from the session's start until one of `ends` ends the run."""
+    if session.is_first_rank:
+        _record_start(session, plan, objective, tokenizer)
+    if session.config.device.compile:
+        _compile(plan, model, objective)
+    _without_notices()
+    module = _module(session.config, plan, model, objective, tokenizer)
+    trainer = _trainer(session, plan, _callbacks(session, plan, objective, tokenizer, records, ends, callbacks))
+    trainer.fit(module, Steps(objective, trainer), ckpt_path=session.start.checkpoint)
 
 
 class Steps:
