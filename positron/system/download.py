@@ -85,7 +85,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
             check_address(newurl)
         except UserError as error:
             raise UserError(
-                f"the server redirects to {one_line(newurl, 200)}, which is not an https:// address"
+                f"the server redirects to {one_line(newurl, 200)}, which is not a valid https:// address"
             ) from error
         if urlsplit(newurl).hostname in _LOOPBACK and req.host.rsplit(":", 1)[0].strip("[]") not in _LOOPBACK:
             raise UserError(

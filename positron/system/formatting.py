@@ -22,8 +22,8 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def amount(value: float) -> str:
     """Write a number with at most three digits and a unit: 12,345,678 as 12.3M."""
-    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
+    for factor, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:  # three digits would round the value up to the factor
             return f"{value / factor:.3g}{unit}"
     return f"{value:.3g}"
 
@@ -31,7 +31,7 @@ def amount(value: float) -> str:
 def read_amount(text: str) -> float:
     """Read what `amount` writes: 12.3M as 12,300,000. Returns NaN for a text that is not a number."""
     text = text.strip()
-    factor = {"k": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:], 0)
+    factor = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}.get(text[-1:], 0)
     try:
         return float(text[:-1]) * factor if factor else float(text)
     except ValueError:
@@ -49,7 +49,7 @@ def took(seconds: float) -> str:
         return "less than a second"
     if seconds < 59.5:
         return counted(round(seconds), "second")
-    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds < 59.95 * 60 else f"{seconds / 3600:.1f} hours"
 
 
 def above(bpb: float, floor: float) -> float:

@@ -69,6 +69,8 @@ def test_tokens_per_parameter_are_not_rounded_away_and_stand_beside_the_usual(
         (5.0, "5 seconds"),
         (59.7, "1.0 minutes"),
         (216, "3.6 minutes"),
+        (3590, "59.8 minutes"),
+        (3599, "1.0 hours"),
         (9000, "2.5 hours"),
     ],
 )
@@ -81,6 +83,15 @@ def test_a_short_training_is_not_rounded_to_no_time(seconds: float, says: str) -
 )
 def test_a_small_amount_is_not_rounded_to_zero_millions(value: int, says: str) -> None:
     assert amount(value) == says
+
+
+@pytest.mark.parametrize(
+    ("below", "at", "says"),
+    [(999.49, 999.5, "1k"), (999_499, 999_500, "1M"), (999_499_999, 999_500_000, "1B"), (9.9949e11, 9.995e11, "1T")],
+)
+def test_an_amount_that_rounds_to_1000_has_the_next_unit(below: float, at: float, says: str) -> None:
+    assert amount(below).startswith("999")
+    assert amount(at) == says
 
 
 def test_nouns_follow_their_numbers() -> None:
@@ -123,7 +134,7 @@ def test_a_report_explains_a_training_loss_above_validation_loss(
     assert all(reason in "; ".join(given) for reason in reasons)
 
 
-@pytest.mark.parametrize("value", [1, 999, 1_500, 12_300_000, 2.5e9])
+@pytest.mark.parametrize("value", [1, 999, 1_500, 12_300_000, 2.5e9, 1.5e12])
 def test_an_amount_that_is_written_is_read_again(value: float) -> None:
     assert read_amount(f" {amount(value)} ") == value
 
