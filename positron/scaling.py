@@ -96,10 +96,10 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
 
     The default N is twice that of the largest run. The default D is N times the ratio D / N of the largest run.
 
-    There are two exceptions, in which the law has only one variable. If N determines D in the runs (for example, 20
-    tokens for each parameter), the default D follows from N in the same way. If all runs have the same N, the default N
-    is that of the runs, and the default D is twice the largest D of the runs. In both cases, UserError is raised if N
-    and D are not related as in the runs, because the law does not hold for them.
+    Two kinds of runs give a law with only one variable. If N determines D in the runs (for example, 20 tokens for each
+    parameter), this relation also gives the default D. If all runs have the same N, this is the default N, and the
+    default D is twice the largest D of the runs. Such a law holds only if N and D are related as in the runs; UserError
+    is raised for other N and D.
     """
     from positron.evaluation.scaling_law import MIN_SPREAD
 
@@ -168,7 +168,7 @@ def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, 
 
 
 def lines(law: Law, facts: dict[str, Any]) -> list[str]:
-    """Return the lines of the summary."""
+    """Return the text of the summary as lines; `facts` is the result of `summary`."""
     width = max(len(run["run"]) for run in facts["runs"])
     out = [f"{'run':<{width}}  parameters  (all)   tokens  per parameter  bits per byte  fitted   residual"]
     for run in facts["runs"]:

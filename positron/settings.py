@@ -60,7 +60,7 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
 def from_dict(cls: type[T], values: Any, path: str = "") -> T:
     """Build dataclass `cls` from plain nested dicts, refusing unknown keys, missing keys and wrong types.
 
-    `path` is the dotted key of `values` in the whole configuration. Raises UserError, which names the key and suggests another.
+    `path` is the dotted key of `values` in the whole configuration. Raises UserError, which names the wrong key and a remedy.
     """
     if not isinstance(values, dict):
         raise UserError(_not_a_group(path, values))
@@ -112,7 +112,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 
 
 def _not_a_group(key: str, value: Any) -> str:
-    """Write that a value must be a group of settings; `key` is empty for the whole configuration."""
+    """Return the message for a `value` that is not a group of settings; `key` is empty for the whole configuration."""
     if not key:
         return f"the configuration is a dict of settings, not {value!r}"
     what = f"{key}={value!r} is not a group of settings"
@@ -232,7 +232,7 @@ def expected(key: str) -> str:
 
 
 def _similar_last_word(word: str, keys: Sequence[str], least: float) -> list[str]:
-    """Return the key whose last word is most similar to `word` in a list, which is empty if no similarity reaches `least`."""
+    """Return a list with the key whose last word is most similar to `word`, or [] if every similarity is below `least`."""
     last_words = {key.rsplit(".", 1)[-1]: key for key in reversed(keys)}
     return [last_words[near] for near in difflib.get_close_matches(word, last_words, 1, least)]
 
@@ -240,11 +240,10 @@ def _similar_last_word(word: str, keys: Sequence[str], least: float) -> list[str
 def unknown_key(key: str, written: Callable[[str], str] = str) -> str:
     """Return the error message about a key that this command does not know.
 
-    `written` returns a key in the form in which the caller gives it.
-
-    The message suggests the key of MAIN_GROUPS with the same last word, or else a key of the same group whose last word is
-    similar or contains that of `key`. If there is none, it lists the keys of the group (the part before the last dot), or names
-    the command that lists all keys if the group has none.
+    The message depends on the group, the part of `key` before the last dot. If the group exists, the message suggests a key of
+    MAIN_GROUPS with the same last word, or else a key of the group with a similar last word; if there is neither, it lists the
+    keys of the group. If the group does not exist, the message suggests a similar key of any group, or names the command that
+    lists all keys. `written` returns a key in the form in which the caller gives it.
     """
     keys = [*leaf_keys(), "experiment"]
     group, _, last = key.rpartition(".")

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def find_runs(name: str | None, outputs: Path = OUTPUTS) -> list[Run]:
-    """Return the run that `find_run` returns for `name`. For a `name` with commas, return one run for each name between them.
+    """Return the runs that `name` names: one run (see `find_run`), or several runs whose names are separated by commas.
 
     Raises UserError if a run does not exist or is named twice.
     """
@@ -66,7 +66,7 @@ def names_of(runs: Sequence[Run]) -> str:
 
 
 def all_chat(runs: Sequence[Run]) -> bool:
-    """Tell whether the runs answer messages. Raises UserError if some of them do and others do not."""
+    """Tell whether the runs are chat runs (see `Run.is_chat`). Raises UserError if only some of them are."""
     others = [run for run in runs if not run.is_chat]
     if 0 < len(others) < len(runs):
         raise UserError(
@@ -77,7 +77,7 @@ def all_chat(runs: Sequence[Run]) -> bool:
 
 
 def load_models(runs: Sequence[Run]) -> tuple[GPT | Ensemble, Tokenizer, list[Path]]:
-    """Return the model of one run or the ensemble of several, their tokenizer, and the checkpoint of each run.
+    """Return the model of one run or the ensemble of several, their tokenizer, and the path of each run's checkpoint.
 
     Raises the errors of `load_model`, and UserError if two runs have different tokenizers.
     """

@@ -172,7 +172,7 @@ def _facts_in(record: dict[str, Any], path: Path) -> Facts:
 
 
 def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
-    """Return the values that replaced `auto`, or None if a value that the run needs to continue is missing."""
+    """Return the values in `group` that replaced `auto`, or None if a value that the run needs to continue is missing."""
     known = group or {}
     for field in dataclasses.fields(Resolved):
         _check(known, field.name, field.metadata["type"], path, "resolved.")

@@ -251,10 +251,10 @@ def _shown(value: Any) -> Any:
 
 
 def refuse_differences(run: Run, config: RunConfig) -> list[str]:
-    """Raise UserError if `config` belongs to another command than the run, or changes what the run learns.
+    """Raise UserError if `config` is not for the command that trained the run, or would change what the run learns.
 
-    One such change is accepted: if `train.extend` is set, `train.max_steps` may be larger. Returns a list with the
-    description of this difference, or an empty list if there is none.
+    One change is accepted: if `train.extend` is set, `train.max_steps` may be larger. Returns a list with a description
+    of this change, or an empty list if there is none.
     """
     if run.settings().data.source == "imported":
         raise UserError(
@@ -326,10 +326,10 @@ def _is_changeable(key: str) -> bool:
 
 
 def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:
-    """Find a run by its folder, by its name in `outputs`, or, without a name, the run trained last.
+    """Return the run whose folder or name in `outputs` is `name`, or the run that was trained last if `name` is None.
 
-    `which` selects the runs that are considered without a name. Among them, runs made by `reproduce` and runs without a
-    checkpoint are used only if no other exists. Raises UserError if no run is found.
+    If `name` is None, only runs for which `which` returns True are considered. Among these, runs made by `reproduce` and
+    runs without a checkpoint are used only if there are no others. Raises UserError if no run is found.
     """
     if name is None:
         newest_first = sorted(outputs.glob(f"**/{FACTS}"), key=_changed, reverse=True)
@@ -378,7 +378,7 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
 
 
 def no_checkpoint(run: Run, setting: str, instead: str) -> UserError:
-    """Return the error for a run that `setting` needs, but that does not exist or has no checkpoint to continue from.
+    """Return the error for a missing run or a run without a checkpoint, if `setting` needs a checkpoint to continue from.
 
     `instead` says what the user can do without `setting`.
     """
@@ -403,9 +403,9 @@ def named_run(name: str, outputs: Path = OUTPUTS) -> Run | None:
 
 
 def split_names(names: str, outputs: Path = OUTPUTS) -> list[str]:
-    """Split a list of runs at its commas into names of runs; a name is empty if nothing stands before or after a comma.
+    """Split a comma-separated list into names of runs; a name is empty if there is nothing before or after a comma.
 
-    A name that contains a comma itself is found as well, because the longest possible name is tried first.
+    The name of an existing run may itself contain commas, because the longest possible name is tried first.
     """
     parts, split = names.split(","), []
     while parts:
@@ -430,7 +430,7 @@ def _changed(path: Path) -> float:
 
 
 def announce(run: Run, named: str | None) -> None:
-    """Log which run is used if the user named none."""
+    """Log which run is used, if the user named no run (`named` is None)."""
     if named is None:
         logger.info(
             f"no run was named: using {run.folder}, trained last ({progress_of(run)}); --run NAME selects another"

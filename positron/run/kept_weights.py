@@ -28,8 +28,8 @@ class KeptWeights(NamedTuple):
 def history_steps(count: int, horizon: int) -> set[int]:
     """Return `count` steps from 0 to `horizon` that grow by a nearly constant factor, as on a logarithmic scale.
 
-    The first steps, where a model changes fastest and the factor would add less than one step, are 0, 1, 2 and so on. Fewer
-    steps are returned if there are not `count` steps up to `horizon`. If `count` is 1, the only step is `horizon`.
+    They begin with 0, 1, 2 and so on, as long as the factor would add less than one step. Fewer steps are returned if there
+    are not `count` steps up to `horizon`. If `count` is 1, the only step is `horizon`.
     """
     if count < 2:
         return {horizon} if count else set()

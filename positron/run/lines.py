@@ -70,8 +70,8 @@ def describe_damage(path: Path, number: int, fault: DamagedLine) -> str:
 def read_lines(path: Path, check: Check) -> list[Line]:
     """Return the lines of a file, or an empty list if it does not exist.
 
-    Raises UserError with the number of a damaged line, because missing steps must not go unnoticed. Only a damaged last line
-    that has no newline is dropped instead.
+    Raises UserError with the number of a damaged line, because missing steps must not go unnoticed. A damaged last line
+    without a newline raises no error and is left out.
     """
     if not path.exists() and not path.is_symlink():
         return []

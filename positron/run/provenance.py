@@ -1,8 +1,8 @@
 """Record in `provenance.json` the code, versions, hardware and settings of each start of a run.
 
 The record holds the commit and diff of Positron's checkout, versions, hardware, threads, seed and command. It never holds
-environment variables, the name of the machine or the name of its user. The list `environments` has each environment once;
-each entry of `starts` has the index of its environment.
+environment variables, the name of the machine or the name of its user. What several starts have in common, such as code and
+hardware, is stored once in the list `environments`; each entry of `starts` has an index into it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PACKAGES = ("positron", "torch", "lightning", "hydra-core", "numpy", "sentencepi
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Return the content of provenance.json in the run `folder`, the lists `starts` and `environments`.
+    """Return the content of provenance.json in the run `folder`: a dict with the lists `starts` and `environments`.
 
     Both lists are empty if the file does not exist, as in a run of an older version. Raises UserError if it is damaged.
     """

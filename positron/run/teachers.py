@@ -25,9 +25,9 @@ def find_teachers(names: Sequence[str]) -> list[Run]:
 
 
 def is_finished_student(run: Run, names: Sequence[str]) -> bool:
-    """Tell whether the run is finished and recorded these teachers, in any order; such a run no longer needs them.
+    """Tell whether the run is a finished distillation from the teachers `names`, in any order; such a run no longer needs them.
 
-    The teachers may have been moved or trained further since then, so only their names are compared.
+    Only the names are compared, because the teachers may have been moved or trained further after the distillation.
     """
     if not run.exists or run.facts().status != "finished" or run.kind != DISTILL:
         return False
@@ -40,7 +40,7 @@ def is_finished_student(run: Run, names: Sequence[str]) -> bool:
 
 
 def refuse_shorter_context(teachers: Sequence[Run], context: int) -> None:
-    """Raise UserError if a teacher reads fewer than `context` tokens, the length of the windows of the new run."""
+    """Raise UserError if the context of a teacher is shorter than `context`, the context length of the new run."""
     contexts = {run.folder: run.settings().model.context_length for run in teachers}
     folder, longest = min(contexts.items(), key=lambda item: item[1])
     if longest < context:

@@ -61,7 +61,7 @@ class Answer:
         return {**self._head(self.object), "choices": choices, "usage": self.usage(sessions)}
 
     def first_chunks(self) -> list[dict[str, Any]]:
-        """Return the chunks that begin a stream: in a chat, one for each text, which contains the role; otherwise none."""
+        """Return the first chunks of a stream. A chat has a chunk with the role for each text; a completion has none."""
         if not self.is_chat:
             return []
         return [

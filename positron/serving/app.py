@@ -194,9 +194,9 @@ class _Texts:
         return [self.session(i) for i in range(len(self._jobs))]
 
     async def batches(self) -> AsyncIterator[list[tuple[int, Piece]]]:
-        """Yield a list of (index of the text, piece) whenever pieces have arrived. It contains one piece for each text.
+        """Yield a list of (index of the text, piece) whenever pieces have arrived. Pieces of the same text are joined.
 
-        Several pieces of a text are joined. Raises the error of a text that failed.
+        Raises the error of a text that failed.
         """
         open_texts = len(self._jobs)
         while open_texts:

@@ -108,7 +108,7 @@ class _Body:
 
 
 def _naming(name: str, read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a function like `read` that raises ApiError, with the name of the parameter, instead of UserError."""
+    """Return a function that calls `read` and turns a UserError into an ApiError with the name of the parameter."""
 
     def with_name(value: Any) -> Any:
         try:
