@@ -23,7 +23,7 @@ class Plot:
     """Describe a plot.
 
     The probability of the plot is proportional to `weight`. `slots` maps the name of each slot to its kind in `words.py`;
-    every plot has the slots `hero`, `thing` and `place`, whose values a request names. `asks` are phrases that say what
+    every plot has the slots `hero`, `thing` and `place`, whose values a user's request names. `asks` are phrases that say what
     happens, for requests such as "Tell me a story about Tom, who " + phrase.
     """
 

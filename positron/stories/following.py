@@ -41,9 +41,9 @@ _SENTENCE, _ALTERNATIVE, END = Rule("sentence", "sentence"), Rule("alternative",
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """Hold the nodes of a sequence that are not written yet, the rule of the fixed texts in it, and the frame after it.
+    """Hold a frame of a stack: the remaining nodes of a sequence, the rule of its fixed texts, and the frame below it.
 
-    As on a call stack, writing continues with the frame `after` when the sequence is complete.
+    When the sequence is complete, writing continues with the frame below, `after`, as on a call stack.
     """
 
     nodes: tuple[Node, ...]

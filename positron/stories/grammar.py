@@ -226,7 +226,7 @@ GRAMMAR = Grammar.of(PLOTS, KINDS, LISTS, WEIGHTS)
 
 
 class _Writer:
-    """Write one story. `parts`, `choices` and `bits` are its text, its choices and their information so far."""
+    """Write one story. `parts` holds the text so far, `choices` the choices made, and `bits` the information of the choices."""
 
     def __init__(self, grammar: Grammar, plot: Plot, rng: random.Random, bound: Bound) -> None:
         self.grammar, self.plot, self.rng, self.bound = grammar, plot, rng, bound

@@ -12,7 +12,7 @@ _Trail = tuple[()] | tuple["_Trail", tuple[str, str]]
 
 
 class _Path(NamedTuple):
-    """Hold a derivation of `text[:position]`. `trail` is (trail of the earlier choices, last choice)."""
+    """Hold a derivation of `text[:position]`. `trail` is a linked list of choices: (trail of the earlier ones, last choice)."""
 
     position: int
     bound: Bound
@@ -92,10 +92,10 @@ class _Reader:
         yield path
 
     def accepted_words(self, slot: Slot, value: str | None) -> set[str]:
-        """Return the words that are accepted for a mention of a slot with `forgiving`; `value` is its value, None if unknown.
+        """Return the texts that a forgiving parser accepts for `slot`, whose value is `value` (None: not known yet).
 
-        If the mention names the value, only this value is accepted, with the article "a" or "an" in a form such as `a ball`.
-        Otherwise, as for a pronoun, the form of any value of the same kind is accepted.
+        If the slot's form contains the value, only this value is accepted; the form `a` may begin with "a" or "an".
+        For an unknown value, and for a form such as a pronoun, the form of every value of the same kind is accepted.
         """
         if value is not None:
             word = self.grammar.spell(self.plot, slot, value)

@@ -59,7 +59,7 @@ def read_request(text: str) -> Request | None:
 
 
 def _in_words(plot: Plot, wording: tuple[Node, ...], slots: Bound) -> str:
-    """Fill the slots of a wording of a plot, such as `loses a {thing} {place.in}`."""
+    """Return the text of a phrase about a plot, such as `loses a {thing} {place.in}`, with the slots filled in."""
     words = []
     for node in wording:
         assert isinstance(node, Text | Slot)
@@ -78,7 +78,7 @@ def _phrasings() -> tuple[re.Pattern[str], ...]:
 
 @cache
 def _meanings() -> dict[str, tuple[str, str, str]]:
-    """Map each wording of each plot, with each thing and place filled in, to (plot, thing, place): about 8,000 entries."""
+    """Return a dict from each phrase about a plot, with its slots filled in, to (plot, thing, place): about 8,000 entries."""
     return {
         _in_words(plot, nodes, {"thing": thing, "place": place}): (plot.name, thing, place)
         for plot in GRAMMAR.plots.values()

@@ -30,7 +30,7 @@ _HE = {"he": "he", "his": "his", "him": "him", "himself": "himself"}
 
 
 def _children() -> list[Forms]:
-    """Return girls and boys in turn, the most common names first."""
+    """Return girls and boys alternately, the most common names first."""
     children: list[Forms] = []
     for girl, boy in zip(_GIRLS.split(), _BOYS.split(), strict=True):
         children += [{"": girl, "boy": "girl", **_SHE}, {"": boy, "boy": "boy", **_HE}]

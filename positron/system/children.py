@@ -1,4 +1,4 @@
-"""Define what child processes of a command need: the type of a pipe's end, ignoring Ctrl-C, and ending with their parent.
+"""Make child processes of a command ignore Ctrl-C and end with their parent, and define the type of a pipe's end.
 
 This module imports only the standard library.
 """

@@ -18,7 +18,7 @@ SCRIPT = "positron"  # the name of the installed command
 
 
 def module_of(name: str) -> str:
-    """Return the name of a command's module: that of the command, except `import_` for `import`, a Python keyword."""
+    """Return the name of the module of the command `name`: the same name, or `import_` for `import`, a Python keyword."""
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
@@ -28,10 +28,10 @@ def command(name: str, *arguments: str) -> str:
 
 
 def next_command(name: str, *arguments: str) -> str:
-    """Return the command line with which a message suggests to start the command `name` next.
+    """Return the command line that a message shows to suggest `name` as the next command.
 
-    This is the result of `command`. Only for chat and generate, if make started this process, it is `make chat` or
-    `make generate`, without arguments.
+    It is the result of `command`. If make started this process, it is `make chat` for chat and `make generate` for
+    generate, without arguments.
     """
     return f"make {name}" if os.environ.get("MAKELEVEL") and name in ("chat", "generate") else command(name, *arguments)
 

@@ -143,5 +143,5 @@ def width_of(character: str) -> int:
 
 
 def shows_bars() -> bool:
-    """Tell whether a progress bar can be shown on stderr: on a terminal and in a notebook."""
+    """Tell whether a progress bar can be shown on stderr, that is, on a terminal or in a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules

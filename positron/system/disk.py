@@ -341,7 +341,7 @@ def read_bytes(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTE
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raise UserError if a file is what git writes in place of a large file when git-lfs is not installed.
+    """Raise UserError if a file is a Git LFS pointer, which git writes in place of a large file if git-lfs is not installed.
 
     Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md. Raises OSError if the file cannot be read.
     """

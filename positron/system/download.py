@@ -65,7 +65,7 @@ def fetch(url: str, path: Path, sha256: str | None, *, instead: str, sha256_key:
 def check_address(url: str) -> None:
     """Raise UserError unless the address is https, or http to localhost.
 
-    A shared configuration with another scheme, such as file:, could read local files, and http can be changed on the way.
+    With another scheme, such as file:, a shared configuration could read local files, and a third party can change http data.
     """
     try:
         scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
@@ -78,7 +78,7 @@ def check_address(url: str) -> None:
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follow a redirect only if `check_address` accepts the new address, and another machine does not redirect to this one."""
+    """Follow a redirect only if `check_address` accepts the new address, and never from another machine to this one."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         try:

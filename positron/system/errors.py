@@ -15,7 +15,10 @@ class UserError(Exception):
 
 
 def without_advice(error: UserError) -> str:
-    """Return the message about a setting without the advice to give another value, which does not help for a recorded one."""
+    """Return the message about a wrong setting without the advice at its end, such as to give another value.
+
+    The advice does not apply to a setting that was read from a run folder.
+    """
     advice = r": (?:(?:give|try|choose|add|leave|did you mean) .*|.* lists all keys)"
     return re.split(advice, str(error), maxsplit=1)[0]
 

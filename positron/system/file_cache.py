@@ -13,7 +13,7 @@ Identity = tuple[int, int, int] | None  # None: the file does not exist
 
 
 class FileCache(Generic[T]):
-    """Cache values that are computed from files, at most `most` of them: those that were used last.
+    """Cache the `most` most recently used of the values that are computed from files.
 
     Several threads may use an object at once.
     """
@@ -24,7 +24,7 @@ class FileCache(Generic[T]):
         self._guard = threading.Lock()
 
     def get(self, files: tuple[Path, ...], compute: Callable[[], T]) -> T:
-        """Return the cached result of `compute` for these files, or call `compute` if one of the files has changed.
+        """Return the cached result of `compute` for these files, or call `compute` if there is none or a file has changed.
 
         An exception of `compute` is not cached.
         """

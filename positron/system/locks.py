@@ -2,7 +2,7 @@
 
 A lock belongs to an open file. The system frees it when the process ends, even if the process is killed. POSIX systems lock
 the file as a whole (`flock`), and other processes can still read it. Windows locks ranges of bytes, and no other process can
-read a locked byte. Therefore one byte far behind the end of the file is locked there, so that its content stays readable.
+read a locked byte. Therefore on Windows only one byte far behind the end of the file is locked, and the content stays readable.
 
 This module imports only the standard library.
 """

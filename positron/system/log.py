@@ -1,8 +1,8 @@
 """Show log lines on the screen, and append them, with the time, to the log file of a run.
 
 Every module logs to `logging.getLogger(__name__)`. A context variable holds the handlers, because one process may train
-several runs at once in threads, and a line of one run must not reach the log of another. `run_log` and `screen_log` set
-the handlers for their block; outside of such a block only warnings are shown. A thread that works for a run must be
+several runs at once in threads, and a line of one run must not reach the log of another. `run_log` and `screen_log` set the
+handlers for their block; outside of such a block only warnings and errors are shown. A thread that works for a run must be
 started in a copy of the run's context.
 """
 
@@ -151,7 +151,9 @@ def screen_log(write: Callable[[str], None] = show, *, level: int = logging.INFO
 
 @contextmanager
 def run_log(path: Path, *, prefix: str = "", is_first_rank: bool = True) -> Iterator[None]:
-    """Show what is logged in the block and append it to `path`, the log file of a run, with the error if one ends the block.
+    """Show the lines that the block logs, and append them to `path`, the log file of a run.
+
+    If an error ends the block, it is appended, too.
 
     `prefix` begins each line on the screen, so that jobs that run at the same time can be distinguished. If several
     processes train the run, only the first (`is_first_rank`) shows and writes lines.

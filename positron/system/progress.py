@@ -25,10 +25,10 @@ class Meter:
     """
 
     def __init__(self, what: str, total: float | None, done: float = 0.0, unit: float = 0.0) -> None:
-        """Begin at the amount `done` of `total`.
+        """Begin at the amount `done` of `total` (None: the total is unknown).
 
-        If `total` is None, the amount is shown in megabytes, and `unit` is the number of megabytes in an amount of 1; with
-        `unit` 0, the amount itself is shown.
+        `unit` matters only for an unknown total: the amount times `unit` is shown in megabytes, so `unit` is 1e-6 for an
+        amount in bytes. If `unit` is 0, the amount itself is shown.
         """
         self.what, self.total, self.first, self.unit = what, total, done, unit
         self.started = self.shown = time.monotonic()
@@ -44,7 +44,7 @@ class Meter:
             sys.stderr.flush()
 
     def show(self, done: float) -> None:
-        """Update the bar, or print a line, with the amount `done`, unless too little time has passed since the last update."""
+        """Show the amount `done` in the bar or in a new line, if enough time has passed since the last update."""
         now = time.monotonic()
         interval = BAR_SECONDS if sys.stderr.isatty() else LINE_SECONDS
         if (

@@ -61,9 +61,9 @@ def fit(
     """Drop the oldest turns until the context has room for an answer.
 
     Returns the remaining messages and the number of dropped turns. `max_tokens` is the number of tokens to reserve for the
-    answer; if it is None, the lengths of the answers so far decide (see `_answer_tokens`). If the system message
-    and the last question are long, they may take some of the reserved tokens, as long as a quarter of the context remains for
-    the answer; the beginning of a longer question is cut off.
+    answer; if it is None, the lengths of the answers so far decide (see `_answer_tokens`). A long system message and last
+    question may use some of the reserved tokens, but at most three quarters of the context; if they are longer, the beginning
+    of the question is cut off.
     """
     reserved = _answer_tokens(messages, tokenizer, context) if max_tokens is None else max_tokens
     alone = len(prompt_ids([m for m in messages[:1] if m.role == "system"] + list(messages[-1:]), tokenizer))
@@ -74,9 +74,9 @@ def fit(
 def _answer_tokens(messages: Sequence[Message], tokenizer: Tokenizer, context: int) -> int:
     """Return the number of tokens to reserve for the next answer.
 
-    It is the length of the longest answer so far, but at least a quarter of the context and at most ANSWER_TOKENS, which is
-    also the number if there is no answer yet. So a model whose answers are short can read many earlier turns, and a model
-    that writes stories can finish another story.
+    It is the length of the longest answer so far, but at least a quarter of the context and at most ANSWER_TOKENS. If there is
+    no answer yet, it is ANSWER_TOKENS. So a model whose answers are short can read many earlier turns, and a model that writes
+    stories can finish another story.
     """
     answers = [len(tokenizer.encode(message.content)) + 1 for message in messages if message.role == "assistant"]
     return min(ANSWER_TOKENS, max(context // 4, *answers)) if answers else ANSWER_TOKENS

@@ -2,7 +2,7 @@
 
 Special tokens for chat (in `SPECIALS`) that the file does not have get the ids after its last id, and the import adds rows to
 the embedding for them. `<|endoftext|>` is the token with which the imported model begins each text, whatever that model calls
-it. Other tokens may end a text.
+it. Further tokens may end a text (see `LibraryTokenizer.end_ids`).
 """
 
 from __future__ import annotations
@@ -215,8 +215,8 @@ def ends_of_text(first: int, *, config: dict[str, Any], generation: dict[str, An
     """Return the ids that end a text: eos_token_id of `config`, eos_token_id of `generation`, and `first`.
 
     `config` and `generation`: the contents of config.json and generation_config.json. `first`: the id that begins a text.
-    Positron writes the first id of the result after each document. This is an id of `config`, with which the model was
-    trained, if `config` has one.
+    Positron writes the first id of the result after each document. Therefore the ids of `config` come first, because the
+    model was trained with them.
     """
     return tuple(dict.fromkeys([*_ids(config.get("eos_token_id")), *_ids(generation.get("eos_token_id")), first]))
 

@@ -167,9 +167,9 @@ class SentencePieceTokenizer:
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     """Yield the lines of `texts` for the training; newlines are encoded as bytes and never part of a longer piece.
 
-    A line is also split at reserved characters. They never occur in the training lines, so they get no piece of their own
-    and are encoded as bytes too. If nothing else is left, yields one space, so that
-    training succeeds; the vocabulary then has only single bytes and special tokens.
+    A line is also split at reserved characters. They never occur in the training lines, so they get no piece of their own and
+    are encoded as bytes too. If no text is left, yields one space, so that training succeeds; the vocabulary then has only
+    single bytes and special tokens.
     """
     is_empty = True
     for text in texts:

@@ -1,4 +1,4 @@
-"""Define the protocol of tokenizers: text -> ids -> exactly the same text, except where id 0 is `<unk>`.
+"""Define the protocol of tokenizers: decoding restores the encoded text exactly, except in tokenizers whose id 0 is `<unk>`.
 
 Every tokenizer has the special tokens of `SPECIALS`. No text encodes to them: `encode` treats `<|endoftext|>` as thirteen
 characters. Code that needs a special token inserts its id.
