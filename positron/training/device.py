@@ -116,7 +116,7 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
 def mps_fallback() -> str:
     """Return a remark if the environment variable PYTORCH_ENABLE_MPS_FALLBACK is set, otherwise an empty string.
 
-    torch then computes the operators that MPS lacks on the CPU, which is slow. By default it raises an error for them.
+    With this variable, operators that MPS lacks run on the CPU, which is slow. Without it, torch raises an error for them.
     """
     if os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK", "0") in ("", "0"):
         return ""
@@ -155,9 +155,9 @@ def precision_named(name: str) -> Precision:
 
 
 def set_threads(config: DeviceConfig) -> None:
-    """Set the number of CPU threads of this process to `device.threads` or, if that is auto, to its share of the cores.
+    """Set the number of CPU threads of this process to `device.threads` or, if that is auto, to `device.share` x all cores.
 
-    With auto and a share of 1, the number that torch has chosen is kept.
+    If `device.threads` is auto and `device.share` is 1, the number that torch has chosen is kept.
     """
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
@@ -182,10 +182,10 @@ def bf16_is_fast(accelerator: Accelerator) -> bool:
 
 
 def speed_on_cpu(precision: Precision) -> float:
-    """Measure how many times as fast as in fp32 this CPU multiplies matrices in another precision.
+    """Return the speed of matrix products in `precision` on this CPU, divided by their speed in fp32.
 
-    Both take turns, and the fastest products of each are compared. Another program can slow down all products of one turn, so
-    that more turns follow while the ratio is between 1 / SLOWDOWN and MIN_GAIN.
+    Both precisions are measured alternately, and the highest speed of each counts. Another program can slow down a
+    measurement, so they are repeated, at most TURNS times, while the ratio is between 1 / SLOWDOWN and MIN_GAIN.
     """
     cpu, best = torch.device("cpu"), {DTYPES[precision]: 0.0, torch.float32: 0.0}
     for turn in range(TURNS):
@@ -280,10 +280,10 @@ def free_memory(device: torch.device) -> int | None:
 def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
     """Estimate the bytes of the activations that `rows` sequences keep for the backward pass; the estimate is rather high.
 
-    Each token keeps in each layer about 8 tensors of width d_model for attention and norms, 3 tensors of the MLP's width (4
-    with a gate), and the fp32 inputs of the norms. On a CPU, `BlockedCausalAttention` also keeps the attention
-    probabilities. With `checkpoint_activations`, each layer keeps only its fp32 input. In the backward pass the other tensors
-    are computed again, for one layer at a time.
+    For each token, each layer keeps about 8 vectors of width d_model for attention and norms, 3 vectors of the MLP's width (4
+    with a gate), and the fp32 inputs of the norms. On a CPU, `BlockedCausalAttention` also keeps the attention probabilities.
+    With `checkpoint_activations`, each layer keeps only its fp32 input. In the backward pass the other tensors are computed
+    again, for one layer at a time.
     """
     width = DTYPES[machine.precision].itemsize
     mlp = (4 if config.is_gated else 3) * config.ff_width
@@ -302,11 +302,15 @@ def choose_micro_batch(
 ) -> int:
     """Return the number of sequences per forward pass (micro-batch), at most `rows`, the sequences of this process per step.
 
-    If `asked` is a number, it is used. Otherwise a CPU gets a micro-batch that fits its cache, because this is fastest. On
-    other devices, `try_step(n)` runs the forward and backward pass of n sequences, and n is halved, beginning with `rows`,
-    until they fit the memory. With sharded weights no step is tried, because a device may be too small for the whole weights;
-    instead, n is halved until the estimated activations fit half of the memory, so that equal devices get equal numbers.
-    Raises UserError if `asked` sequences need more than the free memory by an estimate, or if `try_step(1)` runs out of
+    If `asked` is a number, it is used. If it is "auto", the number n depends on the device:
+
+    - On a CPU, n sequences fit the CPU's cache, because this is fastest.
+    - On another device, n is halved, beginning with `rows`, until `try_step(n)`, which runs the forward and backward pass of
+      n sequences, does not run out of memory.
+    - With sharded weights no step is tried, because one device may be too small for all weights. Instead, n is halved until
+      the estimated activations fit half of the memory. Equal devices therefore get equal numbers.
+
+    Raises UserError if `asked` sequences need more memory, by an estimate, than is free, or if `try_step(1)` runs out of
     memory.
     """
     if asked != "auto":
@@ -372,7 +376,8 @@ def batch_remedy(size: int, fits: int) -> list[str]:
 def memory_remedy(checkpointed: bool, alternatives: list[str]) -> str:
     """Join the alternatives to a setting that needs too much memory by commas and "or".
 
-    The last alternative is to turn activation checkpointing on, unless it is on already or would not help (`checkpointed`).
+    If `checkpointed` is False, activation checkpointing is added as the last alternative. Pass True if it is on already or
+    would not help.
     """
     *others, last = alternatives if checkpointed else [*alternatives, "device.checkpoint_activations=true"]
     return f"{', '.join(others)}, or {last}" if others else last

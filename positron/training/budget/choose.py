@@ -74,10 +74,10 @@ class Choice:
     weight_decay: float
 
     def applied(self, config: RunConfig, asked: Asked) -> RunConfig:
-        """Return `config` with the values that the budget chose, except for the keys that the command line gives.
+        """Return `config` with the values that the budget chose; keys that the command line gives keep their values.
 
         The number of warmup steps, the number of validation tokens, and the intervals at which a run logs, validates, saves
-        and generates samples follow from the chosen values, and are set too, with the same exception.
+        and generates samples are computed from the chosen values and set, too.
         """
         steps = self.max_steps
         values = {

@@ -109,8 +109,8 @@ def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
     """Compute the speed from the (tokens, seconds) of each gradient and the seconds of each update; the first step is ignored.
 
     If the steps had two sizes, the seconds per token are the slope of the line through the median times of both sizes. This
-    slope can be too small, because a small step leaves a GPU partly idle. So the result is at least a fourth of the time of
-    a large step divided by its tokens.
+    slope can be too small, because a small step leaves a GPU partly idle. So at least a fourth of the seconds per token of a
+    large step is used.
     """
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:

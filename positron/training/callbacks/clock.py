@@ -37,7 +37,7 @@ class Clock(L.Callback):
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Add the seconds of this step to the sums."""
+        """Add the seconds of this step to `time_s` and `step_s`, and count the step."""
         if trainer.global_step % self.log_every == 0:
             wait_for(module.device)  # the only place where the host waits for an accelerator
         passed = time.perf_counter() - self._started

@@ -20,12 +20,13 @@ logger = logging.getLogger(__name__)
 class WeightHistory(L.Callback):
     """Write the weights before training, at steps with growing intervals, and at the last step.
 
-    This callback must run before the one that saves checkpoints. If the process is killed between the two, the continued run
-    trains the step again and writes its weights again. In the other order, the weights of the step would be missing.
+    This callback must run before the one that saves checkpoints. If the process is killed between these callbacks, the
+    continued run trains the step again and writes its weights again. In the other order, the weights of the step would be
+    missing.
     """
 
     def __init__(self, folder: Path, *, count: int, horizon: int, is_last: Callable[[L.Trainer], bool]) -> None:
-        """Choose `count` steps up to `horizon`, the planned last step, even if `train.stop_at` ends this process earlier.
+        """Choose `count` steps up to `horizon`, the planned last step. `train.stop_at` does not change these steps.
 
         `folder`: the folder for the weights. `is_last` tells whether the current step is the last step of the run.
         """

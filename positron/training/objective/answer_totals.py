@@ -16,7 +16,7 @@ from positron.model.gpt import GPT
 class AnswerTotals:
     """Hold sums over answers and over prompts, from which the metrics are computed. The sums of several ranks can be added.
 
-    Unless its name or its comment says otherwise, a field is a sum over the answers.
+    The fields without a comment are sums over the answers, except `prompts`, the number of prompts.
     """
 
     answers: float = 0.0

@@ -108,7 +108,7 @@ class Objective(Protocol):
         ...
 
     def state(self, step: int) -> dict[str, Any]:
-        """Return what the steps after optimizer step `step` depend on besides their numbers; it is saved in checkpoints."""
+        """Return the objective's state after optimizer step `step`, which is saved in checkpoints; {} if it has no state."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:

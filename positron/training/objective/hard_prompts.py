@@ -1,7 +1,7 @@
 """Choose prompts that the model still answers badly, so that reinforcement learning asks them again.
 
-A prompt whose answers all have the same reward teaches nothing. When most answers are right, most prompts are of this kind;
-asking some of the other ones again makes the same number of answers teach more.
+The model learns nothing from a prompt whose answers all have the same reward. When most answers are right, most prompts are
+like this. Asking some of the prompts with a wrong answer again makes more of the answers useful.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor
 
 
 class HardPrompts:
-    """Remember the prompts whose answers did not all pass when they were last asked, by their indices."""
+    """Remember the indices of hard prompts. A prompt is hard if not all its answers passed when it was last asked."""
 
     def __init__(self, numbers: Iterable[int] = ()) -> None:
-        """Begin with the hard prompts `numbers`."""
+        """Begin with `numbers`, the indices of hard prompts."""
         self._numbers = set(numbers)
         self._newest: tuple[int, dict[int, bool]] = (0, {})  # a step, and whether its prompts are hard
 
     def after(self, step: int) -> list[int]:
-        """Return the hard prompts after optimizer step `step`.
+        """Return the indices of the prompts that are hard after optimizer step `step`.
 
-        If a signal ended the next step after its prompts were recorded, they are left out.
+        The results of a later step are ignored, because a signal may have ended it after its results were recorded.
         """
         newest, is_hard = self._newest
         if newest > step:
@@ -33,7 +33,7 @@ class HardPrompts:
         return sorted(kept | {number for number, hard in is_hard.items() if hard})
 
     def draw(self, step: int, count: int, seed: int) -> list[int]:
-        """Return `count` different prompts that are hard before step `step`, or all of them if there are fewer."""
+        """Draw the indices of `count` different hard prompts for optimizer step `step`, or of all if there are fewer."""
         hard = self.after(step - 1)
         chosen = np.random.default_rng((seed, step)).permutation(len(hard))[:count]
         return [hard[i] for i in chosen.tolist()]
@@ -45,7 +45,10 @@ class HardPrompts:
 
 
 def of_all_ranks(values: Tensor, rank: int, world_size: int, device: torch.device) -> list[bool]:
-    """Return the values of all ranks in the order of the prompts; `values` are those of every `world_size`-th prompt."""
+    """Return the values of all ranks in the order of the prompts.
+
+    `values`: the values of this rank, whose prompts have the indices `rank`, `rank + world_size`, and so on.
+    """
     whole = torch.zeros(len(values) * world_size, device=device)
     whole[rank::world_size] = values.to(whole)
     if world_size > 1:

@@ -50,8 +50,8 @@ class PreferenceObjective(NextToken):
 
     A micro-batch is (x, y, reference): rows 2i and 2i + 1 of x and y (B, T) are the chosen and the rejected answer of pair i,
     each after the prompt, and `reference` (B,) holds the log-probabilities of the answers under the reference model. Only the
-    tokens of an answer and the token that ends it are targets. A validation computes the metrics of the validation pairs,
-    see `measures`, and one loss: that of their chosen answers or, after a call of `validate_on_text`, that of a text.
+    tokens of an answer and the token that ends it are targets. A validation computes the metrics of the validation pairs (see
+    `measures`) and a loss on their chosen answers or, after a call of `validate_on_text`, on a text.
     """
 
     kind = "preference"
@@ -200,10 +200,10 @@ class PreferenceObjective(NextToken):
     def missing(self, reference: Reference | None, n_steps: int) -> list[tuple[str, np.ndarray]]:
         """Return the micro-batches that `reference` lacks for the validation and for the first `n_steps` optimizer steps.
 
-        A micro-batch is the name of an array of the reference ("train" or "val") and the indices of some pairs. The
-        training pairs are divided, in the order of the first epoch, into blocks of SORTED_MICRO_BATCHES micro-batches.
-        Each block is sorted by length, and is needed as a whole if a step reads one of its pairs. So a larger `n_steps`
-        only adds blocks; it does not change the micro-batches of the other blocks.
+        Each is a tuple: the name of an array of the reference ("train" or "val"), and the indices of the pairs. The training
+        pairs, in the order of the first epoch, are divided into blocks of SORTED_MICRO_BATCHES micro-batches, and each block
+        is sorted by length. If a step reads one pair of a block, the whole block is needed. So a larger `n_steps` only adds
+        blocks; it does not change the micro-batches of the other blocks.
         """
         n_read, size = min(len(self.train), n_steps * self.batch_pairs), SORTED_MICRO_BATCHES * self.micro_pairs
         order = order_of_epoch(0, np.arange(len(self.train)), self.seed, len(self.train))
@@ -287,7 +287,7 @@ def _chosen_states(hidden: Tensor, y: Tensor) -> Tensor:
 
 
 def _rows_of(pair: Pair, tokenizer: Tokenizer, context: int) -> PairOfRows | None:
-    """Return the rows of both answers, or None if one of them has no row, because its answer does not fit the context."""
+    """Return the rows of both answers, or None if an answer does not fit the context."""
     chosen, rejected = (
         to_row(Conversation((*pair.prompt, *answer), pair.is_val), tokenizer, context)
         for answer in (pair.chosen, pair.rejected)

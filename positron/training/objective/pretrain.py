@@ -22,7 +22,7 @@ SAMPLE_POSITIONS, SAMPLE_TOKENS = 64, 65_536  # in a long text, tokens are count
 
 
 def windows_start_after(packing: Packing, end_id: int) -> int | None:
-    """Return the id that separates documents if training windows begin with a document, or None if they begin anywhere."""
+    """Return `end_id`, the separator of documents, if training windows begin with a document; None if they begin anywhere."""
     match packing:
         case "documents":
             return end_id
