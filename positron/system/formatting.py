@@ -60,7 +60,7 @@ def above(bpb: float, floor: float) -> float:
 def above_floor(bpb: float, floor: float) -> str:
     """Describe how far `bpb` bits per byte are above the floor, which is the entropy of the text.
 
-    A value below the floor means that the model has seen the validation text. More than 100% above is written as a
+    A value clearly below the floor means that the model has seen the validation text. More than 100% above is written as a
     multiple of the floor, which is easier to imagine than "1030% above".
     """
     share = above(bpb, floor)
