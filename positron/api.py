@@ -68,11 +68,12 @@ def distill(
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
-    """Train a new model on a text and on what one or several trained runs, the teachers, predict there. Return the new run.
+    """Train a new model on a text and on the predictions of the teachers for this text, and return the new run.
 
-    `model` is the name of a preset in conf/model, and `data` is the text, as for `train`. If one of them is None, it is taken
-    from the first teacher. `settings` are further settings of `positron distill`. Raises the errors of `train`, and UserError
-    if a teacher cannot be used or has changed since the run began.
+    `teachers` is a trained run, or several. `model` is the name of a preset in conf/model, and `data` is the text, as for
+    `train`. If `model` or `data` is None, it is taken from the first teacher. `settings` are further settings of
+    `positron distill`. Raises the errors of `train`, and UserError if a teacher cannot be used or has changed since the run
+    began.
     """
     from positron.cli.sweeps import run_config
     from positron.distill import configure
@@ -270,7 +271,7 @@ def import_model(
 
 
 def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
-    """Return `recipe`, the name of the command, and the settings as words of its command line, such as `optimizer.lr=0.001`.
+    """Return `recipe` (the name of a command), and the settings as words of its command line, such as `optimizer.lr=0.001`.
 
     If `name` is None, the run is named after its model and data.
     """
@@ -287,8 +288,8 @@ def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> 
 def full_name(key: str, recipe: Recipe) -> str:
     """Return the full key of a setting: `lr` becomes `optimizer.lr`, and a key that is full already is returned unchanged.
 
-    If only other commands read a setting with the last word `key`, its full key is returned, which is refused later with the
-    reason. Raises UserError if no setting ends in the word `key`, or if several settings of this command do.
+    If only settings of other commands end in the word `key`, return the first of them; a later check refuses it and says why.
+    Raises UserError if no setting ends in the word `key`, or if several settings of this command do.
     """
     from positron.cli.hydra_app import conf_folder
     from positron.cli.other_tools import question, same_option

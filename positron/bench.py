@@ -65,7 +65,7 @@ def measure(model: GPT, engine: Engine) -> None:
     from positron.inference.sampling import Sampling
 
     def median(seconds: Callable[[], list[float]]) -> list[float]:
-        """Return the median of three results, number by number, after one call whose result is not used."""
+        """Call `seconds` four times, ignore the first list, and return the median of each entry over the other three lists."""
         seconds()
         return [statistics.median(values) for values in zip(*(seconds() for _ in range(3)), strict=True)]
 

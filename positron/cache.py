@@ -4,9 +4,9 @@
     positron cache --clean
     positron cache data.dir=/big/disk
 
-Settings are those of training. `data.dir` says where the corpora are; if it is given, only they are shown and deleted, and not
-the downloads. Deleted files are prepared or downloaded again when they are needed; data that a Python program passed must be
-passed again.
+The command takes the settings of training. If `data.dir`, the folder of the corpora, is given, the downloads are neither shown
+nor deleted. Deleted files are prepared or downloaded again when they are needed. Data that a Python program gave to Positron is
+deleted, too; the program must give it again.
 """
 
 from __future__ import annotations

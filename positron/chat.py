@@ -120,7 +120,7 @@ def answer(dialogue: Dialogue, question: str) -> None:
 
 
 def answer_lines(dialogue: Dialogue) -> None:
-    """Answer the questions on standard input, one in each line. Commands such as /quit are questions, too, with a remark."""
+    """Answer each line of standard input. A command, such as /quit, is not executed but sent to the model, with a remark."""
     asked = False
     for line, name in standard_input_lines("standard input"):
         if line.startswith("/") and line[1:].split(" ")[0].strip() in NAMES:

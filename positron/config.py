@@ -55,7 +55,7 @@ Activation = Literal["gelu", "relu", "swish", "relu2", "swiglu"]
 class ModelConfig:
     """Hold an architecture (`conf/model/*`) without the size of its vocabulary, which the tokenizer decides.
 
-    `n_kv_head` None means as many key/value heads as heads. `d_ff` None means 4 * d_model; for swiglu, which has three
+    `n_kv_head` None means as many key/value heads as query heads. `d_ff` None means 4 * d_model; for swiglu, which has three
     matrices instead of two, it means 8/3 * d_model rounded up to a multiple of 8.
     """
 
@@ -196,7 +196,7 @@ class GPTConfig(ModelConfig):
     vocab_size: Count
 
     def matmul_params(self) -> int:
-        """Return the number of weights with which each token is multiplied: all matrices of the blocks, and the output head."""
+        """Return the number of weights in the matrix products for a token: all matrices of the blocks, and the output head."""
         attention = 2 * self.d_model * self.d_head * (self.n_head + self.kv_heads)
         mlp = (3 if self.is_gated else 2) * self.d_model * self.ff_width
         return self.n_layer * (attention + mlp) + self.vocab_size * self.d_model
@@ -237,7 +237,7 @@ def _not(value: object) -> str:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Hold the settings of a tokenizer (`conf/tokenizer/*`). A small corpus may give fewer than `vocab_size` tokens."""
+    """Hold the settings of a tokenizer (`conf/tokenizer/*`). A small corpus may result in fewer than `vocab_size` tokens."""
 
     kind: TokenizerKind  # how text is cut into tokens
     vocab_size: Count | None = None  # for word and sentencepiece: largest number of different tokens
@@ -922,9 +922,9 @@ class RunConfig:
 
     @property
     def _needing_whole_weights(self) -> dict[str, PreferenceConfig | DistillConfig | None]:
-        """Return the settings of those commands that cannot train a compiled or sharded model, by command.
+        """Return, by command, the settings of the commands that cannot train a compiled or sharded model.
 
-        They call single parts of the model instead of the model as a whole.
+        These commands call parts of the model instead of the whole model. The settings are None in runs of other commands.
         """
         return {"prefer": self.preference, "distill": self.distill}
 

@@ -45,7 +45,7 @@ def distill(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (),
 
 
 def _lesson(session: Session) -> Lesson:
-    """Load the teachers, and return what the run learns from them. Raises the errors of `open_teachers`."""
+    """Load the teachers, and return the objective and the tokenizer of the run. Raises the errors of `open_teachers`."""
     import functools
 
     from positron.training.from_text import Lesson

@@ -160,7 +160,7 @@ def _guarded(what: str, probe: Callable[[], Finding]) -> Finding:
 
 
 def causality(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Check that the logits of a token do not depend on later tokens, as they did with some faulty attention kernels."""
+    """Check that the logits of a token do not depend on later tokens. With some faulty attention kernels, they did."""
     import torch
 
     from positron.config import GPTConfig

@@ -197,7 +197,7 @@ def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace)
 def in_training(runs: Sequence[Run]) -> float | None:
     """Return the bits per byte of a run's best checkpoint, as training measured them on the validation text.
 
-    Returns None for several runs (an ensemble), and for a run that is neither of pretraining nor of distillation.
+    Returns None for several runs (an ensemble), and for a fine-tuned run.
     """
     from positron.run.folder import FROM_TEXT
 

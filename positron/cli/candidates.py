@@ -1,4 +1,7 @@
-"""Read the file of candidates of `positron research`, and check all recipes before the first run."""
+"""Read the file of candidates of `positron research`, and check all recipes before the first run.
+
+A candidate is a named list of settings that changes the base recipe.
+"""
 
 from __future__ import annotations
 
@@ -126,9 +129,9 @@ def _refuse_repeated_keys(node: Any, path: Path) -> None:
 
 
 def _settings(words: Any, where: str) -> list[str]:
-    """Return `words` if they are a list of settings, key=value.
+    """Return `words` if they are a list of at least one setting, key=value.
 
-    Raises UserError, whose message begins with `where`, if they are anything else, give a key twice, or give name=.
+    Raises UserError, whose message begins with `where`, if they are not, if a key occurs twice, or if name= is given.
     """
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise UserError(f"{where}: give a list of at least one setting, such as [model=debug, train.max_steps=300]")
@@ -162,7 +165,7 @@ def _configured(where: str, words: list[str], configure: Callable[[dict[str, Any
 def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig, overrides: list[str]) -> None:
     """Raise UserError if a candidate would get another seed or another validation text than the base recipe.
 
-    The message names the setting of `overrides`, those of the candidate, that changes it.
+    `overrides` are the settings of the candidate; the message names the one that makes the difference.
     """
     changed = ["seed"] if config.seed != base.seed else []
     for group in ("data", "tokenizer"):

@@ -157,7 +157,7 @@ def execute(dialogue: Dialogue, command: Command) -> None:
 
 
 def show_help() -> None:
-    """Print the commands and how a line is recognised as one, wrapped to the width of the terminal."""
+    """Print the commands and the rule by which a line is recognised as a command, wrapped to the width of the terminal."""
     import shutil
 
     width = max(40, shutil.get_terminal_size().columns)

@@ -315,7 +315,7 @@ class _Reader:
         return [choice for choice in self.groups[group] if fits(self.recipe, group, choice, self.conf)]
 
     def _value(self, key: str, text: str, parser: OverridesParser) -> str:
-        """Return the value as Hydra must get it to read what the user means: a text that its grammar cannot read is quoted.
+        """Return the value in the form that Hydra needs: a text that Hydra would refuse or read as another type is quoted.
 
         A list of texts may be written without brackets and is never a sweep.
         """

@@ -216,7 +216,7 @@ def _share_machine(config: Any, jobs: int | None) -> None:
 
 
 def _set(config: Any, key: str, text: str, value: Any) -> None:
-    """Set hydra.<key> for this process, and for the jobs, whose configurations are composed again from the overrides."""
+    """Set hydra.<key> to `value` in this process, and in the jobs of the sweep by the override hydra.<key>=`text`."""
     from omegaconf import OmegaConf, open_dict, read_write
 
     with read_write(config.hydra), open_dict(config.hydra):

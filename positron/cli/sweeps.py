@@ -129,8 +129,8 @@ def _sweep_job(
 def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> float:
     """Run one job of a sweep, record its outcome and update the report of the sweep.
 
-    Returns the job's val/bpb, or inf if it has none, such as a failed job. If an earlier start of the same sweep finished the
-    job, `job()` returns at once. Raises SystemExit if Ctrl-C or another signal ended the training of the job, and
+    Returns the job's val/bpb, or inf if it has none, for example because it failed. If an earlier start of the same sweep
+    finished the job, `job()` returns at once. Raises SystemExit if Ctrl-C or another signal ended the training of the job, and
     KeyboardInterrupt if Ctrl-C was pressed before the training began or after it ended.
     """
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr)

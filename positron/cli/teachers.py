@@ -45,7 +45,7 @@ def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None
 def _is_chosen(group: str, cls: type, values: Mapping[str, Any], given: Mapping[str, str]) -> bool:
     """Tell whether the command line or an experiment chooses a preset of the group.
 
-    A preset of an experiment is recognised by the keys without a default, which it sets.
+    An experiment's choice is recognised by a value for a key that has no default and is not in `given`.
     """
     needed = [key for key, value in defaults_of(cls).items() if value == MISSING and f"{group}.{key}" not in given]
     return group in given or any(values[group].get(key, MISSING) != MISSING for key in needed)

@@ -20,9 +20,9 @@ def configure_tuning(
     """Build the configuration of a run of the command `recipe`, which trains a base run further.
 
     `kind` is the kind of run that the command makes, such as "sft". A new run gets the architecture and tokenizer of its base
-    run: the run that init_from= names, or else the one that was trained last of those that `can_be_base` accepts. A run that
+    run: the run that init_from= names, or else the run trained last among those that `can_be_base` accepts. A run that
     continues keeps its architecture and tokenizer, and also its base run unless init_from= is given. Raises UserError if
-    there is no such run, if the command cannot learn from this kind of data, or if the settings choose a model or tokenizer.
+    there is no base run, if the command cannot learn from this kind of data, or if the settings choose a model or tokenizer.
     """
     for key in BASE_GROUPS:
         if values.get(key) is not None:

@@ -24,7 +24,7 @@ class Choice:
 
     The deciding key is `decided_by`, such as `kind` of the group `optimizer`. `choices` maps each of its values to the keys
     that are used with it, and `select` maps each value to the setting that selects it, such as optimizer=muon, followed by
-    the settings without which it cannot be used.
+    the other settings that it requires.
     """
 
     group: str
@@ -194,7 +194,7 @@ def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[s
 
 
 def _missing(settings: str, given: Mapping[str, str]) -> str:
-    """Return the settings, separated by spaces, without those whose key is given; the first one is kept."""
+    """Return the space-separated `settings` without those whose key is in `given`; the first setting is always kept."""
     first, *needed = settings.split(" ")
     return " ".join([first, *(setting for setting in needed if setting.partition("=")[0] not in given)])
 

@@ -241,7 +241,10 @@ T = TypeVar("T")
 def _read(
     path: Path, read: Callable[[Path], tuple[T, bool]], known: FileCache[tuple[T, bool]], notes: list[str]
 ) -> T | None:
-    """Return the content of a file, or None if it is missing or cannot be read. Problems are added to `notes`."""
+    """Return the content of a file, or None if it is missing or cannot be read. Problems are added to `notes`.
+
+    `read` returns the content and whether the file is undamaged; `known` caches its results.
+    """
     try:
         if not path.exists() and not path.is_symlink():
             return None
@@ -257,8 +260,8 @@ def _read(
 def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str], is_damaged: bool) -> tuple[str, bool]:
     """Return the status of the run, and whether a process trains it; add the reason of a failure to `notes`.
 
-    If run.json says "running" but no process trains the run, the status is "killed". `is_damaged`: true if run.json is damaged;
-    unless a process trains the run or job.json records a failure, the status is then "unknown".
+    If no process trains the run, the status is "failed" if job.json records a failure. Otherwise, a run that run.json calls
+    "running" is "killed", and a run whose run.json is damaged (`is_damaged`) is "unknown".
     """
     status = facts.status or "running"
     if status == "running" and is_live(folder):
@@ -287,7 +290,7 @@ def is_live(folder: Path) -> bool:
 
 
 def _started(folder: Path) -> str | None:
-    """Return the time in the first line of the log, or None. Unlike the time of a file, it stays the same in a copy."""
+    """Return the time in the first line of the log, or None. A copied run keeps it, unlike the modification time of a file."""
     path = Run(folder).log_path
     if not path.exists():
         return None
