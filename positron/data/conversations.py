@@ -33,11 +33,11 @@ class Conversation:
 
 
 def read_conversations(config: DataConfig) -> list[Conversation]:
-    """Read all conversations in the order of the file.
+    """Read all conversations in the order of the file, or make the built-in ones.
 
-    A hash of a conversation's first question decides whether it is used for training or for validation. Malformed rows are
-    skipped, counted and logged with their positions. Raises UserError if more than half of the rows are malformed, or if
-    no conversation is left.
+    In a file, a hash of a conversation's first question decides whether it is used for training or for validation. Malformed
+    rows are skipped, counted and logged with their positions. Raises UserError if more than half of the rows are malformed, or
+    if no conversation is left.
     """
     match config.source:
         case "story_instruct":

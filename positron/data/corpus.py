@@ -132,9 +132,9 @@ def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, streams:
 
 
 def _sample(source: Source, limit: int | None) -> Iterator[str]:
-    """Yield the first documents of a source, until they have `limit` or `source.limit_bytes` bytes (None: no limit).
+    """Yield the first documents of a source, up to the smaller of the limits `limit` and `source.limit_bytes`, in bytes.
 
-    The smaller limit counts. The documents of the last task are yielded completely.
+    None means no limit. The documents of the last task are yielded completely.
     """
     limits = [size for size in (limit, source.limit_bytes) if size is not None]
     size = tasks = 0

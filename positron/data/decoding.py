@@ -56,9 +56,9 @@ class Reading:
         return f'"{self.field}"' + (" (data.field)" if self.has_settings else "")
 
     def choice_of(self, fields: Sequence[str]) -> str:
-        """Return the advice to read another field of a file, one of `fields`: for example `give data.field=body`.
+        """Return advice for a file without the requested field, such as `give data.field=body`; `fields` are the file's fields.
 
-        If the user cannot set `data.field`, the advice is another file, and the text says which fields there are.
+        If the user cannot set `data.field`, the advice is to give another file.
         """
         listed = one_line(", ".join(fields), 200)
         match self.has_settings, len(fields):

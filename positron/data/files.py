@@ -157,7 +157,7 @@ class FileSource:
         return Split(cut, is_new=was_drawn or self._is_cut_short or cut != exact)
 
     def _pieces(self) -> Iterator[Piece]:
-        """Yield the text of all files, up to `data.max_mb`, as pairs (piece, whether its document ends with it)."""
+        """Yield the text of all files, up to `data.max_mb`, as pairs (piece of a document, whether it is the last)."""
         self.reading.replaced = self.reading.line_ends = 0
         self._is_cut_short = False
         yield from self._all_pieces() if self._limit is None else self._first_pieces(self._limit)
@@ -246,7 +246,7 @@ def cached_path(url: str, sha256: str | None) -> Path:
 
 
 def not_downloaded(folder: Path) -> str:
-    """Return the beginning of a message that the text of a run is missing; the rest says what to do with its address."""
+    """Return the message that a run's text is missing, up to "if you trust the address, "; the caller adds what to do."""
     return (
         f"the text that {folder} was trained on is not on this machine, and is not downloaded automatically, because another "
         "person may have written its address into the run folder: if you trust the address, "

@@ -220,7 +220,8 @@ def _serve(
 ) -> None:
     """Read the rows in a process of its own, and send pairs (kind, content) to the parent process.
 
-    These are a line for the log, each chunk after the first `skip` chunks, and then the end or the reason for a failure.
+    The first pair contains a line for the log, and the next ones contain the chunks after the first `skip` chunks. The last
+    pair marks the end of the rows or gives the reason for a failure.
     """
     leave_interrupts_to_parent()
     end_with_parent()

@@ -57,7 +57,7 @@ class Record:
 
 
 def read_records(path: str, on_invalid: OnInvalid, is_record: Callable[[Any], bool]) -> Iterator[Record]:
-    """Yield all rows of a file, of the files of a folder, or of a pattern.
+    """Yield all rows of the files that `path` names: a file, a folder, or a pattern.
 
     `is_record` decides whether a JSON value that fills a whole file is itself one row. Raises UserError, with the file's
     name, if a file cannot be read at all.
@@ -112,7 +112,7 @@ def _numbered(rows: Iterator[Any], path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
-    """Yield the rows as dicts whose keys are the names in the first line.
+    """Yield (position, row) for each row; a row is a dict whose keys are the names in the first line.
 
     If `delimiter` is None, it is the most frequent of comma, semicolon and tab in the first line.
     """
@@ -140,11 +140,11 @@ def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
 
 
 def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_line: bool) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a JSON document, of JSON lines, or of JSON values that follow each other.
+    """Yield (position, row) for each row of a JSON document, of JSON lines, or of JSON values that follow each other.
 
-    The content decides between these three forms; at most half of the lines or values may be broken. If the content has none
-    of these forms, its lines are yielded, most of them broken, provided that the file's suffix announces JSON lines (`by_line`)
-    or that at least one line is JSON; otherwise raises UserError.
+    The content decides between these three formats; at most half of the lines or values may be broken. If no format fits, the
+    lines are yielded, most of them as `Broken`, if the file's suffix announces JSON lines (`by_line`) or at least one line is
+    JSON. Otherwise, raises UserError.
     """
     if not text.strip():
         return
@@ -183,7 +183,7 @@ def _parsed(text: str, remedy: str = "correct or remove it") -> Any:
 
 
 def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
-    """Parse JSON values that follow each other, each on one or more lines.
+    """Parse JSON values that follow each other, each on one or more lines, and return pairs (position, value).
 
     After a broken value, parsing continues at the next value that begins a line.
     """
@@ -208,7 +208,7 @@ def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
 
 
 def _rows_of_document(whole: Any, path: Path, is_record: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of one JSON value: a list of rows, an object with such a list, columns, or a single row."""
+    """Yield (position, row) for each row of a JSON value: a list of rows, an object with such a list, columns, or one row."""
     if is_record(whole):
         yield "line 1", whole
     elif isinstance(whole, list):

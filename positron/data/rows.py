@@ -164,7 +164,7 @@ def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
 def _at_least(blocks: Iterator[str], size: int) -> str:
     """Join the next blocks until they have at least `size` characters, and return them.
 
-    So a long entry, which needs several blocks, is not parsed again after each block.
+    With this, the caller does not parse a long entry, which needs several blocks, again after each block.
     """
     parts = []
     for block in blocks:

@@ -220,8 +220,8 @@ class Stream:
 def open_stream(config: DataConfig, tokenizer_folder: Path) -> Path:
     """Prepare the token files of a streamed dataset and return their folder.
 
-    The validation split is written unless it exists. The first epoch is written, with all cores, unless any epoch
-    exists. Raises Unreachable if the network fails, UserError if the dataset has fewer than two Parquet files or no
+    The validation split is written unless it exists. The first epoch is written with all cores if no epoch exists
+    yet. Raises Unreachable if the network fails, UserError if the dataset has fewer than two Parquet files or no
     text.
     """
     stream = Stream(config, tokenizer_folder)

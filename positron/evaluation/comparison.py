@@ -136,7 +136,7 @@ def common_text(
 def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int, seed: int) -> list[Row]:
     """Score each run on `texts` and generate a sample; return the rows sorted by bits per byte, the lowest first.
 
-    Runs that differ only in their seed are kept together; the place of such a group depends on its mean. The rows are sorted by
+    Runs that differ only in their seed stay together as a group, and groups are sorted by their mean. The rows are sorted by
     bits per byte because loss and perplexity per token depend on the tokenizer. Raises UserError if there is no text, or if no
     run can be loaded.
     """
@@ -176,7 +176,7 @@ def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int,
 def _with_variants(measured: Sequence[tuple[Run, Row]]) -> Iterator[tuple[Hashable, Row]]:
     """Yield each row with a key that is equal for runs that differ only in their seed, and different for all other runs.
 
-    Two runs that do not differ in the seed either get different keys.
+    Two runs with the same seed always get different keys, even if all their settings are the same.
     """
     repeated: Counter[Hashable] = Counter()
     for run, row in measured:

@@ -199,8 +199,8 @@ def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
     """Decide whether a probability distribution that has not seen the documents can have the claimed log-probabilities.
 
     The verdict is "impossible" if the e-value (see `evidence_bits`) of the claimed against the exact probabilities is
-    at least 2^CHANCE_BITS. It is "not comparable" if there is not exactly one claim for each document, about all its
-    bytes.
+    at least 2^CHANCE_BITS. It is "not comparable" if a document has no claim or several claims, or if a claim is for
+    an unknown document or has another number of bytes than its document.
     """
     told = [document for document in given if not document.is_control]
     controls = [document for document in given if document.is_control]

@@ -201,7 +201,7 @@ def _why_none(key: str, value: str, members: Sequence[Member]) -> str:
 
 
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
-    """Split FOLDER:KEY=VALUE,... into the folder and its pairs (key, value), of which a plain FOLDER has none."""
+    """Split FOLDER:KEY=VALUE,... into the folder and a list of pairs (key, value), which is empty for a plain FOLDER."""
     folder, *rest = re.split(r":(?=[\w.]*=)", name, maxsplit=1)
     if not rest:
         return name, []

@@ -39,7 +39,7 @@ Trainer = Callable[[list[str], Path], Facts]
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold what `positron research` tests, and how."""
+    """Hold the base recipe and the candidates that `positron research` tests, and the settings of the tests."""
 
     base: list[str]  # settings of `positron train`
     candidates: dict[
@@ -228,8 +228,8 @@ class _Runs:
     def _trained(self, folder: Path, overrides: list[str], may_fail: bool) -> dict[str, Any]:
         """Train a run and return its record.
 
-        If the run fails and `may_fail` is true, the record holds the failure; otherwise, its error is raised. A UserError is
-        also raised if it prevents a run from being continued, because the candidate could still succeed without this error.
+        If the run fails and `may_fail` is true, the record holds the failure; otherwise, its error is raised. If the run
+        was begun earlier, a UserError is always raised, because the candidate may still succeed when the user has corrected it.
         """
         logger.info(f"{folder}: {' '.join(overrides)}")
         is_begun, failure = Run(folder).exists, None

@@ -101,7 +101,7 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
 
 
 def _draw_curves(axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tuple[str, ...], Any]) -> None:
-    """Draw the validation curves of the jobs, with a cross at the end of a pruned one. `colors`: by the values of a job."""
+    """Draw the validation curves of the jobs, with a cross at the end of a pruned one. `colors`: values of a job -> colour."""
     labelled: set[tuple[str, ...]] = set()
     for values, points, status in jobs:
         if points:
@@ -117,7 +117,7 @@ def _draw_curves(axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tup
 def _draw_scores(
     axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tuple[str, ...], Any], x_key: int | None
 ) -> None:
-    """Draw the last scores of the jobs against the values of the key number `x_key` (None: against all values together)."""
+    """Draw the last scores of the jobs against the values of `keys[x_key]` (None: against each combination of values)."""
     places = {values: float(place) for place, values in enumerate(colors)}
     lines: dict[tuple[str, ...], list[tuple[float, float, Any]]] = {}
     for values, points, status in jobs:
@@ -159,7 +159,7 @@ def _mark_tested(axes: Any, tested: list[float]) -> None:
 
 
 def _settings(keys: list[str], values: list[str]) -> list[str]:
-    """Return `lr=0.001` for each key, without the group of the key, and its value."""
+    """Return KEY=VALUE for each key and its value, without the group of the key: `lr=0.001` for `optimizer.lr`."""
     return [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in zip(keys, values, strict=True)]
 
 
@@ -235,12 +235,12 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
 
 
 def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> bytes:
-    """Draw the gain of each pair of each candidate, with the 95 % interval of the mean, and a second panel below.
+    """Draw the gain of each pair of each candidate, with the 95 % interval of the mean, and the losses of the adopted recipes.
 
     A pair is two runs with the same seed: one with and one without the candidate. The gain is in bits per byte.
     The second panel shows the bits per byte of the base recipe, and of the recipe after each adoption, which contains all
-    candidates adopted so far. A value is the mean over the seeds of the candidate just adopted; for the base recipe, over
-    those of the first adopted one. `min_gain` is the smallest gain worth having. Returns a PNG.
+    candidates adopted so far. Each value is a mean over seeds: those of the candidate just adopted or, for the base recipe,
+    those of the candidate adopted first. `min_gain` is the smallest gain worth having. Returns a PNG.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

@@ -123,7 +123,7 @@ class Law:
 def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> tuple[Array, Array]:
     """Compute the log(loss - floor) that a law predicts for R runs, (R,), and its Jacobian by `theta`, (R, len(theta)).
 
-    The former is the logsumexp of the logarithms of the law's terms. `theta` holds, term by term, the logarithm of the
+    The first result is the logsumexp of the logarithms of the law's terms. `theta` holds, term by term, the logarithm of the
     coefficient, followed by the exponent if the term is N or D. `logs` has log N (parameters) and log D (tokens) minus
     their means over the runs, each (R,).
     """
@@ -169,7 +169,7 @@ def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: 
 
 
 def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
-    """Return ("N", "D") if their terms can be told apart, else the variable that varies. Raises UserError if none varies."""
+    """Return ("N", "D") if their terms can be told apart, else ("N",) or ("D",). Raises UserError if neither N nor D varies."""
     both = np.stack([logs["N"], logs["D"]])
     if np.linalg.eigvalsh(both @ both.T / both.shape[1])[0] >= MIN_SPREAD**2:
         return "N", "D"
@@ -180,7 +180,7 @@ def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
 
 
 def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
-    """Return a grid of starting points: E as a share of the lowest loss, each term as a share of the rest, and exponents."""
+    """Return a grid of starting points theta: E is a share of the lowest loss, and each other term is a share of the rest."""
     parts = (0.1, 0.5, 0.9) if "E" in terms else (0.0,)
     powers = [term for term in terms if term != "E"]
     shares = (0.1, 0.5, 0.9) if len(powers) == 2 else (1.0,)

@@ -147,7 +147,7 @@ def _cut(tokenizer: Tokenizer, texts: Sequence[str], context: int, stride: int |
 
 
 def _shares(whole: int, weights: list[int]) -> list[int]:
-    """Divide an integer into integers that are proportional to the weights (rounded) and add up to it."""
+    """Split `whole` into integers whose sum is `whole` and which are proportional to `weights`, apart from rounding."""
     if not sum(weights):
         return [whole, *[0] * (len(weights) - 1)]
     ends = [round(whole * mark / sum(weights)) for mark in accumulate(weights)]

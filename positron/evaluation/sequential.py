@@ -4,9 +4,10 @@ The gain of a pair is the bits per byte without the candidate minus the bits per
 is better. The gains of different seeds are assumed to be independent draws from one normal distribution, as in every paired
 t-test.
 
-Each test after a further pair is a look. Both decisions correct for the number of looks by Bonferroni's inequality: if each of
-the K looks errs with a probability of at most LEVEL / K, all looks together err with a probability of at most LEVEL, however
-the looks depend on each other. For early rejections, the level is MISS instead of LEVEL.
+A candidate is tested after each further pair; each such test is called a look. Adoptions are corrected for the number of looks
+by Bonferroni's inequality: if each of the K looks errs with a probability of at most LEVEL / K, all looks together err with a
+probability of at most LEVEL, however the looks depend on each other. Early rejections are corrected in the same way, with the
+level MISS.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class SignFlips:
 
 
 def sign_flip_test(differences: Sequence[float]) -> SignFlips | None:
-    """Return the two-sided sign-flip permutation test of the mean; None for fewer than two pairs.
+    """Return the result of the two-sided sign-flip permutation test of the mean; None for fewer than two pairs.
 
     If the two variants are equally good, the names A and B of each pair could be exchanged, so that each difference is as
     likely to be negative as positive. The p-value is the share of sign patterns whose mean is at least as far from 0 as the

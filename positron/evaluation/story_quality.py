@@ -38,7 +38,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Following:
-    """Hold three shares, between 0 and 1, of the answers to requests for stories."""
+    """Hold the shares of answers that follow the request, that the parser accepts, and that end with an end-of-text token."""
 
     followed: float  # answers with the requested hero, object, place and plot; other errors are tolerated
     accepted: float  # answers that the grammar's parser accepts, with any content
