@@ -84,18 +84,18 @@ def _clean(folder: Path) -> str:
     with try_lock(lock_file) if lock_file.exists() else nullcontext(True) as free:
         if not free or any(_is_held(path) for path in folder.glob("stream-*/users/*")):
             return "  in use, not deleted"
-        if not lock_file.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            return "  freed"
-        (folder / ROWS_FILE).unlink(missing_ok=True)
-        for pattern in ("raw", "tokens-*", ".tokens-*", "stream-*/epoch-*", "stream-*/.epoch-*"):
-            for path in folder.glob(pattern):
-                try:
-                    # first, so that a folder that is deleted only in part is not used
-                    (path / "tokens.json").unlink(missing_ok=True)
-                    shutil.rmtree(path)
-                except OSError as error:  # on Windows also if a process has a file open
-                    return f"  {path.name} was not deleted: {error.strerror or error}"
+        paths = [folder] if folder.exists() else []
+        if lock_file.exists():
+            (folder / ROWS_FILE).unlink(missing_ok=True)
+            patterns = ("raw", "tokens-*", ".tokens-*", "stream-*/epoch-*", "stream-*/.epoch-*")
+            paths = [path for pattern in patterns for path in folder.glob(pattern)]
+        for path in paths:
+            try:
+                # first, so that a folder that is deleted only in part is not used
+                (path / "tokens.json").unlink(missing_ok=True)
+                shutil.rmtree(path)
+            except OSError as error:  # on Windows also if a process has a file open
+                return f"  {path.name} was not deleted: {error.strerror or error}"
     return "  freed"
 
 

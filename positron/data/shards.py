@@ -215,13 +215,16 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
 def _progress(partial: Path, head: dict[str, Any]) -> dict[str, Any]:
     """Return the saved progress of an interrupted call, or the progress of a new call.
 
-    The saved progress is used only if it has the same `head`: the same text, tokenizer and format.
+    The saved progress is used only if it has the same `head`: the same text, tokenizer and format. Otherwise the files of the
+    interrupted call are deleted.
     """
     path = partial / "progress.json"
     if path.exists():
         progress: dict[str, Any] = read_json(path)
         if progress["head"] == head:
             return progress
+    for leftover in partial.iterdir():
+        leftover.unlink()
     return {"tasks": 0, "bytes": 0, "splits": {}}
 
 

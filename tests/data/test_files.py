@@ -290,6 +290,21 @@ def test_prepare_killed_at_random_moments_continues_and_writes_the_same_bytes(
         print(f"  [prepare: {kills} kills, {resumed} after a whole shard; all completed byte for byte]")
 
 
+def test_files_of_an_interrupted_call_of_another_version_do_not_stay(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_bytes(as_text(DOCUMENTS))
+    _prepare(str(tmp_path / "out"), 40_000, str(text))
+    wanted = contents(tmp_path / "out")
+    (tokens,) = (tmp_path / "out").glob("*/tokens-*")
+    partial = tokens.with_name(f".{tokens.name}.partial")
+    tokens.rename(partial)
+    (partial / "tokens.json").unlink()
+    (partial / "progress.json").write_text('{"head": {"version": 0}, "tasks": 7, "bytes": 9, "splits": {}}')
+    (partial / "train-00007.bin").write_bytes(b"tokens of version 0")
+    _prepare(str(tmp_path / "out"), 40_000, str(text))
+    assert contents(tmp_path / "out") == wanted
+
+
 @pytest.mark.slow
 def test_workers_of_a_killed_prepare_do_not_stay(tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
