@@ -15,7 +15,7 @@ from torch import Tensor
 
 from positron.config import GPTConfig
 from positron.interop import hf_reading
-from positron.interop.imported import Imported, Weights, with_rows
+from positron.interop.imported import Imported, Weights, refuse_non_finite, with_rows
 from positron.interop.rules import Contradiction, Rule, expected_shapes, to_ours
 from positron.model.memory import check_memory
 from positron.system.console import one_line
@@ -35,6 +35,7 @@ def read_folder(folder: Path) -> Imported:
     config, rules = exported or hf_reading.read_config(described, str(path))
     check_memory(config, copies=2)
     tensors = dict(_tensors(folder))
+    refuse_non_finite(tensors, folder)
     weights = None if exported is None else _unchanged(rules, tensors)
     if weights is None:
         config, rules = hf_reading.read_config(described, str(path))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from positron.config import GPTConfig
+from positron.system.console import one_line
+from positron.system.errors import UserError
 from positron.text.library_json import LibraryTokenizer
 
 Weights = dict[str, Tensor]
@@ -27,6 +30,16 @@ class Imported:
     tokenizer: LibraryTokenizer
     is_chat: bool
     origin: str
+
+
+def refuse_non_finite(weights: Weights, source: Path) -> None:
+    """Raise UserError if a tensor that was read from `source` contains NaN or infinity."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                one_line(f"{source} cannot be imported, because its tensor {name} contains NaN or infinite values: ")
+                + "download the model again, or choose another one"
+            )
 
 
 def with_rows(config: GPTConfig, weights: Weights, vocab_size: int) -> tuple[GPTConfig, Weights]:

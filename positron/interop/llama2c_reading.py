@@ -9,7 +9,7 @@ import torch
 
 from positron.config import GPTConfig
 from positron.interop import llama2c
-from positron.interop.imported import Imported, with_rows
+from positron.interop.imported import Imported, refuse_non_finite, with_rows
 from positron.model.memory import check_memory
 from positron.system.disk import read_bytes
 from positron.system.errors import UserError
@@ -75,6 +75,7 @@ def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
             "file is incomplete, damaged or not a model file of llama2.c: download it again"
         )
     weights = llama2c.read_weights(config, numbers)
+    refuse_non_finite(weights, path)
     library = llama2c.library_json(_beside(path, vocabulary), config.vocab_size)
     specials = {END_OF_TEXT: llama2c.BEGIN, **{token: config.vocab_size + i for i, token in enumerate(SPECIALS[1:])}}
     tokenizer = LibraryTokenizer(library, specials, config.vocab_size + len(SPECIALS) - 1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from saved_runs import SHAPES, char, corpus, gpt_config, greedy, odd_lines, random_model, save_run, sentencepiece
@@ -236,6 +238,15 @@ def test_a_file_of_llama2c_computes_the_same_logits(untied, tmp_path):
         assert (ours(ids)[..., : len(order)] - model(order[ids])[..., order]).abs().max() < 1e-5
 
 
+def test_a_file_of_llama2c_with_a_number_that_is_infinite_is_refused(tmp_path):
+    path, _ = llama2c_files(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[400:404] = np.array(np.inf, dtype="<f4").tobytes()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"its tensor .* contains NaN or infinite values"):
+        read_model(path)
+
+
 def test_a_vocabulary_of_llama2c_encodes_as_sentencepiece_does_after_a_space(tmp_path):
     from positron.interop.llama2c import id_order
 
@@ -392,6 +403,10 @@ MALFORMED: list[tuple[Any, str]] = [
     (written("model.safetensors.index.json", "[1]"), "has no valid weight_map"),
     (tensors(lambda read: read.pop(NORM)), "has no tensor model.norm.weight"),
     (tensors(lambda read: read.update({NORM: torch.zeros(31)})), "model.norm.weight has the shape"),
+    (
+        tensors(lambda read: read[NORM].__setitem__(3, math.nan)),
+        "its tensor model.norm.weight contains NaN or infinite values: download the model again",
+    ),
     (tensors(lambda read: read.update(extra=torch.zeros(1))), "contain the tensor extra, which"),
     (without("tokenizer.json"), "tokenizer.json"),
     (cut("tokenizer.json", 0.5), "tokenizer.json"),
