@@ -60,9 +60,9 @@ class CompiledDecoder(Decoder):
         self._compile()
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> Linear | Int8Linear:
-        """Return a linear layer that computes pieces of prompts longer than DIRECT_PROMPT.
+        """Return a linear layer of torch, which is used for pieces of a prompt with more than DIRECT_PROMPT tokens.
 
-        It stores its weight in the decoder's format, and converts it to fp32 at each call.
+        The layer stores its weight in the decoder's format, and converts it to fp32 at each call.
         """
         bias = bias.detach() if bias is not None else None
         if self.weight_dtype == torch.int8:
@@ -101,7 +101,7 @@ class CompiledDecoder(Decoder):
     def _compile(self) -> None:
         """Compile `compiled_step.work` for this format of weights, or load it from Numba's cache on disk.
 
-        Numba does this at the first call, so a step without chunks is computed.
+        Numba compiles a function when it is first called. Therefore this method calls it for a step without chunks.
         """
         if self.weight_dtype not in _compiled:
             said = "compiling the decoder for this processor, once for each format of weights: about 15 seconds"
@@ -294,7 +294,7 @@ class _Packed:
             return [(effective_weight(linear), linear.bias) for linear in linears]
 
         def turned(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
-            """Reorder the rows so that the two rows of each RoPE pair are neighbours."""
+            """Return weight and bias, with the rows reordered so that the two rows of each RoPE pair are neighbours."""
             ((weight, bias),) = parts(linear)
             if not config.has_rope:
                 return weight, bias

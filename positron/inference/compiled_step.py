@@ -183,7 +183,7 @@ _IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 @intrinsic
 def _pause(typing: Any) -> Any:
-    """Wait for a few dozen cycles, during which the other hardware thread of the core can use it."""
+    """Wait for a few dozen cycles, during which the core's other hardware thread can use the whole core."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _IS_X86:
@@ -216,7 +216,10 @@ def _yield(typing: Any) -> Any:
 
 @inner
 def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, bias):
-    """Compute y = (x W^T) scale + bias for `rows` rows of x; only the blocks `first` to `end` - 1, each 16 columns of y."""
+    """Compute a part of y = (x W^T) scale + bias for `rows` rows of x: the columns in the blocks `first` to `end` - 1.
+
+    A block is 16 rows of W, which give 16 columns of y.
+    """
     y_row = y.shape[1]
     for block in range(first, end):
         begin, to, row = at + block * width * LANES, block * LANES, 0

@@ -55,7 +55,7 @@ def piece_end(start: int, length: int) -> int:
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """Compute RMSNorm of x (..., C): the first half of LayerNorm of (x, -x), which has mean 0.
+    """Compute RMSNorm of x (..., C) as the first half of the LayerNorm of (x, -x), a vector with mean 0.
 
     `weight` (2C,) contains the C weights twice. On a CPU, torch's own rms_norm needs eight operators, and sixteen in bf16;
     LayerNorm is one operator.
@@ -68,7 +68,7 @@ class Decoder:
     """Compute next-token logits for up to `batch` sequences at once, each with its own length up to the context length."""
 
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
-        """Pack the weights. If the model is trained further, a new decoder is needed: some weights are copied, others shared.
+        """Pack the weights. After further training of the model, create a new decoder, because some weights are copied.
 
         `dtype`: the number format of weights and cache. None keeps the model's format. int8 applies only to the matrices; all
         other weights and the cache are then bf16. On a CPU, the cache is always fp32 instead of bf16, because attention is
@@ -262,9 +262,9 @@ class Decoder:
             )
 
     def _read_at(self, start: int, rows: list[int], parts: list[list[int]]) -> Tensor:
-        """Write keys and values of the next tokens of b rows to the cache, and return the output of the last block, (b, n, C).
+        """Append the tokens parts[i] to cache row rows[i], and return the output of the last block, (b, n, C).
 
-        All parts begin at position `start` and are padded to the longest of them, which has n tokens.
+        All `parts` begin at position `start`, and are padded to the longest of them, which has n tokens.
         """
         b, n = len(rows), max(map(len, parts))
         end = start + n

@@ -106,7 +106,7 @@ class Dialogue:
 
     @property
     def is_saved(self) -> bool:
-        """Tell whether there is nothing to save: all messages were saved, or there is none except a system prompt."""
+        """Tell whether all messages were saved. A system prompt alone does not need to be saved."""
         return self.messages == self.saved or all(message.role == "system" for message in self.messages)
 
     @property

@@ -63,7 +63,7 @@ class Engine:
 
         The iterator ends when all texts have ended, or after `max_tokens` tokens. A text ends at one of the `stop_ids`.
         Prompt i has its own generator with the seed `seed + i`, so its text does not depend on the other prompts. When the
-        context is full, its last half is read again from position 0: positions are absolute, so the cache cannot be shifted.
+        context is full, its last half is read again from position 0, because a cache with absolute positions cannot be shifted.
         `ended`: a list with one bool for each prompt, True if its text has ended; the caller may set True to end a text.
         Raises UserError for an empty prompt.
         """

@@ -21,8 +21,8 @@ FUSED = {"gelu": ("gelu", "tanh"), "relu": ("relu", ""), "swish": ("swish", "")}
 def can_pack(weight: Tensor) -> bool:
     """Tell whether oneDNN can pack this weight, and multiplies faster by the packed weight.
 
-    Measured on three processors: packed bf16 is faster, and so is packed fp32, except on a processor with AMX, where it is
-    slower (1.9 instead of 1.2 ms for the matrices of a small model).
+    On the three processors that were measured, packed bf16 is faster. Packed fp32 is faster, too, except on the processor
+    with AMX, where it takes 1.9 instead of 1.2 ms for the matrices of a small model.
     """
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
@@ -37,7 +37,7 @@ class Linear:
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "", *, widen: bool = False
     ) -> None:
-        """Pack the weight. `widen`: true if x has a wider dtype; the weight is then not packed, and converted at each call."""
+        """Pack the weight. `widen`: true if x has a wider dtype; the weight is then converted at each call, and not packed."""
         self.bias, self.activation = bias, activation
         self.packed = can_pack(weight) and not widen
         self.weight = torch_private.packed(weight) if self.packed else weight

@@ -1,10 +1,10 @@
 """Generate many texts in one batch. A text can join or leave the batch between two steps.
 
-Each text has its own row of the key/value cache, random generator and settings. In fp32, a text has exactly the tokens that
-`Engine.stream` returns, and does not depend on the other texts. To ensure this, a step limits the number of rows that it
-computes together, so that each row gets the result that it would get alone (`exact_rows`), and a prompt is read in pieces
-whose ends depend on its own positions only. There is one exception: if a row still holds the earlier turns of a conversation,
-the next turn does not read them again, and its logits differ from those of `Engine` by rounding.
+Each text has its own settings, its own random generator and its own row of the key/value cache. In fp32, a text has exactly
+the tokens that `Engine.stream` returns, and does not depend on the other texts, for two reasons. A step computes at most
+`exact_rows` rows together, so that each row gets the result that it would get alone. And a prompt is read in pieces that end
+at fixed positions. There is one exception: if a row still holds the earlier turns of a conversation, they are not read again
+for the next turn, whose logits then differ from those of `Engine` by rounding.
 """
 
 from __future__ import annotations
@@ -146,7 +146,10 @@ class Sessions:
         return session in self._logits
 
     def read_piece(self, session: Session) -> None:
-        """Read the next piece of the prompt of `session`, which must not have been read to its end yet."""
+        """Read the next piece of the prompt of `session`, or of the last half of its context if the context was full.
+
+        The session must not be ready (see `is_ready`).
+        """
         row, ids = session.row, session.window
         has_begun = session.count > 0
         if session.request.scores_prompt and not has_begun:
@@ -171,7 +174,7 @@ class Sessions:
         return next((i for i, (ours, new) in enumerate(pairs) if ours != new), min(len(held), len(ids) - 1))
 
     def _read_scored(self, session: Session) -> Tensor | None:
-        """Read and score the next piece of a prompt, and return the logits (V,) after the prompt, or None before.
+        """Read and score the next piece of a prompt. Return the logits (V,) after the prompt, or None if a part of it is left.
 
         The log-probabilities of all tokens of the prompt are reported, except that of the first.
         """
@@ -217,7 +220,7 @@ class Sessions:
         return session.push(token, logits)
 
     def read(self, sessions: Sequence[Session]) -> None:
-        """Compute the logits after the newest token of each of these texts.
+        """Compute the logits after the newest token of each session's text.
 
         A text whose context is full gets no logits until `read_piece` has read the last half of its context again.
         """

@@ -58,8 +58,8 @@ def accept(proposed: list[int], q: list[np.ndarray], p: Iterator[np.ndarray], ge
     """Return the accepted proposals and one more token.
 
     That token replaces the first proposal that is not accepted. If all are accepted, it is drawn from the last distribution
-    of `p`. `q`: the k distributions (V,) from which the proposals were drawn. `p`: an iterator over the k + 1 distributions
-    (V,) of the large model; it computes a distribution when it is requested.
+    of `p`. `q`: the k distributions (V,) from which the proposals were drawn. `p`: an iterator that computes the k + 1
+    distributions (V,) of the large model one by one, on request.
     """
     for i, (token, small) in enumerate(zip(proposed, q, strict=True)):
         large = next(p)
@@ -119,7 +119,7 @@ class SpeculativeEngine(Engine):
     def _round(
         self, large: Window, small: Window, seen: list[int], most: int, sampling: Sampling, generator: torch.Generator
     ) -> list[int]:
-        """Return the next 1 to `most` tokens; the large model reads all proposals in one pass."""
+        """Let the small model propose tokens, check them with the large model, and return the next 1 to `most` tokens."""
         # + 1, because the small model does not have to read the last proposal
         count = min(PROPOSALS_PER_ROUND, most - 1, large.free_tokens(seen), small.free_tokens(seen) + 1)
         proposed: list[int] = []

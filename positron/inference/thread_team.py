@@ -73,7 +73,7 @@ class Team:
         atexit.register(self._end)
 
     def _forget(self) -> None:
-        """Forget all helpers, because a forked process has only the thread that forked."""
+        """Begin without helpers. A forked process calls this, too, because it has only the thread that forked."""
         self.sync = np.zeros(kernel.SYNC, dtype=np.int64)
         self.helpers: list[_Helper] = []
         self.work: Steps | None = None
