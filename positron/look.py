@@ -179,8 +179,8 @@ def token_table(data: LookData, truth: TruthData | None) -> list[str]:
 def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
     """Return the lines below the table: total bits, total regret, effect of an ablation, and the answer of a chat model.
 
-    The regret is what the model loses against the exact probabilities `truth`. With `truth`, a line also gives the
-    character at which the prompt leaves the grammar of the built-in stories, if it does.
+    The regret is the loss of the model minus that of the exact probabilities `truth`. If the prompt leaves the grammar of the
+    built-in stories, a line gives the character at which it does. Without `truth`, both are left out.
     """
     bits = sum(token["bits"] or 0.0 for token in data["tokens"])
     lines = [f"{bits:.2f} bits for {counted(len(data['tokens']) - 1, 'token')}"]
@@ -273,7 +273,7 @@ def _number(value: float | None, width: int) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return a token as a table shows it: control characters escaped, without spaces around it; in quotes if only spaces."""
+    """Escape control characters in a token, and remove the spaces around it; put a token of only spaces in quotes."""
     shown = one_line(text)
     return shown.strip(" ") if shown.strip(" ") else repr(shown)
 

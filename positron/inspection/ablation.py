@@ -71,7 +71,7 @@ def ablated(model: GPT, ablations: Sequence[Ablation]) -> GPT:
 
 
 def _output(model: GPT, ablation: Ablation) -> nn.Linear:
-    """Return the layer whose result is added to the residual stream for a part; for a head, the layer of its attention."""
+    """Return the output layer of the MLP or attention that `ablation` names; for a head, that of the head's attention."""
     block = model.blocks[ablation["layer"]]
     assert isinstance(block, Block)
     match ablation["part"]:

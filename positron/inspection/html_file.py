@@ -162,7 +162,7 @@ def _logits(model: GPT, ids: list[int]) -> np.ndarray:
 
 
 def _rounded(model: GPT, bits: int) -> GPT:
-    """Return a copy of the model with the rounded weights of the file."""
+    """Return a copy of the model whose matrices are rounded to `bits` bits, as in the file."""
     copy = GPT(model.config).eval()
     copy.load_state_dict(
         {

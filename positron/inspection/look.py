@@ -46,7 +46,7 @@ def look(
     scores: Scores | None = None,
     continuation: str | None = None,
 ) -> LookData:
-    """Return what happens inside a model while it reads a prompt.
+    """Run a model on a prompt, and return its predictions, its attention, and what the logit lens shows.
 
     If `chats`, the prompt is a message, and the chat template is added to it. `run` and `step` name the model in the result.
     `focus` is the position whose whole distribution is returned (None: the last one). `attention` are the layers whose

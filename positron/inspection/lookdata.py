@@ -250,7 +250,7 @@ class Departure(TypedDict):
 class TruthData(TypedDict):
     """Hold the comparison of a model with the grammar of the built-in stories on a prompt.
 
-    `POST /api/truth`, a request with the fields run, prompt, step and top, returns this.
+    It is the answer to `POST /api/truth`, a request with the fields run, prompt, step and top.
     """
 
     version: Literal[1]
@@ -271,7 +271,7 @@ class RulesAtStep(TypedDict):
 
 
 class RegretHistory(TypedDict):
-    """Hold the regret of each grammar rule (see `RuleRegret`) at each step of a run whose weights were kept.
+    """Hold the regret of each grammar rule (see `RuleRegret`) at each step at which a run kept its weights.
 
     It is the answer to `GET /api/truth?run=NAME`.
     """

@@ -66,7 +66,10 @@ def pack(model: GPT, precision: Precision) -> PackedWeights:
 
 
 def _packed(values: np.ndarray, precision: Precision) -> tuple[str, bytes]:
-    """Return the kind and the bytes of a tensor."""
+    """Return the number format of a tensor (f32, f16, i8 or i16) and its bytes.
+
+    The bytes of i8 and i16 begin with the scales of the rows.
+    """
     match precision:
         case "fp32":
             return "f32", values.astype("<f4").tobytes()

@@ -150,7 +150,10 @@ def _steps(file: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
-    """Return the list of steps of a normalizer or pre-tokenizer, which is one step or a sequence of steps."""
+    """Return the steps of a normalizer or pre-tokenizer, which is None, one step, or a sequence of steps.
+
+    `inner`: the key under which a sequence has the list of its steps.
+    """
     if part is None:
         return []
     return part[inner] if part.get("type") == "Sequence" else [part]

@@ -64,9 +64,10 @@ def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores
 
 
 def _period(model: GPT) -> int:
-    """Return the number of random tokens that a row repeats: at most MAX_REPEATED.
+    """Return the number R of random tokens in `repeated_rows`.
 
-    The row fits into the context, and each repeated token still sees its first occurrence through the attention window.
+    R is at most MAX_REPEATED, and so small that a row fits the context and that the attention window of each repeated token
+    reaches its first occurrence.
     """
     config = model.config
     most = (config.context_length - 1) // 2

@@ -121,7 +121,7 @@ class Subject:
         scores: bool = False,
         continuation: Continuation | None = None,
     ) -> LookData:
-        """Return what happens inside the model of a step while it reads a prompt (see `look.look`).
+        """Run the model of a step on a prompt, and return the data that the inspector shows (see `look.look`).
 
         `step` is None for the best checkpoint. The prompt of a chat model is a message. `continuation` are the settings with
         which the model continues the prompt or answers the message; if it is None, no text is generated. If `scores`, the
@@ -235,9 +235,9 @@ class Subject:
 
     @cached_property
     def _true_stories(self) -> tuple[list[list[int]], list[StoryTruth]]:
-        """Return the ids of each of the first validation stories, and the exact probabilities of its next tokens.
+        """Return the token ids of the first validation stories, and the exact next-token distributions of each story.
 
-        The ids are cut at the context length.
+        The ids of a story are cut at the context length.
         """
         texts = self._validation_stories(REGRET_STORIES)
         end = self.tokenizer.special_id(END_OF_TEXT)

@@ -151,7 +151,7 @@ def pre_tokenizer_name(facts: dict[str, Any]) -> str | None:
 
 
 def _settings(step: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the type and the settings of a pre-tokenizer step; for missing settings, the tokenizers library's defaults."""
+    """Return type and settings of a pre-tokenizer step. A missing setting gets the default of the tokenizers library."""
     match step:
         case {"type": "ByteLevel"}:
             return ("ByteLevel", step.get("add_prefix_space", True), step.get("use_regex", True))

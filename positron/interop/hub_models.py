@@ -63,5 +63,5 @@ def _wanted(files: dict[str, dict[str, Any]], repo: str) -> list[dict[str, Any]]
 
 
 def _is_here(path: Path, file: dict[str, Any]) -> bool:
-    """Tell whether a file was downloaded before; `download` deletes files whose checksum is wrong, so the size suffices."""
+    """Tell by its size whether a file was downloaded before. `download` deletes files whose checksum is wrong."""
     return path.is_file() and file["size"] in (None, path.stat().st_size)

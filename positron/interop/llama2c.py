@@ -164,7 +164,7 @@ def library_json(path: Path, vocab_size: int) -> bytes:
 
 
 def _text_of(piece: Piece) -> bytes:
-    """Return the text of a piece as run.c expects it: with spaces for U+2581; a single byte is written as `<0x0A>`."""
+    """Return the text of a piece with spaces instead of U+2581, as run.c expects it. A single byte remains `<0x0A>`."""
     return (piece.text if piece.kind == "byte" else piece.text.replace("▁", " ")).encode("utf-8")
 
 

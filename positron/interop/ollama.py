@@ -27,7 +27,8 @@ def write(source: Source, folder: Path, precision: gguf_file.Precision = "f32") 
 def modelfile(source: Source) -> str:
     """Return the Modelfile.
 
-    It sets the model's own context length and no repetition penalty. Ollama's defaults are 2,048 tokens and a penalty.
+    It sets the context length to that of the model, and switches the repetition penalty off. Ollama's defaults are 2,048 tokens
+    and a penalty.
     """
     lines = [f"FROM ./{gguf_file.FILE}", f'TEMPLATE """{_CHAT if source.is_chat else _TEXT}"""']
     lines += [f"PARAMETER num_ctx {source.config.context_length}", "PARAMETER repeat_penalty 1.0"]
