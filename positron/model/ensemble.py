@@ -38,11 +38,12 @@ def context_of(model: GPT | Ensemble) -> int:
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """Return logits of the mean of the members' distributions, from their logits (..., V), in float64 where the device has it.
+    """Return logits whose softmax is the mean of the members' distributions, from the members' logits, (..., V) each.
 
-    The result is log p + c, where p is the mean of the members' probabilities, and c the mean of their log sum exp. With this
-    c, members with equal logits give these logits again. c does not change the distribution, but it changes the effect of the
-    repetition penalty, which depends on the sign of a logit.
+    They are in float64 where the device has it. The result is log p + c, where p is the mean of the members' probabilities, and
+    c the mean of the logsumexp of the members' logits. With this c, members with equal logits give these logits again.
+    c does not change the distribution, but it changes the effect of the repetition penalty, which depends on the sign of a
+    logit.
     """
     each = torch.stack([part.to(widest(part.device)) for part in logits])  # (n, ..., V)
     log_sums = each.logsumexp(dim=-1, keepdim=True)

@@ -35,7 +35,7 @@ def check_memory(
 
     `copies`: TRAINING_COPIES for training, 1 for a model that is only used. With accelerator="cuda", the main memory must hold
     one float per parameter, because the weights are created there, and the GPUs of all processes together must hold `copies`.
-    `is_new`: the model's size is a setting of the command, which the message advises to reduce.
+    `is_new`: true if the command's settings choose the size of the model; the message then advises to reduce it.
     """
     total = machine_memory()
     fixed = config.n_layer * LAYER_BYTES + _table_bytes(config)

@@ -67,8 +67,9 @@ def blocked_is_faster(q: Tensor, visible: int) -> bool:
 
 
 class BlockedCausalAttention(torch.autograd.Function):
-    """Multiply each block of queries by the keys up to the block's end, so that few masked scores are computed.
+    """Compute causal attention in blocks of queries.
 
+    A block is multiplied only by the keys up to the block's end, so that few masked scores are computed.
     With P = softmax(S), S = q k^T / sqrt(D), O = P v and an upstream gradient dO:
         dv = P^T dO,  dP = dO v^T,  dS = P * (dP - rowsum(P * dP)),  dq = dS k / sqrt(D),  dk = dS^T q / sqrt(D).
     Softmax and its derivative are computed by torch's fused kernels, in fp32. The queries of the G heads that share keys are

@@ -67,7 +67,7 @@ def linear_token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 class _LinearTokenLosses(torch.autograd.Function):
-    """Compute the losses in the forward pass; in the backward pass, compute the logits again and then the gradients."""
+    """Implement `linear_token_losses`. The backward pass computes the logits again, and then the gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -96,7 +96,7 @@ class _LinearTokenLosses(torch.autograd.Function):
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Compute the matrix products in `dtype`, and the softmax and the gradient of the weight in fp32 or wider."""
+    """Implement `linear_cross_entropy`. Matrix products are in `dtype`, softmax and the weight's gradient in fp32 or wider."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:

@@ -25,7 +25,7 @@ GELU_ROWS = 256
 
 
 def is_faster(x: Tensor) -> bool:
-    """Tell whether the functions of this module are faster than torch's for x: on a CPU, with gradients."""
+    """Tell whether the functions of this module are faster than torch's. They are if x is on a CPU and needs a gradient."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and x.requires_grad
 
 
