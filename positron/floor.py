@@ -1,4 +1,4 @@
-"""Check whether the score that an evaluation program reports is possible, on documents whose entropy is known exactly.
+"""Check whether the score of an evaluation program is possible, by means of documents whose entropy is known exactly.
 
 positron floor --command "python my_eval.py {text} {out}"
 positron floor --write documents.jsonl

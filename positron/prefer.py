@@ -96,7 +96,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
 
 
 def _notice_untaught(base: Run) -> None:
-    """Log a notice if the base run was not taught to answer."""
+    """Log a notice if the base run was not fine-tuned on conversations, so that it has not learned to answer."""
     if not base.is_chat:
         logger.info(
             f"{base.folder} was not fine-tuned on conversations: it will learn which answers are better, but it has not "
@@ -105,7 +105,7 @@ def _notice_untaught(base: Run) -> None:
 
 
 def _refuse_too_small_batch(plan: Plan) -> None:
-    """Raise UserError if a batch does not have at least one pair for each process."""
+    """Raise UserError if a batch has fewer pairs than there are processes."""
     if plan.batch_size // 2 < plan.world_size:
         needed = 2 * plan.world_size * plan.gpt.context_length
         devices = "" if plan.world_size == 1 else f" for each of {plan.world_size} devices"

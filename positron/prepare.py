@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def refuse_other_words(words: list[str]) -> None:
-    """Raise UserError for a word that is not a setting, key=value.
+    """Raise UserError for a word that does not have the form key=value.
 
     For `cache` and `inspect`, which earlier versions accepted here, the message names the command that replaces them.
     """

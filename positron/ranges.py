@@ -17,7 +17,7 @@ MAX_COUNT = 10**12  # steps, tokens or examples: far more than anyone uses, and 
 
 @dataclass(frozen=True)
 class Range:
-    """Hold a range of numbers from `low` to `high`; both belong to it unless `without_low` or `without_high` is set.
+    """Hold a range of numbers from `low` to `high`. `without_low` excludes `low` itself, and `without_high` excludes `high`.
 
     NaN and infinity are in no range.
     """

@@ -127,7 +127,7 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
 
 
 def _replay(config: RunConfig, start: Start) -> Windows | None:
-    """Return windows of the pretraining text, or None without replay. Each step also learns one window for each prompt."""
+    """Return the windows of pretraining text on which each step also trains, one per prompt; None without replay."""
     from positron.training.tuning import replayed_run, replayed_text
 
     assert config.reinforce is not None

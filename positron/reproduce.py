@@ -207,9 +207,9 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
 def differences(
     steps: list[int], there: dict[int, dict[str, Any]], here: dict[int, dict[str, Any]]
 ) -> Iterator[tuple[int, str]]:
-    """Yield (step, description) for each metric in TRACE that differs in any bit between two runs.
+    """Yield (step, description) for each metric in TRACE that differs between two runs, at each of `steps`.
 
-    `there` and `here` map the steps of the two runs to their metrics.
+    `there` and `here` map each step of the two runs to its metrics. A metric that one run did not record is left out.
     """
     for step in steps:
         for key in TRACE:

@@ -2,9 +2,10 @@
 
     positron research candidates=candidates.yaml budget=8h
 
-The file contains a base recipe and candidates: named lists of settings, which are tested one after another. After an
-interruption, give the same command again to continue. Files: outputs/research/NAME/. Settings: candidates=FILE, budget=TIME
-(training time of all runs; without it, until all candidates are decided), name=NAME (default: the name of the file).
+The file contains a base recipe and candidates, which are named lists of settings. The candidates are tested one after another.
+After an interruption, give the same command again to continue. The results are in outputs/research/NAME/; name=NAME sets this
+name, which is by default that of the file. budget=TIME limits the training time of all runs together; without it, the command
+ends when all candidates are decided.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Job:
 
 
 def sweep_jobs(folder: Path) -> list[Job]:
-    """Read the ended jobs of a sweep: the best variant first, jobs without a result last."""
+    """Return the ended jobs of a sweep, those of the best variant first and those without a result last."""
     jobs = []
     for path in folder.glob(f"*/{JOB}"):
         number = path.parent.name
@@ -119,8 +119,8 @@ def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
 def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
     """Return the arguments of `positron compare --paired` that compare the two best variants with at least two seeds each.
 
-    The variants may differ in several settings, or in one that changes the order of the data, so these are named with
-    --differ-in. The list is empty if there are not two such variants.
+    If the two variants differ in several settings, in the choice of a config group, or in a setting that changes the order of
+    the data, --differ-in names these settings. The list is empty if fewer than two variants have two seeds.
     """
     # imports torch, which a sweep that is refused does not need
     from positron.evaluation.pairing import changes_data_order

@@ -1,4 +1,4 @@
-"""Draw what distillation, preference tuning and reinforcement learning measure, for the report of a run."""
+"""Draw the metrics of distillation, preference tuning and reinforcement learning for the report of a run."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def tuning_pictures(rows: list[dict[str, Any]]) -> list[tuple[str, str, bytes]]:
 def _drawable(panel: Panel, keys: set[str]) -> list[Line]:
     """Return the curves of a panel whose metric is in `keys`, the names of the recorded metrics.
 
-    PASS is only the beginning of a metric's name. A curve with this key is replaced by one curve for each number of answers
-    per prompt for which a metric was recorded.
+    PASS is only the prefix of metrics such as val/pass_1, whose names end with the number of answers per prompt. A curve with
+    the key PASS is replaced by one curve for each of these metrics that was recorded.
     """
     lines = []
     for line in panel.lines:

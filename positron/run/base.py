@@ -132,7 +132,7 @@ def portable(folder: Path) -> str:
 
 
 def _find(name: str, run: Run | None) -> Run | None:
-    """Find a run by the path `name`, which `run` recorded or, if `run` is None, the user gave; None if it does not exist.
+    """Return the run at the path `name`, or None if it does not exist. `run`: the run that recorded the path, if one did.
 
     The path is tried relative to the folders above `run`, because both runs may have been moved together, then relative to the
     current folder, and then below outputs/.
@@ -148,7 +148,8 @@ def _find(name: str, run: Run | None) -> Run | None:
 def _possible_roots(folder: Path) -> list[Path]:
     """Return the folders to which the paths that a run records may be relative.
 
-    They are the parents of the run's folder, up to the folder that contains `outputs/`; only the first parent if none does.
+    They are the parents of the run's folder, up to the folder that contains `outputs/`. If the run is not below a folder
+    `outputs/`, only the first parent is returned.
     """
     parents = list(folder.parents)
     last = next((i + 1 for i, parent in enumerate(parents) if parent.name == OUTPUTS.name), 0)
@@ -156,7 +157,7 @@ def _possible_roots(folder: Path) -> list[Path]:
 
 
 def _is_same(first: Run, second: Run) -> bool:
-    """Tell whether two runs have the same folder, even if their paths differ, by a symbolic link or in case for example."""
+    """Tell whether two runs have the same folder, even if their paths differ, for example because of a symbolic link."""
     try:
         return os.path.samefile(first.folder, second.folder)
     except OSError:
