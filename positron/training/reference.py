@@ -26,11 +26,11 @@ WRITE_SHARE = 0.05  # greatest share of the time that is spent on writing them, 
 def open_reference(session: Session, plan: Plan, objective: PreferenceObjective, model: GPT) -> Reference:
     """Return the log-probabilities of the reference model, which is the model before this training.
 
-    Log-probabilities that are stored in the run are read, even if the base run has changed in the meantime. Those that
-    the steps of the plan need and that are not stored are computed and stored. They are computed on `plan.machine`,
-    because with precision=auto `session.machine` does not have the final precision. `model`: the model to train; in a
-    new run it still has the weights of the reference model. Raises UserError if a run that continues lacks
-    log-probabilities and the base run has changed or cannot be read.
+    The function reads the log-probabilities that are stored in the run, even if the base run has changed since. If the steps
+    of the plan need more, it computes and stores the missing ones, on `plan.machine`, because with precision=auto
+    `session.machine` does not have the final precision. `model`: the model to train; in a new run it still has the weights of
+    the reference model. Raises UserError if a run that continues lacks log-probabilities and the base run has changed or
+    cannot be read.
     """
     run, config, start = session.run, session.config, session.start
     if start.is_own:
@@ -77,8 +77,8 @@ def _compute_reference(
 ) -> Reference:
     """Compute the log-probabilities of the reference `model` that `known` does not have, and store all of them.
 
-    Each process computes all pairs, and the first one stores them: every few seconds, so that a command that is killed loses
-    only the last seconds of work, and at the end.
+    Each process computes all pairs. The first process stores the results at the end and every few seconds before, so that a
+    command that is killed loses only the last seconds of work.
     """
     run = session.run
     n_known = 0 if known is None else known.n_pairs
@@ -111,9 +111,10 @@ def _compute_reference(
 
 
 def _identities(weights: str | None, objective: PreferenceObjective, plan: Plan) -> tuple[str, str]:
-    """Return a string that changes whenever the log-probabilities of the reference must be computed again.
+    """Return two strings that identify everything that the log-probabilities of the reference depend on.
 
-    The second string is what earlier versions wrote, without the tokenizer.
+    The first is stored with the log-probabilities. The second lacks the tokenizer; earlier versions stored it instead.
+    `weights`: the hash of the reference model's weights.
     """
     sizes = f"{objective.context} {len(objective.train)} {len(objective.val)}"
     earlier = f"{weights} {objective.fingerprint} {sizes} {plan.machine.precision}"

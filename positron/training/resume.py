@@ -124,9 +124,9 @@ def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
 
 
 def refuse_before_start(run: Run, start: Start, *, last_step: int, fingerprint: str) -> None:
-    """Raise UserError if the training text has changed or no step is left to train.
+    """Raise UserError if the training text has changed, or if the checkpoint of another run is already at `last_step`.
 
-    It must be called before a file of the run is changed.
+    Call this function before a file of the run is changed. `fingerprint`: the hash of the training text.
     """
     known = run.facts().data_fingerprint
     if known and known != fingerprint:

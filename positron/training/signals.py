@@ -67,7 +67,7 @@ class Signals:
         sys.unraisablehook = self._hook
 
     def _send_again(self, ignored: Any) -> None:
-        """Send a signal again that arrived in a finalizer, out of which Python raises no exception."""
+        """Send a signal again if its LeftAtOnce was raised in a finalizer, where Python ignores exceptions."""
         if isinstance(ignored.exc_value, LeftAtOnce):
             threading.Timer(AGAIN_S, _thread.interrupt_main, [ignored.exc_value.exit_code - 128]).start()
         else:

@@ -59,7 +59,7 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
 
 
 def _nothing_is_left(session: Session) -> bool:
-    """Tell whether the run was finished with the teachers that it names, and is not extended."""
+    """Tell whether the session has no step to train: its run is finished, is not extended, and keeps its teachers."""
     config, run = session.config, session.run
     assert config.distill is not None
     if not session.start.is_own or not is_finished_student(run, config.distill.teachers):
@@ -69,9 +69,9 @@ def _nothing_is_left(session: Session) -> bool:
 
 
 def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> list[str]:
-    """Return the hashes of the teachers' weights that the run recorded when it began, in their order.
+    """Return the hashes of the teachers' weights that the run recorded when it began, in the recorded order.
 
-    Raises UserError if `hashes`, those of the weights now, are not the same in any order.
+    `hashes` are those of the current weights of `teachers`. Raises UserError unless they are the recorded hashes in any order.
     """
     known = (run.facts().teachers or "").split()
     recorded = run.settings().distill

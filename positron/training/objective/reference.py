@@ -25,7 +25,7 @@ class Reference:
     Values that are not computed yet, or that no step reads, are NaN.
 
     `states` are the reference model's last hidden states at n positions in the chosen answers of the validation pairs, and
-    softmax(states head^T) is its distribution over the vocabulary at these positions.
+    softmax(states head^T) is the reference model's distribution over the vocabulary at these positions.
     """
 
     train: np.ndarray  # (N, 2) log-probabilities of the chosen and the rejected answer of each training pair
@@ -57,7 +57,7 @@ class Reference:
 def write_reference(path: Path, reference: Reference, identity: str) -> None:
     """Write a reference to the file `path`.
 
-    `identity` identifies what the reference depends on, such as weights and pairs.
+    `identity` is a string that differs for other weights, pairs or settings; `read_reference` compares it.
     """
     arrays = {name: getattr(reference, name) for name in _ARRAYS}
     with whole_file(path, path.parent) as file:

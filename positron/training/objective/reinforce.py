@@ -7,9 +7,9 @@ weights, computes their rewards, and takes one step on
 
 with the advantages A_i of RLOO (Ahmadian et al., arXiv:2402.14740) or Dr. GRPO (Liu et al., arXiv:2503.20783). L is the
 constant `reinforce.max_tokens`, and not the length of the answer, so that a long wrong answer is not punished less than a
-short one. The token that ends an answer is a target like the others; otherwise the model would not learn to stop. The tokens
-after the one that decided the reward, such as the first error of a story, are no targets: the mean of their gradient is 0.
-The reference implementation is numpy_ref/policy_gradient.py.
+short one. The token that ends an answer is a target like the others; otherwise the model would not learn to stop. Once a token
+has decided the reward (for example, the first error of a story), the tokens after it are not targets, because the mean of their
+gradient is 0. The reference implementation is numpy_ref/policy_gradient.py.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Question:
 class RewardRule:
     """Hold a reward function, `reward(prompt, answer)`, and `full`: an answer passes if its reward is at least `full`.
 
-    `decided(prompt, answer)` returns how many characters of the answer decide its reward, so that no text after them can
-    change it, or None if the reward is open until the answer ends. Prompts and answers are texts.
+    `decided(prompt, answer)` returns the number n if the first n characters of the answer decide its reward, whatever follows,
+    and None if the reward depends on the whole answer. Prompts and answers are texts.
     """
 
     reward: Reward
@@ -101,8 +101,8 @@ def exact_kl(logits: Tensor, initial: Tensor) -> Tensor:
 class ReinforceObjective(NextToken):
     """Train on the model's own answers.
 
-    The validation loss is the loss on `text`: on pretraining text, it shows how much the model forgets. If no pretraining
-    text is available, `text` contains the answers in the data.
+    The validation loss is the loss on `text`. This is pretraining text, so that the loss shows how much the model forgets. If
+    no pretraining text is available, `text` contains the answers in the data.
     """
 
     kind = "reinforce"
@@ -150,13 +150,14 @@ class ReinforceObjective(NextToken):
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
         """Return one micro-batch: the indices (n, 1) of the n prompts of a rank in step `step`, and -100 as targets (n, 1).
 
-        n is `config.prompts` / `world_size`. `examples` replaces some of the prompts by hard ones, which are not known yet.
+        n is `config.prompts` / `world_size`. Later, `examples` replaces some of these prompts by hard prompts, whose answers
+        did not all pass when they were last asked.
         """
         numbers = torch.tensor(self._scheduled(step)[rank::world_size])[:, None]
         return [(numbers, torch.full_like(numbers, IGNORE))]
 
     def _scheduled(self, step: int) -> list[int]:
-        """Return the indices of all prompts of step `step`, without hard ones."""
+        """Return the indices of all prompts of step `step`, before some are replaced by hard prompts."""
         P = self.config.prompts
         _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.questions), batch_size=P)
         numbers: list[int] = chosen.tolist()
@@ -177,9 +178,8 @@ class ReinforceObjective(NextToken):
           `max_tokens`; in the others, 0
         - indices (N,) of the targets in the flattened rows; finding them on the device would make the CPU wait
 
-        With `config.replay`, the last micro-batches contain text of the pretraining. All their advantages are the same
-        number, which gives this text its weight in the loss, and their log-probabilities are an empty tensor (0,), because no
-        token was sampled.
+        With `config.replay`, the last micro-batches contain pretraining text. Instead of advantages they have a constant, the
+        weight of this text in the loss, and instead of log-probabilities an empty tensor (0,), because no token was sampled.
         """
         numbers = self._scheduled(step)
         hard = self._hard.draw(step, round(self.config.hard_share * len(numbers)), self.seed)
@@ -257,7 +257,10 @@ class ReinforceObjective(NextToken):
         return self.tokenizer.decode(answer.ids[:-1] if answer.ended else answer.ids)
 
     def _parts(self, rows: list[tuple[list[int], Rollout, float]], device: torch.device) -> list[Part]:
-        """Group answers of similar length into micro-batches, and pad them on the right."""
+        """Group answers of similar length into micro-batches, and pad them on the right.
+
+        Each of `rows` holds the ids of the prompt, the answer, and its advantage.
+        """
         ordered = sorted(rows, key=lambda row: -len(row[0]) - len(row[1].ids))
         made: list[Part] = []
         for start in range(0, len(ordered), self.micro_batch_size):
@@ -276,9 +279,9 @@ class ReinforceObjective(NextToken):
         return made
 
     def count(self, part: Part) -> Tensor:
-        """Return what the micro-batch adds to the number by which the sum of the losses of a step is divided.
+        """Return the micro-batch's contribution to the denominator of the step's loss.
 
-        This is the rank's number of answers x `config.max_tokens` for its first micro-batch, and 0 for the others.
+        It is the rank's number of answers x `config.max_tokens` for the first micro-batch of a rank, and 0 for the others.
         """
         return part[4]
 
@@ -317,12 +320,12 @@ class ReinforceObjective(NextToken):
         return self._logits(self.initial.to(x.device), x, places)
 
     def state(self, step: int) -> dict[str, Any]:
-        """Return the hard prompts after optimizer step `step`, and the hash of all prompts."""
+        """Return the hard prompts after step `step` and the hash of all prompts; empty if there are no hard prompts."""
         hard = self._hard.after(step)
         return {"hard": hard, "prompts": self.fingerprint} if hard else {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue with the hard prompts of a saved state, unless they belong to other prompts."""
+        """Restore the hard prompts of a saved state; ignore the state if the prompts of the data have changed since."""
         if state.get("prompts") == self.fingerprint:
             self._hard = HardPrompts(state["hard"])
 
@@ -339,7 +342,7 @@ class ReinforceObjective(NextToken):
         return {**self._last, "train/ratio_gap": gap}
 
     def progress(self, metrics: dict[str, float], loss: float) -> str:
-        """Return the rewards of the last step as text. The loss says little, since the advantages of a prompt add up to 0."""
+        """Return metrics of the last step's answers as text, without the loss, which does not show progress."""
         return (
             f"reward {metrics['train/reward']:.3f} · {metrics['train/pass_1']:.0%} complete · "
             f"{metrics['train/truncated']:.0%} cut off · {metrics['train/answer_tokens']:.0f} tokens"

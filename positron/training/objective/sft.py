@@ -42,9 +42,9 @@ class SFTObjective(NextToken):
         replay: Windows | None,
         patience: int = 0,
     ) -> None:
-        """Prepare the rows of all conversations. `packing`: put several conversations into a row.
+        """Convert all conversations to rows of at most `context` tokens. `packing`: a row may hold several conversations.
 
-        `patience`: the run ends after this number of validations in a row without an improvement; 0: no early stopping.
+        `patience`: the run ends after this number of successive validations without an improvement; 0: no early stopping.
         `replay`: windows of the pretraining text, or None; each batch gets `replay.batch_size` windows, whose tokens
         are all targets. Raises UserError if no conversation has an answer that fits the context.
         """

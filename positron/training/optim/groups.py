@@ -67,8 +67,8 @@ def build_optimizer(
     """Build the optimizer that `config` names: AdamW (arXiv:1711.05101), Muon or the user's own.
 
     Its parameter groups are the result of `parameter_groups`. `fused`: AdamW updates all parameters in one kernel. `bf16`:
-    the model computes in bf16, so Muon does too. It never does otherwise, because a machine that trains in fp32 may be slow in
-    bf16.
+    the model is trained in bf16, so that Muon orthogonalises in bf16, too. Otherwise Muon uses fp32, because a machine that
+    trains in fp32 may be slow in bf16.
     """
     groups = parameter_groups(parameters, config)
     optimizer: torch.optim.Optimizer

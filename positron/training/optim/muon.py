@@ -1,4 +1,4 @@
-"""Define Muon, which orthogonalises the momentum of each weight matrix in a block and updates all other weights by AdamW.
+"""Define Muon, which orthogonalises the momentum of each weight matrix of the blocks, and updates all other weights by AdamW.
 
 The gradient of a weight matrix has nearly low rank, so a plain step moves the weights far in a few directions and hardly in
 the others. With the singular value decomposition U S V^T of the momentum, U V^T is the nearest orthogonal matrix; a step along
@@ -7,10 +7,10 @@ et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). The ste
 the matrix). It then has the root mean square of an AdamW step, so learning rate and weight decay have the same meaning for both
 optimizers (Liu et al. 2025, arXiv:2502.16982, eq. 4).
 
-The tests compare this class with torch.optim.Muon. It differs in three ways: matrices of the same shape are orthogonalised
-together, a step with non-finite gradients is skipped without waiting for the device, and one optimizer object updates the
-matrices by Muon and the other weights by AdamW. If the weights are sharded, each process gathers the momentum of every matrix
-and computes the steps of all matrices.
+The tests compare this class with torch.optim.Muon. The two differ in three ways. Here, matrices of the same shape are
+orthogonalised together, a step with non-finite gradients is skipped without waiting for the device, and one optimizer object
+updates the matrices by Muon and the other weights by AdamW. If the weights are sharded, each process gathers the momentum of
+every matrix and computes the steps of all matrices.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Muon(torch.optim.Optimizer):
     """Update parameter groups with the role `matrix` by Muon, and all other groups by AdamW.
 
     `fused`: AdamW updates all its parameters in one kernel. `dtype`: the number format in which `orthogonalize` iterates,
-    unless the weights are float64. It tolerates the rounding to bf16, but a CPU without instructions for bf16 multiplies
-    matrices up to a hundred times more slowly in bf16 than in fp32.
+    unless the weights are float64. bf16 is precise enough for this iteration, but a CPU without instructions for bf16
+    multiplies matrices up to a hundred times more slowly in bf16 than in fp32.
     """
 
     def __init__(

@@ -29,7 +29,9 @@ _DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # as the user has set it
 
 
 class Wandb:
-    """Log to Weights & Biases: online if there is an API key, otherwise offline. A file in the run folder stores the run id.
+    """Log to Weights & Biases, online or offline. A file in the run folder stores the run id of wandb.
+
+    WANDB_MODE chooses the mode; without it, the mode is online if there is an API key. If wandb cannot connect, it is offline.
 
     When a run is continued, wandb first receives the steps that it lacks, from metrics.jsonl and the samples. Online, these
     are the steps after the last one that wandb has, because it accepts no step twice. Offline, these are all steps, because
