@@ -21,7 +21,7 @@ Read the chapters in this order. Each file begins with its mathematics; the code
     17  generate.py      text generation with a key/value cache
     18  training.py      the training loop; train.py: its command
     19  explain.py       attention maps, residual stream, logit lens
-    20  benchmark.py     the time of each layer, beside torch
+    20  benchmark.py     the time of each layer, compared with torch
     21  preference.py    learning from pairs: DPO, IPO, SimPO, ORPO
     22  policy_gradient.py   learning from rewards: RLOO, Dr. GRPO, GRPO, and the KL divergence
     23  enumeration.py   exact expectations over all answers of a tiny policy
@@ -32,15 +32,15 @@ Read the chapters in this order. Each file begins with its mathematics; the code
 Notation. Shapes: B batch, T time (tokens), C = d_model channels, H heads, K key/value heads, G = H / K, D head
 dimension, F width of the MLP, V vocabulary, L layers, N = B T rows, S visible keys. `dx` is dLoss/dx and has x's shape.
 Every `f_forward(...)` returns (out, cache); the `f_backward(dout, cache)` that follows it returns the gradients in the
-order of forward's arguments, None for an argument without a gradient. A cache is a dictionary of the values that
+order of forward's arguments, and None for an argument without a gradient. A cache is a dictionary of the values that
 backward needs.
 
 The result has the dtype of the input: float64 for tests against finite differences, float32 for training.
 
 Tests verify this package: tests/numpy_ref/test_numpy_gradcheck.py compares every backward with finite differences,
 tests/numpy_ref/test_parity.py compares the whole model with the torch model over every combination of options, and
-tests/numpy_ref/test_numpy_preference.py, test_numpy_policy_gradient.py and test_numpy_distillation.py do both for the losses of
-pairs, of rewards and of teachers.
+tests/numpy_ref/test_numpy_preference.py, test_numpy_policy_gradient.py and test_numpy_distillation.py make both comparisons for
+the losses of chapters 21, 22 and 24.
 """
 
 import os

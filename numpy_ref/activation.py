@@ -14,8 +14,8 @@ An activation acts on every number separately, so its backward pass is dx = dy f
 The derivative of s is s' = e^-x / (1 + e^-x)^2 = s (1 - s); the derivative of t = tanh(u) by u is 1 - t^2.
 
 The sigmoid is computed as (1 + tanh(x / 2)) / 2, the same function. Written as 1 / (1 + e^-x), IEEE 754 float32
-overflows at x = -89: e^89 is inf, with a warning, before 1 / inf gives the right 0. tanh does not overflow. In hardware
-the others are tables of about 256 entries with linear interpolation; relu needs only the sign bit, and relu2 one multiplier.
+overflows at x = -89: e^89 is inf, with a warning, before 1 / inf gives the right 0. tanh does not overflow. In hardware,
+swish and gelu are tables of about 256 entries with linear interpolation; relu needs only the sign bit, relu2 also a multiplier.
 
 Cost: a few FLOPs per number, but 8 bytes of memory traffic (one read, one written), so memory is the limit. Therefore
 all steps of an activation are done on a block of `BLOCK_NUMBERS` numbers that fits the cache, into buffers that already
@@ -38,7 +38,7 @@ _CUBIC = 0.044715
 
 
 def _relu(x: Array, f: Array, slope: Array) -> None:
-    """Fill f and slope = f'.
+    """Write the activation of x into f, and its derivative into slope.
 
     In plain NumPy:
 
@@ -50,7 +50,7 @@ def _relu(x: Array, f: Array, slope: Array) -> None:
 
 
 def _relu2(x: Array, f: Array, slope: Array) -> None:
-    """Fill f and slope = f'.
+    """Write the activation of x into f, and its derivative into slope.
 
     In plain NumPy:
 
@@ -63,7 +63,7 @@ def _relu2(x: Array, f: Array, slope: Array) -> None:
 
 
 def _swish(x: Array, f: Array, slope: Array) -> None:
-    """Fill f and slope = f'.
+    """Write the activation of x into f, and its derivative into slope.
 
     In plain NumPy, with s = 1 / (1 + np.exp(-x)):
 
@@ -79,7 +79,7 @@ def _swish(x: Array, f: Array, slope: Array) -> None:
 
 
 def _gelu(x: Array, f: Array, slope: Array) -> None:
-    """Fill f and slope = f'.
+    """Write the activation of x into f, and its derivative into slope.
 
     In plain NumPy, with t = np.tanh(_GELU * (x + _CUBIC * x**3)):
 
@@ -105,7 +105,7 @@ def _gelu(x: Array, f: Array, slope: Array) -> None:
 
 
 def _gelu_exact(x: Array, f: Array, slope: Array) -> None:
-    """Fill f and slope = f'.
+    """Write the activation of x into f, and its derivative into slope.
 
     In plain NumPy, with P = (1 + erf(x / sqrt(2))) / 2:
 

@@ -42,10 +42,10 @@ def attention_forward(
 ) -> tuple[Array, Cache]:
     """Compute softmax(q k^T / sqrt(D)) v over the keys to which each query may attend.
 
-    q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D). H query heads share K key/value heads; T queries meet S keys.
-    `mask` is True where a query may attend to a key: (T, S), or (B, 1, 1, T, S) if each text has its own mask. Without a mask,
-    query t attends to its own key, which is key S - T + t, and to all keys before it. A query that may attend to no key gets
-    zeros. `p_drop` is dropout on the weights.
+    q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D). H query heads share K key/value heads. There are T queries and S keys.
+    `mask` is True where a query may attend to a key: (T, S), or (B, 1, 1, T, S) if each sequence has its own mask. Without a
+    mask, query t attends to its own key, which is key S - T + t, and to all keys before it. The output of a query whose keys
+    are all masked is 0. `p_drop` is the dropout probability of the attention weights.
     """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]

@@ -1,8 +1,9 @@
 """Chapter 16. Checkpoints: configuration (JSON), weights (npz or safetensors) and tokenizer (JSON), written atomically.
 
 A file is written under a temporary name, flushed to the disk, and renamed. A rename is atomic, so after a power cut
-either the old or the new file exists. Nothing that is read is executed: npz without pickles, JSON, and safetensors,
-which is 8 bytes of length, a JSON header name -> dtype, shape, byte range, and the raw numbers.
+either the old or the new file exists. Reading a file never executes code from it: npz is read without pickles, and JSON and
+safetensors hold only data. A safetensors file has three parts: the length of the header in 8 bytes, a JSON header with the
+dtype, shape and byte range of each name, and the raw numbers.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ C = 1 + (V - 1) + ... + (V - 1)^(L - 1) contexts, and each has a row of logits i
 parameters of the policy. With V = 3 and L = 3 there are 7 contexts and 15 answers: 7 that end, and 8 that are truncated after 3
 tokens.
 
-The logits of an answer are the rows of its contexts, as an embedding looks them up (embedding.py), so the gradient of the
-table is the embedding's, and log pi(y) is that of preference.py. With the probabilities of all N answers,
+The logits of an answer are the rows of its contexts. They are looked up like embeddings, so embedding.py computes the gradient
+of the table, and preference.py computes log pi(y). With the probabilities of all N answers,
 
     J = sum_y pi(y) R(y)        dJ/d(log pi(y)) = pi(y) R(y)
 

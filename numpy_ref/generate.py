@@ -46,7 +46,7 @@ def generate_ids(
     """Yield up to `max_tokens` new token ids that continue `ids`; stop early at the id `stop`, which is not yielded.
 
     `sampling` holds further arguments of `sampling.sample`; the repetition penalty applies to the last `last_n` tokens. With
-    `cached` False, the same is computed without a key/value cache. Raises InputError if `ids` is empty.
+    `cached` False, the same ids are computed without a key/value cache. Raises InputError if `ids` is empty.
     """
     if not ids:
         raise InputError("the prompt is empty: give at least one token")

@@ -2,7 +2,7 @@
 
 Forward. Row n of the input gives row n of the output, y_nj = sum_i x_ni W_ji + b_j.
 
-Backward. Let L be the loss and dy = dL/dy, of y's shape. The chain rule, one letter at a time:
+Backward. Let L be the loss and dy = dL/dy, of y's shape. The chain rule for x, W and b:
 
     dL/dx_ni = sum_j dy_nj dy_nj/dx_ni = sum_j dy_nj W_ji      so  dx = dy W
     dL/dW_ji = sum_n dy_nj x_ni                                so  dW = dy^T x

@@ -1,4 +1,4 @@
-"""Chapter 13. Optimizers: from gradients to better weights. All change flat dictionaries name -> array in place.
+"""Chapter 13. Optimizers: from gradients to better weights. Each step changes a flat dictionary, name -> array, in place.
 
 Let g be the gradient of a weight w and a the learning rate. First the two methods that AdamW combines, for comparison
 (no command trains with them):
@@ -20,11 +20,11 @@ and the two that the torch model is trained with:
         w -= a weight_decay w + 0.2 a sqrt(max(rows, columns)) U V^T,  where n = U S V^T
 
 A gradient's singular values S fall steeply, so plain steps go far along few directions. U V^T, the orthogonal matrix
-nearest to n, goes equally far along all directions. It needs no decomposition: a polynomial p(x) = a x + b x^3 + c x^5 acts on
-the singular values alone, p(U S V^T) = U p(S) V^T, since n n^T = U S^2 U^T. Five iterations from S <= 1 bring all values above
-0.0015 near 1, fast rather than exactly (0.68 to 1.21). The entries of U V^T have a root mean square of
-1 / sqrt(max(rows, columns)), and the entries of AdamW's step one of about 0.2 a. The factor makes both steps equally large
-(arXiv:2502.16982), so that one learning rate suits both.
+nearest to n, goes equally far along all directions. It needs no decomposition: a polynomial p(x) = p1 x + p3 x^3 + p5 x^5 acts
+on the singular values alone, p(U S V^T) = U p(S) V^T, since n n^T = U S^2 U^T. Five iterations from S <= 1 bring all values
+above 0.0015 near 1, fast rather than exactly (0.68 to 1.21). The root mean square of the entries of U V^T is
+1 / sqrt(max(rows, columns)), and that of AdamW's step is about 0.2 a. The factor 0.2 sqrt(max(rows, columns)) makes both steps
+equally large (arXiv:2502.16982), so that one learning rate suits both.
 
 Each weight therefore moves by up to about the learning rate in a step, whatever the scale of its gradient. Only matrices decay:
 pulling the scale of a norm towards 0 is not a regularisation.

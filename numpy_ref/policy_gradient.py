@@ -15,7 +15,7 @@ Advantages. For each of B prompts, K answers are written, with the rewards r_1 .
     Dr. GRPO (arXiv:2503.20783)   A_i = r_i - mean        the baseline includes r_i: (K - 1) / K of the gradient
     GRPO (arXiv:2402.03300)       A_i = (r_i - mean) / (sigma + eps)        and the sum of each answer is divided by its length
 
-If all rewards of a group are equal, every advantage is exactly 0: it is computed from the differences to the first reward.
+If all rewards of a group are equal, every advantage is exactly 0, because advantages are computed from r_i - r_1.
 
 Loss. Its gradient is an estimate of -dJ, so that a minimizing optimizer makes J larger. The advantages are constants:
 

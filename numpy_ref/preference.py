@@ -39,7 +39,8 @@ ORPO (arXiv:2403.07691, equations 6 and 7), with means and no reference. odds(P)
 
 -w is the mean cross-entropy of the chosen answer. 1 - e^w is computed as -expm1(w), which keeps all digits if w is near 0.
 
-Each loss is the sum over the pairs divided by `denominator`, as in loss.py: the gradients of the parts of a batch add up.
+Each loss is the sum over the pairs divided by `denominator`, as in loss.py, so that the gradients of the parts of a batch add
+up.
 """
 
 from __future__ import annotations

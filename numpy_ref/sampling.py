@@ -2,14 +2,14 @@
 
 Pure functions on logits (V,), applied in this order:
 
-    repetition penalty   make recent tokens less likely, once however often they occurred: z / r where z > 0, z r where
-                         z < 0 (CTRL, arXiv:1909.05858; dividing a negative z would make it likelier)
+    repetition penalty   make recent tokens less likely, by the same factor for one or more occurrences: z / r where
+                         z > 0, z r where z < 0 (CTRL, arXiv:1909.05858; dividing a negative z would make it likelier)
     temperature          z / T: T < 1 sharpens, T > 1 flattens, T = 0 takes the likeliest token
     top-k                keep the k likeliest tokens
     top-p                keep the smallest set of tokens whose probabilities sum to at least p (arXiv:1904.09751)
     min-p                keep tokens with at least p times the probability of the likeliest token (arXiv:2407.01082)
 
-The logits of all other tokens become -inf, which is a probability of exactly 0; the likeliest token is always kept.
+The logits of tokens that are not kept become -inf, so their probability is exactly 0. The likeliest token is always kept.
 
 Cost: one sort of V numbers for top-p, little beside the model. On an FPGA, greedy decoding needs a comparator, sampling a
 random number and a running sum.

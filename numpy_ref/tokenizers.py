@@ -108,7 +108,7 @@ class WordTokenizer(_TableTokenizer):
 
     @classmethod
     def train(cls, text: str, vocab_size: int = 4000) -> WordTokenizer:
-        """Create a tokenizer of at most `vocab_size` ids, special tokens included, with the most frequent pieces."""
+        """Create a tokenizer of at most `vocab_size` ids, with the special tokens, from the most frequent parts of `text`."""
         counts = Counter(cls.split(text))
         by_count = sorted(counts, key=lambda piece: (-counts[piece], piece))
         return cls(by_count[: max(0, vocab_size - cls.n_special)])
