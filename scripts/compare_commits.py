@@ -140,7 +140,7 @@ def start(tree: Path, folder: Path, command: str, arguments: list[str]) -> None:
 
 
 def trace(run: Path) -> dict[str, Any]:
-    """Return what must be equal for two commits: the compared numbers of a run's metrics.jsonl, and a hash of the weights."""
+    """Return the trace of a run: the numbers of metrics.jsonl that are compared, and a hash of the weights."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [
         {key: value for key, value in json.loads(line).items() if not key.startswith(NOT_COMPARED)} for line in lines

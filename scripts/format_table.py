@@ -56,7 +56,7 @@ def expresses(name: str, config: GPTConfig) -> bool:
 
 
 def cell(name: str, option: str, value: Any) -> str:
-    """Return the cell of the table: which of the two models can be exported with this value of an option."""
+    """Return which of the models in SHAPES can be exported with a value of an option: the name of one, "yes" (both) or "no"."""
     changes = {"qk_norm": True, option: value} if option == "qk_scale" else {option: value}
     supported = [shape for shape, base in SHAPES.items() if expresses(name, GPTConfig(**{**base, **changes}))]
     match supported:

@@ -110,10 +110,10 @@ def depths(graph: Graph) -> dict[str, int]:
 
 
 def levels(graph: Graph) -> tuple[list[list[str]], dict[tuple[str, str], list[str]]]:
-    """Return the names in each row, from the top, and for each arrow (from, to) the names along its path.
+    """Return the names in each row, from the top, and a dict from each arrow (from, to) to the names along its path.
 
-    In a row, a box is placed near the boxes that import it. An arrow that crosses a row has its own name and position in this
-    row, so that it does not run behind a box.
+    A name is a box, or the crossing of an arrow through a row. The crossing has its own position in the row, so that the arrow
+    does not run behind a box. The names of a row are sorted so that a box is near the boxes that import it.
     """
     depth = depths(graph)
     ways = {

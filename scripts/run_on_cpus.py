@@ -64,7 +64,7 @@ def configurations(name: str) -> list[str]:
 
 
 def test(name: str) -> str:
-    """Return the absolute path of a test, which is named from the current folder or from the repository."""
+    """Return the absolute path of a test file or test id whose path is relative to the current folder or the repository."""
     path, colons, item = name.partition("::")
     for folder in (Path.cwd(), PROJECT):
         if (folder / path).exists():
@@ -90,7 +90,7 @@ def arguments() -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def busy_cores(count: int) -> Iterator[None]:
-    """Keep `count` cores busy during the block."""
+    """Keep `count` cores busy during the `with` block."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

@@ -10,7 +10,7 @@ import sys
 
 
 def load_average() -> str:
-    """Return how many programs wanted a core on average in the last minute; "unknown" on Windows, which does not count them."""
+    """Return the system's load average over the last minute as text, or "unknown" on Windows, which has none."""
     if sys.platform == "win32":
         return "unknown"
     return f"{os.getloadavg()[0]:.1f}"

@@ -1,9 +1,10 @@
 """Measure how training, generation, data preparation and numpy_ref slow down while other programs use the cores.
 
-Each measurement is a separate process: a workload with a policy (environment variables), while 0, 1, 2 or 4
-other processes keep the cores busy. In each round, the policies are measured in turns, so that a change in the speed of the
-machine affects all of them. The table shows the median over the rounds in units of work per second, and its share of the
-fair speed. With n cores and k other processes, the fair speed is n / (n + k) of the speed on an idle machine.
+Each measurement is a separate process that runs a workload with a policy, while 0, 1, 2 or 4 other processes keep a core busy
+each. A policy is a set of environment variables that determine the number of threads, or how threads wait and are scheduled.
+In each round, the policies are measured in turns, so that a change in the speed of the machine affects all of them. The table
+shows the median speed over the rounds in tokens or bytes per second, and the ratio of this speed to the fair speed. With n
+cores and k other processes, the fair speed is n / (n + k) times the speed on an idle machine.
 
     python -m scripts.bench.contention
     python -m scripts.bench.contention --workloads train --policies "default" chosen --competitors 0 2 --rounds 5
@@ -161,7 +162,7 @@ WORKLOADS: dict[str, Callable[[], Callable[[], int]]] = {
 
 
 def measure(workload: str) -> float:
-    """Call the workload repeatedly for SECONDS, and return its units of work per second."""
+    """Call the workload repeatedly for SECONDS, and return its tokens or bytes per second."""
     import positron  # noqa: F401  (sets the wait policy before torch or NumPy is loaded)
     from positron.system.time_slices import ask_for_short_slices
 

@@ -52,7 +52,7 @@ def _encode_texts(texts: list[str]) -> int:
 
 
 def tokenizing(text: Path, choice: TokenizerConfig, root: Path) -> None:
-    """Measure `write_tokens`, and the library's encoder alone on the same texts with as many processes; print both speeds."""
+    """Measure `write_tokens`, and the library's encoder alone with the same texts and number of processes; print both."""
     source = open_source(DataConfig("text", str(text)))
     home = root / f"{choice.kind}-{choice.name}"
     home.mkdir()

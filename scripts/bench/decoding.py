@@ -3,7 +3,7 @@
 All of them have the same weights and generate at temperature 0. First, their token ids are compared with those of the plain
 decoder in fp32. Then every round runs each variant once for a short time. The table shows the median over the rounds, because
 the speed of a machine drifts. The speed also depends on where in the memory the weights are (in a virtual machine by a factor
-of up to 1.6), so the weights are copied to new places several times. To measure run.c and runq.c, compile them as their
+of up to 1.6), so the weights are copied to new addresses several times. To measure run.c and runq.c, compile them as their
 documentation says, and give the folder of the programs:
 
     gcc -Ofast -fopenmp -march=native run.c -lm -o run; gcc -Ofast -fopenmp -march=native runq.c -lm -o runq
@@ -149,7 +149,10 @@ def make_variants(
 def compare_ids(
     model: GPT, variants: dict[str, Callable[[], tuple[float, list[int]]]], tokens: int, silent: bool
 ) -> None:
-    """Run each variant once, which warms it up; print how many of its ids equal those of the plain decoder in fp32."""
+    """Run each variant once, which warms it up; print how many of its ids equal those of the plain decoder in fp32.
+
+    `silent`: print nothing.
+    """
     wanted = with_engine(engine_of(model, Decoder, None), 1, tokens)[1]
     for name, measure in variants.items():
         ids = measure()[1]

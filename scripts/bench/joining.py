@@ -1,9 +1,9 @@
-"""Measure how long the running texts of a server wait while the prompt of another text is read.
+"""Measure how much a request with a long prompt delays the texts that a server is generating.
 
 The model is an untrained TinyGPT with a context of 1,024 tokens, and the worker of the server runs in this process. In each
-round a text with a prompt of 1,000 tokens joins, first in the company of --streams texts that are running, then alone. The
-table shows medians over the rounds, in milliseconds: the longest pause between two tokens of a running text, from the time
-when the prompt is sent until its text has its first token, and the time to this first token in company and alone.
+round, a request with a prompt of 1,000 tokens is sent twice: while the server generates --streams other texts ("in company"),
+and while it generates none ("alone"). The table shows medians over the rounds, in milliseconds: the time to the first token of
+the request in both cases, and the longest pause between two tokens of another text while the request waits for this token.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class Text:
 
 
 def join(worker: Worker, streams: int, chance: random.Random) -> tuple[float, float]:
-    """Let a long prompt join; return the longest pause of the running texts and the time to its first token, in seconds."""
+    """Send a request with a long prompt while `streams` other texts are generated.
+
+    Returns two times in seconds: the longest pause of the other texts, and the time to the first token of the request.
+    """
     running = [Text(worker, [i + 1] * 4, CONFIG.context_length - 4) for i in range(streams)]
     while any(len(text.times) < 50 for text in running):
         time.sleep(0.001)

@@ -3,9 +3,9 @@
     python -m scripts.bench.lightning
 
 Before every step of `positron.train`, a copy of the model makes the same step (batch, gradients, clipping, optimizer) in a
-loop of a few lines. The time of the run's step is the time until the next step: reading the batch, Lightning's loop, logging
-every 10 steps, and the progress line. Validation, samples and checkpoints are switched off. The table shows medians over
-pairs of steps.
+loop of a few lines. The time of a step of `positron.train` ends when the next step begins, so that it includes reading the
+batch, Lightning's loop, logging every 10 steps, and the progress line. Validation, samples and checkpoints are switched off.
+The table shows medians over pairs of steps.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WARMUP_PAIRS = 4  # number of pairs at the beginning that are not counted
 
 
 class Turns(L.Callback):
-    """Measure pairs (seconds of the loop's step, seconds of Lightning's step)."""
+    """Make each step in the plain loop first; record pairs (seconds in this loop, seconds in Lightning)."""
 
     every = 10**9  # steps between rows in metrics.jsonl, as for a monitor
 

@@ -31,7 +31,7 @@ QUIET = {"val_every": 10**6, "sample_every": 10**6, "save_every": 10**6}
 
 
 class Stretches(L.Callback):
-    """Switch the monitors on and off, and measure the time of each interval of EVERY steps except the first."""
+    """Switch the monitors on in every second interval of EVERY steps; measure each interval except the first one."""
 
     def __init__(self) -> None:
         self.start = 0.0

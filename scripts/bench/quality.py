@@ -44,7 +44,7 @@ VOCABULARY = TokenizerConfig("sentencepiece", 4000)
 
 
 class Budget:
-    """Measure the training time of a recipe: wait for the next turn after each turn, and validate at SHARES of the time."""
+    """Measure the training time of a recipe, validate when a share of SHARES has passed, and pause between the turns."""
 
     def __init__(self, seconds: float, pipe: PipeEnd, bits_per_byte: Callable[[], float]) -> None:
         self.seconds, self.pipe, self.bits_per_byte = seconds, pipe, bits_per_byte

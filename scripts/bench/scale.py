@@ -7,7 +7,7 @@ step on a batch that DDP divides among the processes. The result is a table for 
 
 Each point is measured in a new process, so that its peak memory is its own. With one thread, time is the CPU time of the
 process, which other programs on the same core hardly change; with more threads, time is wall time. A line is fitted to the
-three smallest points. A point leaves the line if it takes more than 1.5 times the line, or less than 1 / 1.5 times the line.
+three smallest points. A point leaves the line if its value is more than 1.5 times the line's value, or less than 1 / 1.5 times.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class Point:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens of a step in one process."""
+        """Return the number of tokens of a step in one process."""
         return self.rows * self.gpt.context_length // self.processes
 
     def computed_bytes(self) -> int:
         """Return the computed memory of a step in bytes.
 
-        It is the sum of weights, gradients and two moments in fp32, copies of the matrices in bf16, activations, and the
-        chunks of the loss.
+        It is the sum of weights, gradients and two moments in fp32, copies of the matrices in bf16, activations, the chunks
+        of the loss, and DDP's copy of the gradients if there are two processes. On the axis data, it is the size of a batch.
         """
         if self.axis == "data":
             return DATA_BATCH * (DATA_CONTEXT + 1) * 8

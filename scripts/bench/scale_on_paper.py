@@ -38,7 +38,10 @@ class Setup:
     checkpoint: bool
 
     def state_bytes(self) -> float:
-        """Return the bytes on a GPU of weights, gradients and two moments in fp32 (16 per parameter), and of copies of them."""
+        """Return the bytes of weights, gradients and moments on one GPU, and of their copies and buffers.
+
+        Weights, gradients and two moments in fp32 have 16 bytes per parameter; FSDP divides them among the GPUs.
+        """
         n = self.gpt.n_params()
         if self.strategy == "none":
             return 16 * n + 2 * n  # plus the weights in bf16
@@ -53,7 +56,7 @@ class Setup:
         return 12 * self.gpt.d_model**2
 
     def outside(self) -> int:
-        """Return the number of all parameters that `block` does not count: outside of the blocks, norms and biases."""
+        """Return the number of parameters outside of the blocks, including the blocks' norms and biases."""
         return self.gpt.n_params() - self.gpt.n_layer * self.block()
 
     def activation_bytes(self, rows: int) -> float:
@@ -75,7 +78,7 @@ class Setup:
         return self.state_bytes() + self.activation_bytes(self.micro_batch())
 
     def compute_seconds(self) -> float:
-        """Return the seconds of computation of a step; checkpointing takes a third more, for a second forward pass."""
+        """Return the seconds of computation of a step. Activation checkpointing adds a third, for a second forward pass."""
         flops = self.gpt.flops_per_token() * self.batch_tokens * (4 / 3 if self.checkpoint else 1)
         return flops / (self.gpus * MFU * PEAK)
 
@@ -86,9 +89,9 @@ class Setup:
     def traffic(self) -> float:
         """Return the bytes that each GPU sends in a step.
 
-        All of it is fp32: autocast rounds after the weights have arrived. DDP sends an all-reduce. FSDP gathers each block
-        twice for each micro-batch, for the forward and the backward pass, and the other weights once; it sends one
-        reduce-scatter of the gradients.
+        All values are sent in fp32, because autocast rounds weights to bf16 after they have arrived. DDP sends the gradients
+        once, by an all-reduce. In each micro-batch, FSDP gathers each block twice, for the forward and the backward pass, and
+        the other weights once. In each step, it sends the gradients once, by a reduce-scatter.
         """
         n, share = self.gpt.n_params(), (self.gpus - 1) / self.gpus
         if self.strategy == "ddp":

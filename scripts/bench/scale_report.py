@@ -187,7 +187,7 @@ def halves(lower: Any, upper: Any) -> None:
 
 
 def apart(places: list[float]) -> list[float]:
-    """Return the positions whose labels do not overlap on a logarithmic axis, from the last position downwards."""
+    """Return those of the ascending `places`, from the last to the first, whose labels do not overlap on a logarithmic axis."""
     kept, distance = [places[-1]], 0.12 * np.log(places[-1] / places[0])
     for place in reversed(places[:-1]):
         if np.log(kept[-1] / place) > distance:

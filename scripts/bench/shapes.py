@@ -1,4 +1,4 @@
-"""The architectures that several benchmarks measure."""
+"""Define the architectures that several benchmarks measure."""
 
 from __future__ import annotations
 
