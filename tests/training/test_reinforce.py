@@ -40,12 +40,14 @@ def model_of(seed: int = 0) -> GPT:
 def objective_of(
     reward: Callable[[str, str], float] = lambda prompt, answer: float(len(answer)),
     decided: Callable[[str, str], int | None] = lambda prompt, answer: None,
+    train: str = "ab",
+    val: str = "ab",
     **settings: Any,
 ) -> ReinforceObjective:
     values = {"prompts": 2, "samples": 4, "max_tokens": 3, "val_prompts": 2, "val_samples": 2, **settings}
-    questions = [Question("a", [END, A], (END,)), Question("b", [END, B], (END,))]
+    questions = {"a": Question("a", [END, A], (END,)), "b": Question("b", [END, B], (END,))}
     return ReinforceObjective(
-        (questions, questions),
+        ([questions[name] for name in train], [questions[name] for name in val]),
         RewardRule(reward, 2.0, decided),
         TOKENIZER,
         ReinforceConfig(**values),
@@ -152,9 +154,10 @@ def test_prompts_that_were_answered_badly_are_asked_again_and_solved_ones_are_no
         objective.examples(model, objective.batch(step, 0, 1), step, 0, 1, lambda: None)
         asked.append(objective.state(step)["hard"])
     assert asked == [[1]] * 4  # "a" passes, "b" never does
+    other_split = objective_of(hard_share=1.0, train="aba", val="b")
+    other_split.restore(objective.state(4))
+    assert other_split.state(4) == {}, "the indices are those of other prompts"
     again = objective_of(hard_share=1.0)
-    again.restore({"hard": [0], "prompts": "of other data"})
-    assert again.state(1) == {}
     again.restore(objective.state(4))
     assert again.state(4) == objective.state(4)
 
