@@ -366,7 +366,10 @@ class DataConfig:
                 "or give data.tokens_per_epoch=null"
             )
         if self.packing != "windows":
-            raise UserError("data.tokens_per_epoch= needs data.packing=windows: add data.packing=windows")
+            raise UserError(
+                f"data.tokens_per_epoch= cannot be combined with data.packing={self.packing}: give data.packing=windows, or "
+                "data.tokens_per_epoch=null"
+            )
         assert self.epoch_tokens
 
     @property

@@ -180,6 +180,6 @@ def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig, over
         setter = next((name for name in (key, key.split(".")[0], "experiment") if name in given), key)
         change = f"{key}= differs from base" if setter == key else f"{setter}={given[setter]} changes {key}"
         raise UserError(
-            f"{where}: {change}, but both runs of a pair need the same seed and validation text: leave {setter}= out, or move "
-            "it to base"
+            f"{where}: {change}, but the loss of a candidate is compared with that of base for the same seed and validation "
+            f"text: leave {setter}= out of the candidate, or set it in base"
         )

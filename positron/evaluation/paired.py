@@ -77,8 +77,8 @@ def measure(pairs: Pairs, texts: list[str]) -> Difference:
             documents = score_windows(model, tokenizer, texts, what=f"scoring {run.folder.name}")
             if not math.isfinite(sum(score.nats for scores in documents for score in scores)):
                 raise UserError(
-                    f"the loss of {path} is NaN or infinite, because the training diverged: train both variants again under "
-                    "another name=, with a lower optimizer.lr="
+                    f"the loss of {path} is NaN or infinite, because its training diverged or the file was changed: restore "
+                    "the file, or train both variants again under another name= with a lower optimizer.lr="
                 )
             both.append(documents)
         scored.append((both[0], both[1]))

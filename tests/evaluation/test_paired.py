@@ -240,9 +240,12 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
     refuse([str(grid)] * 3, "3 names were given")
     refuse(
         [str(grid), str(grid / "3")],
-        r"are not one variant: optimizer.lr is 0.001 in \S+ and 0.01 in \S+; name one variant",
+        r"are not one variant: optimizer.lr is 0.001 in \S+ and 0.01 in \S+; to choose the runs with one",
     )
-    refuse([f"{grid}:seed=0", str(grid / "3")], rf"; name one variant as {grid}:seed=0,optimizer.lr=0.001$")
+    refuse(
+        [f"{grid}:seed=0", str(grid / "3")],
+        rf"to choose the runs with one of these values, give {grid}:seed=0,optimizer.lr=0.001 instead of {grid}:seed=0$",
+    )
     for choice, says in {
         "optimizer.lr=5": "selects no run: optimizer.lr is 0.001 or 0.01 there, not 5",
         "optimizer.lr=1e-3,seed=9": "selects no run: seed is 0 or 1 or 2 there, not 9",
@@ -260,7 +263,10 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
     edit(grid / "6", data_fingerprint="other")
     refuse([f"{grid}:optimizer.lr=1e-3", str(grid / "3")], "; name a folder that has only the runs of one variant$")
     edit(grid / "6", data_fingerprint=Run(grid / "0").facts().data_fingerprint, optimizer__lr=0.1)
-    with pytest.raises(UserError, match=rf"different optimizer.lr: name one variant as {grid}:optimizer.lr=0.001$"):
+    with pytest.raises(
+        UserError,
+        match=rf"different optimizer.lr: .*, give {grid}:optimizer.lr=0.001 instead of {grid}$",
+    ):
         find_pairs([str(grid), str(grid / "3")], Path("outputs"), ["optimizer.lr"])
     (grid / "6" / "job.json").write_text(json.dumps({"overrides": ["optimizer.lr=0.1", "seed=0"], "failed": None}))
     refuse([str(grid)], r"form 3 groups .*:optimizer.lr=0.1\): name two of them")

@@ -218,7 +218,7 @@ WRONG = {
     "candidates: {x: [optimizer.rate=1]}": ", candidate 'x': unknown key optimizer.rate",
     "candidates: {x: [seed=9]}": "'x': seed= differs from base",
     "candidates: {x: [data.val_fraction=0.1]}": "'x': data.val_fraction= differs from base",
-    "candidates: {x: [data=addition]}": "validation text: leave data= out, or move it to base",
+    "candidates: {x: [data=addition]}": "validation text: leave data= out of the candidate, or set it in base",
     "candidates: {x: [train.val_tokens=9]}": "'x': train.val_tokens= differs from base",
     "candidates: {x: [tokenizer=char]}": "'x': tokenizer=char changes tokenizer.kind",
     "candidates: {x: [train.max_time=9]}": "leave train.max_time= out, and set the length by train.max_steps= or budget=",

@@ -361,7 +361,7 @@ MALFORMED: list[tuple[Any, str]] = [
     (changed("rope_parameters", {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}), "rope_parameters"),
     (
         changed("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.25}),
-        "rope_parameters: partial_rotary_factor",
+        "rope_parameters: Positron does not support this partial_rotary_factor",
     ),
     (changed("rope_parameters", {"rope_theta": "large"}), "rope_parameters: rope_theta must be a positive number"),
     (changed("rope_parameters", [1e4]), "rope_parameters must be an object"),

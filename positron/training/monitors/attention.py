@@ -70,5 +70,6 @@ class AttentionEntropy(ProbeMonitor):
                 layer, head = key.rpartition("/")[2].split(".")
                 logger.warning(
                     f"head {head} of layer {layer} has collapsed: its attention is on one token only (in {PATIENCE} "
-                    f"measurements its entropy was below {COLLAPSED:.0%} of the entropy of equal attention to all tokens)"
+                    f"measurements its entropy was below {COLLAPSED:.0%} of the entropy of equal attention to all tokens): if "
+                    "the loss no longer falls, train again under another name= with a lower optimizer.lr="
                 )
