@@ -284,7 +284,7 @@ def test_broken_json_is_named_by_its_line_in_every_layout(tmp_path: Path) -> Non
         assert len(conversations) == 20, name
         assert f"1 not JSON ({place})" in said[0]
     (tmp_path / "cut.json").write_bytes(json.dumps(GOOD, indent=1).encode()[:500])
-    with pytest.raises(UserError, match=r"cut.json is not JSON: .* \(line \d\d, "):
+    with pytest.raises(UserError, match=r"cut.json is not JSON: .*, line \d\d, column "):
         read(tmp_path / "cut.json")
     (tmp_path / "my.txt").write_text("Once upon a time.\nThe end.\n")
     with pytest.raises(UserError, match=r"my.txt contains plain text, .*; to train on plain text, run .*data=text"):
