@@ -1,4 +1,7 @@
-"""Define the plots of the built-in stories as data. `beats.py` explains the notation."""
+"""Define the plots of the built-in stories as data. `beats.py` explains the notation.
+
+The file is long, because it is one table: a plot can be read and changed in one place.
+"""
 
 # ruff: noqa: E501  (a variant stays on one line, where its choices are easy to compare)
 

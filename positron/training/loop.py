@@ -14,7 +14,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins import Precision as LightningPrecision
 
-from positron.config import RunConfig, seconds
+from positron.config import RunConfig
 from positron.model.gpt import GPT
 from positron.run.facts import Facts
 from positron.run.history import cut_after
@@ -29,11 +29,8 @@ from positron.training.callbacks.divergence import Divergence
 from positron.training.callbacks.kept_weights import WeightHistory
 from positron.training.callbacks.metrics_log import MetricsLog
 from positron.training.callbacks.overfitting import Overfitting
-from positron.training.callbacks.patience import Patience
 from positron.training.callbacks.progress import Progress
-from positron.training.callbacks.pruning import Pruning, open_pruning
 from positron.training.callbacks.samples import Samples
-from positron.training.callbacks.stopping import Stopping
 from positron.training.callbacks.validation import Validation
 from positron.training.compiling import compile_in_place
 from positron.training.conclude import conclude, log_how_to_continue
@@ -43,6 +40,7 @@ from positron.training.device import (
     is_out_of_memory,
     memory_remedy,
 )
+from positron.training.ends import Ends, open_ends, status_at_end, why_it_is_over
 from positron.training.module import TrainingModule
 from positron.training.monitors import open_monitors
 from positron.training.objective.base import Objective, Part
@@ -63,20 +61,6 @@ class Records:
 
     rows: list[dict[str, Any]]  # the rows of metrics.jsonl when the process started
     trackers: list[Tracker]
-
-
-@dataclass(frozen=True)
-class Ends:
-    """Hold the callbacks that can end the run."""
-
-    stopping: Stopping
-    patience: Patience | None
-    pruning: Pruning | None
-
-    @property
-    def is_out_of_patience(self) -> bool:
-        """Tell whether early stopping has ended the run."""
-        return self.patience is not None and self.patience.is_over
 
 
 def fit(
@@ -102,13 +86,13 @@ def fit(
             if session.is_first_rank:
                 trackers = _begin(session, plan, objective)
             records = Records(read_metrics(run.metrics_path), trackers)
-            ends = _ends(session, plan, objective, records.rows, signals)
+            ends = open_ends(session, plan, objective, records.rows, signals)
             was_pruned = was_pruned and ends.pruning is not None
-            if reason := _why_it_is_over(session, plan, ends, was_pruned):
+            if reason := why_it_is_over(session, plan, ends, was_pruned):
                 logger.info(reason)
             else:
                 _train(session, plan, model, objective, tokenizer, records, ends, callbacks)
-            status = "pruned" if was_pruned else _status(plan, ends, session.start.step)
+            status = "pruned" if was_pruned else status_at_end(plan, ends, session.start.step)
         except (Interrupted, LeftAtOnce) as interruption:
             status, error = "stopped", str(interruption)
             raise
@@ -153,37 +137,6 @@ def _begin(session: Session, plan: Plan, objective: Objective) -> list[Tracker]:
     return open_trackers(config.logger, run.folder, settings, step + 1)
 
 
-def _ends(session: Session, plan: Plan, objective: Objective, rows: list[dict[str, Any]], signals: Signals) -> Ends:
-    limit = session.config.train.max_time
-    return Ends(
-        Stopping(
-            last_step=plan.last_step,
-            max_seconds=None if limit is None else seconds(limit),
-            started=session.started,
-            signals=signals,
-        ),
-        Patience(objective.patience, rows) if objective.patience else None,
-        open_pruning(session.config.sweep, session.run, plan.last_step),
-    )
-
-
-def _why_it_is_over(session: Session, plan: Plan, ends: Ends, was_pruned: bool) -> str | None:
-    """Return the line that says why there is nothing to train, or None if there are steps left."""
-    folder, step = session.run.folder, session.start.step
-    if ends.patience is not None and ends.patience.is_over:
-        reason = f"nothing to do: early stopping ended {folder} at step {step}, {ends.patience.why}"
-        return f"{reason}; give another name= to train again"
-    if was_pruned:
-        return (
-            f"nothing to do: sweep.prune=median ended {folder} at step {step}; give another name= to train with these settings "
-            "to the end"
-        )
-    if step >= plan.last_step:
-        until = "" if plan.last_step == plan.horizon else f" up to step {plan.last_step}"
-        return f"nothing to do{until}: {folder} is at step {step} of {plan.horizon}"
-    return None
-
-
 def _train(
     session: Session,
     plan: Plan,
@@ -223,14 +176,6 @@ class Steps:
             if to_cuda:  # from pinned memory, Lightning copies to the GPU without waiting
                 parts = [tuple(tensor.pin_memory() for tensor in part) for part in parts]
             yield parts
-
-
-def _status(plan: Plan, ends: Ends, first: int) -> str:
-    """Return the status of a run whose training began at step `first` and ended without an error."""
-    if ends.pruning is not None and ends.pruning.pruned:
-        return "pruned"
-    cut = max(first, plan.last_step) < plan.horizon or ends.stopping.out_of_time
-    return "stopped" if cut and not ends.is_out_of_patience else "finished"
 
 
 def floor_bpb(objective: Objective) -> float | None:

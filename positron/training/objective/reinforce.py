@@ -92,10 +92,6 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _hash(questions: Sequence[Question]) -> str:
-    return hashlib.sha256(repr([question.ids for question in questions]).encode()).hexdigest()
-
-
 def exact_kl(logits: Tensor, initial: Tensor) -> Tensor:
     """Compute KL(pi || initial) over the whole vocabulary, in nats: logits of pi and `initial` logits (N, V) -> (N,)."""
     log_p, log_q = (F.log_softmax(each.to(wide(each.dtype)), dim=-1) for each in (logits, initial))
@@ -145,9 +141,13 @@ class ReinforceObjective(NextToken):
         self.val_bits, self.val_bytes = text.bits, text.n_bytes
         self.val_parts = text.parts(micro_batch_size)
         self.bytes_per_token = None
-        self.fingerprint = _hash([*self.questions, *self.val_questions])
+        known = repr([question.ids for question in (*self.questions, *self.val_questions)])
+        self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
+        self._train_prompts = [
+            self.fingerprint,
+            len(self.questions),
+        ]  # identifies the prompts of which `_hard` has indices
         self._hard = HardPrompts()
-        self._prompts_hash = _hash(self.questions)  # HardPrompts has indices of them
         self._last: dict[str, float] = {}  # metrics of the answers of the last step
         self._ratio_gaps: list[Tensor] = []  # one for each micro-batch of the last step
 
@@ -324,13 +324,13 @@ class ReinforceObjective(NextToken):
         return self._logits(self.initial.to(x.device), x, places)
 
     def state(self, step: int) -> dict[str, Any]:
-        """Return the hard prompts after step `step` and the hash of the training prompts; {} if there are no hard prompts."""
+        """Return the hard prompts after step `step` and the identity of the training prompts; {} if none is hard."""
         hard = self._hard.after(step)
-        return {"hard": hard, "prompts": self._prompts_hash} if hard else {}
+        return {"hard": hard, "prompts": self._train_prompts} if hard else {}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore the hard prompts of a saved state; ignore the state if the training prompts have changed since."""
-        if state.get("prompts") == self._prompts_hash:
+        if state.get("prompts") == self._train_prompts:
             self._hard = HardPrompts(state["hard"])
 
     def step_metrics(self) -> dict[str, float]:

@@ -1,0 +1,69 @@
+"""Decide what ends a run before its last step: a time limit, a signal, early stopping, or the pruning of its sweep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from positron.config import seconds
+from positron.training.callbacks.patience import Patience
+from positron.training.callbacks.pruning import Pruning, open_pruning
+from positron.training.callbacks.stopping import Stopping
+from positron.training.objective.base import Objective
+from positron.training.resolve import Plan
+from positron.training.resume import Session
+from positron.training.signals import Signals
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Hold the callbacks that can end the run."""
+
+    stopping: Stopping
+    patience: Patience | None
+    pruning: Pruning | None
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Tell whether early stopping has ended the run."""
+        return self.patience is not None and self.patience.is_over
+
+
+def open_ends(session: Session, plan: Plan, objective: Objective, rows: list[dict[str, Any]], signals: Signals) -> Ends:
+    """Create the callbacks that can end the run; `rows` are the rows of metrics.jsonl so far."""
+    limit = session.config.train.max_time
+    return Ends(
+        Stopping(
+            last_step=plan.last_step,
+            max_seconds=None if limit is None else seconds(limit),
+            started=session.started,
+            signals=signals,
+        ),
+        Patience(objective.patience, rows) if objective.patience else None,
+        open_pruning(session.config.sweep, session.run, plan.last_step),
+    )
+
+
+def why_it_is_over(session: Session, plan: Plan, ends: Ends, was_pruned: bool) -> str | None:
+    """Return the line that says why there is nothing to train, or None if there are steps left."""
+    folder, step = session.run.folder, session.start.step
+    if ends.patience is not None and ends.patience.is_over:
+        reason = f"nothing to do: early stopping ended {folder} at step {step}, {ends.patience.why}"
+        return f"{reason}; give another name= to train again"
+    if was_pruned:
+        return (
+            f"nothing to do: sweep.prune=median ended {folder} at step {step}; give another name= to train with these settings "
+            "to the end"
+        )
+    if step >= plan.last_step:
+        until = "" if plan.last_step == plan.horizon else f" up to step {plan.last_step}"
+        return f"nothing to do{until}: {folder} is at step {step} of {plan.horizon}"
+    return None
+
+
+def status_at_end(plan: Plan, ends: Ends, first: int) -> str:
+    """Return the status of a run whose training began at step `first` and ended without an error."""
+    if ends.pruning is not None and ends.pruning.pruned:
+        return "pruned"
+    cut = max(first, plan.last_step) < plan.horizon or ends.stopping.out_of_time
+    return "stopped" if cut and not ends.is_out_of_patience else "finished"
