@@ -316,7 +316,7 @@ def _how_to_select(member: Member, label: str, key: str, value: Any) -> str:
     if not member.has(key, str(value)):  # the fingerprint of a text
         return "name a folder that has only the runs of one variant"
     narrower = f"{label}{',' if _split(label)[1] else ':'}{key}={value}"
-    return f"to choose the runs with one of these values, give {quoted(narrower)} instead of {label}"
+    return f"to choose the runs with one of these values, give {quoted(narrower)} instead of {quoted(label)}"
 
 
 def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bool) -> dict[str, tuple[Any, Any]]:

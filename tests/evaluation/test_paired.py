@@ -176,7 +176,7 @@ def test_the_advice_to_narrow_a_group_by_a_list_can_be_pasted(grid: Path) -> Non
         (grid / str(job) / "job.json").write_text(json.dumps({"overrides": overrides, "failed": None}))
     with pytest.raises(UserError) as refused:
         find_pairs([str(grid / "3"), str(grid)], Path("outputs"))
-    advised = shlex.split(str(refused.value).rpartition(" as ")[2])
+    advised = shlex.split(str(refused.value).rpartition(", give ")[2].rpartition(" instead of ")[0])
     assert find_pairs([str(grid / "3"), *advised], Path("outputs")).runs == [(Run(grid / "3"), Run(grid / "0"))]
 
 
