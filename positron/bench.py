@@ -45,7 +45,7 @@ def main() -> None:
         options = arguments().parse_args()
         say_loading(options.run or "the run trained last")
         weights_of(options.weights)
-        from positron.run.folder import announce, find_run
+        from positron.run.find import announce, find_run
         from positron.run.load import load_draft, load_model
 
         run = find_run(options.run)

@@ -66,7 +66,7 @@ def main() -> None:
         system = argument(options.system, "--system") if options.system else None
         sampling, seed = chosen_sampling(options, PRESET), seed_of(options.seed)
         from positron.run.ensemble import all_chat, find_runs, load_models
-        from positron.run.folder import announce
+        from positron.run.find import announce
         from positron.run.load import load_draft
 
         runs = find_runs(options.run)

@@ -102,7 +102,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--count must be at least 1, not {options.count}")
     chosen_sampling(options, default="precise")  # refused before anything is loaded
     from positron.run.ensemble import find_runs, load_models, names_of
-    from positron.run.folder import announce
+    from positron.run.find import announce
 
     runs = find_runs(options.run)
     announce(runs[0], options.run)

@@ -70,7 +70,7 @@ def export(run: str | None, to: Format, out: str | Path | None, precision: Any =
     say_loading(run or "the run trained last")
     from positron.interop.formats import export as write
     from positron.interop.source import open_source
-    from positron.run.folder import announce, find_run
+    from positron.run.find import announce, find_run
     from positron.system.disk import expanded
 
     source_run = find_run(run)

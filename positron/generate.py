@@ -105,7 +105,7 @@ def continue_prompt(options: argparse.Namespace) -> None:
         )
     prompt = read_prompt(options)
     from positron.run.ensemble import find_runs, load_models
-    from positron.run.folder import announce
+    from positron.run.find import announce
     from positron.run.load import load_draft
 
     runs = find_runs(options.run)

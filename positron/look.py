@@ -96,7 +96,7 @@ def show(options: argparse.Namespace) -> None:
     given = None if options.prompt is None else argument(options.prompt, "the prompt")
     if given == "-":
         given = read_standard_input("the prompt").rstrip("\n")
-    from positron.run.folder import find_run
+    from positron.run.find import find_run
 
     run = find_run(options.run)
     prompt = given if given is not None else FIRST_MESSAGE if run.is_chat else FIRST_WORDS

@@ -18,7 +18,8 @@ from typing import Any
 
 from positron.cli.preflight import check_name
 from positron.config import RunConfig
-from positron.run.folder import DISTILL, FROM_TEXT, OUTPUTS, PREFERENCE, PRETRAIN, REINFORCE, SFT, TUNED, Run, find_run
+from positron.run.find import find_run
+from positron.run.folder import DISTILL, FROM_TEXT, OUTPUTS, PREFERENCE, PRETRAIN, REINFORCE, SFT, TUNED, Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, recorded_changes, start_of
 from positron.settings import from_dict

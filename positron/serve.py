@@ -82,7 +82,8 @@ def main() -> None:
         say_loading(", ".join(options.runs) or "the run trained last")
         from positron.dashboard.site import site
         from positron.dashboard.table import Outputs
-        from positron.run.folder import OUTPUTS, announce, find_run
+        from positron.run.find import announce, find_run
+        from positron.run.folder import OUTPUTS
         from positron.serving.browser import has_screen, open_page
         from positron.serving.connection import Server, listen, url_of
         from positron.serving.models import Models, refuse_same_names, serve_run

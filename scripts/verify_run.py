@@ -23,7 +23,7 @@ from positron.config import GPTConfig
 from positron.inference.decoder import Decoder
 from positron.inference.text_model import Writer
 from positron.model.gpt import GPT, rope_tables, sinusoidal_table
-from positron.run.folder import find_run
+from positron.run.find import find_run
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.text.factory import load_tokenizer

@@ -14,7 +14,9 @@ from typing import Any
 
 from positron.cli.unused_settings import OWN_FILES
 from positron.config import EMPTY_NAME, Asked, DataConfig, LoggerConfig, ModelConfig, RunConfig, TokenizerConfig
-from positron.run.folder import OUTPUTS, Run, find_run, refuse_differences
+from positron.run.differences import refuse_differences
+from positron.run.find import find_run
+from positron.run.folder import OUTPUTS, Run
 from positron.settings import from_dict
 from positron.system.disk import expanded, read_json
 from positron.system.errors import UserError

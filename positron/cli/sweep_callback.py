@@ -18,7 +18,7 @@ from positron.cli.preflight import check_files, check_name, check_packages
 from positron.cli.request import read_request, typed_overrides
 from positron.config import DataConfig, LoggerConfig
 from positron.evaluation.sweep_report import SEED, as_text, paired_arguments, write_sweep_report
-from positron.run.folder import find_run
+from positron.run.find import find_run
 from positron.settings import from_dict, recipe_of
 from positron.system.commands import command, module_of
 from positron.system.disk import make_folder

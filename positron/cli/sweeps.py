@@ -24,8 +24,9 @@ from positron.cli.user_callbacks import make_callbacks
 from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import write_sweep_report
+from positron.run.differences import differences, is_changeable
 from positron.run.facts import Facts
-from positron.run.folder import Run, is_changeable
+from positron.run.folder import Run
 from positron.run.paths import JOB
 from positron.settings import Recipe
 from positron.system.disk import make_folder, read_json, write_json
@@ -205,7 +206,7 @@ def _identity(overrides: Sequence[str], ignores_steps: bool = False) -> dict[str
 def _has_config(folder: Path, config: RunConfig | None) -> bool:
     run = Run(folder)
     try:
-        if config is None or not run.exists or run.differences(config):
+        if config is None or not run.exists or differences(run, config):
             return False
         return run.settings().data.path == config.data.path  # two jobs may differ only in the path of their text
     except (UserError, KeyError, TypeError, ValueError):  # damaged, or from a version with other settings

@@ -8,7 +8,8 @@ from typing import Any
 from positron.cli.unused_settings import refuse_other_source
 from positron.config import RunConfig
 from positron.run.base import portable
-from positron.run.folder import OUTPUTS, Run, find_run
+from positron.run.find import find_run
+from positron.run.folder import OUTPUTS, Run
 from positron.settings import BASE_GROUPS, Recipe, from_dict
 from positron.system.commands import command
 from positron.system.errors import UserError

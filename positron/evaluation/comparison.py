@@ -19,7 +19,9 @@ from positron.evaluation.seed_groups import seed_groups
 from positron.inference.sampling import BALANCED
 from positron.inference.text_model import Writer
 from positron.run.base import tokens_seen
-from positron.run.folder import TEXT_LOCATION, Run, find_run, is_changeable
+from positron.run.differences import TEXT_LOCATION, is_changeable
+from positron.run.find import find_run
+from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.run.paths import CONFIG

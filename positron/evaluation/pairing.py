@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from positron.evaluation.comparison import LOST, find_runs
-from positron.run.folder import TEXT_LOCATION, Run, is_changeable, learned_settings
+from positron.run.differences import TEXT_LOCATION, is_changeable, learned_settings
+from positron.run.folder import Run
 from positron.run.outcome import read_outcome
 from positron.run.provenance import read_provenance, recorded_changes, start_of
 from positron.settings import leaf_keys, unknown_key

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from positron.run.folder import OUTPUTS, Run, find_run, split_names
+from positron.run.find import find_run, split_names
+from positron.run.folder import OUTPUTS, Run
 from positron.run.load import load_model
 from positron.system.commands import command
 from positron.system.console import one_line

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.config import GPTConfig, ModelConfig
-from positron.run.folder import Run, find_run
+from positron.run.find import find_run
+from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.errors import UserError

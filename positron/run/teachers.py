@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from positron.run.ensemble import refuse_repeated
-from positron.run.folder import DISTILL, OUTPUTS, Run, find_run
+from positron.run.find import find_run
+from positron.run.folder import DISTILL, OUTPUTS, Run
 from positron.system.disk import expanded
 from positron.system.errors import UserError
 

@@ -17,8 +17,10 @@ from typing import assert_never
 from positron.config import RunConfig
 from positron.model.memory import TRAINING_COPIES, check_memory
 from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
+from positron.run.differences import differences, refuse_differences
 from positron.run.facts import Resolved
-from positron.run.folder import Run, find_run, no_checkpoint, refuse_differences
+from positron.run.find import find_run, no_checkpoint
+from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance
 from positron.run.samples import read_samples
@@ -152,7 +154,7 @@ def decide_start(run: Run, config: RunConfig) -> Start:
     newest = newest_checkpoint(run.checkpoint_folder) if run.exists else None
     if newest is None:
         _refuse_lost_checkpoints(run)
-        if run.facts().status == "diverged" and not run.differences(config):
+        if run.facts().status == "diverged" and not differences(run, config):
             _refuse_diverged(run)
     named = _named_checkpoint(config.ckpt_path, run, newest)
     if newest is not None:

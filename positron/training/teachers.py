@@ -6,7 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from positron.run.ensemble import common_tokenizer
-from positron.run.folder import Run, named_run
+from positron.run.find import named_run
+from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.teachers import find_teachers, is_finished_student, refuse_shorter_context
 from positron.system.console import one_line

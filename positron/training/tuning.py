@@ -17,7 +17,8 @@ from positron.model.gpt import GPT
 from positron.model.lora import add_lora
 from positron.run.base import pretrained_run, tokens_seen
 from positron.run.facts import Facts
-from positron.run.folder import Run, find_run, named_run
+from positron.run.find import find_run, named_run
+from positron.run.folder import Run
 from positron.run.load import load_model, restore
 from positron.run.metrics import append_row
 from positron.settings import from_dict

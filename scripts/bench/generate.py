@@ -123,7 +123,7 @@ def bench_run(options: argparse.Namespace) -> None:
     from positron.evaluation.scoring import score_documents, total
     from positron.inference.int8 import round_weights
     from positron.inference.text_model import DTYPES, Writer
-    from positron.run.folder import find_run
+    from positron.run.find import find_run
     from positron.run.load import load_draft, load_model
 
     run = find_run(options.run)

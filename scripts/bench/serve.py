@@ -70,7 +70,7 @@ def untrained(**changes: Any) -> Any:
 
 
 def _serve(run: str | None, changes: dict[str, Any], answer: PipeEnd) -> None:
-    from positron.run.folder import find_run
+    from positron.run.find import find_run
     from positron.serving.app import create_app
     from positron.serving.connection import Server, listen, url_of
     from positron.serving.models import Models, serve_run

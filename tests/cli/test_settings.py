@@ -36,7 +36,8 @@ from positron.config import (
     TensorboardConfig,
     TrainConfig,
 )
-from positron.run.folder import Run, refuse_differences
+from positron.run.differences import differences, refuse_differences
+from positron.run.folder import Run
 from positron.settings import BESIDE_VALUES, NOT_READ_BY, from_dict, leaf_keys, type_of
 from positron.system.disk import write_json
 from positron.system.errors import UserError
@@ -528,7 +529,7 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
     config = tiny(tmp_path, data=DataConfig(source="text", path="/data/m/p.txt"))
     run = made_run(Path("outputs/made"), config, data_fingerprint="f")
     moved = dataclasses.replace(config, data=dataclasses.replace(config.data, path="../m/p.txt", dir="elsewhere"))
-    assert run.differences(moved) == []
+    assert differences(run, moved) == []
     check(moved, run.folder, Asked())
     with pytest.raises(UserError, match=r"optimizer.lr: 0.003 -> 0.1"):
         check(dataclasses.replace(config, optimizer=OptimizerConfig(lr=0.1)), run.folder, Asked())
@@ -549,7 +550,7 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
     write_json(
         run.folder / "run.json", {"resolved": {"max_steps": 40, "batch_tokens": 512, "micro_batch_size": 16}}
     )  # no fingerprint is known
-    assert any(difference.startswith("data.path") for difference in run.differences(moved))
+    assert any(difference.startswith("data.path") for difference in differences(run, moved))
 
 
 def test_data_field_is_refused_where_no_file_has_fields(tmp_path):

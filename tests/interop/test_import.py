@@ -20,7 +20,7 @@ from positron.interop.formats import export
 from positron.interop.importing import read_model, write_run
 from positron.interop.source import open_source
 from positron.model.gpt import GPT
-from positron.run.folder import refuse_differences
+from positron.run.differences import refuse_differences
 from positron.run.load import load_model
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS

@@ -18,7 +18,8 @@ from positron.config import LoggerConfig, RunConfig, TensorboardConfig
 from positron.evaluation.eval_texts import texts_of_run
 from positron.run.checkpoint import load_checkpoint
 from positron.run.facts import Facts, read_record
-from positron.run.folder import Run, find_run
+from positron.run.find import find_run
+from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import best_so_far, read_metrics
 from positron.system import disk

@@ -13,7 +13,8 @@ import pytest
 
 from positron.evaluation.report import reasons_for_a_higher_training_loss
 from positron.evaluation.summary import quality
-from positron.run.folder import Run, announce
+from positron.run.find import announce
+from positron.run.folder import Run
 from positron.system.console import say_loading
 from positron.system.formatting import (
     above_floor,

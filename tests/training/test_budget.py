@@ -17,6 +17,7 @@ from positron.cli.request import compose, compose_request
 from positron.cli.sweeps import run_job
 from positron.config import Asked, RunConfig
 from positron.data.corpus import prepare
+from positron.run.differences import differences
 from positron.run.facts import write_record
 from positron.run.folder import Run
 from positron.settings import from_dict
@@ -320,7 +321,7 @@ def test_a_run_of_an_older_version_with_given_and_auto_size_continues(ended, tmp
     shutil.copytree(ended / "run", tmp_path / "run")
     run = Run(tmp_path / "run")
     write_record(run.config_path, {**run.config(), "given": ["model"], "auto_size": True})
-    assert run.differences(run.settings()) == []
+    assert differences(run, run.settings()) == []
     train(asked(ended), run.folder, asked=AUTO)
     assert {"given", "auto_size"}.isdisjoint(read_json(run.config_path))
 

@@ -23,7 +23,8 @@ from positron.config import GPTConfig, LoggerConfig, PrecisionConfig, Tensorboar
 from positron.evaluation import plots, report
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
-from positron.run.folder import Run, find_run
+from positron.run.find import find_run
+from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.system.errors import Diverged, UserError

@@ -25,7 +25,8 @@ from typing import Any
 
 from positron.config import Asked, GPTConfig, RunConfig, seconds
 from positron.run.checkpoint import newest_checkpoint
-from positron.run.folder import Run, no_checkpoint
+from positron.run.find import no_checkpoint
+from positron.run.folder import Run
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.text.tokenizer import Tokenizer

@@ -1,0 +1,133 @@
+"""Compare the settings of a run with those of a command that is to continue it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from positron.config import RunConfig
+from positron.run.facts import Resolved
+from positron.run.folder import OUTPUTS, Run
+from positron.settings import flat, recipe_of
+from positron.system.commands import command
+from positron.system.console import one_line
+from positron.system.errors import UserError
+from positron.system.paths import without_home
+
+# Settings that may differ between two commands that train the same run, because they do not change what it learns. The
+# weights of the teachers are compared instead of their names.
+_CHANGEABLE_KEYS = {"ckpt_path", "init_from", "resume", "distill.teachers"}
+_CHANGEABLE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
+_CHANGEABLE_TRAIN = {
+    "stop_at",
+    "max_time",
+    "extend",
+    "keep_last",
+    "keep_history",
+    "save_every",
+    "micro_batch_size",
+    "sample_every",
+}
+# Where the text is; its fingerprint is compared instead.
+TEXT_LOCATION = {"data.path", "data.dir", "data.url", "data.sha256"}
+_SHOWN_DIFFERENCES = 3  # in an error message
+_RESOLVED = ("max_steps", "batch_tokens")  # settings whose `auto` is compared as the number that replaced it
+
+
+def differences(run: Run, config: RunConfig) -> list[str]:
+    """Return `key: recorded -> requested` for each setting in which the run and `config` differ.
+
+    Only settings that decide what the model learns are compared.
+    """
+    resolved = run.resolved()
+    recorded, requested = (learned_settings(settings, resolved) for settings in (run.settings(), config))
+    ignored = TEXT_LOCATION if run.facts().data_fingerprint else set()
+    keys = [key for key in {**recorded, **requested} if key not in ignored]
+    return [
+        one_line(f"{key}: {_shown(recorded.get(key))} -> {_shown(requested.get(key))}", 200)
+        for key in keys
+        if str(recorded.get(key)) != str(requested.get(key))
+    ]
+
+
+def refuse_differences(run: Run, config: RunConfig) -> list[str]:
+    """Raise UserError if `config` is not for the command that trained the run, or would change what the run learns.
+
+    One change is accepted: if `train.extend` is set, `train.max_steps` may be larger. Returns a list with a description
+    of this change, or an empty list if there is none.
+    """
+    _refuse_another_command(run, config)
+    changed = differences(run, config)
+    extended = [difference for difference in changed if difference.startswith("train.max_steps: ")]
+    before, after = run.resolved().max_steps, config.train.max_steps
+    is_shorter = isinstance(after, int) and after < before
+    if is_shorter and changed == extended:
+        may_end_there = isinstance(after, int) and (run.facts().step or 0) < after
+        ends_earlier = " (train.stop_at= ends a run earlier)" if may_end_there else ""
+        raise UserError(
+            f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, and a run can only be made longer: "
+            f"give train.max_steps={before}{ends_earlier}, or another name="
+        )
+    refused = [difference for difference in changed if not (config.train.extend and difference in extended)]
+    if len(refused) == 1 and refused[0].startswith("name: "):
+        recorded = run.settings().name
+        raise UserError(
+            f"{run.folder} contains a run that was trained with name={recorded}, so the folder was renamed or copied: rename "
+            f"it to {OUTPUTS / recorded} again, or give another name="
+        )
+    if refused:
+        advice = "give the same settings as before"
+        if extended and not is_shorter and not config.train.extend:
+            advice = (
+                "give train.extend=true to train more steps"
+                if changed == extended
+                else f"{advice} (train.max_steps may be larger with train.extend=true)"
+            )
+        more = f"; and {len(refused) - _SHOWN_DIFFERENCES} more" if len(refused) > _SHOWN_DIFFERENCES else ""
+        raise UserError(
+            f"{run.folder} was trained with other settings: {advice}, or another name= "
+            f"({'; '.join(refused[:_SHOWN_DIFFERENCES])}{more})"
+        )
+    return extended
+
+
+def _refuse_another_command(run: Run, config: RunConfig) -> None:
+    """Raise UserError if no command, or another one than that of `config`, continues the run."""
+    if run.settings().data.source == "imported":
+        raise UserError(
+            f"{run.folder} is an imported model, which cannot be continued under its own name: give another name= and "
+            f"init_from={run.folder} to train the model further"
+        )
+    recorded, requested = (
+        recipe_of({key: value for key, value in vars(settings).items() if value is not None})
+        for settings in (run.settings(), config)
+    )
+    if recorded != requested:
+        raise UserError(
+            one_line(f"{run.folder} is a run of {command(recorded)}, and this command is {command(requested)}: ")
+            + f"give another name=, or continue the run by {command(recorded)}"
+        )
+
+
+def learned_settings(settings: RunConfig, resolved: Resolved) -> dict[str, Any]:
+    """Return the settings that decide what a run learns, by dotted key; the numbers of `resolved` replace `auto`."""
+    values = flat(without_home(dataclasses.asdict(settings)))
+    for name in _RESOLVED:
+        if values[f"train.{name}"] == "auto":
+            values[f"train.{name}"] = getattr(resolved, name)
+    return {key: value for key, value in values.items() if not _is_changeable(key)}
+
+
+def is_changeable(key: str) -> bool:
+    """Tell whether a setting may differ between two commands that train the same run."""
+    return _is_changeable(key) or f"{key}." in _CHANGEABLE_GROUPS
+
+
+def _is_changeable(key: str) -> bool:
+    if key in _CHANGEABLE_KEYS or key.startswith(_CHANGEABLE_GROUPS):
+        return True
+    return key.startswith("train.") and key.split(".", 1)[1] in _CHANGEABLE_TRAIN
+
+
+def _shown(value: Any) -> Any:
+    return "null" if value is None else value

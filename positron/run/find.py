@@ -1,0 +1,138 @@
+"""Find runs by their names (invariant 1 of docs/ARCHITECTURE.md)."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from positron.run.folder import OUTPUTS, Run
+from positron.run.paths import CONFIG, FACTS
+from positron.system.commands import command
+from positron.system.console import one_line
+from positron.system.disk import read_json, refuse_links_in
+from positron.system.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:
+    """Return the run whose folder or name in `outputs` is `name`, or the run that was trained last if `name` is None.
+
+    If `name` is None, only runs for which `which` returns True are considered. Among these, runs made by `reproduce` and
+    runs without a checkpoint are used only if there are no others. Raises UserError if no run is found.
+    """
+    if name is None:
+        newest_first = sorted(outputs.glob(f"**/{FACTS}"), key=_changed, reverse=True)
+        candidates = (run for path in newest_first if which(run := Run(path.parent)))  # lazy: usually one is enough
+        newest = next(candidates, None)
+        if newest is None:
+            raise UserError(
+                f"init_from= is not given, and this command accepts none of the runs in {outputs.resolve()} as its default: "
+                "give init_from=RUN"
+                if newest_first
+                else f"there is no run in {outputs.resolve()}: train one with {command('train', 'experiment=quickstart')}"
+            )
+        run = next((run for run in itertools.chain([newest], candidates) if _is_preferred(run)), newest)
+        refuse_links_in(run.folder)
+        return run
+    named = named_run(name, outputs)
+    if named is not None:
+        refuse_links_in(named.folder)
+        return named
+    names = split_names(name, outputs)
+    if len(names) > 1 and all(each and named_run(each, outputs) for each in names):
+        raise UserError(
+            one_line(f"{name} names {len(names)} runs, but only one run can be named here: ")
+            + "only evaluate, generate and chat use several runs as one model (--run a,b); compare, scaling and serve take "
+            "several runs separated by spaces"
+        )
+    if folder := next((path for path in (outputs / name, Path(name)) if path.is_dir()), None):
+        if inner := min((path.parent for path in folder.glob(f"*/{FACTS}") if Run(path.parent).exists), default=None):
+            raise UserError(
+                one_line(f"{folder} contains runs, but is not a run itself: name one of them, such as {inner}")
+            )
+        raise UserError(
+            one_line(f"{folder} has no {CONFIG}, so it cannot be read as a run: ")
+            + "restore the file from a copy, or name another run"
+        )
+    known = _names(outputs)
+    near = _similar(name, known)
+    shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+    if near:
+        hint = f": did you mean {near}?"
+    elif known:
+        hint = f" (its runs: {shown})"
+    else:
+        hint = f", which has no runs yet: train one with {command('train', 'experiment=quickstart')}"
+    raise UserError(one_line(f"there is no run {name}: it is neither a run folder nor a name in {outputs}/{hint}"))
+
+
+def named_run(name: str, outputs: Path = OUTPUTS) -> Run | None:
+    """Return the run whose folder is `name` or whose name in `outputs` is `name`, or None if there is no such run."""
+    return next((run for run in (Run(Path(name)), Run(outputs / name)) if run.exists), None)
+
+
+def split_names(names: str, outputs: Path = OUTPUTS) -> list[str]:
+    """Split a comma-separated list into names of runs; a name is empty if there is nothing before or after a comma.
+
+    The name of an existing run may itself contain commas, because the longest possible name is tried first.
+    """
+    parts, split = names.split(","), []
+    while parts:
+        beginnings = [",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)]
+        split.append(next((text for text in beginnings if text and named_run(text, outputs)), beginnings[-1]))
+        parts = parts[split[-1].count(",") + 1 :]
+    return split
+
+
+def no_checkpoint(run: Run, setting: str, instead: str) -> UserError:
+    """Return the error for a missing run or a run without a checkpoint, if `setting` needs a checkpoint to continue from.
+
+    `instead` says what the user can do without `setting`.
+    """
+    if run.exists:
+        return UserError(f"{setting}, but {run.folder} has no checkpoint to continue from: {instead}")
+    near = _similar(run.folder.name, _names(run.folder.parent))
+    hint = "correct name=" if near is None else f"did you mean name={near}? Correct it"
+    return UserError(one_line(f"{setting}, but there is no run {run.folder}: {hint}, or {instead}"))
+
+
+def announce(run: Run, named: str | None) -> None:
+    """Log which run is used, if the user named no run (`named` is None)."""
+    if named is None:
+        logger.info(
+            f"no run was named: using {run.folder}, trained last ({progress_of(run)}); --run NAME selects another"
+        )
+
+
+def progress_of(run: Run) -> str:
+    """Describe a run's progress and the time of its last update: `finished, step 40 of 40, 2026-07-01 12:00:00`."""
+    facts = run.facts()
+    steps = f"step {facts.step or 0} of {facts.resolved.max_steps}" if facts.resolved else "no step"
+    return ", ".join(part for part in (facts.status or "never started", steps, facts.updated) if part)
+
+
+def _similar(name: str, known: list[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, known, 1, 0.6)), None)
+
+
+def _names(outputs: Path) -> list[str]:
+    return sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
+
+
+def _is_preferred(run: Run) -> bool:
+    """Tell whether the run has a checkpoint and was not made by `reproduce`."""
+    if not any(run.checkpoint_folder.glob("*.ckpt")):
+        return False
+    try:
+        return "reproduces" not in read_json(run.provenance_path)
+    except (UserError, OSError):  # damaged, or written by a version without provenance
+        return True
+
+
+def _changed(path: Path) -> float:
+    return os.lstat(path).st_mtime
