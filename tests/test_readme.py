@@ -16,7 +16,7 @@ import pytest
 from conftest import FAST, PATIENCE, PROJECT
 
 import positron.cli
-from positron.cli.overrides import read_command_line
+from positron.cli.command_line import read_command_line
 from positron.cli.request import compose
 from positron.settings import NOT_READ_BY
 from positron.system.commands import module_of

@@ -115,8 +115,8 @@ def run_hydra(job: Callable[[Any], Any], recipe: Recipe) -> None:
 
             print(help_text(recipe, conf_folder()))
             return
+        from positron.cli.command_line import read_command_line
         from positron.cli.defaults import register_defaults
-        from positron.cli.overrides import read_command_line
 
         line = read_command_line(typed[1:], recipe, conf_folder())
         import hydra

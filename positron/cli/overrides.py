@@ -1,4 +1,4 @@
-"""Check the command line of a training before Hydra reads it: options, names, choices and the quotes of texts.
+"""Check the settings of a training command before Hydra reads them: names, choices, and the quotes of texts.
 
 Settings that Hydra would accept without effect, or refuse in terms of its grammar, are refused here with advice.
 `recipe` is the name of the command, such as `train`, and of its file in conf/.
@@ -10,11 +10,10 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.cli.other_tools import advice, question, same_option
+from positron.cli.other_tools import question, same_option
 from positron.cli.unused_settings import OWN_FILES, SOURCES_OF, fits
 from positron.settings import (
     BASE_GROUPS,
@@ -37,32 +36,6 @@ from positron.system.errors import UserError
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-_OPTIONS_WITH_VALUE = {
-    "--cfg",
-    "-c",
-    "--package",
-    "-p",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--config-dir",
-    "-cd",
-    "--experimental-rerun",
-}
-_PRINTED = ("job", "hydra", "all")  # values of --cfg
-_OPTIONS_WITHOUT_VALUE = {
-    "--resolve",
-    "--run",
-    "-r",
-    "--multirun",
-    "-m",
-    "--shell-completion",
-    "-sc",
-    "--hydra-help",
-    "--info",
-    "-i",
-}
 _MULTIPLE_CHOICE = ("monitor", "logger", "callbacks")  # groups that accept several choices at once
 _EMPTY_CHOICE = {"logger": "files", "monitor": "none", "callbacks": "none"}  # the choice that adds nothing
 # groups that may have no choice; without one, `distill` takes model and data from the first teacher
@@ -70,49 +43,28 @@ _OPTIONAL_GROUPS: dict[Recipe, tuple[str, ...]] = {
     **dict.fromkeys(OWN_GROUPS, ("experiment",)),
     "distill": ("experiment", "model", "data"),
 }
-_TAKEN_IN_TUNING = "the architecture and tokenizer of the base run, which init_from= names"
-_TAKEN: dict[Recipe, str] = {"distill": "the tokenizer of the runs that teachers= names"}
-_UNCHECKED_KEYS = (
-    "callbacks.",
-    "optimizer.options.",
-    "data.options",
-    "data._target_",
-)  # arguments of classes that the user names by _target_
+# what a command takes from other runs, so that it cannot be set
+_FROM_BASE = "the architecture and tokenizer of the base run, which init_from= names"
+_FROM_OTHER_RUNS: dict[Recipe, str] = {"distill": "the tokenizer of the runs that teachers= names"}
+# arguments of classes that the user names by _target_
+_UNCHECKED_KEYS = ("callbacks.", "optimizer.options.", "data.options", "data._target_")
 
 
-@dataclass(frozen=True)
-class CommandLine:
-    """Hold a checked command line: `options` of Hydra, and settings as `overrides`, in the form that Hydra reads."""
+def checked_overrides(
+    settings: Sequence[str], recipe: Recipe, conf: Path, *, has_own_conf: bool, is_sweep: bool
+) -> list[str]:
+    """Check the settings of a Hydra program, and return them in the form that Hydra reads.
 
-    options: list[str]
-    overrides: list[str]
-
-    @property
-    def is_sweep(self) -> bool:
-        """Tell whether -m asks for several runs."""
-        return bool({"-m", "--multirun"} & set(self.options))
-
-    @property
-    def words(self) -> list[str]:
-        """Return all words of the command line."""
-        return [*self.options, *self.overrides]
-
-
-def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> CommandLine:
-    """Check the words after `positron RECIPE` and sort them into options and settings.
-
-    Raises UserError, which names the wrong word and what to type instead.
+    `has_own_conf`: whether --config-dir is given, so that the choices of a group are not all known. `is_sweep`: whether -m
+    is given. Raises UserError, which names the wrong word and what to type instead.
     """
-    options, settings = _options(words, recipe, conf)
-    has_own_conf = bool({"--config-dir", "-cd"} & set(options))
-    reader = _Reader(recipe, conf, has_own_conf, is_sweep=CommandLine(options, []).is_sweep)
-    return CommandLine(options, reader.read(settings))
+    return _Reader(recipe, conf, has_own_conf, is_sweep=is_sweep).read(settings)
 
 
 def read_settings(settings: Sequence[str], recipe: Recipe, conf: Path) -> list[str]:
     """Check the settings of a command that is not a Hydra program, and return them in the form that Hydra reads.
 
-    Raises UserError as `read_command_line` does.
+    Raises UserError as `checked_overrides` does.
     """
     return _Reader(recipe, conf, has_own_conf=False, can_sweep=False).read(settings)
 
@@ -158,53 +110,6 @@ def _split(word: str) -> tuple[str, str, str | None]:
     assert prefix is not None
     key, equal, value = word[prefix.end() :].partition("=")
     return prefix[0], key.strip(), value if equal else None
-
-
-def _options(words: Sequence[str], recipe: Recipe, conf: Path) -> tuple[list[str], list[str]]:
-    options: list[str] = []
-    settings: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        name, equal, value = word.partition("=")
-        if not word.startswith("-"):
-            settings.append(word)
-        elif word in _OPTIONS_WITHOUT_VALUE:
-            options.append(word)
-        elif name in _OPTIONS_WITH_VALUE or name.removeprefix("--") in SHORT_KEYS:
-            if not equal and not rest:
-                raise UserError(f"{name} needs a value; {command(recipe, '--help')} shows all options")
-            value = value if equal else rest.pop(0)
-            if name in ("--cfg", "-c") and value not in _PRINTED:
-                raise UserError(f"{name} cannot print {value}: choose from {', '.join(_PRINTED)}")
-            if name in _OPTIONS_WITH_VALUE:
-                options += [name, value]
-            else:
-                settings.append(f"{name.removeprefix('--')}={value}")
-        else:
-            following = rest[0] if rest and not equal and not rest[0].startswith("-") and "=" not in rest[0] else None
-            raise UserError(_unknown_option(name, value if equal else following, recipe, conf))
-    return options, settings
-
-
-def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) -> str:
-    key = same_option(name, recipe)
-    bare = name.strip("-").replace("-", "_")
-    if value in groups_of(conf).get(bare, ()):
-        return f"there is no option {name}; settings are given as key=value: write {bare}={value}"
-    if key is None and bare in leaf_keys():
-        key = bare
-    if key is None:
-        read = [leaf for leaf in leaf_keys() if leaf.split(".")[0] not in NOT_READ_BY[recipe]]
-        same_ending = [leaf for leaf in (*read, *leaf_keys()) if leaf.rsplit(".", 1)[-1] == bare]
-        key = same_ending[0] if same_ending else None
-    if key is None:
-        near = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
-        hint = f"did you mean {near[0]}?" if near else f"{command(recipe, '--help')} lists options and settings"
-        return f"there is no option {name}: {hint}"
-    is_same = value and key.replace(".", "_").endswith(bare) and key.split(".")[0] not in NOT_READ_BY[recipe]
-    setting = f"{key}={value}" if is_same else advice(key, value)
-    return f"there is no option {name}; settings are given as key=value: {setting}"
 
 
 class _Reader:
@@ -255,7 +160,7 @@ class _Reader:
         if top not in NOT_READ_BY[self.recipe]:
             return
         if top in BASE_GROUPS:
-            raise UserError(f"{ours} takes {_TAKEN.get(self.recipe, _TAKEN_IN_TUNING)}: leave {key}= out")
+            raise UserError(f"{ours} takes {_FROM_OTHER_RUNS.get(self.recipe, _FROM_BASE)}: leave {key}= out")
         if top in BUDGET_KEYS:
             raise UserError(f"{key}= is not read by {ours}: give train.max_time=, or train.max_steps=")
         reader = next(recipe for recipe, groups in OWN_GROUPS.items() if top in groups)

@@ -106,9 +106,10 @@ class Session:
 class Sessions:
     """Generate up to `slots` texts at the same time, one token per step.
 
-    After `join`, call `read_piece` until the text is ready, then `choose` and `read` in turns: `choose` samples the next token
-    of each text, and `read` computes the logits after it. A text whose context is full is not ready after `read`: its last half
-    is read again by `read_piece`. The class is not thread-safe: call all methods from one thread.
+    `join` adds a text. Call `read_piece` until the text is ready, then `choose` and `read` in turns: `choose` samples the next
+    token of each text, and `read` computes the logits after it. When a text fills its context, it is no longer ready: call
+    `read_piece` again, which reads the second half of the context anew. The class is not thread-safe: call all methods from
+    one thread.
     """
 
     def __init__(self, engine: Engine, slots: int) -> None:

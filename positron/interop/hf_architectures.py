@@ -24,7 +24,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe a class of transformers: its name, what its config.json contains, and the rules that convert its tensors."""
+    """Describe a model class of Hugging Face's transformers: its name, its config.json, and the rules for its tensors."""
 
     name: str
     model_type: str

@@ -112,8 +112,8 @@ def consecutive_pairs(theirs: str, ours: str, d_head: int) -> Rule:
 def norm(theirs: str, ours: str, config: GPTConfig, *, always_bias: bool) -> list[Rule]:
     """Return the rules that convert weight and bias of a norm; their names begin with `theirs` or `ours`.
 
-    `always_bias`: true if the norm always has a bias in the other program; an export writes zeros if Positron's has
-    none.
+    `always_bias`: whether this norm always has a bias in the other program. If it has none in Positron, an export writes
+    zeros.
     """
     rules = [same(f"{theirs}.weight", f"{ours}.weight")]
     if config.has_norm_bias:
@@ -131,8 +131,8 @@ def qk_norm(theirs: str, ours: str, config: GPTConfig) -> Rule:
 def linear(theirs: str, ours: str, config: GPTConfig, zeros: int | None = None) -> list[Rule]:
     """Return the rules that convert weight and bias of a linear layer; their names begin with `theirs` or `ours`.
 
-    `zeros`: the size of the bias if the other program always has one; an export writes zeros if Positron's layer has
-    none.
+    `zeros`: the size of the bias, if this layer always has a bias in the other program. If it has none in Positron, an
+    export writes that many zeros.
     """
     rules = [same(f"{theirs}.weight", f"{ours}.weight")]
     if config.bias:

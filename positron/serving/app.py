@@ -249,7 +249,7 @@ def _joined(arrived: list[tuple[int, Piece | Exception]]) -> list[tuple[int, Pie
 
 
 class _EventStream(StreamingResponse):
-    """Send server-sent events. At the end, or when the client is gone, cancel the texts that are still generated."""
+    """Send server-sent events. When the client disconnects, cancel the texts that are not finished."""
 
     media_type = "text/event-stream"
 

@@ -55,7 +55,7 @@ def why_not_json(error: ValueError) -> str:
 
 
 def where_not_json(error: ValueError) -> str:
-    """Return what `why_not_json` returns, then the column at which the text is wrong, after the line if it is not the first."""
+    """Return the reason, as `why_not_json` does, and the position of the error: `..., column 3` or `..., line 2, column 3`."""
     if not isinstance(error, json.JSONDecodeError):
         return why_not_json(error)
     line = f", line {error.lineno}" if error.lineno > 1 else ""

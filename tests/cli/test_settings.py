@@ -17,8 +17,9 @@ from conftest import FAST, PROJECT, tiny
 from positron import __version__
 from positron.cli import COMMANDS, summary
 from positron.cli import main as list_commands
+from positron.cli.command_line import read_command_line
 from positron.cli.help_text import field_comments, first_comment, help_text
-from positron.cli.overrides import groups_of, read_command_line
+from positron.cli.overrides import groups_of
 from positron.cli.preflight import check, check_files, check_name, check_packages, with_known_tokenizer
 from positron.cli.request import compose, expand_paths
 from positron.cli.sweeps import claim_folder

@@ -1,0 +1,120 @@
+"""Sort the words of a training command into options and settings, and check both before Hydra reads them.
+
+`recipe` is the name of the command, such as `train`, and of its file in conf/.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from positron.cli.other_tools import advice, same_option
+from positron.cli.overrides import checked_overrides, groups_of
+from positron.settings import NOT_READ_BY, SHORT_KEYS, Recipe, leaf_keys
+from positron.system.commands import command
+from positron.system.errors import UserError
+
+_OPTIONS_WITH_VALUE = {
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+    "--experimental-rerun",
+}
+_PRINTED = ("job", "hydra", "all")  # values of --cfg
+_OPTIONS_WITHOUT_VALUE = {
+    "--resolve",
+    "--run",
+    "-r",
+    "--multirun",
+    "-m",
+    "--shell-completion",
+    "-sc",
+    "--hydra-help",
+    "--info",
+    "-i",
+}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Hold a checked command line: `options` of Hydra, and settings as `overrides`, in the form that Hydra reads."""
+
+    options: list[str]
+    overrides: list[str]
+
+    @property
+    def is_sweep(self) -> bool:
+        """Tell whether -m asks for several runs."""
+        return bool({"-m", "--multirun"} & set(self.options))
+
+    @property
+    def words(self) -> list[str]:
+        """Return all words of the command line."""
+        return [*self.options, *self.overrides]
+
+
+def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> CommandLine:
+    """Check the words after `positron RECIPE` and sort them into options and settings.
+
+    Raises UserError, which names the wrong word and what to type instead.
+    """
+    options, settings = _options(words, recipe, conf)
+    has_own_conf = bool({"--config-dir", "-cd"} & set(options))
+    is_sweep = CommandLine(options, []).is_sweep
+    return CommandLine(options, checked_overrides(settings, recipe, conf, has_own_conf=has_own_conf, is_sweep=is_sweep))
+
+
+def _options(words: Sequence[str], recipe: Recipe, conf: Path) -> tuple[list[str], list[str]]:
+    options: list[str] = []
+    settings: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equal, value = word.partition("=")
+        if not word.startswith("-"):
+            settings.append(word)
+        elif word in _OPTIONS_WITHOUT_VALUE:
+            options.append(word)
+        elif name in _OPTIONS_WITH_VALUE or name.removeprefix("--") in SHORT_KEYS:
+            if not equal and not rest:
+                raise UserError(f"{name} needs a value; {command(recipe, '--help')} shows all options")
+            value = value if equal else rest.pop(0)
+            if name in ("--cfg", "-c") and value not in _PRINTED:
+                raise UserError(f"{name} cannot print {value}: choose from {', '.join(_PRINTED)}")
+            if name in _OPTIONS_WITH_VALUE:
+                options += [name, value]
+            else:
+                settings.append(f"{name.removeprefix('--')}={value}")
+        else:
+            following = rest[0] if rest and not equal and not rest[0].startswith("-") and "=" not in rest[0] else None
+            raise UserError(_unknown_option(name, value if equal else following, recipe, conf))
+    return options, settings
+
+
+def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) -> str:
+    key = same_option(name, recipe)
+    bare = name.strip("-").replace("-", "_")
+    if value in groups_of(conf).get(bare, ()):
+        return f"there is no option {name}; settings are given as key=value: write {bare}={value}"
+    if key is None and bare in leaf_keys():
+        key = bare
+    if key is None:
+        read = [leaf for leaf in leaf_keys() if leaf.split(".")[0] not in NOT_READ_BY[recipe]]
+        same_ending = [leaf for leaf in (*read, *leaf_keys()) if leaf.rsplit(".", 1)[-1] == bare]
+        key = same_ending[0] if same_ending else None
+    if key is None:
+        near = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
+        hint = f"did you mean {near[0]}?" if near else f"{command(recipe, '--help')} lists options and settings"
+        return f"there is no option {name}: {hint}"
+    is_same = value and key.replace(".", "_").endswith(bare) and key.split(".")[0] not in NOT_READ_BY[recipe]
+    setting = f"{key}={value}" if is_same else advice(key, value)
+    return f"there is no option {name}; settings are given as key=value: {setting}"
