@@ -140,18 +140,18 @@ def reference_keys() -> list[str]:
 
 def configuration_page() -> str:
     """Return the configuration reference: the choices of each group in conf/, and all keys."""
+    *others, last = (f"`{recipe}`" for recipe in NOT_READ_BY)
     lines = [
         "# Configuration",
         "",
-        f"This page lists all settings of {' and '.join(f'`positron {recipe}`' for recipe in NOT_READ_BY)}.",
+        f"This page lists all settings of the commands {', '.join(others)} and {last}.",
         "For a group, choose a file of `conf/`: `model=nano`. For a key, give a value: `model.n_layer=4`. A key that the",
         "choice does not set has the default below.",
         "This page is generated from `positron/config.py` and `conf/`. `positron train --help` prints the same settings, and",
         "`positron train --cfg job` prints the values that a command would use.",
         "",
-        "The defaults are the ones of `train`; a different default of another command follows after it. The value for",
-        "`auto` is chosen when a run starts, and recorded in its `run.json`. `null` means not set. A *step* is an optimizer",
-        "step.",
+        "The defaults are those of `train`; where another command has a different default, it follows. A value for `auto`",
+        "is chosen when a run starts, and recorded in its `run.json`. `null` means not set. A *step* is an optimizer step.",
     ]
     comments, defaults = field_comments(), {recipe: default_values(recipe, CONF) for recipe in NOT_READ_BY}
     choices = groups_of(CONF)
