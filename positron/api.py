@@ -294,32 +294,47 @@ def full_name(key: str, recipe: Recipe) -> str:
     from positron.cli.hydra_app import conf_folder
     from positron.cli.other_tools import question, same_option
     from positron.cli.overrides import groups_of
-    from positron.settings import NOT_READ_BY, leaf_keys, unknown_key
+    from positron.settings import leaf_keys, unknown_key
 
-    keys = [key for key in leaf_keys() if key.split(".")[0] not in NOT_READ_BY[recipe]]
-    if key in keys or key in groups_of(conf_folder()) or "." in key:
+    if key in _keys_of(recipe) or key in groups_of(conf_folder()) or "." in key:
         return key
-    matches = [known for known in keys if known.rpartition(".")[2] == key]
-    # device.KEY is only the default of train.KEY
-    matches = [known for known in matches if not known.startswith("device.") or f"train.{key}" not in matches]
-    match matches:
+
+    def written(known: str) -> str:
+        return _argument(known, recipe)
+
+    match matches := _ending_in(key, recipe):
         case []:
             if elsewhere := [known for known in leaf_keys() if known.rpartition(".")[2] == key]:
                 return elsewhere[0]
             other = same_option(key, recipe)
             if other is None:
-                raise UserError(unknown_key(key, _argument))
-            raise UserError(f"unknown key {key}: {question(other, None, _argument)}")
+                raise UserError(unknown_key(key, written))
+            raise UserError(f"unknown key {key}: {question(other, None, written)}")
         case [only]:
             return only
         case _:
-            options = ", ".join(map(_argument, matches))
+            options = ", ".join(map(written, matches))
             raise UserError(f"{key}= could mean {' or '.join(matches)}: give one of {options}")
 
 
-def _argument(key: str) -> str:
-    """Write a key as an argument of a Python function. A key with a dot is not an identifier."""
-    return f'**{{"{key}": ...}}' if "." in key else key
+def _keys_of(recipe: Recipe) -> list[str]:
+    """Return the full keys of the settings that a command reads."""
+    from positron.settings import NOT_READ_BY, leaf_keys
+
+    return [key for key in leaf_keys() if key.split(".")[0] not in NOT_READ_BY[recipe]]
+
+
+def _ending_in(word: str, recipe: Recipe) -> list[str]:
+    """Return the full keys that `word` may stand for: those whose last word it is."""
+    matches = [key for key in _keys_of(recipe) if key.rpartition(".")[2] == word]
+    # device.KEY is only the default of train.KEY
+    return [key for key in matches if not key.startswith("device.") or f"train.{word}" not in matches]
+
+
+def _argument(key: str, recipe: Recipe) -> str:
+    """Write a full key as an argument in Python: `max_steps=...`, or `**{"data.kind": ...}` if it needs its group."""
+    word = key.rpartition(".")[2]
+    return f"{word}=..." if word == key or _ending_in(word, recipe) == [key] else f'**{{"{key}": ...}}'
 
 
 def _as_word(key: str, value: Any) -> str:

@@ -114,8 +114,8 @@ def test_a_thread_can_train():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lrr": 1}, r'did you mean \*\*\{"optimizer.lr": \.\.\.\}\?'),
-        ({"learning_rate": 1}, r'did you mean \*\*\{"optimizer.lr": \.\.\.\}\?'),
+        ({"lrr": 1}, r"did you mean lr=\.\.\.\?"),
+        ({"learning_rate": 1}, r"did you mean lr=\.\.\.\?"),
         ({"patience": 1}, "sft.patience= is read by .*, not by .*: leave sft.patience= out"),
         ({"every": 1, "kind": "x"}, "kind= could mean"),
         ({"model": "quikstart"}, "did you mean model=quickstart"),

@@ -179,7 +179,8 @@ def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig, over
         key, given = changed[0], given_keys(overrides)
         setter = next((name for name in (key, key.split(".")[0], "experiment") if name in given), key)
         change = f"{key}= differs from base" if setter == key else f"{setter}={given[setter]} changes {key}"
+        remedy = "remove this candidate" if len(overrides) == 1 else f"leave {setter}= out of the candidate"
         raise UserError(
-            f"{where}: {change}, but the loss of a candidate is compared with that of base for the same seed and validation "
-            f"text: leave {setter}= out of the candidate, or set it in base"
+            f"{where}: {change}, but a candidate and base are compared with the same seed and on the same validation text: "
+            f"{remedy}, or set {setter}= in base, for all runs"
         )

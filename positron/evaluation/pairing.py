@@ -252,11 +252,12 @@ def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list
             f"--paired compares two variants, but only {members[0].run.folder} was found: name a second run or folder, too"
         )
     if len(groups) != 2:
+        runs = f"the runs in {folder}/" if name == folder else f"the runs of {name}"
         shown = "; ".join(labels[:_MAX_GROUPS_NAMED]) + ("; ..." if len(groups) > _MAX_GROUPS_NAMED else "")
         raise UserError(
-            f"the runs of {name} differ in more than the seed and form {len(groups)} groups ({shown}): name two of them"
+            f"{runs} differ in more than the seed and form {len(groups)} groups ({shown}): name two of them"
             if len(groups) > 2
-            else f"the runs of {name} differ only in the seed: name a second run or folder to compare them with"
+            else f"{runs} differ only in the seed: name a second run or folder to compare them with"
         )
     return labels, groups
 

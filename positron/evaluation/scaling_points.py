@@ -54,7 +54,7 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
         if floor is not None and size.bpb <= floor:
             raise UserError(
                 f"{size.run} has {size.bpb:.4f} bits per byte, but no model can be below {floor:.4f}, the entropy of the text: "
-                "the model has seen the validation text (a leak); leave this run out"
+                "the model has seen the validation text (a leak); delete this run, or name the others instead of a folder"
             )
     return sizes, floor
 

@@ -79,9 +79,14 @@ class _Keys:
             raise UserError(f"{self._path}: {name} must be a whole number, not {json_line(value)}: {_CORRECT}")
         return value
 
-    def count_or_none(self, name: str) -> int | None:
-        """Return the value of a key that must be a positive whole number, or None if the key is null or missing."""
-        return None if self._facts.get(name) is None else self.count(name)
+    def __contains__(self, name: str) -> bool:
+        return name in self._facts
+
+    def count_or_none(self, name: str, default: int | None = None) -> int | None:
+        """Return the value of a key that must be a positive whole number or null, or `default` if the key is missing."""
+        if name not in self:
+            return default
+        return None if self._facts[name] is None else self.count(name)
 
     def names(self, name: str) -> list[str] | None:
         """Return the value of a key that must be a list of texts, or None if the key is null or missing.
@@ -200,7 +205,9 @@ def _gpt2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
     return config, hf_architectures.GPT2.rules(config)
 
 
-def _sizes(keys: _Keys, eps: str, default_eps: float, *, tied: bool) -> dict[str, Any]:
+def _sizes(
+    keys: _Keys, eps: str, default_eps: float, *, tied: bool, default_base: float | None = 10_000.0
+) -> dict[str, Any]:
     """Read the keys that all classes except GPT-2 share, including the base of RoPE."""
     heads = keys.count("num_attention_heads")
     width = keys.count("hidden_size")
@@ -215,18 +222,21 @@ def _sizes(keys: _Keys, eps: str, default_eps: float, *, tied: bool) -> dict[str
         "context_length": keys.count("max_position_embeddings"),
         "norm_eps": keys.number(eps, default_eps),
         "tie_embeddings": keys.flag("tie_word_embeddings", tied),
-        "rope_base": _rope_base(keys),
+        "rope_base": _rope_base(keys, default_base),
         "position": "rope",
     }
 
 
-def _rope_base(keys: _Keys) -> float:
-    """Return the base of RoPE from the key of transformers 4 (`rope_theta`) or transformers 5 (`rope_parameters`)."""
+def _rope_base(keys: _Keys, default: float | None) -> float:
+    """Return the base of RoPE from the key of transformers 4 (`rope_theta`) or transformers 5 (`rope_parameters`).
+
+    Raises UserError if it is missing and `default` is None.
+    """
     keys.must_be("rope_scaling", None)
     keys.must_be("rope_interleaved", False)
     keys.must_be("partial_rotary_factor", 1.0)
-    base = keys.number("rope_theta", 10_000.0)
     parameters = keys.section("rope_parameters")
+    base = keys.number("rope_theta", default) if "rope_theta" in keys or parameters is None else default
     if parameters is not None:
         base = parameters.number("rope_theta", base)
         parameters.must_be("rope_type", "default")
@@ -236,9 +246,12 @@ def _rope_base(keys: _Keys) -> float:
     return float(base)
 
 
-def _window(keys: _Keys, layers: int, *, default: int | None) -> int | None:
-    """Return the sliding window in tokens, or None. Raises UserError if only some layers have a window."""
-    size = keys.count_or_none("sliding_window") or default
+def _window(keys: _Keys, layers: int, default: int | None) -> int | None:
+    """Return the sliding window in tokens, or None. Raises UserError if only some layers have a window.
+
+    `default`: the window of the class if config.json has no key sliding_window.
+    """
+    size = keys.count_or_none("sliding_window", default)
     kinds = keys.names("layer_types")
     uses = keys.flag("use_sliding_window", kinds is None or "sliding_attention" in kinds)
     if kinds is not None and len(set(kinds[:layers])) > 1:
@@ -269,7 +282,7 @@ def _arcee(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 def _mistral(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
     sizes = _sizes(keys, "rms_norm_eps", 1e-6, tied=False)
     keys.must_be("hidden_act", "silu")
-    window = _window(keys, sizes["n_layer"], default=None)
+    window = _window(keys, sizes["n_layer"], 4096)
     config = _config(keys, **sizes, norm="rmsnorm", activation="swiglu", window=window)
     return config, hf_architectures.MISTRAL.rules(config)
 
@@ -306,7 +319,8 @@ def _qwen3(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 
 
 def _apertus(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
-    sizes = _sizes(keys, "rms_norm_eps", 1e-5, tied=False)
+    # without a base, transformers scales RoPE as Llama 3 does, which Positron does not compute
+    sizes = _sizes(keys, "rms_norm_eps", 1e-5, tied=False, default_base=None)
     activation = keys.activation("hidden_act", "xielu")
     keys.must_be("attention_bias", False)
     config = _config(keys, **sizes, norm="rmsnorm", activation=activation, qk_norm=True, qk_scale=True)
@@ -319,7 +333,7 @@ def _starcoder2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
     bias = keys.flag("use_bias", True)
     if not bias:
         raise keys.unsupported("use_bias=false removes all biases but those of the norms")
-    window = _window(keys, sizes["n_layer"], default=None)
+    window = _window(keys, sizes["n_layer"], None)
     config = _config(keys, **sizes, norm="layernorm", activation=activation, bias=True, window=window)
     return config, hf_architectures.STARCODER2.rules(config)
 

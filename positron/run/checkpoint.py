@@ -61,8 +61,8 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(
-            f"{path} is not a checkpoint of a Positron run, because it has no state_dict: give another file "
-            f"({command('import')} reads models of other programs)"
+            f"{path} is not a checkpoint of a Positron run, because it has no state_dict; {_REMEDY} "
+            f"({command('import')} makes a run of the model of another program)"
         )
     fault = _fault_of_contents(checkpoint, _NEEDED)
     if fault:

@@ -93,6 +93,36 @@ def test_a_model_of_transformers_computes_the_same_logits_here(name, tmp_path):
         assert (ours(ids)[..., :V] - theirs(ids).logits).abs().max() < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_key_missing_in_config_json_has_the_default_of_transformers_or_is_refused(name, tmp_path):
+    folder, _ = hub_folder(tmp_path / name, name)
+    path, ids = folder / "config.json", torch.randint(V, (1, 32), generator=torch.Generator().manual_seed(1))
+    described = json.loads(path.read_text())
+    for missing in described.keys() - {"architectures", "model_type", "dtype", "transformers_version"}:
+        path.write_text(json.dumps({key: value for key, value in described.items() if key != missing}))
+        try:
+            read = read_model(folder)
+        except UserError:
+            continue
+        ours, theirs = GPT(read.config).eval(), transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        ours.load_state_dict(read.weights)
+        with torch.no_grad():
+            assert (ours(ids)[..., :V] - theirs(ids).logits).abs().max() < 1e-5, missing
+
+
+def test_mistral_has_a_window_of_4096_unless_config_json_says_otherwise(tmp_path):
+    folder, _ = hub_folder(tmp_path / "mistral", "mistral")
+    path = folder / "config.json"
+    described = json.loads(path.read_text())
+    for window in (8, None):
+        path.write_text(json.dumps({**described, "sliding_window": window}))
+        assert read_model(folder).config.window == window
+    del described["sliding_window"]
+    path.write_text(json.dumps(described))
+    assert read_model(folder).config.window == transformers.MistralConfig().sliding_window == 4096
+
+
 def test_an_imported_run_writes_what_transformers_writes(tmp_path):
     folder, theirs = hub_folder(tmp_path / "smollm2", "smollm2")
     model, tokenizer, _ = load_model(write_run(read_model(folder), tmp_path / "run"))
