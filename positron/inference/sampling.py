@@ -176,7 +176,7 @@ class Sampling:
     def _set(self, name: str, value: float) -> float:
         """Set the field `name` to `value` and return it.
 
-        The checks convert NumPy numbers, which JSON does not accept, to Python numbers; this function stores the result.
+        `value` is a Python number. The user may have given a NumPy number, which JSON does not accept.
         """
         object.__setattr__(self, name, value)
         return value
@@ -235,10 +235,10 @@ def _as_array(logits: Tensor) -> np.ndarray:
 
 
 def draw(chances: np.ndarray, generator: torch.Generator) -> int:
-    """Draw an index i with probability proportional to chances[i]: one random number is looked up in the cumulative sum.
+    """Draw an index i with probability proportional to chances[i].
 
-    `torch.multinomial` draws one random number for every index. For V = 16,000 this takes 250 µs, which is as long as all
-    matrix products of a small model.
+    One random number is drawn and looked up in the cumulative sum. `torch.multinomial` draws one random number for every
+    index. For a vocabulary of 16,000, it takes 250 µs, which is as long as all matrix products of a small model.
     """
     cumulative = chances.cumsum()
     position = float(torch.rand((), dtype=torch.float64, generator=generator)) * cumulative[-1]
@@ -265,7 +265,7 @@ def _penalized(logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iter
 
 
 def _check_finite(largest: float) -> None:
-    """Raise UserError if the largest logit is infinite or NaN, which it is if one of the logits is NaN."""
+    """Raise UserError if the largest logit is infinite or NaN. It is NaN if any logit is NaN."""
     if not math.isfinite(largest):
         raise UserError(
             "the model's output is not finite, because its training diverged or its weights are damaged: train again under "

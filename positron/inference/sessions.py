@@ -3,8 +3,8 @@
 Each text has its own settings, its own random generator and its own row of the key/value cache. In fp32, a text has exactly
 the tokens that `Engine.stream` returns, and does not depend on the other texts, for two reasons. A step computes at most
 `exact_rows` rows together, so that each row gets the result that it would get alone. And a prompt is read in pieces that end
-at fixed positions. There is one exception: if a row still holds the earlier turns of a conversation, they are not read again
-for the next turn, whose logits then differ from those of `Engine` by rounding.
+at fixed positions. There is one exception: if a row still holds the earlier turns of a conversation, only the next turn is
+read. Its logits then differ from those of `Engine` by rounding.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class Token(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Hold the characters that a step adds to a text. `tokens` is empty unless the request asks for log-probabilities."""
+    """Hold the characters that a step adds to a text, and their tokens.
+
+    `tokens` is filled only if the request asks for log-probabilities.
+    """
 
     text: str
     tokens: list[Token]
@@ -96,7 +99,10 @@ class Session:
         return Piece(text, self._newly_shown(self.progress.tokens), finish)
 
     def _newly_shown(self, total: int) -> list[Token]:
-        """Return those of the first `total` tokens that were not returned before."""
+        """Return the tokens up to number `total` that no earlier call returned, with their log-probabilities.
+
+        The list is empty if the request does not ask for log-probabilities.
+        """
         count = total - self._shown
         shown, self._held_back = self._held_back[:count], self._held_back[count:]
         self._shown += len(shown)
@@ -106,10 +112,9 @@ class Session:
 class Sessions:
     """Generate up to `slots` texts at the same time, one token per step.
 
-    `join` adds a text. Call `read_piece` until the text is ready, then `choose` and `read` in turns: `choose` samples the next
-    token of each text, and `read` computes the logits after it. When a text fills its context, it is no longer ready: call
-    `read_piece` again, which reads the second half of the context anew. The class is not thread-safe: call all methods from
-    one thread.
+    `join` adds a text. Call `read_piece` until the text is ready (see `is_ready`), then `choose` and `read` in turns: `choose`
+    samples the next token of each text, and `read` computes the logits after it. If a text fills its context, `read` makes it
+    not ready: call `read_piece` until it is ready again. The class is not thread-safe: call all methods from one thread.
     """
 
     def __init__(self, engine: Engine, slots: int) -> None:
@@ -167,7 +172,10 @@ class Sessions:
             self._prompts[row] = len(ids) if ids == session.request.ids else 0
 
     def _known(self, row: int, ids: list[int], request: Request) -> int:
-        """Return how many tokens of `ids` the row already holds, or 0 if `ids` does not continue the row's last prompt."""
+        """Return the number of tokens at the start of `ids` that need not be read, because the row already holds them.
+
+        The number is 0 if `ids` does not continue the row's last prompt, or if the request scores the prompt.
+        """
         held, least = self._held[row], self._prompts[row]
         if request.scores_prompt or not 0 < least < len(ids) or held[:least] != ids[:least]:
             return 0
@@ -175,9 +183,10 @@ class Sessions:
         return next((i for i, (ours, new) in enumerate(pairs) if ours != new), min(len(held), len(ids) - 1))
 
     def _read_scored(self, session: Session) -> Tensor | None:
-        """Read and score the next piece of a prompt. Return the logits (V,) after the prompt, or None if a part of it is left.
+        """Read the next piece of a prompt, and append its tokens with their log-probabilities to `session.prompt`.
 
-        The log-probabilities of all tokens of the prompt are reported, except that of the first.
+        The first token of the prompt has no log-probability and is left out. Returns the logits (V,) after the prompt, or
+        None if more of the prompt must be read.
         """
         ids, start = session.window, self.decoder.lengths[session.row]
         end = piece_end(start, len(ids))
@@ -223,7 +232,7 @@ class Sessions:
     def read(self, sessions: Sequence[Session]) -> None:
         """Compute the logits after the newest token of each session's text.
 
-        A text whose context is full gets no logits until `read_piece` has read the last half of its context again.
+        A text whose context is full gets no logits: call `read_piece` for it until it is ready again (see `is_ready`).
         """
         for session in sessions:
             if self.decoder.lengths[session.row] >= self.engine.context:

@@ -50,7 +50,7 @@ class Window:
         return self.decoder.read(seen[self.start + self.decoder.lengths[0] :])
 
     def forget_after(self, length: int) -> None:
-        """Remove all but the first `length` tokens of the text from the cache."""
+        """Remove from the cache all tokens that come after the first `length` tokens of the text."""
         self.decoder.lengths[0] = min(self.decoder.lengths[0], length - self.start)
 
 
@@ -92,9 +92,9 @@ class SpeculativeEngine(Engine):
         seed: int,
         ended: list[bool] | None = None,
     ) -> Iterator[list[int | None]]:
-        """Yield lists with the next token id of the only prompt, as `Engine.ids` does for several prompts.
+        """Yield the token ids that follow the prompt, each in a list of length 1, as `Engine.ids` does for one prompt.
 
-        Raises UserError for an empty prompt and for several prompts.
+        Raises UserError if there are several prompts, or if the prompt has no tokens.
         """
         if len(prompts) != 1:
             raise UserError(

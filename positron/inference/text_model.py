@@ -101,7 +101,7 @@ class Writer:
         return [prompt + text for prompt, text in zip(beginnings, new, strict=True)]
 
     def ids(self, prompt: str, name: str = "the prompt") -> list[int]:
-        """Return the id of the end-of-text token, which begins each document, and the ids of the prompt.
+        """Return the token ids of the prompt, preceded by the id of the end-of-text token, which begins each document.
 
         `name` is the name of the prompt in messages. Raises UserError if the ids do not fit the context.
         """

@@ -25,7 +25,7 @@ MAX_THREADS = 8  # the matrices of a small model are too small for more threads
 
 
 class Steps(Protocol):
-    """Describe what `Team` needs of a decoder: the arrays that define its next step, and how to divide the step."""
+    """Define the interface that `Team` needs of a decoder: the data of its next step, and a method to divide the step."""
 
     owner: int  # number of the decoder, different for each decoder of the process
     arrays: tuple[Any, ...]  # the arguments of `compiled_step.work` after `sync`
@@ -73,7 +73,7 @@ class Team:
         atexit.register(self._end)
 
     def _forget(self) -> None:
-        """Begin without helpers. A forked process calls this, too, because it has only the thread that forked."""
+        """Reset the team, so that it has no helpers. A forked process calls this, too, because it has only one thread."""
         self.sync = np.zeros(kernel.SYNC, dtype=np.int64)
         self.helpers: list[_Helper] = []
         self.work: Steps | None = None
