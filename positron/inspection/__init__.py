@@ -1,1 +1,1 @@
-"""Look inside a run: attention, logit lens, ablations, the history of its training, and the true probabilities."""
+"""Look inside a run: attention, logit lens, ablations, earlier steps, and the exact probabilities of the stories."""

@@ -141,11 +141,11 @@ def _refuse_large(run: str, shape: Shape) -> None:
 
 
 def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
-    """Yield pairs (bits per weight, number of steps in the history) to try until the file is small enough.
+    """Yield pairs (bits per weight, number of steps in the history); the caller uses the first one whose file is small enough.
 
-    The bits decrease to 8, from at most 16. At ENOUGH_BITS, a half and a quarter of the `steps` are tried before the bits
-    decrease further, because with fewer bits the logits differ visibly. A half and a quarter of the `steps` are also tried at 8
-    bits, unless the weights alone are already too large.
+    The bits decrease from at most 16 to 8, with all `steps` each time. At ENOUGH_BITS, pairs with a half and a quarter of the
+    `steps` follow before the bits decrease, because fewer bits change the logits visibly. At 8 bits, such pairs follow, too, if
+    the weights alone fit into the file.
     """
     fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
     for bits in range(max(8, min(16, fitting)), 7, -1):
@@ -218,7 +218,7 @@ def joined_scripts() -> str:
 def base85(content: bytes) -> str:
     """Encode bytes in base 85: 5 characters of DIGITS for each 4 bytes, big-endian.
 
-    The first 4 bytes that are encoded are the length of `content`. Zeros fill up the last 4 bytes.
+    The length of `content` is put before it, as 4 bytes. Zeros after it complete the last group of 4 bytes.
     """
     padded = len(content).to_bytes(4, "big") + content + bytes(-len(content) % 4)
     words = np.frombuffer(padded, dtype=">u4").astype(np.uint64)
@@ -277,7 +277,7 @@ def kept_look(subject: Subject, prompt: str, point: HistoryPoint) -> dict[str, A
 
 
 def spread(points: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` points at equal distances, including the first and the last."""
+    """Return at most `count` of the points, evenly spaced, including the first and the last."""
     if len(points) <= count:
         return list(points)
     return [points[round(i * (len(points) - 1) / (count - 1))] for i in range(count)]

@@ -45,7 +45,7 @@ def look_inside(model: GPT, idx: Tensor, layers: Collection[int] | None = None) 
 def log_probabilities(model: GPT, stream: Tensor) -> Tensor:
     """Apply the final norm and the output matrix to the residual stream (..., C), and return log probabilities (..., V).
 
-    They are in nats, as float64. After the last block they are the model's prediction; after an earlier block they are
-    the prediction of the logit lens.
+    The result is in nats, as float64. For the stream after the last block, it is the model's prediction; for the stream
+    after an earlier block, it is the prediction of the logit lens.
     """
     return model.logits(model.norm_f(stream)).double().log_softmax(dim=-1)

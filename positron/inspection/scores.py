@@ -64,7 +64,7 @@ def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores
 
 
 def _period(model: GPT) -> int:
-    """Return the number R of random tokens in `repeated_rows`.
+    """Return R, the number of random tokens that each row of `repeated_rows` contains twice.
 
     R is at most MAX_REPEATED, and so small that a row fits the context and that the attention window of each repeated token
     reaches its first occurrence.
@@ -135,13 +135,16 @@ def _attention(model: GPT, rows: Tensor) -> Tensor:
 
 
 def _documents(texts: list[str], tokenizer: Tokenizer, limit: int) -> list[list[int]]:
-    """Return the first ids of each text, at most `limit` including the token that begins a document."""
+    """Return at most `limit` ids for each text that is not empty: the token that begins a document, then the text."""
     begin = tokenizer.special_id(END_OF_TEXT)
     return [[begin, *ids][:limit] for ids in tokenizer.encode_batch([str(text) for text in texts]) if ids]
 
 
 def _costs(model: GPT, documents: list[list[int]]) -> tuple[dict[tuple[int, int | Part], float], float | None]:
-    """Return how much the loss rises without each part of the model, and the loss of the whole model, in bits per token."""
+    """Return the rise of the loss without each part of the model, by (layer, part), and the loss of the whole model.
+
+    Both are in bits per token. Without documents, returns ({}, None).
+    """
     if not documents:
         return {}, None
     rows = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in documents], batch_first=True)

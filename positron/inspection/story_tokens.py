@@ -1,8 +1,8 @@
 """Compute the grammar's exact distribution of the next token of a story, given the tokens before it.
 
 The tokenizer encodes each word of a story separately (`stories/following.py` defines words), so the tokens of a story are the
-tokens of its words, one after the other. If only a part of a word was read, the next token depends on all words that the
-grammar allows at this place and that begin with the same tokens.
+tokens of its words, one after the other. If only the first tokens of a word were read, the next token can belong to any word
+that the grammar allows here and that begins with these tokens.
 """
 
 from __future__ import annotations
@@ -102,10 +102,9 @@ class StoryTokens:
         return _Reading(p * word.p, ids, 0, word.pieces, word.after)
 
     def _rule(self, reading: _Reading) -> Rule:
-        """Return the grammar rule that produces the next token, which is a word or a part of it.
+        """Return the grammar rule that produces the next token of the word `reading`.
 
-        If several rules produce parts of the token, this is the rule that produces the token's first character other than
-        white space.
+        If several rules produce parts of the token, return the rule of the first character that is not white space.
         """
         if not reading.pieces:
             return END

@@ -67,9 +67,9 @@ class Subject:
     """
 
     def __init__(self, run: Run, model: GPT | None = None, tokenizer: Tokenizer | None = None) -> None:
-        """Load the best checkpoint, unless the caller passes its `model` and `tokenizer`.
+        """Load the best checkpoint, or use its `model` and `tokenizer` if the caller has loaded both already.
 
-        Raises UserError if they cannot be loaded.
+        Raises UserError if the checkpoint cannot be loaded.
         """
         self.run, self.name = run, run.folder.resolve().name
         best, own, path = load_model(run) if model is None or tokenizer is None else (model, tokenizer, None)
@@ -182,7 +182,7 @@ class Subject:
             return []
 
     def history(self) -> HistoryData:
-        """Return the steps whose weights were kept during training, with the tokens and the validation score at each step."""
+        """Return the steps whose weights were kept, each with the number of training tokens so far and the validation score."""
         rows = read_metrics(self.run.metrics_path)
         data: HistoryData = {"run": self.name, "points": [], "best": self.best_step}
         for step, _ in self.run.history:

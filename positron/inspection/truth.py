@@ -1,6 +1,6 @@
 """Compare a model with the grammar of the built-in stories, token by token (see `lookdata.TruthData`).
 
-The *regret* of a token is the model's surprise minus the surprise by the exact probability, in bits. Its expectation is the
+The *regret* of a token is log2(exact probability / probability by the model), in bits. Its expectation is the
 Kullback-Leibler divergence, which is never negative.
 """
 
@@ -36,10 +36,10 @@ class TrueToken:
 
 @dataclass(frozen=True)
 class StoryTruth:
-    """Hold the exact distribution of the next token at each position of the beginning of a story.
+    """Hold the exact distribution of the next token at each position of a text, up to the last token that the grammar allows.
 
-    `tokens` has an entry for each token after the first, up to the last one that the grammar allows. `expected` has one entry
-    more: the distribution of the token after the first token, and of the token after each entry of `tokens`.
+    `tokens[t]` describes the token at position t + 1, because the token at position 0 begins the document and is given.
+    `expected[t]` is the distribution of the token after position t, so it has one entry more.
     """
 
     tokens: list[TrueToken]
