@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Load the run, look at it and print the result."""
+    """Load the run and print what it computes for the prompt, or write the HTML file that `--html` names."""
     say_loading(options.run)
     given = None if options.prompt is None else argument(options.prompt, "the prompt")
     if given == "-":
@@ -179,8 +179,9 @@ def token_table(data: LookData, truth: TruthData | None) -> list[str]:
 def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
     """Return the lines below the table: total bits, total regret, effect of an ablation, and the answer of a chat model.
 
-    The regret is the loss of the model minus that of the exact probabilities `truth`. If the prompt leaves the grammar of the
-    built-in stories, a line gives the character at which it does. Without `truth`, both are left out.
+    The total regret is the loss of the model minus the loss of the exact probabilities `truth`. If the prompt leaves the
+    grammar of the built-in stories, another line gives the character at which it leaves. Without `truth`, there is no line
+    about the regret or the grammar.
     """
     bits = sum(token["bits"] or 0.0 for token in data["tokens"])
     lines = [f"{bits:.2f} bits for {counted(len(data['tokens']) - 1, 'token')}"]
@@ -206,9 +207,9 @@ def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
 def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
     """Return the lines of a table with one row for each step whose weights were kept.
 
-    A row has the loss on the prompt in bits. With `has_truth`, it also has a regret for each kind of rule in the grammar of
-    the built-in stories. The regret is the loss of the model minus that of the exact probabilities. Raises UserError if the
-    run kept no weights.
+    A row has the loss on the prompt in bits. With `has_truth`, it also has the regret on validation stories in bits per
+    story: the total, and the part of each kind of grammar rule. The regret is the loss of the model minus the loss of the
+    exact probabilities. Raises UserError if the run kept no weights.
     """
     steps = [point["step"] for point in subject.history()["points"]]
     if not steps:

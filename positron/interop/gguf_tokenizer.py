@@ -24,7 +24,10 @@ _PRE_TOKENIZERS = {"r50k_base": "gpt-2", "cl100k_base": "llama-bpe"}
 
 
 def _pattern_of(digits: str) -> str:
-    """Return the regular expression with which Llama 3 or Qwen2 splits a text. They differ only in the part `digits`."""
+    """Return the regular expression with which Llama 3 or Qwen2 splits a text.
+
+    `digits`: the part of the expression for digits, in which the two models differ.
+    """
     return (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
         + digits

@@ -137,7 +137,7 @@ class _Keys:
         return _ACTIVATIONS[value]
 
     def refuse_rest(self) -> None:
-        """Raise UserError, which lists the keys that were not read, if there are any."""
+        """Raise UserError, which lists the keys that were not read, if one of them has a value other than null."""
         rest = [f"{key}={json_line(value)}" for key, value in self._facts.items() if value is not None]
         if rest:
             raise UserError(
@@ -208,7 +208,10 @@ def _gpt2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 def _sizes(
     keys: _Keys, eps: str, default_eps: float, *, tied: bool, default_base: float | None = 10_000.0
 ) -> dict[str, Any]:
-    """Read the keys that all classes except GPT-2 share, including the base of RoPE."""
+    """Return the options of `GPTConfig` for the keys that all classes except GPT-2 share, including the base of RoPE.
+
+    `default_base`: the base if config.json has none; None raises UserError for a missing base.
+    """
     heads = keys.count("num_attention_heads")
     width = keys.count("hidden_size")
     head_dim = keys.count_or_none("head_dim")
@@ -247,9 +250,9 @@ def _rope_base(keys: _Keys, default: float | None) -> float:
 
 
 def _window(keys: _Keys, layers: int, default: int | None) -> int | None:
-    """Return the sliding window in tokens, or None. Raises UserError if only some layers have a window.
+    """Return the sliding window in tokens, or None if no layer has one. Raises UserError if only some layers have a window.
 
-    `default`: the window of the class if config.json has no key sliding_window.
+    `default`: the window if config.json has no key sliding_window.
     """
     size = keys.count_or_none("sliding_window", default)
     kinds = keys.names("layer_types")

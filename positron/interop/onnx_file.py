@@ -96,7 +96,7 @@ def _cached_inputs(config: GPTConfig) -> dict[str, Tensor]:
 
 
 def _trace(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
-    """Write a graph that accepts any batch size, any length, and any number of earlier tokens."""
+    """Write `graph` as an ONNX file that accepts any batch size, any length, and any number of earlier tokens."""
     from torch.export import Dim
 
     batch, length = Dim("batch", min=1), Dim("length", min=1)
@@ -160,9 +160,9 @@ def _plain_difference(source: Source, path: Path) -> float:
 
 @torch.no_grad()
 def _cached_difference(source: Source, path: Path) -> float:
-    """Read texts of the context length in two parts, and return the largest difference between the logits of graph and model.
+    """Return the largest difference between the logits of `model_cached.onnx` and of the model.
 
-    Only the logits after the last token of each part are compared.
+    The graph reads texts of the context length in two parts. Only the logits after each part are compared.
     """
     config, session, differences = source.config, _session(path), []
     ids = probe(config)

@@ -171,7 +171,7 @@ def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]
 def piece_tokenizer(
     vocab: dict[str, int], merges: list[tuple[str, str]], specials: dict[int, str], *, dummy_prefix: bool
 ) -> dict[str, Any]:
-    """Return a tokenizer.json for SentencePiece pieces. `dummy_prefix`: a space is put before each text."""
+    """Return a tokenizer.json for SentencePiece pieces. `dummy_prefix`: true to put a space before each text."""
     prefix: list[dict[str, Any]] = [{"type": "Prepend", "prepend": "▁"}] if dummy_prefix else []
     return {
         "version": "1.0",

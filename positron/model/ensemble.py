@@ -33,7 +33,10 @@ def members_of(model: GPT | Ensemble) -> tuple[GPT, ...]:
 
 
 def context_of(model: GPT | Ensemble) -> int:
-    """Return the context length of a model, or an ensemble's smallest, because all members read the same tokens."""
+    """Return the context length of a model, or the smallest context length of an ensemble's members.
+
+    The smallest one counts, because all members read the same tokens.
+    """
     return min(member.config.context_length for member in members_of(model))
 
 

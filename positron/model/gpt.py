@@ -104,7 +104,7 @@ def document_mask(documents: Tensor, window: int | None) -> Tensor:
 def previous_embeddings(x: Tensor, documents: Tensor | None) -> Tensor:
     """Shift x (B, T, C) by one token, so that each position holds the vector of the token before it.
 
-    The first position of each row holds 0. If document numbers (B, T) are given, so does the first position of each document.
+    The first position of each row holds 0. With document numbers (B, T), the first position of each document holds 0, too.
     """
     before = F.pad(x[:, :-1], (0, 0, 1, 0))
     if documents is None:

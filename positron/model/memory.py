@@ -33,9 +33,10 @@ def check_memory(
 ) -> None:
     """Raise UserError if the memory of this machine is too small for `copies` floats per parameter of the model.
 
-    `copies`: TRAINING_COPIES for training, 1 for a model that is only used. With accelerator="cuda", the main memory must hold
-    one float per parameter, because the weights are created there, and the GPUs of all processes together must hold `copies`.
-    `is_new`: true if the command's settings choose the size of the model; the message then advises to reduce it.
+    `copies`: TRAINING_COPIES for training (1 with LoRA), 2 for an import, 1 for a model that is only used. With
+    accelerator="cuda", the main memory must hold one float per parameter, because the weights are created there, and the GPUs
+    of all processes together must hold `copies`. `is_new`: true if the command's settings choose the size of the model; the
+    message then advises to reduce it.
     """
     total = machine_memory()
     fixed = config.n_layer * LAYER_BYTES + _table_bytes(config)

@@ -1,8 +1,8 @@
 """Wrap every undocumented symbol of torch that Positron uses, and describe the behaviour that Positron relies on.
 
-A version of torch may change or remove any of these symbols without notice. tests/model/test_torch_private.py checks the
-signature of each symbol and its result for a small input. All symbols were checked with torch 2.13.0. NumPy is used through its
-public interface only, and so is Lightning, except that training/sharding.py overrides two private methods of its DDPStrategy.
+A new version of torch may change or remove any of these symbols without notice. tests/model/test_torch_private.py checks the
+signature of each symbol and its result for a small input. All symbols were checked with torch 2.13.0. Positron uses no
+private symbol of NumPy, and only two of Lightning: training/sharding.py overrides two private methods of DDPStrategy.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def has_forward_hooks(module: nn.Module) -> bool:
 
 
 def undo_compile(module: nn.Module) -> None:
-    """Undo `module.compile()`, which stores the compiled forward pass in `_compiled_call_impl`, by setting this to None."""
+    """Undo `module.compile()`: set the attribute `_compiled_call_impl`, which holds the compiled forward pass, to None."""
     module._compiled_call_impl = None
 
 
