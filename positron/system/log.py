@@ -74,7 +74,7 @@ class ScreenHandler(_Handler):
 class RunFileHandler(_Handler):
     """Append lines, each with its time, to the log file of a run.
 
-    An error such as a full disk is reported once, and again only if a line could be written in between.
+    If writing fails, for example because the disk is full, a warning is shown. Further failures in a row show no warning.
     """
 
     def __init__(self, path: Path) -> None:

@@ -30,9 +30,10 @@ def without_home(value: Any) -> Any:
 
 
 def _homes() -> list[str]:
-    """Return the path of the home folder as given and with links resolved; empty if it is the root folder or unknown.
+    """Return all ways to write the path of the home folder; an empty list if it is the root folder or unknown.
 
-    A Windows path is also returned with slashes instead of backslashes, and with doubled backslashes, as in quoted text.
+    These are the path as given and with links resolved. A Windows path is also returned with slashes instead of
+    backslashes, and with doubled backslashes, as in quoted text.
     """
     try:
         home = Path.home()
@@ -49,9 +50,9 @@ def portable_name(name: str) -> str:
 
 
 def fault_of_name(name: str) -> str | None:
-    """Return why Windows refuses a file or folder of this name, as a phrase such as "ends with a dot", or None if it does not.
+    """Return why Windows refuses a file or folder of this name, such as "is the name of a device on Windows".
 
-    A run folder may move to Windows, so these names are refused on every system.
+    Returns None if Windows allows the name. A run folder may move to Windows, so callers refuse the name on every system.
     """
     if name != name.strip() or name.endswith("."):
         return "begins or ends with a space, or ends with a dot"

@@ -39,5 +39,5 @@ else:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether the process with this id is running; a number that is no process id counts as not running."""
+    """Tell whether the process with this id is running; return False if `pid` is not a valid process id."""
     return 0 < pid <= _MAX_PID and _exists(pid)

@@ -25,10 +25,10 @@ class Meter:
     """
 
     def __init__(self, what: str, total: float | None, done: float = 0.0, unit: float = 0.0) -> None:
-        """Begin at the amount `done` of `total` (None: the total is unknown).
+        """Begin at the amount `done` of `total`; `what` is the label that is shown.
 
-        `unit` matters only for an unknown total: the amount times `unit` is shown in megabytes, so `unit` is 1e-6 for an
-        amount in bytes. If `unit` is 0, the amount itself is shown.
+        If `total` is None (unknown), the amount times `unit` is shown as megabytes, so give `unit` 1e-6 for an amount in
+        bytes. With `unit` 0, the amount itself is shown. If `total` is known, `unit` is not used.
         """
         self.what, self.total, self.first, self.unit = what, total, done, unit
         self.started = self.shown = time.monotonic()
@@ -76,7 +76,7 @@ class Meter:
 
 
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yield the items, and show how many are done if all of them take longer than three seconds."""
+    """Yield the items and, after the first three seconds, show how many are done."""
     with Meter(what, len(items)) as meter:
         for done, item in enumerate(items):
             meter.show(done)

@@ -23,9 +23,9 @@ _IS_USERS_CHOICE = any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_
 
 
 def spin(count: int) -> None:
-    """Set how long threads spin in this process and its children, unless the user has set it.
+    """Set for how many iterations an idle thread of this process or its children spins before it sleeps.
 
-    `count`: iterations of the waiting loop. Has no effect once torch is loaded.
+    Call this before torch is loaded. It does nothing if the user has set OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME.
     """
     if not _IS_USERS_CHOICE:
         os.environ["GOMP_SPINCOUNT"] = str(count)
@@ -38,9 +38,10 @@ class OtherPrograms:
         self._last = _busy_seconds()
 
     def cores(self) -> float | None:
-        """Return the average number of cores that other programs have used since the last call; None if it is unknown.
+        """Return the average number of cores that other programs have used since the last call.
 
-        The first call measures from the creation of the object.
+        The first call measures from the creation of the object. Returns None if the system does not report it, or if less
+        than 0.05 seconds have passed.
         """
         before, now = self._last, _busy_seconds()
         self._last = now
@@ -53,7 +54,7 @@ class OtherPrograms:
 def describe_others(cores: float | None, of: int | None = None) -> str:
     """Return a text such as "other programs keep 1.3 of 2 cores busy", or "" if `cores` is None or less than 0.25.
 
-    `cores`: the mean number of cores that they use. `of`: the total number of cores; None: that of this machine.
+    `cores`: the mean number of cores that other programs use. `of`: the total number of cores (None: all of this machine).
     """
     if cores is None or cores < 0.25:
         return ""

@@ -1,8 +1,8 @@
 """Ask the operating system to run a thread in short slices, so that it runs soon after it is woken.
 
-A thread that shares a core with a busy program waits for the end of the program's slice after it is woken, for several
-milliseconds. Linux 6.12 and later let a thread that asks for shorter slices run at once, if it has not used its share of the
-core. The share itself does not change. Source: Documentation/scheduler/sched-eevdf.rst of the Linux kernel.
+A thread that is woken on the core of a busy program waits several milliseconds, until that program's slice ends. If the thread
+has asked for shorter slices, Linux 6.12 and later run it at once, as long as it has not used its share of the core. The share
+itself does not change. Source: Documentation/scheduler/sched-eevdf.rst of the Linux kernel.
 """
 
 from __future__ import annotations

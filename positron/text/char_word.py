@@ -65,7 +65,7 @@ class CharTokenizer:
         return [self.encode(text) for text in texts]
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the character of an id as UTF-8 bytes: UNKNOWN for id 0, empty for special tokens."""
+        """Return the UTF-8 bytes of the character with the id `i`: U+FFFD for `<unk>`, b"" for special tokens."""
         if i < self._first:
             return UNKNOWN.encode("utf-8") if i == 0 else b""
         return self.characters[i - self._first].encode("utf-8")
@@ -138,7 +138,7 @@ class WordTokenizer:
         return [self.encode(text) for text in texts]
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the piece of an id as UTF-8 bytes: UNKNOWN for id 0, empty for special tokens."""
+        """Return the UTF-8 bytes of the piece with the id `i`: U+FFFD for `<unk>`, b"" for special tokens."""
         if i < self._first:
             return UNKNOWN.encode("utf-8") if i == 0 else b""
         return self.pieces[i - self._first].encode("utf-8")

@@ -61,9 +61,9 @@ def fit(
     """Drop the oldest turns until the context has room for an answer.
 
     Returns the remaining messages and the number of dropped turns. `max_tokens` is the number of tokens to reserve for the
-    answer; if it is None, the lengths of the answers so far decide (see `_answer_tokens`). A long system message and last
-    question may use some of the reserved tokens, but at most three quarters of the context; if they are longer, the beginning
-    of the question is cut off.
+    answer; if it is None, the lengths of the answers so far decide (see `_answer_tokens`). If the system message and the last
+    question leave less room than this, the answer gets fewer tokens, but at least a quarter of the context (or `max_tokens`, if
+    that is less). To leave this minimum, the beginning of the question is cut off.
     """
     reserved = _answer_tokens(messages, tokenizer, context) if max_tokens is None else max_tokens
     alone = len(prompt_ids([m for m in messages[:1] if m.role == "system"] + list(messages[-1:]), tokenizer))

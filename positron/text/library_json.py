@@ -1,8 +1,8 @@
 """Use the tokenizer of an imported model: its `tokenizer.json`, with Hugging Face's tokenizers library.
 
-Special tokens for chat (in `SPECIALS`) that the file does not have get the ids after its last id, and the import adds rows to
-the embedding for them. `<|endoftext|>` is the token with which the imported model begins each text, whatever that model calls
-it. Further tokens may end a text (see `LibraryTokenizer.end_ids`).
+If the file lacks special tokens for chat (see `SPECIALS`), they get the ids after its last id, and the import adds rows to the
+embedding. `<|endoftext|>` is Positron's name for the token with which the imported model begins each text, such as `<s>`.
+Further tokens may end a text (see `LibraryTokenizer.end_ids`).
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class LibraryTokenizer:
     def spelling(self) -> Spelling:
         """Return how the vocabulary writes its tokens.
 
-        "bytes": with a printable character for each byte (BYTE_CHARACTERS). "pieces": as SentencePiece does, with ▁ for a
-        space. "characters": as plain text.
+        "bytes": a printable character stands for each byte (BYTE_CHARACTERS). "pieces": ▁ stands for a space, as in
+        SentencePiece. "characters": the tokens are plain text.
         """
         return self._spelling
 
@@ -131,7 +131,7 @@ class LibraryTokenizer:
         return [encoding.ids for encoding in self._library.encode_batch(texts, add_special_tokens=False)]
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the UTF-8 bytes of an id: UNKNOWN for the unknown token, empty for special tokens and ids without a token."""
+        """Return the UTF-8 bytes of an id: U+FFFD for the unknown token, b"" for special tokens and ids without a token."""
         token = self._library.id_to_token(i)
         if i == self._unknown and i not in self._specials.values():
             return UNKNOWN.encode("utf-8")
@@ -192,7 +192,10 @@ def spelling_of(facts: dict[str, Any]) -> Spelling:
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the steps of a decoder, a pre-tokenizer or a normalizer; a sequence has several steps."""
+    """Return the steps of `part`, which is the decoder, pre-tokenizer or normalizer of a tokenizer.json.
+
+    Only a part of the type Sequence has several steps. Returns an empty list if `part` is None.
+    """
     if part is None:
         return []
     inner = part.get("decoders") or part.get("pretokenizers") or part.get("normalizers")
@@ -202,8 +205,8 @@ def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
 def first_token(facts: dict[str, Any], *, config: dict[str, Any]) -> int | None:
     """Return the id of the token that begins each text, or None if it is unknown.
 
-    This is `<|endoftext|>`, if the tokenizer.json with the content `facts` has this token; otherwise bos_token_id or else
-    eos_token_id of `config`, the content of config.json.
+    `facts`: the content of tokenizer.json. `config`: the content of config.json. Returns the first of these ids
+    that exists: the id of `<|endoftext|>` in `facts`, bos_token_id in `config`, eos_token_id in `config`.
     """
     for token in facts.get("added_tokens") or ():
         if token["content"] == END_OF_TEXT:

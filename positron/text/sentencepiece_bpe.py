@@ -165,11 +165,10 @@ class SentencePieceTokenizer:
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of `texts` for the training; newlines are encoded as bytes and never part of a longer piece.
+    """Yield the lines of `texts` on which SentencePiece is trained, split further at the characters it reserves (▁ and ▅).
 
-    A line is also split at reserved characters. They never occur in the training lines, so they get no piece of their own and
-    are encoded as bytes too. If no text is left, yields one space, so that training succeeds; the vocabulary then has only
-    single bytes and special tokens.
+    Newlines and reserved characters never occur in the result, so they get no tokens of their own and are encoded as bytes. If
+    there is no text, yields a space, so that training succeeds; the vocabulary then has only single bytes and special tokens.
     """
     is_empty = True
     for text in texts:
