@@ -124,7 +124,7 @@ def mps_fallback() -> str:
 
 
 def use_device(machine: Machine) -> None:
-    """Make the machine's device torch's current device, and on a Mac, limit the memory that torch takes for the GPU.
+    """Set the current CUDA device of torch; on a Mac, limit the memory that torch takes for the GPU.
 
     On a Mac, the GPU and all programs share one memory. By default, torch takes up to 1.7 times the memory that the system
     recommends for the GPU, which is more than a Mac with 16 GB has. All programs would then become slow, and the search for a
@@ -185,7 +185,8 @@ def speed_on_cpu(precision: Precision) -> float:
     """Return the speed of matrix products in `precision` on this CPU, divided by their speed in fp32.
 
     Both precisions are measured alternately, and the highest speed of each counts. Another program can slow down a
-    measurement, so they are repeated, at most TURNS times, while the ratio is between 1 / SLOWDOWN and MIN_GAIN.
+    measurement. Therefore the measurements are repeated, at most TURNS times, until the ratio is below 1 / SLOWDOWN or above
+    MIN_GAIN.
     """
     cpu, best = torch.device("cpu"), {DTYPES[precision]: 0.0, torch.float32: 0.0}
     for turn in range(TURNS):
@@ -310,8 +311,8 @@ def choose_micro_batch(
     - With sharded weights no step is tried, because one device may be too small for all weights. Instead, n is halved until
       the estimated activations fit half of the memory. Equal devices therefore get equal numbers.
 
-    Raises UserError if `asked` sequences need more memory, by an estimate, than is free, or if `try_step(1)` runs out of
-    memory.
+    Raises UserError if `asked` is a number and, by an estimate, its sequences need more than the free memory. With "auto",
+    raises UserError if `try_step(1)` runs out of memory.
     """
     if asked != "auto":
         _refuse_too_large(config, machine, min(int(asked), rows))
@@ -359,25 +360,25 @@ def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out: by its type or, as MPS and CPU have no such type, by its text."""
+    """Tell whether an error means that memory ran out, by its type (CUDA) or its message (MPS and CPU)."""
     texts = ("out of memory", "can't allocate memory", "not enough memory")  # MPS; a CPU; a CPU on Windows
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
 def batch_remedy(size: int, fits: int) -> list[str]:
-    """Return the alternatives to a micro-batch of `size` sequences, which does not fit the memory.
+    """Return what a user can change if a micro-batch of `size` sequences does not fit the memory.
 
-    If `fits`, a size that may fit, is smaller than `size`, the only alternative is a micro-batch of `fits` sequences.
-    Otherwise the alternatives are a smaller model and a shorter context.
+    This is ["train.micro_batch_size=4"] if `fits` is 4 and less than `size`, where `fits` is a size that may fit. Otherwise
+    it is ["a smaller model", "a smaller model.context_length="].
     """
     return [f"train.micro_batch_size={fits}"] if fits < size else ["a smaller model", "a smaller model.context_length="]
 
 
 def memory_remedy(checkpointed: bool, alternatives: list[str]) -> str:
-    """Join the alternatives to a setting that needs too much memory by commas and "or".
+    """Return the alternatives as text, such as "a smaller model, or device.checkpoint_activations=true".
 
-    If `checkpointed` is False, activation checkpointing is added as the last alternative. Pass True if it is on already or
-    would not help.
+    If `checkpointed` is False, device.checkpoint_activations=true is added as the last alternative. Pass True if activation
+    checkpointing is on already or would not help.
     """
     *others, last = alternatives if checkpointed else [*alternatives, "device.checkpoint_activations=true"]
     return f"{', '.join(others)}, or {last}" if others else last

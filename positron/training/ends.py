@@ -45,7 +45,7 @@ def open_ends(session: Session, plan: Plan, objective: Objective, rows: list[dic
 
 
 def why_it_is_over(session: Session, plan: Plan, ends: Ends, was_pruned: bool) -> str | None:
-    """Return the line that says why there is nothing to train, or None if there are steps left."""
+    """Return a message that says why there is nothing to train, or None if the run is to be trained."""
     folder, step = session.run.folder, session.start.step
     if ends.patience is not None and ends.patience.is_over:
         reason = f"nothing to do: early stopping ended {folder} at step {step}, {ends.patience.why}"
@@ -62,7 +62,7 @@ def why_it_is_over(session: Session, plan: Plan, ends: Ends, was_pruned: bool) -
 
 
 def status_at_end(plan: Plan, ends: Ends, first: int) -> str:
-    """Return the status of a run whose training began at step `first` and ended without an error."""
+    """Return "pruned", "stopped" or "finished" for a run whose training began at step `first` and ended without an error."""
     if ends.pruning is not None and ends.pruning.pruned:
         return "pruned"
     cut = max(first, plan.last_step) < plan.horizon or ends.stopping.out_of_time

@@ -1,4 +1,4 @@
-"""Train a model on a text: what pretraining and distillation have in common."""
+"""Train a model on a text, by pretraining or by distillation."""
 
 from __future__ import annotations
 

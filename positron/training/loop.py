@@ -248,7 +248,7 @@ def _callbacks(
     clock = Clock(train.log_every)
 
     def is_last(trainer: L.Trainer) -> bool:
-        """Tell whether this step is the last one of the whole run, and not only the last one of this process."""
+        """Tell whether the run is finished after this step; False if it only stops here and can be continued."""
         return trainer.global_step >= plan.horizon or ends.is_out_of_patience
 
     samples = Samples(

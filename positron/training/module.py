@@ -118,10 +118,10 @@ class TrainingModule(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
 
     def _accumulate(self, parts: list[Part]) -> Tensor:
-        """Add up the gradients of all micro-batches and return this rank's loss; its mean over the ranks is the batch's loss.
+        """Add up the gradients of all micro-batches and return this rank's loss.
 
-        The sum of the losses is divided by their number on all ranks, and multiplied by the number of ranks: DDP and FSDP
-        average the gradients over the ranks, and this factor turns the average into a sum.
+        The loss is (sum of the losses on this rank) / (number of losses on all ranks) x (number of ranks). The last factor is
+        necessary because DDP and FSDP average the gradients over the ranks. The mean of the ranks' losses is the batch's loss.
         """
         world = self.trainer.world_size
         count = torch.stack([self.objective.count(part) for part in parts]).sum()
@@ -137,7 +137,7 @@ class TrainingModule(L.LightningModule):
         return total
 
     def _synchronise(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which the ranks exchange gradients only if this is the last micro-batch of the step."""
+        """Return a context for the backward pass of a micro-batch; in it, ranks exchange gradients only if `last` is True."""
         if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(last)
             return contextlib.nullcontext()
@@ -145,12 +145,11 @@ class TrainingModule(L.LightningModule):
         return contextlib.nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients, and make the step change no weight if the gradient (in fp16: the loss) is NaN or infinite.
+        """Clip the gradients. If the gradient (in fp16: the loss) is NaN or infinite, let the step change no weights.
 
-        Lightning calls this method when the gradients are complete and, in fp16, divided by the loss scale. In fp16, an
-        infinite gradient is normal: the gradient scaler skips such a step itself and lowers its scale. With a fused optimizer,
-        the host does not wait for the result of the check: `skip_step_if` makes the optimizer's kernel skip the update on the
-        device.
+        Lightning calls this method when the gradients are complete and, in fp16, divided by the loss scale. In fp16 an
+        infinite gradient is normal: Lightning's gradient scaler then skips the step and lowers the loss scale. With a fused
+        optimizer, the optimizer's kernel makes the decision on the device (`skip_step_if`), so that the CPU does not wait.
         """
         scaled = self.trainer.precision == "16-mixed"
         self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)

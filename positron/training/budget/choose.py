@@ -152,10 +152,10 @@ def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:
 
 
 def decay_for(rate: float, steps: int, embedding_ratio: float) -> float:
-    """Return the weight decay for which learning rate x weight decay x steps is TOTAL_DECAY.
+    """Return the weight decay for which learning rate x weight decay x steps is TOTAL_DECAY, but not more than a limit.
 
-    The result is smaller if one step would otherwise remove a larger share of a weight than MAX_STEP_DECAY.
-    `embedding_ratio`: the learning rate of the embeddings relative to `rate`.
+    The limit is the weight decay with which one step removes the share MAX_STEP_DECAY of a weight. `embedding_ratio`: the
+    learning rate of the embeddings divided by `rate`.
     """
     return min(TOTAL_DECAY / steps, MAX_STEP_DECAY / max(1.0, embedding_ratio)) / rate
 
@@ -172,8 +172,8 @@ def batch_for_tokens(tokens: float, context: int) -> int:
 def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, text_tokens: float) -> tuple[int, float]:
     """Return the number of tokens per optimizer step and the number of tokens that a run reads in `seconds`.
 
-    A run reads its text, which has `text_tokens` tokens, at most MAX_PASSES times. The batch size depends on the tokens of
-    the run, and these depend on the batch size, which affects the speed. Therefore both are computed alternately, four times.
+    A run reads its text, which has `text_tokens` tokens, at most MAX_PASSES times. The batch size depends on the number of
+    tokens, which depends on the speed, which depends on the batch size. Therefore both results are computed four times in turn.
     """
     batch, context = REFERENCE_BATCH, config.model.context_length
     given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
@@ -275,10 +275,11 @@ def choose(
 
 
 def larger_gains_nothing(candidates: list[Candidate], text_tokens: float) -> bool:
-    """Tell whether larger models need not be measured, because they would be worse or hardly better.
+    """Tell whether to measure no larger models, because they would be worse or hardly better.
 
-    They would be worse if the forecast loss has risen twice in a row. They would be hardly better if the last candidate reads
-    the whole text MAX_PASSES times and improves the forecast loss of the previous candidate by a share of less than MIN_GAIN.
+    `candidates`: the models measured so far, smallest first. Returns True if their forecast loss has risen twice in a row, or
+    if the last model can read the whole text MAX_PASSES times in the budget and its forecast loss is less than the share
+    MIN_GAIN below that of the previous model.
     """
     last = candidates[-1]
     if len(candidates) > 2 and last.forecast > candidates[-2].forecast > candidates[-3].forecast:

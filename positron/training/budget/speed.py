@@ -77,7 +77,7 @@ class SpeedMeasurement:
     def train(self, gpt: GPTConfig, data: PretrainObjective, seconds: float, rate: float) -> Speed:
         """Train a new model for `seconds` at the learning rate `rate`, and return its speed.
 
-        If it takes fewer than MIN_STEPS steps in this time, it is trained until it has taken them, for at most 4 x `seconds`.
+        If this time is too short for MIN_STEPS steps, training continues until MIN_STEPS steps or 4 x `seconds` are reached.
         """
         model = GPT(gpt, seed=self.config.seed).to(self.machine.device)
         model.checkpoint_activations = self.config.device.checkpoint_activations
@@ -106,11 +106,11 @@ class SpeedMeasurement:
 
 
 def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
-    """Compute the speed from the (tokens, seconds) of each gradient and the seconds of each update; the first step is ignored.
+    """Compute the speed from the measured steps, except the first one.
 
-    If the steps had two sizes, the seconds per token are the slope of the line through the median times of both sizes. This
-    slope can be too small, because a small step leaves a GPU partly idle. So at least a fourth of the seconds per token of a
-    large step is used.
+    `gradients`: (tokens, seconds) of each forward and backward pass. `updates`: the seconds of each optimizer step. If the
+    steps had two sizes, the seconds per token are (difference of the median seconds) / (difference of the tokens). This can
+    be too small, because a small step leaves a GPU partly idle. The minimum is a fourth of (seconds / tokens) of a large step.
     """
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:

@@ -1,4 +1,4 @@
-"""Refuse to train if the processes of a run have chosen different values for `auto`."""
+"""Refuse to train if the processes of a run have chosen different values for settings that are `auto`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from positron.training.module import TrainingModule
 
 
 class Agreement(L.Callback):
-    """Raise UserError before the first step if two processes chose different values for `auto`.
+    """Raise UserError before the first step if two processes chose different values for a setting that is `auto`.
 
     Each process measures its own device, so the precision and the micro-batch size of two processes may differ. Without this
     check, such processes would score the wrong parts of the validation text, and with sharded weights they would wait for
@@ -22,7 +22,7 @@ class Agreement(L.Callback):
         self.resolved = resolved
 
     def on_fit_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
-        """Raise UserError in all processes if two of them chose different values for `auto`."""
+        """Raise UserError in all processes if two of them chose different values for a setting that is `auto`."""
         if trainer.world_size == 1:
             return
         plans: list[Resolved] = [self.resolved] * trainer.world_size
@@ -31,7 +31,7 @@ class Agreement(L.Callback):
 
 
 def refuse_different_plans(plans: list[Resolved]) -> None:
-    """Raise UserError if the plans, one for each rank in rank order, differ in a setting that must be equal on all ranks."""
+    """Raise UserError if the ranks have different values of a setting that must be equal; `plans[i]` belongs to rank i."""
     for key, setting in (
         ("batch_tokens", "train.batch_tokens"),
         ("max_steps", "train.max_steps"),

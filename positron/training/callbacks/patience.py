@@ -26,7 +26,7 @@ class Patience(L.Callback):
 
     @property
     def is_over(self) -> bool:
-        """Tell whether the last `limit` validations were no better than an earlier one, so that the run has to end."""
+        """Tell whether the run has to end, because the best validation is at least `limit` validations ago."""
         return self.since >= self.limit
 
     @property

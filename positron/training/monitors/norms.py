@@ -1,7 +1,7 @@
 """Measure the L2 norms of gradients, weights and updates of each layer.
 
-A layer is a block (`blocks.0`) or a module outside of the blocks (`wte`, `wpe`, `smear`, `norm_f`, `lm_head`; a tied head is
-`wte`). Only trained parameters are included; with LoRA these are the low-rank matrices.
+A layer is a block (`blocks.0`) or a module outside of the blocks (`wte`, `wpe`, `smear`, `norm_f`, `lm_head`). With tied
+embeddings, the output head is part of `wte`. Only trained parameters are included; with LoRA these are the low-rank matrices.
 """
 
 from __future__ import annotations

@@ -36,13 +36,16 @@ def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarr
 
 
 def position_edges(context: int, n_bins: int = POSITION_BINS) -> list[int]:
-    """Return the first position of each bin, and the end of the last bin: 0, then powers of two, then `context`."""
+    """Return the first position of each bin, and then `context`: [0, 8, 16, 32, ..., 512, 1024] for 1024 and 8 bins."""
     powers = [1 << n for n in range(context.bit_length()) if 1 << n < context]
     return [0, *powers[1 - n_bins :], context]
 
 
 def bin_means(values: np.ndarray, bins: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Return a dict from name to mean value, without empty bins. `values[i]` is in the bin with the index `bins[i]`."""
+    """Return a dict from the name of each bin that is not empty to the mean of its values.
+
+    `values[i]` is in the bin with the index `bins[i]`, whose name is `names[bins[i]]`.
+    """
     counts = np.bincount(bins, minlength=len(names))
     sums = np.bincount(bins, weights=values, minlength=len(names))
     return {name: float(sums[i] / counts[i]) for i, name in enumerate(names) if counts[i]}

@@ -80,6 +80,9 @@ def optimizer_class(config: OptimizerConfig) -> Any:
 
 
 def refuse_unusable(config: OptimizerConfig) -> None:
-    """Raise UserError if `config` names a custom optimizer that cannot be built; called before the text is prepared."""
+    """Raise UserError if `config` names a custom optimizer that cannot be built.
+
+    Call this before the text is prepared, which may take long.
+    """
     if config.is_custom:
         custom_optimizer([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}], config)
