@@ -120,9 +120,9 @@ class Objective(Protocol):
         ...
 
     def loss_terms(self) -> dict[str, Tensor]:
-        """Return the terms of the loss of the last step by the name of their metric: means over this rank's targets, in nats.
+        """Return the terms of the last step's loss by metric name, such as `train/kl`; {} if the loss has a single term.
 
-        They stay on the device and are read only if the step is logged. The dict is empty if the loss has a single term.
+        A term is a mean over this rank's targets, in nats. The tensors are on the device and read only if the step is logged.
         """
         ...
 

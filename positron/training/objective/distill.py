@@ -28,7 +28,7 @@ class Teachers:
 
 
 class DistillObjective(PretrainObjective):
-    """Train on every token of a text, and on the probabilities that the teachers give to every possible token there.
+    """Train on every token of a text and, at each position, on the teachers' probabilities of all tokens of the vocabulary.
 
     The validation measures the plain cross-entropy, as in pretraining, so that runs can be compared.
     """
@@ -46,7 +46,7 @@ class DistillObjective(PretrainObjective):
 
     @property
     def dependencies(self) -> dict[str, str]:
-        """Return the hashes of the teachers' weights, separated by blanks, as the value of the key `teachers`."""
+        """Return {"teachers": "HASH1 HASH2"}: the hashes of the weights of all teachers, separated by spaces."""
         return {"teachers": " ".join(self.teachers.hashes)}
 
     @property

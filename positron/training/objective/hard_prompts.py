@@ -1,7 +1,7 @@
 """Choose prompts that the model still answers badly, so that reinforcement learning asks them again.
 
-The model learns nothing from a prompt whose answers all have the same reward. When most answers are right, most prompts are
-like this. Asking some of the prompts with a wrong answer again makes more of the answers useful.
+The model learns nothing from a prompt whose answers all have the same reward. When most answers are right, this is true of most
+prompts. If some prompts that got a wrong answer are asked again, the model can learn from more answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class HardPrompts:
-    """Remember the indices of hard prompts. A prompt is hard if not all its answers passed when it was last asked."""
+    """Remember the indices of hard prompts. A prompt is hard if at least one of its answers failed when it was last asked."""
 
     def __init__(self, numbers: Iterable[int] = ()) -> None:
         """Begin with `numbers`, the indices of hard prompts."""
@@ -24,7 +24,7 @@ class HardPrompts:
     def after(self, step: int) -> list[int]:
         """Return the indices of the prompts that are hard after optimizer step `step`.
 
-        The results of a later step are ignored, because a signal may have ended it after its results were recorded.
+        If a later step has recorded results, they are ignored, because a signal may have interrupted that step.
         """
         newest, is_hard = self._newest
         if newest > step:
@@ -33,21 +33,21 @@ class HardPrompts:
         return sorted(kept | {number for number, hard in is_hard.items() if hard})
 
     def draw(self, step: int, count: int, seed: int) -> list[int]:
-        """Draw the indices of `count` different hard prompts for optimizer step `step`, or of all if there are fewer."""
+        """Draw the indices of `count` different hard prompts for optimizer step `step`; return all if there are fewer."""
         hard = self.after(step - 1)
         chosen = np.random.default_rng((seed, step)).permutation(len(hard))[:count]
         return [hard[i] for i in chosen.tolist()]
 
     def record(self, step: int, numbers: Sequence[int], passed: Sequence[bool]) -> None:
-        """Record for each prompt of a step whether all its answers passed."""
+        """Record the results of a step: `passed[i]` tells whether all answers to the prompt with index `numbers[i]` passed."""
         self._numbers = set(self.after(step - 1))
         self._newest = step, dict(zip(numbers, (not each for each in passed), strict=True))
 
 
 def of_all_ranks(values: Tensor, rank: int, world_size: int, device: torch.device) -> list[bool]:
-    """Return the values of all ranks in the order of the prompts.
+    """Return the values of all ranks in the order of the step's prompts.
 
-    `values`: the values of this rank, whose prompts have the indices `rank`, `rank + world_size`, and so on.
+    `values[i]`, a value of this rank, belongs to the step's prompt number `rank + i * world_size`, counted from 0.
     """
     whole = torch.zeros(len(values) * world_size, device=device)
     whole[rank::world_size] = values.to(whole)

@@ -200,10 +200,10 @@ class PreferenceObjective(NextToken):
     def missing(self, reference: Reference | None, n_steps: int) -> list[tuple[str, np.ndarray]]:
         """Return the micro-batches that `reference` lacks for the validation and for the first `n_steps` optimizer steps.
 
-        Each is a tuple: the name of an array of the reference ("train" or "val"), and the indices of the pairs. The training
-        pairs, in the order of the first epoch, are divided into blocks of SORTED_MICRO_BATCHES micro-batches, and each block
-        is sorted by length. If a step reads one pair of a block, the whole block is needed. So a larger `n_steps` only adds
-        blocks; it does not change the micro-batches of the other blocks.
+        A micro-batch is a tuple: "train" or "val", and the indices of its pairs. To form the training micro-batches, the
+        pairs, in the order of the first epoch, are divided into groups of the size of SORTED_MICRO_BATCHES micro-batches, and
+        each group is sorted by length. If a step reads one pair of a group, the whole group is needed. So a larger `n_steps`
+        adds groups, and does not change the micro-batches of the first groups.
         """
         n_read, size = min(len(self.train), n_steps * self.batch_pairs), SORTED_MICRO_BATCHES * self.micro_pairs
         order = order_of_epoch(0, np.arange(len(self.train)), self.seed, len(self.train))
@@ -271,7 +271,10 @@ def answer_log_probs(model: GPT, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _row_log_probs(hidden: Tensor, head: Tensor, y: Tensor) -> Tensor:
-    """Return what `answer_log_probs` returns, (B,), from the last hidden states (B, T, C) and the head (V, C)."""
+    """Return for each row the sum of the log-probabilities of its targets, (B,), in nats.
+
+    `hidden` (B, T, C): the last hidden states. `head` (V, C): the output matrix. `y` (B, T): the targets.
+    """
     scored = y != IGNORE
     if y.device.type == "cpu":  # on other devices, selecting by `scored` would wait for the device to count the targets
         tokens = hidden.new_zeros(y.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -287,7 +290,7 @@ def _chosen_states(hidden: Tensor, y: Tensor) -> Tensor:
 
 
 def _rows_of(pair: Pair, tokenizer: Tokenizer, context: int) -> PairOfRows | None:
-    """Return the rows of both answers, or None if an answer does not fit the context."""
+    """Return the row (x, y) of the chosen answer and that of the rejected one, or None if one does not fit the context."""
     chosen, rejected = (
         to_row(Conversation((*pair.prompt, *answer), pair.is_val), tokenizer, context)
         for answer in (pair.chosen, pair.rejected)

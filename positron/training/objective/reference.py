@@ -57,7 +57,7 @@ class Reference:
 def write_reference(path: Path, reference: Reference, identity: str) -> None:
     """Write a reference to the file `path`.
 
-    `identity` is a string that differs for other weights, pairs or settings; `read_reference` compares it.
+    `identity`: a string, such as a hash, of the weights, pairs and settings from which the reference was computed.
     """
     arrays = {name: getattr(reference, name) for name in _ARRAYS}
     with whole_file(path, path.parent) as file:
@@ -65,9 +65,9 @@ def write_reference(path: Path, reference: Reference, identity: str) -> None:
 
 
 def read_reference(path: Path, *identities: str) -> Reference | None:
-    """Return the reference stored in the file `path`, or None if the file is missing or damaged.
+    """Return the reference stored in the file `path`, if `identities` contains the identity with which it was written.
 
-    Returns None also if the `identity` that was given to `write_reference` is not one of `identities`.
+    Returns None if the file has another identity, or is missing or damaged.
     """
     if not path.exists():
         return None

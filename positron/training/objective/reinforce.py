@@ -101,8 +101,8 @@ def exact_kl(logits: Tensor, initial: Tensor) -> Tensor:
 class ReinforceObjective(NextToken):
     """Train on the model's own answers.
 
-    The validation loss is the loss on `text`. This is pretraining text, so that the loss shows how much the model forgets. If
-    no pretraining text is available, `text` contains the answers in the data.
+    The validation loss is the loss on `text`. If pretraining text is available, `text` is pretraining text, and the loss shows
+    how much the model forgets. Otherwise `text` contains the answers in the data.
     """
 
     kind = "reinforce"
@@ -130,7 +130,8 @@ class ReinforceObjective(NextToken):
         the loss of each step.
 
         `is_exact`: training and sampling use the same precision, so that both give a token the same probability up to
-        rounding. Otherwise each token is weighted by the ratio of the two probabilities, at most `config.max_ratio`.
+        rounding. Otherwise each token is weighted by (probability in training) / (probability in sampling), at most
+        `config.max_ratio`.
         """
         self.questions, self.val_questions = questions
         self.rule, self.tokenizer, self.config = rule, tokenizer, config
@@ -154,8 +155,8 @@ class ReinforceObjective(NextToken):
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
         """Return one micro-batch: the indices (n, 1) of the n prompts of a rank in step `step`, and -100 as targets (n, 1).
 
-        n is `config.prompts` / `world_size`. Later, `examples` replaces some of these prompts by hard prompts, whose answers
-        did not all pass when they were last asked.
+        n is `config.prompts` / `world_size`. Later, `examples` replaces some of these prompts by hard prompts (see
+        `HardPrompts`).
         """
         numbers = torch.tensor(self._scheduled(step)[rank::world_size])[:, None]
         return [(numbers, torch.full_like(numbers, IGNORE))]
@@ -172,7 +173,8 @@ class ReinforceObjective(NextToken):
     ) -> list[Part]:
         """Sample answers to the prompts and compute the rewards of the answers; return micro-batches for the loss.
 
-        Answers whose advantage is 0 are left out, unless the KL divergence is part of the loss. A micro-batch has six tensors:
+        If the KL divergence is not part of the loss, only answers whose advantage is not 0 are used, or one answer if all
+        advantages are 0. A micro-batch has six tensors:
 
         - input ids (B, T)
         - targets (B, T)
