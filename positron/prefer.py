@@ -96,7 +96,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
 
 
 def _notice_untaught(base: Run) -> None:
-    """Log a notice if the base run was not fine-tuned on conversations, so that it has not learned to answer."""
+    """Log a notice if the base run was not fine-tuned on conversations and so has not learned to answer."""
     if not base.is_chat:
         logger.info(
             f"{base.folder} was not fine-tuned on conversations: it will learn which answers are better, but it has not "

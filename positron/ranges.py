@@ -65,10 +65,10 @@ BelowHalf = Annotated[float, Range(0, 0.5, without_high=True)]
 
 
 def first_complaint(settings: Any) -> str | None:
-    """Return `name=value must be ...` for the first field of a dataclass with a number that is not allowed, or None.
+    """Return `name=value must be ...` for the first field whose number is not allowed, or None if all numbers are allowed.
 
-    The type of a field states the allowed numbers, as `Annotated[int, Range(1)]` does. A number whose type has no `Range` must
-    be finite and between -MAX_COUNT and MAX_COUNT.
+    `settings` is a dataclass. The type of a field states the allowed numbers, as `Annotated[int, Range(1)]` does. A number
+    whose type has no `Range` must be finite and between -MAX_COUNT and MAX_COUNT.
     """
     cls: Any = type(settings)
     for name, hint in _hints(cls).items():

@@ -127,7 +127,10 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
 
 
 def _replay(config: RunConfig, start: Start) -> Windows | None:
-    """Return the windows of pretraining text on which each step also trains, one per prompt; None without replay."""
+    """Return the pretraining text on which each step also trains, with one window for each prompt of the step.
+
+    Returns None if `reinforce.replay` is 0 or the pretraining text is unknown.
+    """
     from positron.training.tuning import replayed_run, replayed_text
 
     assert config.reinforce is not None
@@ -142,10 +145,11 @@ def _replay(config: RunConfig, start: Start) -> Windows | None:
 def _questions(
     conversations: list[Conversation], tokenizer: Tokenizer, is_chat: bool, context: int
 ) -> tuple[list[Question], list[Question]]:
-    """Return the prompts for training, and those for validation: the messages of each conversation before its first answer.
+    """Return the prompts for training and the prompts for validation.
 
-    If the base run was not fine-tuned on conversations (`is_chat` is False), a prompt is only the text of the last of these
-    messages. Raises UserError if every prompt is too long for the context.
+    A prompt consists of the messages of a conversation before its first answer. If the base run was not fine-tuned on
+    conversations (`is_chat` is False), a prompt is only the text of the last of these messages. Raises UserError if every
+    prompt is too long for the context.
     """
     from itertools import takewhile
 
@@ -217,7 +221,8 @@ def _try_step(plan: Plan, model: GPT, objective: ReinforceObjective) -> None:
 def configure(values: dict[str, Any]) -> RunConfig:
     """Build the configuration of a run that learns from rewards, with the architecture and tokenizer of its base run.
 
-    Raises UserError for the reasons of `configure_tuning`, and if the settings do not fit together.
+    Raises the errors of `configure_tuning`, and UserError if the settings do not fit together, for example if 8 prompts cannot
+    be divided equally among 3 devices.
     """
     config = configure_tuning(values, "reinforce", REINFORCE, lambda run: run.exists and run.chat_path.exists())
     settings = config.reinforce

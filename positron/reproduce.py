@@ -106,13 +106,13 @@ def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def last_step(rows: list[dict[str, Any]], wanted: float) -> int:
-    """Return the step at which the comparison ends: the first logged step from `wanted` on, or else the last logged step."""
+    """Return the first logged step that is not smaller than `wanted`, or the last logged step if all are smaller."""
     steps = [int(row["step"]) for row in rows]
     return next((step for step in steps if step >= wanted), steps[-1])
 
 
 def default_name(run: Run) -> str:
-    """Return the name of the new run if the user gives none."""
+    """Return the default name of the new run: `NAME-again`, or `SWEEP-0-again` for job 0 of a sweep."""
     is_job = run.job_path.exists()  # of a sweep, where folders are called 0, 1, 2
     return f"{run.folder.resolve().parent.name}-{run.folder.name}-again" if is_job else f"{run.folder.name}-again"
 
@@ -144,10 +144,7 @@ def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunCon
 
 
 def _own_code(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (what it is, its name) for each class or function that the settings of a run name for import.
-
-    An example is ("reward function", "my_module.my_reward").
-    """
+    """Yield each class or function that the settings of a run import, such as ("reward function", "my_module.my_reward")."""
     reward = values.get("reward") or {}
     named = [("optimizer class", (values.get("optimizer") or {}).get("_target_"))]
     named += [("reward function", each.get("function")) for each in (reward, *reward.get("terms", ()))]
@@ -155,9 +152,9 @@ def _own_code(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def claim(folder: Path, run: Run) -> None:
-    """Create the new folder, or accept one that already holds a reproduction of the same run.
+    """Create `folder` for the reproduction of `run`, unless it already contains a reproduction of this run.
 
-    Raises UserError for any other folder that is not empty.
+    Raises UserError if the folder contains anything else.
     """
     source = os.path.relpath(run.folder)
     if folder.is_dir() and any(folder.iterdir()):
@@ -208,9 +205,10 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
 def differences(
     steps: list[int], there: dict[int, dict[str, Any]], here: dict[int, dict[str, Any]]
 ) -> Iterator[tuple[int, str]]:
-    """Yield (step, description) for each metric in TRACE that differs between two runs, at each of `steps`.
+    """Yield (step, description) for each metric in TRACE that differs between two runs at one of `steps`.
 
-    `there` and `here` map each step of the two runs to its metrics. A metric that one run did not record is left out.
+    `there` maps each step of the first run to the metrics of this step, and `here` does so for the second run. A metric that
+    one of the runs did not record is not compared.
     """
     for step in steps:
         for key in TRACE:

@@ -1,11 +1,12 @@
-"""Test changes of a recipe by paired runs, keep those that are proven to help, and write a report.
+"""Test changes of the training settings by pairs of runs, keep those that are proven to help, and write a report.
 
     positron research candidates=candidates.yaml budget=8h
 
-The file contains a base recipe and candidates, which are named lists of settings. The candidates are tested one after another.
-After an interruption, give the same command again to continue. The results are in outputs/research/NAME/; name=NAME sets this
-name, which is by default that of the file. budget=TIME limits the training time of all runs together; without it, the command
-ends when all candidates are decided.
+The file candidates.yaml contains a base recipe, which is a list of settings, and candidates, which are named lists of settings
+that change the recipe. The candidates are tested one after another. After an interruption, give the same command again to
+continue. The results are in outputs/research/candidates/, named after the file; with name=NAME they are in
+outputs/research/NAME/. budget=TIME limits the training time of all runs together; without budget=, the command ends when it has
+decided about all candidates.
 """
 
 from __future__ import annotations

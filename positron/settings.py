@@ -243,7 +243,7 @@ def unknown_key(key: str, written: Callable[[str], str] = str) -> str:
     The message depends on the group, the part of `key` before the last dot. If the group exists, the message suggests a key of
     MAIN_GROUPS with the same last word, or else a key of the group with a similar last word; if there is neither, it lists the
     keys of the group. If the group does not exist, the message suggests a similar key of any group, or names the command that
-    lists all keys. `written` returns a key in the form in which the caller gives it.
+    lists all keys. `written` converts the suggested key to the form that the user must type.
     """
     keys = [*leaf_keys(), "experiment"]
     group, _, last = key.rpartition(".")

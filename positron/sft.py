@@ -76,8 +76,8 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
 def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> Windows | None:
     """Return windows of the base run's pretraining text, or None if no pretraining text is replayed.
 
-    They fill the share sft.replay_ratio of the rows of each batch, but at least one row. Raises UserError if the text is not
-    available, or if a batch has only one row.
+    Of the sequences of each batch, the share sft.replay_ratio, but at least one sequence, consists of these windows. Raises
+    UserError if the text is not available, or if a batch has only one sequence.
     """
     from positron.training.tuning import replayed_run, replayed_text
 

@@ -49,7 +49,7 @@ def check_memory(
 
 
 def _table_bytes(config: GPTConfig) -> int:
-    """Return the bytes of the position tables that are not parameters; they are computed in float64."""
+    """Return the bytes that the position tables need while they are computed in float64; 0 if they are parameters."""
     match config.position:
         case "learned":
             return 0

@@ -45,21 +45,25 @@ def attention_inputs(model: GPT, idx: Tensor, documents: Tensor | None = None) -
 
 
 def queries_and_keys(attn: Attention, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor]:
-    """Compute queries and keys from x (B, T, C), (B, H, T, D) each; keys that several heads share are repeated."""
+    """Return queries and keys for x (B, T, C), both of shape (B, H, T, D); keys that several heads share are repeated."""
     q, k, _ = attn.heads(x, rope)
     return q, k.repeat_interleave(attn.n_head // attn.n_kv_head, dim=1)
 
 
 def visible_keys(attn: Attention, inputs: Inputs) -> Tensor:
-    """Return a mask (B, T, T), or (1, T, T) for all rows of the batch, True where a query (row) may attend to a key."""
+    """Return a mask (B, T, T), query by key, that is True where the query may attend to the key.
+
+    Its shape is (1, T, T) if the mask is the same for all sequences of the batch.
+    """
     x, _, mask = inputs
     return window_mask(x.shape[1], attn.window, x.device)[None] if mask is None else mask[:, 0]
 
 
 def probabilities(q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
-    """Compute softmax(q k^T / sqrt(D)) over the visible keys, (..., T, T), in fp32 or wider even under autocast.
+    """Return softmax(q k^T / sqrt(D)) over the visible keys, of shape (..., T, T).
 
-    q and k (..., T, D); `visible` (..., T, T).
+    `q` and `k` have the shape (..., T, D), and `visible` has the shape (..., T, T). The computation is in fp32 or wider, even
+    under autocast.
     """
     dtype = wide(q.dtype)
     with torch.autocast(q.device.type, enabled=False):
