@@ -1,4 +1,4 @@
-"""Fit the loss of finished runs to model size and amount of text, and predict the loss of a larger run.
+"""Predict the loss of a larger run by a formula of model size and amount of text, which is fitted to finished runs.
 
 positron train -m experiment=size_sweep
 positron scaling outputs/sweeps/sizes
@@ -92,14 +92,13 @@ def parse_size(text: str) -> tuple[float, float | None]:
 
 
 def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> tuple[float, float]:
-    """Return the parameters N and tokens D whose loss is to be predicted: `n` and `d`, or a default in place of None.
+    """Return the number of parameters N and of tokens D whose loss is to be predicted: `n` and `d`, or defaults for None.
 
-    The default N is twice that of the largest run. The default D is N times the ratio D / N of the largest run.
-
-    Two kinds of runs give a law with only one variable. If N determines D in the runs (for example, 20 tokens for each
-    parameter), this relation also gives the default D. If all runs have the same N, this is the default N, and the
-    default D is twice the largest D of the runs. Such a law holds only if N and D are related as in the runs; UserError
-    is raised for other N and D.
+    By default, N is twice the N of the largest run, and D has the same ratio D / N as in the largest run. The defaults differ
+    in two cases, in which the law has only one variable:
+        If N determines D in the runs (for example, 20 tokens for each parameter), the default D follows this relation.
+        If all runs have the same N, the default N is this N, and the default D is twice the largest D of the runs.
+    In these cases, the law holds only if N and D are related as in the runs. Raises UserError for other N and D.
     """
     from positron.evaluation.scaling_law import MIN_SPREAD
 

@@ -18,8 +18,8 @@ def addends(prompt: str) -> tuple[int, int] | None:
 def addition(prompt: str, completion: str) -> float:
     """Return 1 if the completion is the sum of the prompt's two numbers, in digits, else 0.
 
-    White space around the digits and zeros before them are allowed, any other character is not. Raises ValueError if the
-    prompt asks for no sum.
+    White space around the digits and zeros before them are allowed; with any other character, the result is 0. Raises
+    ValueError if the prompt does not ask for a sum.
     """
     numbers = addends(prompt)
     if numbers is None:

@@ -1,4 +1,4 @@
-"""Check each call of a reward: turn an error, a timeout or an invalid result into a one-line error that shows the texts."""
+"""Check each call of a reward: turn a failure into a one-line error that shows the prompt and the completion."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EXCERPT = 80  # characters of a prompt or a completion that a message shows
 def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) -> Reward:
     """Return a reward that calls `reward` for at most `max_seconds` and returns a finite float.
 
-    A call that takes longer is repeated once, because the process may have been paused during the call (Ctrl-Z).
-    The returned reward raises UserError, with `name` and the texts in the message, if the call fails, takes too long
+    A call that takes longer is repeated once, because the process may have been paused during the call (Ctrl-Z). The returned
+    reward raises UserError, with `name`, the prompt and the completion in the message, if the call fails, takes too long
     twice, or does not return a finite number. The error of the user's function is the cause of the UserError, so that
     POSITRON_DEBUG=1 shows its traceback. KeyboardInterrupt is passed on unchanged.
     """

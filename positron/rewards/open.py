@@ -24,8 +24,8 @@ class Term:
     """Hold one reward of a weighted sum.
 
     `reward` raises UserError for any error of the user's function (see `checked`). `decided` returns the number
-    of characters of a completion after which the reward can no longer change. The field is None for a reward that is
-    known only at the end.
+    of characters of a completion after which the reward can no longer change. `decided` is None if the reward always
+    depends on the whole completion.
     """
 
     name: str
@@ -41,7 +41,7 @@ class WeightedSum:
     terms: tuple[Term, ...]
 
     def __call__(self, prompt: str, completion: str) -> float:
-        """Return the weighted sum. Raises UserError, whose message shows the texts, if one of the rewards fails."""
+        """Return the weighted sum. Raises UserError if one of the rewards fails (see `checked`)."""
         return sum(term.weight * term.reward(prompt, completion) for term in self.terms)
 
     def decided(self, prompt: str, completion: str) -> int | None:

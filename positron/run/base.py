@@ -92,8 +92,7 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
 
     Returns `config` unchanged in three cases: `run` has no checkpoint; the recorded path is that of `run` itself, which older
     versions allowed; or nothing exists at the recorded path, but `config.init_from` names an existing run. Raises UserError
-    if `config.init_from` names `run` itself, or if `run` has a checkpoint and is known to have started from other weights
-    than those of the named run.
+    if `config.init_from` names `run` itself or, if `run` has a checkpoint, a run from which `run` did not start.
     """
     named_run = None if config.init_from is None else _find(config.init_from, None)
     if named_run is not None and _is_same(named_run, run):
@@ -121,10 +120,10 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
 
 
 def portable(folder: Path) -> str:
-    """Return the path under which a run records another run's folder.
+    """Return the path of a run's folder as another run records it: `outputs/base`.
 
-    The path is relative if the folder is below the current folder, so that both runs can be moved together. It has slashes,
-    which every system reads.
+    The path is relative if the folder is below the current folder, so that both runs can be moved together. It is written with
+    slashes, also on Windows.
     """
     if folder.is_absolute() and folder.resolve().is_relative_to(Path.cwd().resolve()):
         folder = Path(os.path.relpath(folder.resolve(), Path.cwd().resolve()))
@@ -132,10 +131,11 @@ def portable(folder: Path) -> str:
 
 
 def _find(name: str, run: Run | None) -> Run | None:
-    """Return the run at the path `name`, or None if it does not exist. `run`: the run that recorded the path, if one did.
+    """Return the run at the path `name`, or None if it does not exist.
 
-    The path is tried relative to the folders above `run`, because both runs may have been moved together, then relative to the
-    current folder, and then below outputs/.
+    `run` is the run that recorded the path, or None if the path is a setting of the user. The path is tried relative to the
+    folders above `run`, because both runs may have been moved together, then relative to the current folder, and then below
+    outputs/.
     """
     path = expanded(name)
     near_run = [] if run is None else [folder / path for folder in _possible_roots(run.folder.resolve())]

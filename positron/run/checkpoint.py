@@ -78,7 +78,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
 
 
 def _saved_beside(path: Path) -> str:
-    """Return a note that lists the newest checkpoints in the folder of a missing one, or an empty text if there are none."""
+    """Return a note for the missing checkpoint `path`, such as ` (its folder contains best.ckpt)`; empty without such files."""
     names = [other.name for other in checkpoints(path.parent)[-3:]] + [BEST] * (path.parent / BEST).exists()
     return one_line(f" (its folder contains {', '.join(names)})") if names else ""
 
@@ -181,9 +181,9 @@ def best_or_newest(folder: Path) -> Path | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest undamaged checkpoint, or `best.ckpt` if all others are damaged or missing; log each damaged one.
+    """Return the newest undamaged checkpoint, or `best.ckpt` if all others are damaged or missing.
 
-    Return None if no checkpoint is undamaged.
+    Logs each damaged checkpoint that is skipped. Returns None if all checkpoints are damaged or there are none.
     """
     best = folder / BEST
     newest, faults = _newest_whole([*([best] if best.exists() else []), *checkpoints(folder)])

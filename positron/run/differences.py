@@ -92,7 +92,7 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
 
 
 def _refuse_another_command(run: Run, config: RunConfig) -> None:
-    """Raise UserError if no command, or another one than that of `config`, continues the run."""
+    """Raise UserError if the run is an imported model, or if `config` is for another command than the one that trained it."""
     if run.settings().data.source == "imported":
         raise UserError(
             f"{run.folder} is an imported model, which cannot be continued under its own name: give another name= and "

@@ -1,7 +1,8 @@
 """Read and write `run.json` and `config.json` of a run folder.
 
-Both are written with a checksum and without the path of the user's home folder, and checked when read: a run folder may
-come from a stranger or from a damaged disk, so every fault raises UserError with the file and the key.
+Both files are written with a checksum, and with `~` in place of the user's home folder. They are checked when they are read,
+because a run folder may come from a stranger or from a damaged disk. If a value is missing or has a wrong type, UserError names
+the file and the key. If only the checksum is wrong, the caller decides what to do.
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ def read_facts(path: Path) -> tuple[Facts, bool]:
 def update_facts(path: Path, **changes: Any) -> None:
     """Write some facts, named by the fields of `Facts`, into `run.json` and keep everything else in it.
 
-    Raises TypeError for a name that is not a field, and UserError if the file is damaged.
+    Logs a warning if the checksum of the file is wrong. Raises TypeError for a name that is not a field, and UserError if the
+    file is not a JSON object or a value has a wrong type.
     """
     dataclasses.replace(Facts(), **changes)
     record: dict[str, Any] = {}
@@ -172,7 +174,7 @@ def _facts_in(record: dict[str, Any], path: Path) -> Facts:
 
 
 def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
-    """Return the values in `group` that replaced `auto`, or None if a value that the run needs to continue is missing."""
+    """Return `group`, the object `resolved` of run.json; None if batch_tokens, micro_batch_size or max_steps is missing."""
     known = group or {}
     for field in dataclasses.fields(Resolved):
         _check(known, field.name, field.metadata["type"], path, "resolved.")
@@ -185,8 +187,8 @@ def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
 def read_config(path: Path) -> tuple[dict[str, Any], bool]:
     """Return the settings in `config.json` with `~` expanded, and whether its checksum is correct.
 
-    If the file lacks a key whose default was changed in a later version, the key gets its former default. Raises UserError for
-    a damaged file.
+    If the file lacks a key whose default was changed in a later version, the key gets its former default. Raises UserError
+    if a setting is missing or has a wrong type.
     """
     config, is_whole = read_record(path)
     config = {key: value for key, value in config.items() if key not in _FORMER_KEYS}

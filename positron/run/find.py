@@ -90,7 +90,7 @@ def split_names(names: str, outputs: Path = OUTPUTS) -> list[str]:
 
 
 def no_checkpoint(run: Run, setting: str, instead: str) -> UserError:
-    """Return the error for a missing run or a run without a checkpoint, if `setting` needs a checkpoint to continue from.
+    """Return the error for a setting such as `resume=must` if the run does not exist or has no checkpoint to continue from.
 
     `instead` says what the user can do without `setting`.
     """

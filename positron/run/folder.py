@@ -92,7 +92,7 @@ class Run(RunPaths):
     def config(self) -> dict[str, Any]:
         """Return the settings in `config.json` as nested dicts (see `facts.read_config`).
 
-        Raises UserError if the file is damaged.
+        Logs a warning if the checksum of the file is wrong. Raises UserError if a setting is missing or has a wrong type.
         """
         path = self.config_path
         config, is_whole = read_config(path)
@@ -103,7 +103,7 @@ class Run(RunPaths):
     def settings(self) -> RunConfig:
         """Return the settings as a `RunConfig`; keys that an older version did not have get their defaults.
 
-        Raises UserError if the file is damaged.
+        Raises UserError if a key is unknown or a value has a wrong type.
         """
         config = self.config()
         try:

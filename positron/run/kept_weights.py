@@ -26,10 +26,10 @@ class KeptWeights(NamedTuple):
 
 
 def history_steps(count: int, horizon: int) -> set[int]:
-    """Return `count` steps from 0 to `horizon` that grow by a nearly constant factor, as on a logarithmic scale.
+    """Return `count` steps from 0 to `horizon` on a logarithmic scale: 0, 1, 3, 10, 32, 101, 318, 1000 for (8, 1000).
 
-    They begin with 0, 1, 2 and so on, as long as the factor would add less than one step. Fewer steps are returned if there
-    are not `count` steps up to `horizon`. If `count` is 1, the only step is `horizon`.
+    Steps that would be less than 1 apart on this scale are consecutive, as in 0, 1, 2, 3, 5, 9, ... for (10, 100). Fewer steps
+    are returned if there are not `count` steps up to `horizon`. If `count` is 1, the only step is `horizon`.
     """
     if count < 2:
         return {horizon} if count else set()
