@@ -16,7 +16,7 @@ MIN_LOGPROB = -9999.0  # OpenAI's value for a probability of 0, whose logarithm 
 
 
 class _Vocabulary:
-    """Give tokens the names that an answer with log-probabilities contains."""
+    """Convert token ids to the texts that identify tokens in an answer with log-probabilities."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -25,7 +25,7 @@ class _Vocabulary:
     def name(self, i: int) -> str:
         r"""Return a token's text, or the name of a special token.
 
-        Bytes that are not valid UTF-8, such as a part of a character, are written as `bytes:` and `\xNN` for each byte.
+        A token that is not valid UTF-8, such as the first byte of é, is returned as `bytes:\xc3`.
         """
         if i in self.specials:
             return self.specials[i]
@@ -112,8 +112,9 @@ class Answer:
     def _prompt_logprobs(self, i: int, session: Session) -> list[Token | int]:
         """Return the tokens of the client's prompt with their log-probabilities, or [] if the client did not ask for them.
 
-        No token precedes the first token of the sequence, so it has no log-probability, and is returned as an int. If the
-        server put a token before the prompt, this token is left out, and all returned tokens have a log-probability.
+        The first token of the sequence has no log-probability, because no token precedes it, and is returned as its id. If the
+        server put a token before the prompt, that token is the first one: it is left out, and all returned tokens have a
+        log-probability.
         """
         request = self.call.requests[i]
         if not request.scores_prompt:

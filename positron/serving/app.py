@@ -237,7 +237,7 @@ class _Texts:
 
 
 def _joined(arrived: list[tuple[int, Piece | Exception]]) -> list[tuple[int, Piece | Exception]]:
-    """Join the pieces of each text, in the order in which the first pieces of the texts arrived. Errors stay as they are."""
+    """Join the pieces of each text; an error replaces them. The texts keep the order in which their first pieces arrived."""
     joined: dict[int, Piece | Exception] = {}
     for i, piece in arrived:
         before = joined.get(i)

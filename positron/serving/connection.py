@@ -33,7 +33,7 @@ _LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close
 
 
 class LimitedConnection(H11Protocol):
-    """Close a connection if there are too many, if it sends a request too slowly, or if it does not read the answer."""
+    """Close a connection if there are too many, or if the client sends a request too slowly or does not read the answer."""
 
     connections: set[LimitedConnection]  # type: ignore[assignment]
     _receiving: asyncio.TimerHandle | None = None

@@ -95,9 +95,9 @@ class Models:
     def get(self, name: Any) -> Served:
         """Return the model `name`, and load it if it was not loaded at the start or by an earlier request.
 
-        A model that was loaded by a request is loaded again if its run was trained further, unless it is generating texts. If
-        `name` is None, the first model that was loaded at the start is returned. Raises ApiError if there is no such model, if
-        it cannot be loaded, or if too many other models are busy.
+        If a request loaded the model and its run was trained further since then, the model is loaded again, or returned
+        without the new training while it generates texts. If `name` is None, the first model that was loaded at the start is
+        returned. Raises ApiError if there is no such model, if it cannot be loaded, or if too many other models are busy.
         """
         if name is None and self._fixed:
             return next(iter(self._fixed.values()))

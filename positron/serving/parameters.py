@@ -195,7 +195,7 @@ def _messages(value: Any) -> list[Message]:
 
 
 def _content(what: str, value: Any) -> str:
-    """Return the text of a message. `value`: its content, which is a text or a list of parts. `what`: its name in errors."""
+    """Return the text of a message from its content `value`, a text or a list of parts. Errors call the content `what`."""
     if not isinstance(value, list):
         return text_of(what, value)
     for i, part in enumerate(value):

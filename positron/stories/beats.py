@@ -1,4 +1,4 @@
-"""Define the class of plots, and the beats that many plots share.
+"""Define the class `Plot`, and the beats that many plots share.
 
 A plot is a list of beats, the steps of a story; a beat is a tuple of variants. A story takes one variant of each beat, and
 all variants of a beat have the same probability; the variant "" omits the beat. In a variant,

@@ -174,7 +174,7 @@ def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[flo
 def _spelled(
     at: Following, slot: Slot, value: str, bound: tuple[tuple[str, str], ...], after: _Frame | None, grammar: Grammar
 ) -> Following:
-    """Return the state in which the form of a slot's value is the next text to be written."""
+    """Return the state after `at` in which the next text to write is `value` in the form `slot.form`."""
     if slot.form in _PRONOUNS:
         group: Group = "pronoun"
     else:

@@ -64,7 +64,10 @@ class _Reader:
         self.furthest = 0  # with `notes`: largest number of characters that a derivation has read
 
     def _starts_and_note(self, word: str, position: int) -> bool:
-        """Tell whether the text continues with `word` at `position`; if not, note in `furthest` how far it does so."""
+        """Tell whether the text continues with `word` at `position`.
+
+        If not, set `furthest` to the position of the first different character, if this is larger than `furthest`.
+        """
         if self.text.startswith(word, position):
             return True
         self.furthest = max(self.furthest, position)
@@ -94,8 +97,9 @@ class _Reader:
     def accepted_words(self, slot: Slot, value: str | None) -> set[str]:
         """Return the texts that a forgiving parser accepts for `slot`, whose value is `value` (None: not known yet).
 
-        If the slot's form contains the value, only this value is accepted; the form `a` may begin with "a" or "an".
-        For an unknown value, and for a form such as a pronoun, the form of every value of the same kind is accepted.
+        If the value is known and its form contains it, as `in the park` contains `the park`, only this form is accepted; the
+        form `a` may begin with "a" or "an". If the value is unknown or its form does not contain it, as with a pronoun, the
+        form of every value of the same kind is accepted.
         """
         if value is not None:
             word = self.grammar.spell(self.plot, slot, value)

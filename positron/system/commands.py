@@ -30,8 +30,8 @@ def command(name: str, *arguments: str) -> str:
 def next_command(name: str, *arguments: str) -> str:
     """Return the command line that a message shows to suggest `name` as the next command.
 
-    It is the result of `command`. If make started this process, it is `make chat` for chat and `make generate` for
-    generate, without arguments.
+    If make started this process, `make chat` is returned for chat and `make generate` for generate, without arguments. In all
+    other cases, the result of `command` is returned.
     """
     return f"make {name}" if os.environ.get("MAKELEVEL") and name in ("chat", "generate") else command(name, *arguments)
 
@@ -73,7 +73,7 @@ def words_of(line: str) -> list[str]:
 
 
 def quoted(word: str) -> str:
-    """Quote a word, if necessary, for the user's shell; on Windows, if possible for both PowerShell and cmd.exe."""
+    """Quote a word, if necessary, for the user's shell; on Windows for PowerShell and, if possible, also for cmd.exe."""
     if sys.platform != "win32":
         return shlex.quote(word)
     if re.fullmatch(r"[\w.=:/\\~+-]+", word):

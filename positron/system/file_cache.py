@@ -13,7 +13,7 @@ Identity = tuple[int, int, int] | None  # None: the file does not exist
 
 
 class FileCache(Generic[T]):
-    """Cache the `most` most recently used of the values that are computed from files.
+    """Cache values that are computed from files, and keep only the `most` values that were used last.
 
     Several threads may use an object at once.
     """
