@@ -218,7 +218,7 @@ def load(run: str | Path | Run | Sequence[str | Path | Run] | None = None, weigh
 
 
 def _name_of(run: str | Path | Run) -> str:
-    """Return the name or the folder of a run. Raises UserError if the object names no run."""
+    """Return the folder of a `Run`, or the given name or path, as a string. Raises UserError for any other type."""
     from positron.inference.arguments import shown
     from positron.run.folder import Run
 
@@ -231,7 +231,7 @@ def _name_of(run: str | Path | Run) -> str:
 
 
 def _names_of(runs: str | Path | Run | Sequence[str | Path | Run]) -> list[str]:
-    """Return the names or folders of one or several runs. Raises UserError if an object names no run, or if there is no run."""
+    """Return what `_name_of` returns for each of one or several runs. Raises UserError for an empty list or any other type."""
     each = [runs] if isinstance(runs, str) or not isinstance(runs, Sequence) else runs
     if not each:
         raise UserError("the list of runs is empty: name at least one run")
@@ -273,7 +273,7 @@ def import_model(
 def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
     """Return `recipe` (the name of a command), and the settings as words of its command line, such as `optimizer.lr=0.001`.
 
-    If `name` is None, the run is named after its model and data.
+    If `name` is None, the run is named MODEL-DATA for `train`, and COMMAND-DATA for other commands, such as sft-story_instruct.
     """
     from positron.cli.help_text import default_choices
     from positron.cli.hydra_app import conf_folder

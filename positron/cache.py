@@ -78,7 +78,7 @@ def _clean(folder: Path) -> str:
     """Delete the token files and raw texts of a corpus, but keep its tokenizer, so that the corpus can be prepared again.
 
     A folder of downloads, or of texts that Python programs gave, is deleted completely. A folder that another process uses is
-    left unchanged. Returns what was done, as the end of the line that is printed for the folder.
+    left unchanged. Returns the result as text, such as "  freed" or "  in use, not deleted".
     """
     lock_file = folder / "lock"
     with try_lock(lock_file) if lock_file.exists() else nullcontext(True) as free:

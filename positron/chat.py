@@ -188,10 +188,11 @@ def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
 
 
 def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["quit", "refused", "answered", "done"]:
-    """Execute `line` if it is a command of the chat, or else print the model's answer to it; return what happened.
+    """Execute `line` if it is a command of the chat, or else print the model's answer to it.
 
-    A line that looks like a misspelt command is refused once. `is_sure`: the user has entered the line again after this
-    refusal, so it is sent to the model.
+    Returns "answered" after an answer, "quit" after the command quit, and "done" after another command or an error. For a
+    line that looks like a misspelt command, prints a remark and returns "refused". If the user enters the same line again,
+    call with `is_sure=True`, which sends it to the model.
     """
     try:
         executed = None if is_sure else command(dialogue, line)

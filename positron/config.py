@@ -709,7 +709,7 @@ REWARD_READS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class RewardTerm:
-    """Hold one term of a weighted sum of rewards (`reward.terms`). RewardConfig checks its values."""
+    """Hold one term of a weighted sum of rewards (`reward.terms`). RewardConfig checks the values of its terms."""
 
     kind: Literal["story_request", "length", "regex", "addition", "custom"]  # as reward.kind
     weight: float = 1.0  # factor of this reward in the sum; a negative weight makes the reward a penalty
@@ -925,9 +925,10 @@ class RunConfig:
 
     @property
     def _needing_whole_weights(self) -> dict[str, PreferenceConfig | DistillConfig | None]:
-        """Return, by command, the settings of the commands that cannot train a compiled or sharded model.
+        """Return the settings of the commands that cannot train a compiled or sharded model: {"prefer": ..., "distill": ...}.
 
-        These commands call parts of the model instead of the whole model. The settings are None in runs of other commands.
+        These commands call parts of the model instead of the whole model. The settings are None if another command made the
+        run.
         """
         return {"prefer": self.preference, "distill": self.distill}
 

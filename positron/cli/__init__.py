@@ -45,7 +45,7 @@ MODULES = tuple(map(module_of, COMMANDS))
 
 
 def summary(name: str) -> str:
-    """Return the first sentence of the docstring of a command's module, without the example of a command at its end."""
+    """Return the first sentence of the docstring of command `name`, without an example such as `positron chat` at its end."""
     package = Path(__file__).parents[1]
     path = package / f"{module_of(name)}.py"
     source = (path if path.exists() else package / name / "__init__.py").read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _answer(words: list[str]) -> None:
-    """Print the version, the list of commands, or the error for a command that does not exist."""
+    """Print the version (--version), the list of commands (no words, or --help), or an error for an unknown command."""
     if words == ["--version"]:
         print(f"Positron {__version__}")
         return

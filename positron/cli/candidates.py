@@ -82,7 +82,7 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
 
 
 def _fault_of_candidate(name: Any) -> str | None:
-    """Return why a candidate cannot have this name, and what to do, or None if it can."""
+    """Return None if a candidate can have this name, else a reason such as "is the name of the base recipe: rename it"."""
     if not isinstance(name, str):
         kind = type(name).__name__
         also = " (YAML reads yes, no, on and off as True and False)" if isinstance(name, bool) else ""
@@ -129,9 +129,10 @@ def _refuse_repeated_keys(node: Any, path: Path) -> None:
 
 
 def _settings(words: Any, where: str) -> list[str]:
-    """Return `words` if they are a list of at least one setting, key=value.
+    """Check that `words` is a list of settings, such as ["model=debug", "train.max_steps=300"], and return it.
 
-    Raises UserError, whose message begins with `where`, if they are not, if a key occurs twice, or if name= is given.
+    Raises UserError, whose message begins with `where`, if `words` is empty or no such list, if a key occurs twice, or if
+    name= is given.
     """
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise UserError(f"{where}: give a list of at least one setting, such as [model=debug, train.max_steps=300]")
@@ -143,7 +144,10 @@ def _settings(words: Any, where: str) -> list[str]:
 
 
 def _configured(where: str, words: list[str], configure: Callable[[dict[str, Any]], RunConfig]) -> RunConfig:
-    """Return the configuration of a run with the settings `words`. Raises UserError if such a run cannot be trained."""
+    """Return the configuration of a run with the settings `words`.
+
+    Raises UserError, whose message begins with `where`, if a setting is wrong or not allowed in `positron research`.
+    """
     try:
         request = compose_request("train", [*words, "name=research"])
         config = request.configured(configure)

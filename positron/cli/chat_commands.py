@@ -41,7 +41,7 @@ _FILE = re.compile(r"\S*[/\\]\S*|\S*\.\w+|~\S*")
 
 
 class NearCommand(UserError):
-    """Report a line that is nearly a command. If the user enters the line again, it is sent to the model."""
+    """Report a line that may be a misspelt command, such as `setings`. If the user enters it again, it is sent to the model."""
 
 
 class Command(NamedTuple):
@@ -54,7 +54,7 @@ class Command(NamedTuple):
 def parse(line: str) -> Command | None:
     """Return the command on a line, or None for a message to the model.
 
-    Raises UserError for a command that does not exist, and NearCommand for a line without a slash that is nearly a command.
+    Raises UserError for a command that does not exist, and NearCommand for a misspelt command without a slash.
     """
     word, _, text = line.strip().partition(" ")
     slashed, text = word.startswith("/"), text.strip()

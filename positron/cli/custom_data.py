@@ -1,8 +1,8 @@
 """Read data from a function of the user: `data=custom data._target_=my_module.texts`.
 
 The function is called when the command line is read, and the texts that it returns are written to a file that is named by a
-hash of its content. The run reads this file like any other, so it can be continued, evaluated and shared without the
-function, and no run folder can make this program import anything.
+hash of its content. The run reads this file like any other text file. So the run can be continued, evaluated and shared
+without the function, and the run folder of another person cannot make this program import code.
 """
 
 from __future__ import annotations

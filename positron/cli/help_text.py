@@ -169,7 +169,7 @@ def field_comments() -> dict[str, str]:
 
 
 def _comment_above(lines: list[str], line: int) -> str:
-    """Join the comment lines that end right above a line. `line` is its number, counted from 1."""
+    """Return the comment that ends directly above the line with the number `line` (counted from 1), as one text."""
     first = line - 1
     while first > 0 and lines[first - 1].strip().startswith("#"):
         first -= 1

@@ -40,7 +40,7 @@ def hydra_errors_as_ours() -> Iterator[None]:
 
 
 def _hydra_reason(error: BaseException) -> str:
-    """Write the message for an error of Hydra.
+    """Return the message for the user about an error of Hydra.
 
     For an unknown key, Hydra advises `+key=`, which Positron would refuse; the message names the most similar key instead.
     """
@@ -72,7 +72,7 @@ def _hydra_reason(error: BaseException) -> str:
 
 
 def _reference_reason(text: str) -> str:
-    """Write what is wrong with a value of the form ${...}, given the message of OmegaConf."""
+    """Return the message for the user about a wrong value of the form ${...}; `text` is the message of OmegaConf."""
     import re
 
     if no_key := re.match(r"Interpolation key '([^']*)' not found", text):

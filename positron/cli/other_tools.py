@@ -222,9 +222,9 @@ def advice(key: str, value: str | None) -> str:
 
 
 def question(key: str, value: str | None, written: Callable[[str], str] = str) -> str:
-    """Return the question whether `key` was meant, with the same hint as `advice` gives.
+    """Return the content of `advice` as a question, such as `did you mean seed? (seed=1)`.
 
-    `written` returns a key in the form in which the caller gives it.
+    `written` converts a key to the form in which the user gives it, such as an argument of a Python function.
     """
     if value and key in _KEYS_WITH_SAME_VALUE:
         return f"did you mean {key}? ({key}={value})"

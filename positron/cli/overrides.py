@@ -55,8 +55,8 @@ def checked_overrides(
 ) -> list[str]:
     """Check the settings of a Hydra program, and return them in the form that Hydra reads.
 
-    `has_own_conf`: whether --config-dir is given, so that the choices of a group are not all known. `is_sweep`: whether -m
-    is given. Raises UserError, which names the wrong word and what to type instead.
+    `has_own_conf`: whether --config-dir is given, whose folder may contain further choices of a group. `is_sweep`: whether
+    -m is given. Raises UserError, which names the wrong word and what to type instead.
     """
     return _Reader(recipe, conf, has_own_conf, is_sweep=is_sweep).read(settings)
 
@@ -281,7 +281,10 @@ class _Reader:
         return f"{repr(word) if word else 'an empty word'} is not a setting: {self._meaning_of(word)}"
 
     def _meaning_of(self, word: str) -> str:
-        """Return what the user may have meant by a word without `=`: a run, a file of the user, or a recipe."""
+        """Return a hint for a word without `=`, such as "did you mean experiment=quickstart?".
+
+        The word may name a run, a file or an experiment; for any other word, the hint is a general one.
+        """
         from positron.run.folder import OUTPUTS, Run
 
         name = word.removeprefix(f"{OUTPUTS}/")

@@ -1,4 +1,4 @@
-"""Check whether a training can start or continue, within a second, before torch is imported or a file is written.
+"""Check within a second, before torch is imported or a file is written, whether a training can start or continue.
 
 The same conditions are checked again while the run is locked; here they are only reported sooner. The source run is the other
 run whose weights a new run starts with: the one that init_from= or ckpt_path= names. `asked`: see `config.Asked`.
@@ -130,7 +130,7 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
 
 
 def _different_shape(source: ModelConfig, model: ModelConfig) -> dict[str, Any]:
-    """Return the source's value of each key that decides the shape of the weights and differs in `model`.
+    """Return the settings of `source` that decide the shape of weights and differ from `model`, such as {"model.n_layer": 6}.
 
     A value that only follows from another key, such as the default of d_ff from d_model, is left out.
     """
@@ -148,9 +148,9 @@ def _different_shape(source: ModelConfig, model: ModelConfig) -> dict[str, Any]:
 def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     """Return the configuration with the architecture of the run that init_from= names.
 
-    If the new run's `folder` already contains a run, the architecture of that run is used instead. The configuration is
-    returned unchanged for fine-tuning, without init_from=, or if model= or experiment= chooses an architecture. Single
-    values of the command line, such as model.context_length=, are kept.
+    If `folder` already contains a run, the architecture of this run is used instead. Single values of the command line, such
+    as model.context_length=, are kept. The configuration is returned unchanged for fine-tuning, without init_from=, or if
+    model= or experiment= chooses an architecture.
     """
     if config.is_tuning or config.init_from is None or asked.auto_size or {"model", "experiment"} & set(asked.given):
         return config
@@ -168,9 +168,10 @@ def _shown(value: Any) -> str:
 
 
 def _source_run(config: RunConfig) -> Run | None:
-    """Return the run that init_from= or ckpt_path= names; None if neither is given, or if ckpt_path= names no other run.
+    """Return the run that init_from= or ckpt_path= names.
 
-    Raises UserError if the run or the checkpoint does not exist.
+    Returns None if neither is given, or if ckpt_path= is `latest` or a file outside a run folder. Raises UserError if the run
+    or the checkpoint does not exist.
     """
     if config.init_from is not None:
         run = find_run(config.init_from)
@@ -216,7 +217,10 @@ def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, st
 
 
 def _saved_kind(run: Run, known: TokenizerConfig) -> str:
-    """Return the kind of a run's tokenizer from the tokenizer's file; config.json of older versions may have another kind."""
+    """Return the kind of tokenizer that a run's tokenizer file records, or `known.kind` if there is no such file.
+
+    In runs of older versions, config.json may record another kind.
+    """
     path = run.tokenizer_folder / "tokenizer.json"
     return str(read_json(path).get("kind", known.kind)) if path.is_file() else known.kind
 

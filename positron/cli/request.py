@@ -113,9 +113,9 @@ def compose(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def expand_paths(values: dict[str, Any]) -> None:
-    """Replace `~` at the beginning of the settings that are paths by the home folder, in place.
+    """Replace a leading `~` by the home folder in those settings of `values` that are paths.
 
-    A shell does not replace it in a word such as data.path=~/text.
+    A shell does not do this for a word such as data.path=~/text.
     """
     for group, key in ((values["data"], "path"), (values["data"], "dir"), (values, "init_from"), (values, "ckpt_path")):
         if isinstance(group.get(key), str) and group[key].startswith("~"):

@@ -195,10 +195,10 @@ def _check_each_job(config: Any, parsed: list[Any]) -> None:
 
 
 def _share_machine(config: Any, jobs: int | None) -> None:
-    """Limit the number of parallel jobs (joblib), or set the cores of each job if they are not given (submitit_local).
+    """Limit the number of parallel jobs of the launcher joblib, or set the cores per job of submitit_local if not given.
 
-    From this number of jobs or cores, each job computes its share of the machine. Raises UserError if submitit_local would
-    start more jobs than there are cores.
+    `sweeps.share_of` computes from these numbers the share of the machine that a job may use. `jobs`: the number of jobs, or
+    None for a search. Raises UserError if submitit_local would start more jobs than there are cores.
     """
     launcher, cores = config.hydra.launcher, os.cpu_count() or 1
     kind = launcher._target_.rsplit(".", 1)[-1]

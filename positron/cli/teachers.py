@@ -20,8 +20,8 @@ def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None
     Does nothing if `values` has no group `distill`. `given` maps the keys of the command line to their values. If the
     command line or an experiment chooses a preset of the model or the data, these settings are not taken from the
     teacher. Single keys in `given`, such as model.n_layer=, take precedence over the teacher's. The paths of the
-    teachers' folders are written into `values`, too. If a teacher cannot be used, a finished run takes these settings
-    from itself; for any other run, UserError is raised.
+    teachers' folders are written into `values`, too. If a teacher cannot be used, but the run values["name"] is a finished
+    distillation from the same teachers, all these settings are taken from that run. Otherwise, UserError is raised.
     """
     if "distill" not in values:
         return
@@ -45,7 +45,7 @@ def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None
 def _is_chosen(group: str, cls: type, values: Mapping[str, Any], given: Mapping[str, str]) -> bool:
     """Tell whether the command line or an experiment chooses a preset of the group.
 
-    An experiment's choice is recognised by a value for a key that has no default and is not in `given`.
+    An experiment has chosen a preset if a key without a default has a value that is not from the command line.
     """
     needed = [key for key, value in defaults_of(cls).items() if value == MISSING and f"{group}.{key}" not in given]
     return group in given or any(values[group].get(key, MISSING) != MISSING for key in needed)

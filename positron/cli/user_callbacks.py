@@ -1,7 +1,7 @@
 """Build the callbacks of the user: `callbacks=mine`, or `callbacks.NAME._target_=my_module.Class`.
 
-Only the command line and `conf/` can name these callbacks. They are not part of a run's configuration, so no run folder
-can make this program import anything.
+Only the command line and `conf/` can name these callbacks. They are not part of a run's configuration, so that the run
+folder of another person cannot make this program import code.
 """
 
 from __future__ import annotations
