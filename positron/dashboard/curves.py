@@ -88,14 +88,14 @@ class Metrics:
         return values[-1] if values else None
 
     def curve(self, key: str, file: str, after: int) -> dict[str, Any]:
-        """Return the points of a metric in the rows that end after byte `after` of metrics.jsonl.
+        """Return the points of the metric `key` that are new since the last call.
 
-        `file` and `after` are the `file` and `offset` of the last result. If metrics.jsonl was replaced since then, all points
-        are returned.
+        `file` and `after` are the `file` and `offset` of the last result; in the first call, give "" and 0. If metrics.jsonl
+        was replaced since the last call, all points are returned.
 
         The result is the content of /api/curve: `step`, `tokens`, `time_s` and `value` are lists with one entry for each
-        point. If `fresh` is true, the page must replace its points; otherwise it appends the new ones. `keys` are the metrics
-        of the run.
+        point. If `fresh` is true, the page must replace its points; otherwise, it must append the new ones. `keys` are the
+        names of all metrics of the run.
         """
         fresh = after == 0 or file != self.file
         rows, values = self._columns.get(key, (array("q"), array("d")))

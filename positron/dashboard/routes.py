@@ -62,7 +62,7 @@ def routes(outputs: Outputs) -> list[BaseRoute]:
 
 
 def _as_json(answer: Callable[[Request], Any]) -> Callable[[Request], Response]:
-    """Return an endpoint that sends the value of `answer` as JSON, or an error 404 if `answer` raises Missing."""
+    """Return an endpoint that sends the result of `answer(request)` as JSON, or an error 404 if it raises Missing."""
 
     def endpoint(request: Request) -> Response:
         try:

@@ -24,7 +24,7 @@ _PUBLIC = frozenset({"/", "/look", "/runs", "/api/presets"})
 
 
 class _Runs(Mapping[str, Run]):
-    """Map names to the runs that exist at the time of each look-up."""
+    """Map names to runs. Each access searches for the existing runs again."""
 
     def __init__(self, find: Callable[[], dict[str, Run]]) -> None:
         self._find = find

@@ -27,7 +27,7 @@ from positron.system.file_cache import FileCache
 from positron.system.formatting import above, representative_bpb
 from positron.system.locks import is_locked
 
-LIVE_SECONDS = 60.0  # on systems without file locks, a run counts as live for this time after its last change of a file
+LIVE_SECONDS = 60.0  # if a run's lock cannot be opened, the run is live for this time after its files changed
 MAX_ARCHITECTURES = 4096  # maximum number of architectures that are kept in memory, about 1 kB each
 MAX_RECORDS = 4096  # maximum number of run.json, job.json and config.json that are kept in memory, up to 10 kB each
 _STAMP = "%Y-%m-%d %H:%M:%S"
@@ -103,7 +103,10 @@ class Outputs:
         return content
 
     def _find(self) -> None:
-        """Find every folder with a run.json, or with the job.json of a job that failed before it wrote run.json."""
+        """Search `self.root` for run folders, and store them by name.
+
+        A run folder has a run.json, or the job.json of a job that failed before it wrote run.json.
+        """
         folders = {}
         for folder, subfolders, files in os.walk(self.root):
             if FACTS in files or JOB in files:
@@ -260,8 +263,9 @@ def _read(
 def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str], is_damaged: bool) -> tuple[str, bool]:
     """Return the status of the run, and whether a process trains it; add the reason of a failure to `notes`.
 
-    If no process trains the run, the status is "failed" if job.json records a failure. Otherwise, a run that run.json calls
-    "running" is "killed", and a run whose run.json is damaged (`is_damaged`) is "unknown".
+    The status is "running" while a process trains the run. Afterwards, it is "failed" if job.json records a failure,
+    "unknown" if run.json is damaged (`is_damaged`), "killed" if run.json still says "running" or is missing, and otherwise
+    the status in run.json.
     """
     status = facts.status or "running"
     if status == "running" and is_live(folder):
@@ -290,7 +294,10 @@ def is_live(folder: Path) -> bool:
 
 
 def _started(folder: Path) -> str | None:
-    """Return the time in the first line of the log, or None. A copied run keeps it, unlike the modification time of a file."""
+    """Return the time at which a run started, such as "2025-01-31 09:30:00", or None if it is unknown.
+
+    The time is read from the log, because copying a run may change the modification times of its files.
+    """
     path = Run(folder).log_path
     if not path.exists():
         return None
