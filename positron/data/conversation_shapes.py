@@ -52,9 +52,8 @@ _KNOWN_FORMATS = (
 class Malformed(Exception):
     """Report a row that is not a conversation.
 
-    `label` is the kind of mistake, such as "with a message without `role`"; the summary of skipped rows puts the number of
-    such rows before it. The message, such as "has a message without `role`", is the rest of a sentence that begins with the
-    row's position, such as "line 3".
+    In the error message "line 3 has a message without `role`", the message of this exception is the text after "line 3". In
+    the summary "2 with a message without `role` (line 3, line 8)", `label` is the text after the number, up to the parenthesis.
     """
 
     def __init__(self, label: str, message: str) -> None:

@@ -94,7 +94,7 @@ class Reading:
         return text
 
     def decode(self, content: bytes, where: str) -> str:
-        """Decode a cell of a table that contains UTF-8 bytes.
+        """Decode `content`, the UTF-8 bytes of a cell of a table.
 
         Raises UserError, which names the position `where`, if the bytes are not UTF-8 and `on_invalid` is "error".
         """

@@ -53,9 +53,9 @@ class FileSource:
     A document is a row of JSON, CSV, Parquet or Arrow, or the part of a text file between two lines `<|endoftext|>`.
 
     The fingerprint covers the content of the files and the settings that change how they are read. The hash of a
-    document decides whether it is used for training or for validation. If there are fewer than MIN_DOCUMENTS, or if the
-    training or validation text would be empty or far from the size asked for, the end of the text is used for validation
-    instead. Raises UserError if a file is missing, empty or unreadable.
+    document decides whether it is used for training or for validation. If there are fewer than MIN_DOCUMENTS documents, or
+    if the sizes of the training and validation text would be far from what `data.val_fraction` asks for, the end of the text
+    is used for validation instead. Raises UserError if a file is missing, empty or unreadable.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -139,7 +139,8 @@ class FileSource:
     def _place_of(self, characters: int, was_drawn: bool) -> Split:
         """Return a split at a line end (or space) near the position that `val_fraction` asks for.
 
-        `was_drawn`: true if earlier versions of Positron divided this text by the hashes of its documents.
+        `characters`: the length of the text. `was_drawn`: true if earlier versions of Positron divided this text by the hashes
+        of its documents.
         """
         exact = round(characters * (1 - self.val_fraction))
         cut = max(1, min(characters - 1, exact))
@@ -157,7 +158,7 @@ class FileSource:
         return Split(cut, is_new=was_drawn or self._is_cut_short or cut != exact)
 
     def _pieces(self) -> Iterator[Piece]:
-        """Yield the text of all files, up to `data.max_mb`, as pairs (piece of a document, whether it is the last)."""
+        """Yield the text of all files, up to `data.max_mb`, as pairs (piece, whether it is the last piece of its document)."""
         self.reading.replaced = self.reading.line_ends = 0
         self._is_cut_short = False
         yield from self._all_pieces() if self._limit is None else self._first_pieces(self._limit)
@@ -246,7 +247,10 @@ def cached_path(url: str, sha256: str | None) -> Path:
 
 
 def not_downloaded(folder: Path) -> str:
-    """Return the message that a run's text is missing, up to "if you trust the address, "; the caller adds what to do."""
+    """Return the beginning of a message that a run's text is missing, which ends with "if you trust the address, ".
+
+    The caller must append what to do.
+    """
     return (
         f"the text that {folder} was trained on is not on this machine, and is not downloaded automatically, because another "
         "person may have written its address into the run folder: if you trust the address, "

@@ -73,7 +73,7 @@ class Repository:
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def write_note(self) -> None:
-        """Write source.json again, after the number of row groups of a file was added to `files`."""
+        """Write source.json again. Call this after a number of row groups was added to `files`."""
         write_json(self._note, self._facts)
 
     def _look(self, config: DataConfig) -> None:
@@ -164,9 +164,9 @@ class HubSource:
     def tasks(self, skip: int = 0) -> Iterator[Task | str]:
         """Yield the tasks (path of a file, number of a row group) in order, except the first `skip` tasks.
 
-        Yields WAIT instead of a task while the downloaded files reach the limit for files on the disk; `release` deletes
-        them. The file after the current one is downloaded in the background. Raises UserError if the disk is full and
-        Unreachable if the network fails.
+        Yields WAIT if no further file can be downloaded, because the limit for files on the disk is reached; the caller must
+        then call `release` for the tasks that were read. While a file is read, the next one is downloaded in the background.
+        Raises UserError if the disk is full and Unreachable if the network fails.
         """
         self._open = []
         prefetch: _Fetch | None = None
@@ -294,8 +294,9 @@ def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: di
     """Download a file of a repository into a folder, verify its checksum and return its path.
 
     `file` has the keys `name`, `size` (in bytes) and `sha256`; a size or a checksum that the repository does not state is
-    None. If the same file is being downloaded already, the call waits: the hub's client deletes the file of an earlier
-    download when it begins another one. Raises UserError if the disk is full, Unreachable if the network fails.
+    None. If the same file is already being downloaded, the call waits for the end of that download, because the hub's client
+    would delete the unfinished file when it begins another download. Raises UserError if the disk is full, Unreachable if
+    the network fails.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
@@ -369,12 +370,12 @@ _CONTINUES = (
 def retry_network(
     action: Callable[[], Answer], what: str, *, remedy: str = _CONTINUES, waits_for_name: bool = True
 ) -> Answer:
-    """Return the result of `action`; if the network fails, call it again after a pause of 1 to 60 seconds.
+    """Call `action` and return its result; if the network fails, call `action` again after a pause of 1 to 60 seconds.
 
     `what` names the downloaded object in messages. Raises Unreachable, with `remedy` as advice, if `action` still fails after
-    `patience_s()` seconds. If `waits_for_name` is False, raises it at once when the name of the host cannot be resolved,
-    because this machine then probably has no network. Where another attempt cannot help, raises UserError (the hub refuses
-    the request) or OSError (a fault of this machine, such as a full disk) at once.
+    `patience_s()` seconds. If the name of the host cannot be resolved, this machine probably has no network: with
+    `waits_for_name=False`, Unreachable is then raised at once. Two errors are always raised at once: UserError if the hub
+    refuses the request, and OSError for a fault of this machine, such as a full disk.
     """
     # HTTPError is the class of the HTTP library that huggingface_hub uses
     from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError

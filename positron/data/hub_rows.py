@@ -218,10 +218,10 @@ def _serve(
     cache: str,
     skip: int,
 ) -> None:
-    """Read the rows in a process of its own, and send pairs (kind, content) to the parent process.
+    """Read the rows of a dataset and send them to the parent process; this is the main function of the child process.
 
-    The first pair contains a line for the log, and the next ones contain the chunks after the first `skip` chunks. The last
-    pair marks the end of the rows or gives the reason for a failure.
+    It sends the pairs ("log", line), then ("chunk", rows) for each chunk after the first `skip` chunks, and then ("end", None).
+    After a failure, it sends ("network", message) or ("user", message) as the last pair.
     """
     leave_interrupts_to_parent()
     end_with_parent()

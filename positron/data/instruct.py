@@ -69,7 +69,7 @@ def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
 
 
 def to_part(rows: list[Row], context: int, pad: int) -> Part:
-    """Make one micro-batch (B, T) of all rows, padded on the right.
+    """Return one micro-batch of all rows: input and target ids (B, T), padded on the right.
 
     T is the length of the longest row, rounded up to a multiple of context / BUCKETS. `pad`: the id that fills the inputs.
     The targets are filled with -100.
@@ -84,11 +84,10 @@ def to_part(rows: list[Row], context: int, pad: int) -> Part:
 
 
 class Instructions:
-    """Make batches of conversations and, unless `replay` is None, of windows of the pretraining text.
+    """Make batches of conversations, in a new random order in each epoch.
 
-    Each epoch has a new random order.
-
-    `bytes_per_token` is the mean number of bytes of a scored token (one on which a loss is computed) of the conversations.
+    If `replay` is given, each batch also contains windows of the pretraining text. `bytes_per_token` is the mean number of
+    bytes of those answer tokens on which the loss is computed.
     """
 
     def __init__(

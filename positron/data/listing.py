@@ -157,7 +157,10 @@ def by_name(path: PurePath) -> tuple[str, ...]:
 
 
 def _skip_copies(listing: Listing) -> None:
-    """Sort the files; skip links to files that are read anyway, and compressed, Parquet and Arrow files of 0 bytes."""
+    """Sort the files of `listing` by name, and skip links to other files of `listing`.
+
+    Empty files are skipped, too, if they are compressed, Parquet or Arrow files.
+    """
     own = {path.resolve() for path in listing.files if not path.is_symlink()}
     files = []
     for path in sorted(listing.files, key=by_name):
@@ -171,7 +174,10 @@ def _skip_copies(listing: Listing) -> None:
 
 
 def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing) -> Iterator[Path]:
-    """Yield all regular files below `folder`, and record the skipped ones in `listing`."""
+    """Yield the regular files below `folder`; record in `listing` the files and folders that are skipped.
+
+    `root`: the folder in which the search began. `seen`: the folders that were searched already; the call adds to them.
+    """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:

@@ -58,8 +58,8 @@ class RowSummary:
     def skip(self, record: Record, label: str, message: str | None) -> None:
         """Count a row that is not used.
 
-        `label`: the kind of mistake. `message`: the rest of an error message that begins with the row's position, or None if
-        the row is not malformed.
+        `label`: the kind of mistake, such as "not JSON". `message`: what is wrong with the row, such as "is not JSON", to be
+        written after the row's position; None if the row is not malformed.
         """
         self.skipped.setdefault(label, []).append(record.place)
         if message is not None and self.first_error is None:
@@ -85,10 +85,10 @@ class RowSummary:
         return ", ".join(parts)
 
     def refuse_malformed(self, called: str, kept: int) -> None:
-        """Raise UserError if there are no rows, or if too many of them are malformed.
+        """Raise UserError if there are no rows, or if more than half of them are malformed.
 
-        More than half of the rows is too many; if no row is used, a single malformed row is too many. `called`: the rows'
-        name in messages (`name_of`). `kept`: the number of rows that are used.
+        Raises UserError also if a row is malformed and no row is used. `called`: the name of the data in messages, which
+        `name_of` returns. `kept`: the number of rows that are used.
         """
         if not self.rows:
             raise UserError(f"{called} contains no {self.noun}s: give some, for example one JSON object per line")
@@ -100,8 +100,8 @@ class RowSummary:
 def path_of(config: DataConfig, default: str) -> str:
     """Return the path of the rows.
 
-    If `data.repo` is given, its rows are downloaded to a file, whose path is returned; otherwise the path is `data.path`, or
-    `default` if it is not given.
+    If `data.repo` is given, its rows are downloaded to a file, whose path is returned. Otherwise, `data.path` is returned,
+    or `default` if `data.path` is not given.
     """
     if config.repo is not None:
         from positron.data.hub_rows import fetch_rows

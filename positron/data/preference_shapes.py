@@ -41,11 +41,10 @@ class ParsedPair:
 
 
 def parse_pair(value: Any) -> ParsedPair:
-    """Convert a row, as parsed from JSON, to two conversations with the same beginning.
+    """Convert a row, as parsed from JSON, to a prompt with a chosen and a rejected answer.
 
-    `chosen` and `rejected` are texts, messages or lists of messages. If they contain the prompt, they are whole
-    conversations that differ only in the answers; otherwise other fields hold the prompt. Raises Malformed if the row is not
-    a pair of answers.
+    The fields `chosen` and `rejected` are texts, messages or lists of messages. Either both contain the prompt and differ
+    only in the answer, or the prompt is in other fields. Raises Malformed if the row is not a pair of answers.
     """
     if not isinstance(value, dict):
         raise Malformed(
@@ -78,9 +77,9 @@ def is_pair(value: Any) -> bool:
 
 
 def _as_turns(side: Any) -> Any:
-    """Return an answer as a list of messages if it is a single message, or a text with turns marked Human: and Assistant:.
+    """Convert an answer to a list of messages if it is a message, or a text with turns that begin with Human: or Assistant:.
 
-    Any other answer is returned unchanged.
+    Return any other answer unchanged.
     """
     if isinstance(side, dict):
         return [side]

@@ -66,9 +66,9 @@ def _pairs_of_files(config: DataConfig) -> list[Pair]:
 
 
 def story_pairs(seed: int, start: int, stop: int, val_fraction: float) -> Iterator[Pair]:
-    """Yield pairs start .. stop - 1: a request, a story that follows it, and a story that violates it in one point.
+    """Yield pairs start .. stop - 1: a request, a story that fulfils it, and a story that violates it in one point.
 
-    The second story follows the changed request that `violated` returns. Both stories are generated with the same random
+    The second story fulfils the changed request that `violated` returns. Both stories are generated with the same random
     numbers, so that they differ only because of this change. A combination of name, object and place in a validation request
     does not occur in training requests.
     """

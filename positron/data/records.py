@@ -39,8 +39,8 @@ _SPACES = re.compile(r"[ \t\r\n]*")
 class Broken:
     """Stand for a row that cannot be read.
 
-    `label` is the kind of mistake, such as "not JSON"; the summary of skipped rows puts the number of such rows before it.
-    `message`, such as "is not JSON", is the rest of a sentence that begins with the row's position, such as "line 3".
+    In the error message "line 3 is not JSON", `message` is the text after "line 3". In the summary "2 not JSON (line 3,
+    line 8)", `label` is the text after the number, up to the parenthesis.
     """
 
     label: str
@@ -49,7 +49,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Record:
-    """Hold a row of a file: its position (`place`), such as "line 3", and its JSON value, or a `Broken` if it has none."""
+    """Hold a row of a file: its position (`place`), such as "line 3", and its JSON value, or `Broken` if it cannot be read."""
 
     file: Path
     place: str
@@ -142,9 +142,9 @@ def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
 def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_line: bool) -> Iterator[tuple[str, Any]]:
     """Yield (position, row) for each row of a JSON document, of JSON lines, or of JSON values that follow each other.
 
-    The content decides between these three formats; at most half of the lines or values may be broken. If no format fits, the
-    lines are yielded, most of them as `Broken`, if the file's suffix announces JSON lines (`by_line`) or at least one line is
-    JSON. Otherwise, raises UserError.
+    The first format that fits is used. JSON lines, or values that follow each other, fit if at least half of them are valid;
+    the others are yielded as `Broken`. If no format fits, but the file's suffix means JSON lines (`by_line`) or at least one
+    line is valid, the text is read as JSON lines. Otherwise, raises UserError.
     """
     if not text.strip():
         return

@@ -162,9 +162,9 @@ def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
 
 
 def _at_least(blocks: Iterator[str], size: int) -> str:
-    """Join the next blocks until they have at least `size` characters, and return them.
+    """Join the next blocks until they have at least `size` characters, and return them; return "" if there are none.
 
-    With this, the caller does not parse a long entry, which needs several blocks, again after each block.
+    The caller gives the length of an incomplete entry as `size`, so that a long entry is not parsed again after each block.
     """
     parts = []
     for block in blocks:

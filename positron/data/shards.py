@@ -120,8 +120,8 @@ def encode_all(
 class SplitWriter:
     """Write the tokens of one split (training or validation) as numbered files, the shards.
 
-    The attribute `facts` has the names and checksums of the shards written so far and the number of tokens in them. Its
-    numbers of documents, bytes and bits include text that `add` has received and `flush` has not yet written.
+    The attribute `facts` has the names and checksums of the shards written so far and the number of tokens in them. The
+    numbers of documents, bytes and bits in `facts` already include the text that was added after the last `flush`.
     """
 
     def __init__(self, folder: Path, split: str, dtype: type, first_id: int, before: dict[str, Any] | None) -> None:
@@ -282,7 +282,7 @@ class TokenFiles:
 
     @property
     def floor_bpb(self) -> float | None:
-        """Return the entropy of the text in bits per byte, the lowest expected loss, or None if it is unknown."""
+        """Return the entropy of the text in bits per byte, or None if it is unknown. No model has a lower expected loss."""
         return None if self.bits is None else self.bits / self.n_bytes
 
     def find_token(self, token: int) -> np.ndarray:

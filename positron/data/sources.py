@@ -36,7 +36,7 @@ class Source(Protocol):
     earlier_fingerprint: str  # what earlier versions computed for the same text, if they read or split it differently
 
     def tasks(self, skip: int = 0) -> Iterator[Any]:
-        """Yield all tasks after the first `skip`; yield WAIT if earlier tasks must be released first."""
+        """Yield all tasks after the first `skip`; yield WAIT if the caller must first `release` the tasks that it has read."""
 
     def read(self, task: Any) -> list[Document]:
         """Return the documents of a task, which is a part of the corpus, such as a file."""

@@ -6,8 +6,8 @@ still a function of (seed, s) alone. If the network fails, training continues wi
 the repository is used for validation only.
 
 The folder of a stream contains `validation/`, `epoch-00000/`, ... (token files), `places.json` (the position in the corpus
-at which each epoch begins), and `users/`, with one locked file for each running training. This file contains the current
-epoch of the training, so that other processes do not delete it.
+at which each epoch begins), and `users/`, with one locked file for each running training. The locked file contains the
+number of the epoch that this training reads, so that other processes do not delete the epoch.
 """
 
 from __future__ import annotations
