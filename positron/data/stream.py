@@ -43,8 +43,8 @@ Place = dict[str, int]
 class Stream:
     """Manage the epochs of one streamed corpus for one tokenizer.
 
-    An epoch is a folder of token files that contains the next part of the corpus.
-    Any process that holds the lock of the corpus may write epochs.
+    The corpus is cut into consecutive epochs of the same number of tokens. Each epoch is a folder of token files.
+    A process must hold the lock of the corpus to write an epoch.
     """
 
     def __init__(self, config: DataConfig, tokenizer_folder: Path) -> None:
@@ -103,8 +103,8 @@ class Stream:
         """Write an epoch, unless it exists.
 
         An epoch begins in the corpus where the epoch before it ends, so earlier epochs that were never written are
-        written first. An interrupted call is continued. Raises Unreachable if the network fails, UserError if the
-        corpus has no text to train on.
+        written first. If a call is interrupted, the next call continues the epoch. Raises Unreachable if the network
+        fails, UserError if the corpus has no text to train on.
         """
         with self._locked():
             places = self._places()
@@ -187,7 +187,7 @@ class Stream:
         """Delete the oldest epochs until the limits MAX_EPOCHS and MAX_BYTES allow another epoch.
 
         The epoch `needed` and those that a running training needs are kept. Epoch folders without `tokens.json` are deleted,
-        too: they remain if a call was interrupted, or if a process had a file open on Windows.
+        too. An earlier call left them if it was interrupted or if, on Windows, another process had one of their files open.
         """
         for folder in self.folder.glob("epoch-*"):
             if not (folder / "tokens.json").exists():

@@ -63,7 +63,7 @@ class StreamWindows:
         return TokenFiles(any_epoch, "train", self.stream.tokenizer)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
-        """Return the rows (B / world_size, T + 1) of `rank` in optimizer step `step`, counted from 1.
+        """Return the rows of optimizer step `step` (1, 2, ...) that process `rank` trains on, (B / world_size, T + 1).
 
         Waits until the epochs of this step are on the disk. Raises Unreachable if the network fails, UserError if the
         text cannot be read.
@@ -82,7 +82,7 @@ class StreamWindows:
         return torch.from_numpy(np.stack(rows))
 
     def _enter(self, epoch: int, fills: bool) -> None:
-        """Record the current epoch for other runs, and tell the process that writes epochs which ones are needed next.
+        """Record the epoch in use, so that no other process deletes it, and pass it to the process that writes epochs.
 
         `fills`: true only in the process with rank 0. The other processes of a distributed training do nothing here.
         """
@@ -124,7 +124,7 @@ class StreamWindows:
 class _Filler:
     """Run the process that writes epochs before they are needed.
 
-    It keeps trying after a failure of the network; the failure is raised only when training needs the missing epoch.
+    After a failure of the network, the process tries again. Training raises the error only if it needs the missing epoch.
     """
 
     def __init__(self, config: DataConfig, tokenizer_folder: Path, epoch: int) -> None:
@@ -140,9 +140,10 @@ class _Filler:
         self._epoch.value = epoch
 
     def listen(self, waits: bool = False) -> Exception | None:
-        """Log the messages of the process. Return an error that the process reported, or None.
+        """Log the messages of the process, and return its error, or None.
 
-        `waits`: training is waiting for an epoch that is not on the disk yet.
+        The error is the one that the process reported, or a RuntimeError if the process has ended. `waits`: true if training
+        waits for an epoch; if false, the log message about a failure of the network says that training continues.
         """
         unreachable: Exception | None = None
         while True:

@@ -1,4 +1,4 @@
-"""Compute which token windows make up optimizer step s from (seed, s), in O(1), without any state.
+"""Compute from (seed, s) which token windows optimizer step s reads, in O(1) and without any state.
 
 This guarantees invariant 3 of docs/ARCHITECTURE.md.
 
@@ -18,7 +18,7 @@ _CACHED_STEPS = 64  # number of steps that are computed together, in about the t
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """Apply the splitmix64 finaliser (Steele, Lea and Flood 2014): each input bit flips each output bit half the time."""
+    """Apply the splitmix64 finaliser (Steele, Lea and Flood 2014), a hash of 64 bits to 64 bits."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -56,9 +56,9 @@ def order_of_epoch(epoch: int, places: np.ndarray, seed: int, n_windows: int) ->
 def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the epochs and window numbers, each (batch_size,), of optimizer step `step`, counted from 1.
 
-    Entry i of the batch is sample k = (step - 1) * batch_size + i of the training: number k mod n in the order of epoch
-    k div n, where n = n_windows. So a batch may span two epochs, and the samples do not depend on micro-batches, devices, or
-    interruptions of the training.
+    Entry i of the batch is sample k = (step - 1) * batch_size + i of the training. It is the window at position k mod n in
+    the order of epoch k div n, where n = n_windows. So a batch may span two epochs, and the samples do not depend on
+    micro-batches, devices, or interruptions of the training.
     """
     block, place = divmod(step - 1, _CACHED_STEPS)
     epochs, windows = _samples(block, seed, n_windows, _CACHED_STEPS * batch_size)

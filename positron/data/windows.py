@@ -1,4 +1,4 @@
-"""Cut token files into windows: training batches as a function of (seed, step), and windows over a validation text."""
+"""Cut token files into windows, for training batches that depend only on (seed, step) and for validation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MAX_BYTES_PER_TOKEN = 40  # if the mean is larger, tokenizer=word does not suit 
 def window_starts(starts: np.ndarray, n_tokens: int, context: int) -> Iterator[tuple[int, int]]:
     """Yield windows (start, stop) that cover a token file so that each token, except the first, is a target once.
 
-    `starts` are the positions of the documents' first tokens. A window has `context` tokens. If a document begins in a
-    window and continues beyond its end, the window stops before this document and the next window begins with it, so that
-    the model sees the document's beginning.
+    `starts` are the positions of the documents' first tokens. A window has at most `context` tokens. It ends before a
+    document that begins inside the window but does not fit into it. The next window begins with this document, so that the
+    model sees its beginning.
     """
     place = 0
     while place < n_tokens - 1:
@@ -63,7 +63,7 @@ class Windows:
             self.n_windows = len(self.starts)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
-        """Return the rows (B / world_size, T + 1) of `rank` in optimizer step `step`, counted from 1."""
+        """Return the rows of optimizer step `step` (1, 2, ...) that process `rank` trains on, (B / world_size, T + 1)."""
         _, windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
         share = self.batch_size // world_size
         mine = windows[rank * share : (rank + 1) * share]
