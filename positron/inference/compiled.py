@@ -60,7 +60,7 @@ class CompiledDecoder(Decoder):
         self._compile()
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> Linear | Int8Linear:
-        """Return a linear layer of torch, which is used for pieces of a prompt with more than DIRECT_PROMPT tokens.
+        """Return a linear layer that uses torch, for prompt pieces of more than DIRECT_PROMPT tokens.
 
         The layer stores its weight in the decoder's format, and converts it to fp32 at each call.
         """
@@ -101,7 +101,7 @@ class CompiledDecoder(Decoder):
     def _compile(self) -> None:
         """Compile `compiled_step.work` for this format of weights, or load it from Numba's cache on disk.
 
-        Numba compiles a function when it is first called. Therefore this method calls it for a step without chunks.
+        Numba compiles a function when it is first called. Therefore this method calls `work` once, with nothing to compute.
         """
         if self.weight_dtype not in _compiled:
             said = "compiling the decoder for this processor, once for each format of weights: about 15 seconds"

@@ -115,7 +115,7 @@ class Decoder:
 
     @property
     def row_bytes(self) -> int:
-        """Return the memory of the keys and values of one sequence."""
+        """Return the memory of the keys and values of one sequence, in bytes."""
         config = self.config
         return 2 * config.n_layer * self.K * config.context_length * self.D * self.cache_dtype.itemsize
 
@@ -239,9 +239,9 @@ class Decoder:
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
         """Replace the content of the cache rows `rows` by the prompts and return the logits after each prompt, (b, V).
 
-        The pieces of the prompts that begin at the same position are read together, padded at the end to the longest. The
-        padding does not affect them, because attention is causal. Raises ValueError for an empty prompt and for a prompt
-        that is longer than the context.
+        Each prompt is cut into pieces of PIECE tokens. The i-th pieces of all prompts are read together, padded at the end to
+        the same length. The padding does not change the logits, because attention is causal. Raises ValueError for an empty
+        prompt and for a prompt that is longer than the context.
         """
         self._check_prompts(prompts)
         last: dict[int, Tensor] = {}
@@ -314,17 +314,17 @@ class Decoder:
 
     @torch.inference_mode()
     def read_piece(self, prompt: list[int], row: int) -> Tensor | None:
-        """Append the next piece of `prompt` to a row that holds the first `lengths[row]` tokens of it.
+        """Append the next piece of `prompt` to a cache row, which already holds the first `lengths[row]` tokens of `prompt`.
 
-        Returns the logits after the prompt, (V,), or None if a part of the prompt is left. Raises ValueError if the prompt
-        does not fit the cache.
+        Returns the logits after the prompt, (V,), when the whole prompt has been read. Until then, it returns None, and the
+        caller must call it again. Raises ValueError if the prompt does not fit the cache.
         """
         start, n = self._places(row, len(prompt) - self.lengths[row])
         end = piece_end(start, n)
         return self._append_piece(prompt[start:end], row, is_end=end == n)
 
     def _append_piece(self, ids: list[int], row: int, *, is_end: bool) -> Tensor | None:
-        """Append tokens to a row, and return the logits after the last one, (V,), if it is the end of a prompt."""
+        """Append tokens to a row. If `is_end`, return the logits after the last token, (V,), otherwise None."""
         start = self.lengths[row]
         [x] = self._read_at(start, [row], [ids])
         self.lengths[row] = start + len(ids)

@@ -1,4 +1,4 @@
-"""Hold a conversation with a model: its messages and settings, and the turns that still fit the context."""
+"""Hold a conversation with a model, with its settings, and leave out the oldest turns when the context is full."""
 
 from __future__ import annotations
 

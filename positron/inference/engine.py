@@ -125,10 +125,10 @@ class Engine:
         stop_ids: Iterable[int] | None = None,
         stop: str | Iterable[str] = (),
     ) -> Stream:
-        """Continue `ids` until one of the `stop_ids` is drawn, a `stop` string is complete, or `max_tokens` are generated.
+        """Return a `Stream`, which generates the continuation of `ids` while the caller iterates over it.
 
-        Without `stop_ids` the text ends at the token that ends a document. The text does not include the stop string. Wrong
-        settings raise UserError already in this call, not when the first part of the text is requested.
+        The text ends at one of the `stop_ids` (None: the token that ends a document), before the first `stop` string, or
+        after `max_tokens` tokens. Wrong settings raise UserError already in this call, not when the iteration begins.
         """
         progress = Progress(self.tokenizer, stops_of(stop))
         most, first, end = whole_number("max_tokens", max_tokens, least=1), seed_of(seed), self._stop_ids(stop_ids)

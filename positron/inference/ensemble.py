@@ -33,7 +33,7 @@ class EnsembleDecoder:
 
     @property
     def row_bytes(self) -> int:
-        """Return the memory of one sequence in the caches of all members."""
+        """Return the memory of one sequence in the caches of all members, in bytes."""
         return sum(member.row_bytes for member in self.members)
 
     def with_empty_cache(self, batch: int) -> EnsembleDecoder:
@@ -50,9 +50,10 @@ class EnsembleDecoder:
 
     @torch.inference_mode()
     def read_piece(self, prompt: list[int], row: int) -> Tensor | None:
-        """Append the next piece of `prompt` to a row that holds the first `lengths[row]` tokens of it.
+        """Append the next piece of `prompt` to a cache row, which already holds the first `lengths[row]` tokens of `prompt`.
 
-        Returns the logits after the prompt, (V,), or None if a part of the prompt is left.
+        Returns the logits after the prompt, (V,), when the whole prompt has been read. Until then, it returns None, and the
+        caller must call it again.
         """
         logits = self._each(lambda member: member.read_piece(prompt, row))
         complete = [x for x in logits if x is not None]  # the pieces of all members end at the same positions

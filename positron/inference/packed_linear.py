@@ -37,7 +37,7 @@ class Linear:
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "", *, widen: bool = False
     ) -> None:
-        """Pack the weight. `widen`: true if x has a wider dtype; the weight is then converted at each call, and not packed."""
+        """Pack the weight. `widen`: true if inputs have a wider dtype; it is then not packed, but converted at each call."""
         self.bias, self.activation = bias, activation
         self.packed = can_pack(weight) and not widen
         self.weight = torch_private.packed(weight) if self.packed else weight

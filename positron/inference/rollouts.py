@@ -43,8 +43,8 @@ def rollouts(
     """Sample `copies` answers to each prompt, and return them in the order of the prompts.
 
     An answer ends at a stop token, after `max_tokens` tokens, or when the context is full. `seeds` has one seed for each
-    prompt, so that its answers depend on the other prompts only by rounding. `pause` is called before each token; it may raise
-    an error to stop the sampling. Raises ValueError for a prompt that fills the context.
+    prompt, so that the answers to a prompt do not depend on the other prompts, except by rounding. `pause` is called before
+    each token; it may raise an error to stop the sampling. Raises ValueError for a prompt that fills the context.
     """
     together = max(1, CACHE_BYTES // decoder.row_bytes // copies)
     stops = frozenset(stop_ids)
