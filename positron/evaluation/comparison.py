@@ -119,7 +119,7 @@ def common_text(
 
     If `file` is not None, the texts are those of the file. Otherwise, they are the validation text that all runs share, and
     runs whose validation text is not available are left out; UserError is raised if the validation texts differ. `limit` is the
-    number of bytes to score (0: all). `takes_file`: whether the command has the option --text, which messages then suggest.
+    number of bytes to score (0: all). `takes_file`: true if the command has the option --text; error messages then suggest it.
     """
     if file is not None:
         return list(runs), up_to(texts_of_file(file), limit)
@@ -248,7 +248,7 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def curves(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
-    """Return the validation curve of each run, by its folder, as pairs (million training tokens, bits per byte)."""
+    """Return {folder of the run: validation curve}; a curve is a list of (million training tokens, bits per byte)."""
     points: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
         rows: list[dict[str, Any]] = read_metrics(run.metrics_path)

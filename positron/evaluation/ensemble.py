@@ -31,7 +31,7 @@ def ensemble_facts(
 def gain(documents: list[list[Score]], by_member: Sequence[list[list[Score]]]) -> dict[str, float | None]:
     """Return by how many bits per byte the score of an ensemble is lower than the mean score of the given members.
 
-    `documents` has the ensemble's scores of each document's windows, and `by_member` has the same for each member. The
+    `documents` has the ensemble's scores of each document's windows, and `by_member` has such a list for each member. The
     result has the keys `bpb` and `interval`, half the width of the 95 % interval (None if the text is too short).
     The interval is computed from the differences on the same documents, so it is narrower than the intervals of the scores.
     """

@@ -91,11 +91,11 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
 
 
 def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
-    """Return the settings of a run's text, changed so that they are safe even if another person wrote the run folder.
+    """Return the data settings of a run, changed so that they are safe to use even if another person wrote the run folder.
 
     `data.dir` is kept only if Positron already keeps tokens in this folder; otherwise it becomes the default. `known` is the
-    fingerprint of the text that the run records. Raises UserError if `known` is None and the settings name a file or an
-    address.
+    fingerprint of the text that the run records. Raises UserError if it is None and the settings name a file or a URL,
+    because the text of this file or URL cannot be checked.
     """
     if known is None and (data.path or data.url):
         raise UserError(

@@ -101,7 +101,7 @@ def write_documents(path: Path, given: Iterable[Document]) -> None:
 def read_claims(path: Path) -> list[Claim]:
     """Read the scores that a user's program wrote: JSON lines with `id`, `logprob` in nats, and `bytes`.
 
-    Raises UserError, which names the line, if one is invalid.
+    Raises UserError if a line is invalid; the message names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -278,9 +278,9 @@ def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
 
 
 def _listed(names: list[str], one: str, several: str) -> str:
-    """Return a text that names the first of the documents `names`, and says how many there are and what is wrong with them.
+    """Return a problem of the documents `names` as text, such as "2 documents were not given: 0/7, 0/8".
 
-    `one` says what is wrong if there is a single document, and `several` if there are more.
+    `one` says what is wrong with a single document ("was not given"), `several` with more ("were not given").
     """
     shown = ", ".join(one_line(name, 40) for name in names[:SHOWN_IDS])
     more = f" and {len(names) - SHOWN_IDS:,} more" if len(names) > SHOWN_IDS else ""

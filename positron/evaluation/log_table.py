@@ -1,4 +1,4 @@
-"""Write tables of docs/LOG.md, and say from which code and machine their numbers come."""
+"""Format tables for docs/LOG.md, and find the commit and the machine of a run."""
 
 from __future__ import annotations
 

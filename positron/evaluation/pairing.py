@@ -149,9 +149,9 @@ def _listed(seeds: Sequence[int] | dict[int, Member]) -> str:
 
 
 def _range(values: Sequence[Any]) -> str:
-    """Return the values of a setting in the runs of a group as text.
+    """Return the values of a setting in the runs of a group as text, such as "100", "90 to 100" or "gelu or relu".
 
-    Different numbers, such as the numbers of steps of runs with a time limit, are written as a range.
+    Different numbers are written as a range: runs with a time limit, for example, have different numbers of steps.
     """
     if len(set(map(str, values))) > 1 and all(isinstance(value, int | float) for value in values):
         return f"{min(values)} to {max(values)}"
@@ -226,9 +226,9 @@ def _member(run: Run) -> Member:
 
 
 def _is_trained(run: Run) -> bool:
-    """Tell whether a run ended as planned. Raises UserError if it was pruned, diverged or failed.
+    """Tell whether the training of a run is complete. Raises UserError if the run was pruned, diverged or failed.
 
-    If such runs were only left out, the lucky seeds of a variant would remain.
+    Leaving out such a run would favour its variant.
     """
     facts = run.facts()
     if facts.status in LOST:
@@ -265,7 +265,7 @@ def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list
 def _variant(member: Member, members: list[Member]) -> tuple[tuple[str, str], ...]:
     """Return the pairs (key, value), other than the seed, in which a run differs from at least one of `members`.
 
-    They are overrides if all members are jobs of a sweep, otherwise settings.
+    The pairs are overrides if all members are jobs of a sweep, otherwise settings.
     """
     are_jobs = all(other.choices for other in members)
     values = [other.choices if are_jobs else other.settings for other in members]
@@ -314,7 +314,7 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
 
 
 def _how_to_select(member: Member, label: str, key: str, value: Any) -> str:
-    """Return the advice how to type `label` so that it selects only runs like `member`, in which `key` is `value`."""
+    """Return the advice to give "LABEL:KEY=VALUE" instead of "LABEL", so that only runs such as `member` are selected."""
     if not member.has(key, str(value)):  # the fingerprint of a text
         return "name a folder that has only the runs of one variant"
     narrower = f"{label}{',' if _split(label)[1] else ':'}{key}={value}"
@@ -373,7 +373,10 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
 
 
 def _surroundings(a: Run, b: Run) -> list[str]:
-    """Return the code, versions and hardware that differ between the last starts of two runs."""
+    """Return what differs in code, versions and hardware between two runs, such as `versions.torch: 2.6 -> 2.7`.
+
+    The last start of each run is compared.
+    """
     starts = [start_of(read_provenance(run.folder), run.facts().step or 0) for run in (a, b)]
     return [text for text in recorded_changes(*starts) if text.startswith(_SURROUNDINGS)]
 

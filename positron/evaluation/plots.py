@@ -93,7 +93,7 @@ def dots(points: list[Any]) -> str:
 
 
 def token_axis(axes: Any, last: float) -> None:
-    """Label the x axis as training tokens, with prefixes such as k and M, from 0 to `last`."""
+    """Label the x axis "training tokens", and let it run from 0 to `last`, with numbers such as 20k and 5M."""
     from matplotlib.ticker import EngFormatter
 
     axes.set_xlabel("training tokens")

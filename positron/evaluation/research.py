@@ -6,7 +6,7 @@ of the candidates after it.
 
 The runs are in the folders base/SEED and CANDIDATE/SEED. The file job.json of a run records its result and its training time.
 A repetition of the same command reads the recorded results and trains only the runs that have none. The decisions depend only
-on these results. The budget is compared with the sum of the recorded training times.
+on these results. No run is started once the sum of the recorded training times has reached the budget.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def begin(folder: Path, plan: Plan) -> str:
 
 
 def _listed(plan: Plan) -> list[list[Any]]:
-    """Return the candidates as a list, because the order in which they are tested is a part of the plan."""
+    """Return the candidates as [[name, settings], ...]. A list keeps their order, which is a part of the plan."""
     return [[name, overrides] for name, overrides in plan.candidates.items()]
 
 
@@ -205,10 +205,10 @@ class _Runs:
         self._spent_s = sum(float(_read_job(path)["time_s"]) for path in sorted(folder.glob(f"*/*/{JOB}")))
 
     def result(self, label: str, recipe: list[str], seed: int, *, may_fail: bool) -> _Result:
-        """Return the result of a recipe with a seed; if no result is recorded, train this run first.
+        """Return the result of the run of a recipe with a seed; train the run first if no result is recorded.
 
-        Raises _BudgetUsed if the run must be trained and the budget is used up, and UserError if it was trained with other
-        settings. If the run fails and `may_fail` is false, its error is raised; otherwise, the result holds the failure.
+        Raises _BudgetUsed if the run must be trained and the budget is used up, and UserError if the run was trained with
+        other settings. If the training fails, the result holds the failure if `may_fail`; otherwise, the error is raised.
         """
         folder, overrides = self.folder / label / str(seed), merged(recipe, [f"seed={seed}"])
         path = Run(folder).job_path
@@ -228,8 +228,8 @@ class _Runs:
     def _trained(self, folder: Path, overrides: list[str], may_fail: bool) -> dict[str, Any]:
         """Train a run and return its record.
 
-        If the run fails and `may_fail` is true, the record holds the failure; otherwise, its error is raised. If the run
-        was begun earlier, a UserError is always raised, because the candidate may still succeed when the user has corrected it.
+        If the run fails, the record holds the failure if `may_fail`; otherwise, the error is raised. If an earlier call began
+        the run, a UserError is always raised, because the run may still succeed when the user has corrected the cause.
         """
         logger.info(f"{folder}: {' '.join(overrides)}")
         is_begun, failure = Run(folder).exists, None

@@ -101,7 +101,7 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
 
 
 def _draw_curves(axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tuple[str, ...], Any]) -> None:
-    """Draw the validation curves of the jobs, with a cross at the end of a pruned one. `colors`: values of a job -> colour."""
+    """Draw the validation curves of the jobs, with a cross where a job was pruned. `colors`: values of a job -> colour."""
     labelled: set[tuple[str, ...]] = set()
     for values, points, status in jobs:
         if points:
@@ -239,8 +239,8 @@ def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> by
 
     A pair is two runs with the same seed: one with and one without the candidate. The gain is in bits per byte.
     The second panel shows the bits per byte of the base recipe, and of the recipe after each adoption, which contains all
-    candidates adopted so far. Each value is a mean over seeds: those of the candidate just adopted or, for the base recipe,
-    those of the candidate adopted first. `min_gain` is the smallest gain worth having. Returns a PNG.
+    candidates adopted so far. Each value is the mean over the seeds with which the adopted candidate was tested; for the base
+    recipe, this is the candidate adopted first. `min_gain`, drawn as a line, is the smallest gain worth having. Returns a PNG.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

@@ -74,10 +74,10 @@ def _size_or_reason(run: Run) -> tuple[str, Size | None]:
 
 
 def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs whose text is known. Raises UserError if the texts differ.
+    """Return the runs that were trained on the same text. Raises UserError if the texts differ.
 
-    Runs with the same fingerprint and split of the text have the same text. Otherwise, the validation texts are compared,
-    and runs whose text is not available are left out.
+    If all runs record the same fingerprint and split of the text, all are returned. Otherwise, the validation texts are
+    compared, and runs whose text is not available are left out.
     """
 
     def text(run: Run) -> tuple[object, ...]:

@@ -66,7 +66,7 @@ def window_losses(model: GPT, x: Tensor, y: Tensor, what: str = "scoring") -> Te
 def score(model: GPT, x: Tensor, y: Tensor, token_bytes: Tensor) -> Score:
     """Return one score for all windows with inputs x and targets y (N, T).
 
-    `token_bytes` (V,) are the numbers of bytes of text of the tokens.
+    `token_bytes` (V,) has the number of bytes of text of each token id.
     """
     scored = y != IGNORE
     n_bytes = token_bytes[y.clamp(min=0)].mul(scored).sum()
@@ -169,8 +169,8 @@ def total(scores: Sequence[Score]) -> Score:
 def sampling_units(documents: list[list[Score]]) -> tuple[list[Score], str]:
     """Return the scores of the units that a confidence interval treats as independent, and the name of the units.
 
-    The units are documents or, if there are fewer than MIN_UNITS documents, blocks of their text. `documents` has the scores
-    of each document's windows; the sum over all units equals the sum over all windows.
+    The units are "documents" or, if there are fewer than MIN_UNITS documents, "blocks of the text" (groups of neighbouring
+    windows). `documents` has the scores of each document's windows; the sum over all units equals the sum over all windows.
     """
     if len(documents) >= MIN_UNITS:
         return [total(scores) for scores in documents], "documents"

@@ -35,7 +35,7 @@ def seed_groups(
     """Return the groups of items with the same variant, the lowest mean score first.
 
     A group without a result for some seed comes after the groups that have results for all seeds, because a variant whose bad
-    runs failed or were ended early looks better than it is. `score` returns None for a run without a result.
+    runs failed or were ended early looks better than it is. `score` returns None for an item without a result.
     """
     by_variant: dict[Hashable, list[T]] = {}
     for item in items:

@@ -88,7 +88,7 @@ def following(written: Sequence[Written], requests: Sequence[stories.Request]) -
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Return the share of sequences of `n` words that are distinct, over all texts."""
+    """Return the number of different sequences of `n` words in the texts, divided by the number of all such sequences."""
     runs = [tuple(words[i : i + n]) for words in (text.split() for text in texts) for i in range(len(words) - n + 1)]
     return len(set(runs)) / max(1, len(runs))
 

@@ -43,12 +43,12 @@ class Job:
 
     @property
     def result(self) -> float | None:
-        """Return the bits per byte at the end of training, or None if the job was pruned, failed, or has no result."""
+        """Return the last bits per byte of a job that finished or was stopped; None for other jobs, such as pruned ones."""
         return self.bpb if self.status in ("finished", "stopped") else None
 
 
 def sweep_jobs(folder: Path) -> list[Job]:
-    """Return the ended jobs of a sweep, those of the best variant first and those without a result last."""
+    """Return the ended jobs of a sweep: the jobs of the best variant first, the jobs without a score last."""
     jobs = []
     for path in folder.glob(f"*/{JOB}"):
         number = path.parent.name
