@@ -61,7 +61,8 @@ def _lesson(session: Session) -> Lesson:
 def configure(values: dict[str, Any]) -> RunConfig:
     """Build the configuration of a distilled run.
 
-    Raises UserError if settings contradict each other, if a teacher does not fit them, or if the run itself is a teacher.
+    Raises UserError if settings contradict each other, if a teacher is missing or has a shorter context than the run, or if
+    the run itself is a teacher.
     """
     config = configure_pretraining(values)
     assert config.distill is not None

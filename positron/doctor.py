@@ -160,7 +160,7 @@ def _guarded(what: str, probe: Callable[[], Finding]) -> Finding:
 
 
 def causality(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Check that the logits of a token do not depend on later tokens. With some faulty attention kernels, they did."""
+    """Check that the logits of a token do not depend on later tokens, as they do with some faulty attention kernels."""
     import torch
 
     from positron.config import GPTConfig

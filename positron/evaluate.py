@@ -206,9 +206,10 @@ def in_training(runs: Sequence[Run]) -> float | None:
 
 
 def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the quality of stories that the model writes and, as "grammar", of new stories from the built-in grammar.
+    """Return the quality of stories that the model writes.
 
-    Several `runs` are the members of an ensemble. Raises UserError if their training texts differ or are not available.
+    The key "grammar" holds the same measurements of new stories from the built-in grammar. Several `runs` are the members of
+    an ensemble. Raises UserError if their training texts differ or are not available.
     """
     import dataclasses
 
