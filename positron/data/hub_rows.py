@@ -57,11 +57,9 @@ class HubRowsSource:
         The skipped tasks are downloaded, too. Raises Unreachable if the network fails, UserError if the rows have no text
         in the field.
         """
-        number = 0
-        for chunk in row_chunks(self.repository, self.field, skip):
+        for first, chunk in row_chunks(self.repository, self.field, skip):
             task = []
-            for text in chunk:
-                number += 1
+            for number, text in enumerate(chunk, first):
                 text = self.reading.replace_surrogates(text, f"{self.repository.repo}, text {number:,}")
                 task.append(Document(text, is_validation(text, self.seed, self.val_fraction)))
             yield task
@@ -101,7 +99,7 @@ def fetch_rows(config: DataConfig) -> Path:
 
 def _all_rows(repository: Repository, config: DataConfig) -> Iterator[Any]:
     if not repository.files:
-        for chunk in row_chunks(repository, None, 0):
+        for _, chunk in row_chunks(repository, None, 0):
             yield from chunk
         return
     source = HubSource(config)
@@ -115,12 +113,13 @@ def _all_rows(repository: Repository, config: DataConfig) -> Iterator[Any]:
         source.release(done)
 
 
-def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator[list[Any]]:
+def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator[tuple[int, list[Any]]]:
     """Yield the rows of a dataset in chunks of about CHUNK_CHARS characters, except the first `skip` chunks.
 
-    If `field` is not None, each chunk contains the texts in this field instead of the rows. After a failure of the network,
-    the rows are read again, and the first chunk that is still missing comes next. Raises Unreachable if `retry_network`
-    gives up, UserError if the rows cannot be read.
+    Each chunk is a pair: the number of its first row in the dataset, counted from 1, and its rows. If `field` is not None,
+    the chunks contain the non-empty texts in this field instead of the rows. After a failure of the network, the rows are read
+    again, and the first chunk that is still missing comes next. Raises Unreachable if `retry_network` gives up, UserError if
+    the rows cannot be read.
     """
     process = _Process(repository, field, skip)
     try:
@@ -140,8 +139,8 @@ class _Process:
         self._has_logged = False
         self._silent_s = 0.0
 
-    def next(self) -> list[Any] | None:
-        """Return the next chunk, or None after the last one.
+    def next(self) -> tuple[int, list[Any]] | None:
+        """Return the number of the next chunk's first row and the chunk, or None after the last chunk.
 
         Raises ConnectionError if the network fails, UserError if the rows cannot be read.
         """
@@ -167,7 +166,8 @@ class _Process:
             match kind:
                 case "chunk":
                     self._done += 1
-                    return list(content)
+                    first, rows = content
+                    return first, rows
                 case "log":
                     if not self._has_logged:
                         self._has_logged = True
@@ -220,8 +220,8 @@ def _serve(
 ) -> None:
     """Read the rows of a dataset and send them to the parent process; this is the main function of the child process.
 
-    It sends the pairs ("log", line), then ("chunk", rows) for each chunk after the first `skip` chunks, and then ("end", None).
-    After a failure, it sends ("network", message) or ("user", message) as the last pair.
+    It sends the pairs ("log", line), then ("chunk", (number of its first row, rows)) for each chunk after the first `skip`
+    chunks, and then ("end", None). After a failure, it sends ("network", message) or ("user", message) as the last pair.
     """
     leave_interrupts_to_parent()
     end_with_parent()
@@ -247,9 +247,11 @@ def _serve(
             raise
         connection.send(("log", _describe_split(repo, config_name, list(splits))))
         rows = splits[TRAIN if TRAIN in splits else next(iter(splits))]
+        first = 1
         for number, chunk in enumerate(_chunks(_texts(rows, repo, field) if field is not None else rows)):
             if number >= skip:
-                connection.send(("chunk", chunk))
+                connection.send(("chunk", (first, chunk)))
+            first += len(chunk)
         connection.send(("end", None))
     except BaseException as error:  # sent to the parent process, which raises it
         connection.send(_reason(error, repo))

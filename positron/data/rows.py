@@ -261,7 +261,8 @@ def parquet_texts(path: Path, reading: Reading, row_group: int | None = None) ->
             _check_column(file.schema_arrow, path, reading)
             groups = None if row_group is None else [row_group]
             batches = file.iter_batches(batch_size=1000, row_groups=groups, columns=[reading.field])
-            yield from _column_texts(batches, path, reading)
+            earlier = sum(file.metadata.row_group(group).num_rows for group in range(row_group or 0))
+            yield from _column_texts(batches, path, reading, earlier)
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
 
@@ -276,7 +277,7 @@ def arrow_texts(path: Path, reading: Reading) -> Iterator[str]:
     try:
         with arrow_reader(path) as reader:
             _check_column(reader.schema, path, reading)
-            yield from _column_texts((batch.select([reading.field]) for batch in reader), path, reading)
+            yield from _column_texts((batch.select([reading.field]) for batch in reader), path, reading, 0)
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
 
@@ -323,9 +324,12 @@ def _check_column(schema: Any, path: Path, reading: Reading) -> None:
         )
 
 
-def _column_texts(batches: Iterable[Any], path: Path, reading: Reading) -> Iterator[str]:
-    """Yield the texts of record batches of one column; skip empty texts and nulls."""
-    shown, number = one_line(str(path)), 0
+def _column_texts(batches: Iterable[Any], path: Path, reading: Reading, earlier: int) -> Iterator[str]:
+    """Yield the texts of record batches of one column; skip empty texts and nulls.
+
+    `earlier`: the number of rows of the file before the batches, so that an error names the row of the file.
+    """
+    shown, number = one_line(str(path)), earlier
     for rows in batches:
         for text in _values(rows.column(0)):
             number += 1

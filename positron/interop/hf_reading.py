@@ -239,13 +239,13 @@ def _rope_base(keys: _Keys, default: float | None) -> float:
     keys.must_be("rope_interleaved", False)
     keys.must_be("partial_rotary_factor", 1.0)
     parameters = keys.section("rope_parameters")
-    base = keys.number("rope_theta", default) if "rope_theta" in keys or parameters is None else default
-    if parameters is not None:
-        base = parameters.number("rope_theta", base)
-        parameters.must_be("rope_type", "default")
-        parameters.must_be("type", "default")
-        parameters.must_be("partial_rotary_factor", 1.0)
-        parameters.refuse_rest()
+    if parameters is None:
+        return float(keys.number("rope_theta", default))
+    base = parameters.number("rope_theta", keys.number("rope_theta", default) if "rope_theta" in keys else default)
+    parameters.must_be("rope_type", "default")
+    parameters.must_be("type", "default")
+    parameters.must_be("partial_rotary_factor", 1.0)
+    parameters.refuse_rest()
     return float(base)
 
 

@@ -77,7 +77,7 @@ def _check(config: GPTConfig, needed: int, total: int | None, where: str, is_new
 def _si(number: float) -> str:
     """Format a number with at most three digits and a unit prefix: `4.25 T`."""
     for unit in ("", "k", "M", "G", "T", "P"):
-        if number < 1000:
+        if number < 999.5:  # three digits would round the number up to 1000
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:.3g} E"

@@ -70,8 +70,8 @@ def test_chunks_are_the_same_from_anywhere_and_after_a_failure(rows_hub: Hub, tm
     repository = Repository(chosen(tmp_path))
     rows_hub.faults[rows_hub.path("train.jsonl")] = ["cut off"]
     chunks = list(row_chunks(repository, "text", 0))
-    assert [text for chunk in chunks for text in chunk] == [row["text"] for row in large]
-    assert [len(chunk) for chunk in chunks] == [3, 3, 2]
+    assert [text for _, chunk in chunks for text in chunk] == [row["text"] for row in large]
+    assert [(first, len(chunk)) for first, chunk in chunks] == [(1, 3), (4, 3), (7, 2)]
     assert list(row_chunks(repository, "text", 2)) == chunks[2:]
 
 
@@ -121,8 +121,8 @@ def test_a_configuration_is_asked_for_by_name_and_identifies_the_text(rows_hub: 
     with pytest.raises(UserError, match=r"config_name=shrt .*: did you mean short\? Choose one of long, short"):
         next(row_chunks(Repository(chosen(tmp_path, config_name="shrt")), "text", 0))
     short, long = (Repository(chosen(tmp_path, config_name=name)) for name in ("short", "long"))
-    assert list(row_chunks(short, "text", 0)) == [["a", "b"]]
-    assert list(row_chunks(long, "text", 0)) == [TEXTS]
+    assert list(row_chunks(short, "text", 0)) == [(1, ["a", "b"])]
+    assert list(row_chunks(long, "text", 0)) == [(1, TEXTS)]
     assert len({short.fingerprint, long.fingerprint, Repository(chosen(tmp_path)).fingerprint}) == 3
     assert short.folder != long.folder
 

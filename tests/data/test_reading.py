@@ -17,8 +17,10 @@ import pytest
 from test_files import texts
 from text_files import DOCUMENTS, as_jsonl, as_parquet, as_text, source, zst
 
+from positron.data.decoding import Reading
 from positron.data.files import SEPARATOR
 from positron.data.listing import by_name, list_files
+from positron.data.rows import parquet_texts
 from positron.evaluation.eval_texts import texts_of_file
 from positron.system.errors import UserError
 from positron.system.paths import fault_of_name
@@ -224,6 +226,13 @@ def test_a_file_that_cannot_be_read_is_refused_with_what_to_do(
     with pytest.raises(UserError, match=said) as error:
         source(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_an_error_in_a_later_row_group_names_the_row_of_the_file(tmp_path: Path) -> None:
+    rows = pa.array([b"good", b"good", b"bad \xff"], pa.binary())
+    pyarrow.parquet.write_table(pa.table({"text": rows}), tmp_path / "a.parquet", row_group_size=2)
+    with pytest.raises(UserError, match=r"a\.parquet, row 3 is not UTF-8"):
+        list(parquet_texts(tmp_path / "a.parquet", Reading("text"), 1))
 
 
 def test_the_field_of_one_file_is_not_advised_for_several(tmp_path: Path) -> None:
