@@ -5,8 +5,8 @@ most frequent pair of neighbours becomes a new token. Every byte is a token, so 
 joins bytes: every text is restored exactly.
 
 Speed. Counting all pairs anew for each merge would cost words x merges. A merge changes only the words that contain the
-pair, and in these only the pairs beside it. So the counts are updated, and a heap holds the candidates; an entry of the
-heap with an outdated count is corrected when it comes to the top.
+pair, and in these only the pairs beside it. So only the counts of these pairs are updated. A heap yields the most frequent
+pair; an entry of the heap with an outdated count is corrected when it comes to the top.
 
 Encoding repeats the merges: of all pairs of neighbours in a word, the pair that was learned first is merged first.
 """
@@ -95,9 +95,9 @@ def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
 def learn_merges(words: list[list[int]], counts: list[int], n_merges: int, first: int) -> list[Pair]:
     """Merge the most frequent pair of neighbours, up to `n_merges` times; return the pairs in the order of the merges.
 
-    The pairs get the ids `first`, `first` + 1, ... `words[i]` is a list of ids, which is replaced by its merged form, and
-    `counts[i]` is how often this word occurs in the text. If several pairs are equally frequent, the pair with the smallest
-    ids is merged first. Learning ends early if no pair occurs twice.
+    The pairs get the ids `first`, `first` + 1, ... `words[i]` is the list of ids of a word; `words` is changed in place.
+    `counts[i]` is the number of times that word i occurs in the text. If several pairs are equally frequent, the pair with the
+    smallest ids is merged first. Learning ends early if no pair occurs twice.
     """
     totals: Counter[Pair] = Counter()
     words_with: defaultdict[Pair, set[int]] = defaultdict(set)  # pair -> indices of the words that may contain it

@@ -33,7 +33,7 @@ _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that appears at `path` when the block ends without an error, and not at all otherwise.
+    """Open a temporary file for writing; when the `with` block ends, rename it to `path`, or delete it after an error.
 
     Raises InputError if the file cannot be written.
     """

@@ -16,8 +16,8 @@ from numpy_ref.config import InputError
 def one_line_errors() -> Iterator[None]:
     """Print an error of the `with` block as one line and exit with a code: 2 for an InputError, 130 for Ctrl-C, otherwise 1.
 
-    A closed pipe prints nothing and exits with code 0. With POSITRON_DEBUG=1 in the environment, the traceback is printed
-    first.
+    If the output is a pipe that its reader has closed, print nothing and exit with code 0. With POSITRON_DEBUG=1 in the
+    environment, the traceback is printed first.
     """
     open_streams()
     try:

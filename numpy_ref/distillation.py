@@ -23,8 +23,8 @@ dKL/dz as 1 / T^2. The factor T^2 cancels this, so that the influence of the tea
 
 A student that equals its only teacher has s = q exactly, and then the teacher adds no gradient.
 
-The loss is the sum over the targets divided by `denominator`, as in loss.py, so that the gradients of the parts of a batch add
-up. A target of -100 has no loss and no gradient, neither from the text nor from the teachers.
+The loss is the sum over the targets divided by `denominator`, as in loss.py, so that the gradients of the micro-batches of a
+batch add up. A target of -100 has no loss and no gradient, neither from the text nor from the teachers.
 """
 
 from __future__ import annotations

@@ -154,8 +154,8 @@ def forward(
     """Compute the logits of the next token: ids (B, T) -> logits (B, T, V).
 
     `rng` draws the dropout masks of training; None: no dropout. `past` holds the key/value cache of each layer; `idx` then
-    continues the tokens in the cache. With `trace`, the function also returns every intermediate array by its dotted name.
-    Raises InputError if the tokens, including those in `past`, do not fit the context length.
+    continues the tokens in the cache. With `trace`, the function also returns a dictionary of all intermediate arrays, with
+    names such as `blocks.0.norm1.x`. Raises InputError if the tokens, including those in `past`, do not fit the context length.
     """
     logits, cache = _forward(params, config, idx, rng, past)
     if not trace:

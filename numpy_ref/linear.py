@@ -4,9 +4,9 @@ Forward. Row n of the input gives row n of the output, y_nj = sum_i x_ni W_ji + 
 
 Backward. Let L be the loss and dy = dL/dy, of y's shape. The chain rule for x, W and b:
 
-    dL/dx_ni = sum_j dy_nj dy_nj/dx_ni = sum_j dy_nj W_ji      so  dx = dy W
-    dL/dW_ji = sum_n dy_nj x_ni                                so  dW = dy^T x
-    dL/db_j  = sum_n dy_nj                                     so  db = sum over the rows of dy
+    dL/dx_ni = sum_j (dL/dy_nj) (d(y_nj)/dx_ni) = sum_j dy_nj W_ji      so  dx = dy W
+    dL/dW_ji = sum_n dy_nj x_ni                                         so  dW = dy^T x
+    dL/db_j  = sum_n dy_nj                                              so  db = sum over the rows of dy
 
 A weight is used once for every row, so its gradient is a sum over all rows: that is the whole rule for shared
 parameters, here and in every chapter. Every backward is two matrix products of the forward's size, hence the rule

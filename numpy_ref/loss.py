@@ -15,8 +15,8 @@ It is never computed as log(softmax), because a p that underflowed would give -i
     dl/dz_j = p_j - [j = y]
 
 that is, the probabilities, minus one at the target. A target of -100 carries no loss and no gradient. The loss is the
-sum over the targets divided by their number, so the gradients of the parts of a batch add up to the gradient of the
-whole batch if every part is divided by the number of targets of the whole batch: `denominator`.
+sum over the targets divided by their number, so the gradients of the micro-batches add up to the gradient of the
+whole batch if each loss is divided by the number of targets of the whole batch, the argument `denominator`.
 
 Cost: about 6 FLOPs per logit. With N rows and V tokens, each pass over the logits moves 4 N V bytes, so memory is the
 limit, and the rows are processed in blocks that fit the cache. On an FPGA: e^z = 2^(z / log 2) is a shift by the integer

@@ -17,7 +17,7 @@ rotation or QK-norm the gradient of this bias is 0, and the computed value is ro
 A window (Longformer, arXiv:2004.05150) lets a token attend to the last W tokens only, itself included. Through L layers
 information still travels over L (W - 1) tokens, and beyond W the cost of a token no longer grows with the text.
 
-Generation: keys and values of past tokens never change, so a `Past` keeps them, and each new token costs one row.
+Generation: keys and values of past tokens never change, so a `Past` keeps them, and a forward pass computes only the new token.
 
 Cost: 2 N C (2 H D + 2 K D) FLOPs for the projections. With K < H the cache shrinks by H / K, which matters because memory
 limits generation; even more so on an FPGA, where the cache has to fit the chip.

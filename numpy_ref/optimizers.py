@@ -1,12 +1,12 @@
 """Chapter 13. Optimizers: from gradients to better weights. Each step changes a flat dictionary, name -> array, in place.
 
-Let g be the gradient of a weight w and a the learning rate. First the two methods that AdamW combines, for comparison
+Let g be the gradient of a weight w and a the learning rate. AdamW combines two methods, which are here only for comparison
 (no command trains with them):
 
     SGD with momentum   u = mu u + g,             w -= a u
     RMSprop             s = rho s + (1 - rho) g^2,  w -= a g / (sqrt(s) + eps)
 
-and the two that the torch model is trained with:
+The torch model is trained with one of two optimizers:
 
     AdamW (arXiv:1711.05101)
         m = b1 m + (1 - b1) g                     a running mean of gradients,
@@ -130,7 +130,7 @@ def _adamw(
 
 
 def is_hidden(name: str, p: Array) -> bool:
-    """Tell whether Muon updates this parameter: it does if this is a matrix of a block, not an embedding or the output head."""
+    """Tell whether a parameter is a matrix of a transformer block; Muon updates only these, and AdamW all other parameters."""
     return p.ndim == 2 and name.startswith("blocks.")
 
 
@@ -175,8 +175,8 @@ def muon_step(
 def orthogonalize(x: Array, iterations: int = 5) -> Array:
     """Return an approximation of U V^T for x = U S V^T (n, m).
 
-    Each singular value of x above 0.0015 of the norm of x becomes a value between 0.68 and 1.21. A smaller one is not raised as
-    far, and 0 stays 0.
+    Singular values above 0.0015 times the Frobenius norm of x become values between 0.68 and 1.21. Smaller singular values
+    are raised less, and 0 stays 0.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     if x.shape[0] > x.shape[1]:
@@ -219,9 +219,9 @@ def rmsprop_step(
 
 
 def _blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Yield, block by block, views of the same BLOCK_WEIGHTS numbers of every array.
+    """Cut arrays of equal size into slices of BLOCK_WEIGHTS numbers; yield the first slice of each array, then the second, ...
 
-    An array that the caller changes through its views must be contiguous; otherwise the views belong to a copy.
+    The slices of a contiguous array are views, through which the caller can change the array. Any other array is copied.
     """
     flat = [array.reshape(-1) for array in arrays]
     for start in range(0, flat[0].size, BLOCK_WEIGHTS):

@@ -12,8 +12,8 @@ estimate, but not its mean.
 Advantages. For each of B prompts, K answers are written, with the rewards r_1 .. r_K of the group.
 
     RLOO (arXiv:2402.14740)       A_i = r_i - mean of the other K - 1 = K / (K - 1) (r_i - mean)
-    Dr. GRPO (arXiv:2503.20783)   A_i = r_i - mean        the baseline includes r_i: (K - 1) / K of the gradient
-    GRPO (arXiv:2402.03300)       A_i = (r_i - mean) / (sigma + eps)        and the sum of each answer is divided by its length
+    Dr. GRPO (arXiv:2503.20783)   A_i = r_i - mean        the baseline includes r_i, so the gradient is (K - 1) / K of RLOO's
+    GRPO (arXiv:2402.03300)       A_i = (r_i - mean) / (sigma + eps)        the loss of each answer is divided by its length
 
 If all rewards of a group are equal, every advantage is exactly 0, because advantages are computed from r_i - r_1.
 
@@ -25,7 +25,7 @@ With D = B K L_max, where the constant L_max is the largest number of tokens of 
 token has the same weight. GRPO has the mean over the tokens of each answer instead, and D = B K. Then a token of a long answer
 has less weight, so that a long wrong answer costs no more than a short one. The end token is a target, because otherwise the
 policy would not learn to stop. A truncated answer has no end token; it may be masked, that is, all its targets are -100. D
-does not depend on the mask or on the micro-batch, so the gradients of the parts of a batch add up.
+does not depend on the mask or on the micro-batch, so the gradients of the micro-batches of a batch add up.
 
 Each answer is used for one step only, by the policy that wrote it. Therefore the probability ratios of PPO are 1, and no ratio
 is clipped.
@@ -62,7 +62,7 @@ KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def rloo_advantages(rewards: Array) -> Array:
-    """Subtract the mean of the other rewards of the group: rewards (B, K) -> (B, K), for K of at least 2."""
+    """Subtract from each reward the mean of the other K - 1 rewards of its group: rewards (B, K) -> (B, K), for K >= 2."""
     d = rewards - rewards[:, :1]  # (B, K)
     advantages: Array = d - (d.sum(axis=1, keepdims=True) - d) / (rewards.shape[1] - 1)
     return advantages
@@ -140,7 +140,8 @@ def log_softmax(z: Array) -> Array:
 def kl_estimate_forward(log_p: Array, log_q: Array, kind: KLEstimator) -> tuple[Array, Cache]:
     """Estimate KL(p, q) from samples of p, by the estimator `kind`.
 
-    The log-probabilities of the samples, log_p and log_q (...) -> estimates (...), one for each sample.
+    log_p and log_q (...) are the log-probabilities of the samples under p and q. The result (...) has one estimate for each
+    sample.
     """
     d = log_p - log_q
     match kind:

@@ -39,8 +39,8 @@ ORPO (arXiv:2403.07691, equations 6 and 7), with means and no reference. odds(P)
 
 -w is the mean cross-entropy of the chosen answer. 1 - e^w is computed as -expm1(w), which keeps all digits if w is near 0.
 
-Each loss is the sum over the pairs divided by `denominator`, as in loss.py, so that the gradients of the parts of a batch add
-up.
+Each loss is the sum over the pairs divided by `denominator`, as in loss.py, so that the gradients of the micro-batches of a
+batch add up.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def log_probs_backward(drows: Array, cache: Cache) -> tuple[Array]:
 def reference_log_probs(params: Params, config: GPTConfig, tokens: Array, targets: Array, mean: bool = False) -> Array:
     """Compute the log-probability of each row's targets under a frozen model, without dropout or a gradient.
 
-    Inputs `tokens` (B, T), targets (B, T) -> (B,), in nats. For `mean`, see `log_probs_forward`.
+    tokens, the model's inputs (B, T), and targets (B, T) -> (B,), in nats. For `mean`, see `log_probs_forward`.
     """
     logits = forward(params, config, tokens)
     assert isinstance(logits, np.ndarray)
@@ -122,9 +122,10 @@ def dpo_forward(
     label_smoothing: float = 0.0,
     denominator: int | None = None,
 ) -> tuple[Array, Cache]:
-    """Compute DPO's loss () from the four summed log-probabilities (N,) of the answers of N pairs.
+    """Compute DPO's loss () of N pairs from the log-probabilities (N,) of their answers under the model and the reference.
 
-    The sum of the pairs' losses is divided by `denominator` (None: by N).
+    The log-probability of an answer is the sum over its tokens. The sum of the pairs' losses is divided by `denominator`
+    (None: by N).
     """
     h = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))  # (N,)
     loss, count = _mean_loss(np.logaddexp(0, -h) + label_smoothing * h, denominator)
@@ -145,9 +146,9 @@ def ipo_forward(
     tau: float = 0.1,
     denominator: int | None = None,
 ) -> tuple[Array, Cache]:
-    """Compute IPO's loss () from the four log-probabilities (N,) of the answers of N pairs.
+    """Compute IPO's loss () of N pairs from the log-probabilities (N,) of their answers under the model and the reference.
 
-    The caller chooses the log-probability of an answer: the sum over its tokens, as in the paper, or the mean. The sum
+    The log-probability of an answer is the sum over its tokens, as in the paper, or the mean; the caller chooses. The sum
     of the pairs' losses is divided by `denominator` (None: by N).
     """
     h = (chosen - reference_chosen) - (rejected - reference_rejected)  # (N,)

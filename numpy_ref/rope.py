@@ -32,7 +32,12 @@ def rope_tables(context_length: int, d_head: int, base: float = BASE) -> tuple[A
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotate each pair; in plain NumPy: np.concatenate((a * cos - b * sin, a * sin + b * cos), axis=-1)."""
+    """Rotate each pair of channels.
+
+    In plain NumPy, with a and b the first and the second half of the channels of x:
+
+        np.concatenate((a * cos - b * sin, a * sin + b * cos), axis=-1)
+    """
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]  # (B, heads, T, D/2) each
     out = np.empty_like(x)

@@ -1,6 +1,6 @@
 """Chapter 15. Sampling: from logits to the next token.
 
-Pure functions on logits (V,), applied in this order:
+Each step is a pure function of the logits (V,). The steps are applied in this order:
 
     repetition penalty   make recent tokens less likely, by the same factor for one or more occurrences: z / r where
                          z > 0, z r where z < 0 (CTRL, arXiv:1909.05858; dividing a negative z would make it likelier)

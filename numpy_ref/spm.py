@@ -1,12 +1,18 @@
 """Chapter 14, last part. Read a SentencePiece model (arXiv:1808.06226) without its library.
 
-The file is a protocol buffer. Each field is a key (number << 3 | kind) and a value. Kind 0 is a varint (seven bits per
-byte, the lowest first; the top bit means that another byte follows), 1 eight bytes, 2 a length and that many bytes, 5 four
-bytes. Field 1 of the model is a piece, itself a message: its field 1 is the text, 2 the score (float32), 3 the type.
+The file is a protocol buffer. Each field is a key (number << 3 | kind) and a value. The kind determines the form of the value:
 
-Encoding: a space is written as U+2581 and each character is a symbol. Of all neighbours whose joint text is a piece, the
-pair with the highest score is joined first, the leftmost one if scores are equal. A symbol that is not a piece in the end
-is written as byte pieces.
+    0   a varint: seven bits per byte, the lowest first; the top bit means that another byte follows
+    1   eight bytes
+    2   a length, as a varint, and that many bytes
+    5   four bytes
+
+Each field with the number 1 holds a piece, that is, a token of the vocabulary. It is a protocol buffer, too: field 1 is the
+text of the piece, field 2 its score (float32), field 3 its type.
+
+Encoding: a space is written as U+2581, and each character is a symbol. As long as two neighbouring symbols together are the
+text of a piece, the pair with the highest score is joined, or the leftmost such pair if scores are equal. At the end, a symbol
+that is not a piece is replaced by the pieces of its bytes.
 """
 
 from __future__ import annotations
@@ -94,7 +100,8 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """Convert text to ids.
 
-        Words are encoded one by one, or together if the vocabulary has a piece with a space after its first character.
+        Words are encoded one by one, or all together if a piece of the vocabulary contains a space that is not its first
+        character.
         The character U+2581 is encoded as its bytes, because it stands for a space in the vocabulary.
         """
         ids: list[int] = []
@@ -119,7 +126,10 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert ids to text. Bytes that are not valid UTF-8 become U+FFFD; special tokens are left out."""
+        """Convert ids to text. Bytes that are not valid UTF-8 become U+FFFD.
+
+        The unknown token becomes U+2047 between two spaces; other special tokens are left out.
+        """
         out = b""
         for i in ids:
             if self._type[i] == BYTE:

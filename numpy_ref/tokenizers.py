@@ -1,7 +1,8 @@
 """Chapter 14. Tokenizers: from text to ids and back, by characters, words, or merged bytes (`bpe.py`).
 
-All have the same protocol: `encode(text) -> ids`, `decode(ids) -> text`, `vocab_size`, `to_json`, `from_json`. The first
-ids are the special tokens of SPECIALS, which no text encodes to; 0 is `<unk>`.
+The three have `encode(text) -> ids`, `decode(ids) -> text`, `vocab_size` and `to_json`; the function `from_json` restores a
+saved tokenizer. The first ids are the special tokens of SPECIALS. 0 is `<unk>`, for a character or word that is not in the
+vocabulary; `encode` never returns the other special tokens.
 
 Fewer, longer tokens mean more text per context and per FLOP, but a larger table, and rare tokens learn little. Losses
 per token cannot be compared between tokenizers; bits per byte of text can.
@@ -33,11 +34,11 @@ class Tokenizer(Protocol):
     end_of_text: int  # the id that separates documents
 
     def encode(self, text: str) -> list[int]:
-        """Convert text to token ids, without special tokens."""
+        """Convert text to token ids, without special tokens except `<unk>`."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert token ids to text; special tokens give no text."""
+        """Convert token ids to text; special tokens, except `<unk>` in some tokenizers, are left out."""
         ...
 
 
@@ -108,7 +109,10 @@ class WordTokenizer(_TableTokenizer):
 
     @classmethod
     def train(cls, text: str, vocab_size: int = 4000) -> WordTokenizer:
-        """Create a tokenizer of at most `vocab_size` ids, with the special tokens, from the most frequent parts of `text`."""
+        """Create a tokenizer of the most frequent words, punctuation marks and runs of white space of `text`.
+
+        It has at most `vocab_size` ids, including the special tokens.
+        """
         counts = Counter(cls.split(text))
         by_count = sorted(counts, key=lambda piece: (-counts[piece], piece))
         return cls(by_count[: max(0, vocab_size - cls.n_special)])

@@ -3,8 +3,8 @@
     python -m numpy_ref.train                         the built-in stories, by characters, in a minute and a half
     python -m numpy_ref.train my.txt --config improved --tokenizer bpe --epochs 10
 
-Giving the same command again continues an interrupted training with identical results. Ctrl-C saves the training before it
-ends. `--fresh` starts over.
+If a training is interrupted, give the same command again to continue it; the results are the same as without the interruption.
+Ctrl-C saves the training before it ends. `--fresh` starts over.
 
 Writes to `--out` (default outputs/numpy_ref): NAME_config.json, NAME_weights.npz, NAME_tokenizer.json, training_loss.png,
 and NAME_training.npz, from which a training continues.

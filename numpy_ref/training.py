@@ -57,7 +57,8 @@ class Settings:
 class Training:
     """Hold the state of a training between two optimizer steps.
 
-    `losses`: the loss of each step so far; `validations`: (step, loss); both in nats per token.
+    `losses`: the training loss of each step so far. `validations`: the step and the loss of each validation so far. All losses
+    are in nats per token.
     """
 
     settings: Settings
