@@ -26,11 +26,11 @@ WRITE_SHARE = 0.05  # greatest share of the time that is spent on writing them, 
 def open_reference(session: Session, plan: Plan, objective: PreferenceObjective, model: GPT) -> Reference:
     """Return the log-probabilities of the reference model, which is the model before this training.
 
-    The function reads the log-probabilities that are stored in the run, even if the base run has changed since. If the steps
-    of the plan need more, it computes and stores the missing ones, on `plan.machine`, because with precision=auto
-    `session.machine` does not have the final precision. `model`: the model to train; in a new run it still has the weights of
-    the reference model. Raises UserError if a run that continues lacks log-probabilities and the base run has changed or
-    cannot be read.
+    Log-probabilities that the run folder already contains are read, even if the base run has changed since they were computed.
+    Log-probabilities that are missing for the steps of the plan are computed and stored. `plan.machine` computes them, because
+    with precision=auto `session.machine` does not have the final precision. `model`: the model to train; in a new run it still
+    has the weights of the reference model. Raises UserError if a run that continues lacks log-probabilities and the base run
+    has changed or cannot be read.
     """
     run, config, start = session.run, session.config, session.start
     if start.is_own:
@@ -113,8 +113,8 @@ def _compute_reference(
 def _identities(weights: str | None, objective: PreferenceObjective, plan: Plan) -> tuple[str, str]:
     """Return two strings that identify everything that the log-probabilities of the reference depend on.
 
-    The first is stored with the log-probabilities. The second lacks the tokenizer; earlier versions stored it instead.
-    `weights`: the hash of the reference model's weights.
+    The first string is stored with the log-probabilities. Earlier versions stored the second string, which lacks the hash of
+    the tokenizer. `weights`: the hash of the reference model's weights.
     """
     sizes = f"{objective.context} {len(objective.train)} {len(objective.val)}"
     earlier = f"{weights} {objective.fingerprint} {sizes} {plan.machine.precision}"

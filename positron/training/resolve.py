@@ -130,10 +130,12 @@ def make_plan(
 
 
 def _with_usable_precision(asked: Precision | Literal["auto"], machine: Machine, at_start: str | None) -> Machine:
-    """Return the machine with the precision `at_start`, in which the run started, or with fp32 if it is slow on this CPU.
+    """Return `machine` with the precision of the training.
 
-    A run that started in bf16 on another machine may continue on a CPU whose matrix products take ten times as long in bf16 as
-    in fp32. If the user asks for a slow precision, it is kept, and a warning is logged.
+    If `asked` is auto, the precision is `at_start`, in which the run started (None: a new run, which keeps the precision of
+    `machine`). If `at_start` is slow on this CPU, the precision is fp32: a run that started in bf16 on another machine may
+    continue on a CPU whose matrix products take ten times as long in bf16 as in fp32. If the user asks for a slow precision,
+    it is kept, and a warning is logged.
     """
     chosen = machine.precision  # fast on this machine if it was not asked for
     if asked == "auto" and at_start is not None:

@@ -115,7 +115,7 @@ def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) 
 
 @contextlib.contextmanager
 def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
-    """Delete the folder of a new run if a UserError ends it before its first step is recorded or saved."""
+    """Delete the folder of a new run if the `with` block raises a UserError before the run has metrics or a checkpoint."""
     try:
         yield
     except UserError:
@@ -126,9 +126,10 @@ def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
 
 
 def refuse_before_start(run: Run, start: Start, *, last_step: int, fingerprint: str) -> None:
-    """Raise UserError if the training text has changed, or if the checkpoint of another run is already at `last_step`.
+    """Raise UserError if the training text has changed, or if a run that starts from another run's checkpoint has no step left.
 
-    Call this function before a file of the run is changed. `fingerprint`: the hash of the training text.
+    Call this function before a file of the run is changed. `last_step`: the last step of this run; the checkpoint must be at an
+    earlier step. `fingerprint`: the hash of the training text.
     """
     known = run.facts().data_fingerprint
     if known and known != fingerprint:

@@ -67,7 +67,10 @@ class Signals:
         sys.unraisablehook = self._hook
 
     def _send_again(self, ignored: Any) -> None:
-        """Send a signal again if its LeftAtOnce was raised in a finalizer, where Python ignores exceptions."""
+        """Send a signal again whose handler raised LeftAtOnce inside a finalizer, where Python ignores exceptions.
+
+        `ignored` is the argument with which Python calls `sys.unraisablehook`.
+        """
         if isinstance(ignored.exc_value, LeftAtOnce):
             threading.Timer(AGAIN_S, _thread.interrupt_main, [ignored.exc_value.exit_code - 128]).start()
         else:

@@ -72,7 +72,8 @@ def _nothing_is_left(session: Session) -> bool:
 def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> list[str]:
     """Return the hashes of the teachers' weights that the run recorded when it began, in the recorded order.
 
-    `hashes` are those of the current weights of `teachers`. Raises UserError unless they are the recorded hashes in any order.
+    `hashes`: the hashes of the current weights of `teachers`. Raises UserError if they differ from the recorded hashes; only
+    the order may differ.
     """
     known = (run.facts().teachers or "").split()
     recorded = run.settings().distill

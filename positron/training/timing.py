@@ -40,7 +40,7 @@ class MatmulPeak:
             self.look()
 
     def look(self) -> None:
-        """Measure the rate and keep the highest. On a GPU, only the first call measures: later its memory is full."""
+        """Measure the rate; keep it if it is the highest. On a GPU, only the first call measures: later its memory is full."""
         if self.machine.accelerator != "cpu" and self.flops:
             return
         dtype = DTYPES[self.machine.precision]
@@ -55,12 +55,12 @@ class MatmulPeak:
 
 
 def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, str]:
-    """Return the machine with the faster precision for this model, and a message with both times (empty if not measured).
+    """Return the machine with bf16 or fp32, whichever is faster for this model, and a message with the times of both.
 
     bf16 makes large matrix products faster. A step of a small model takes most of its time for conversions and other
-    operators, so it can be slower in bf16 than in fp32. This is measured only on a CPU on which bf16 products are faster, and
-    for models whose step of `rows` sequences takes at most MAX_TIMED_STEP. The two precisions take turns on one micro-batch,
-    and the fastest step of each is compared.
+    operators, so it can be slower in bf16 than in fp32. The times are measured only on a CPU on which bf16 products are faster,
+    and only if a step of `rows` sequences takes at most MAX_TIMED_STEP seconds; otherwise the result is `machine` itself and an
+    empty message. The two precisions take turns on one micro-batch, and their fastest steps are compared.
     """
     flops = model.config.flops_per_token() * rows * model.config.context_length
     if machine.accelerator != "cpu" or machine.precision != "bf16":

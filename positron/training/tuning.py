@@ -70,8 +70,9 @@ def train_further(
 ) -> Facts:
     """Train the run of the session up to the last step of the plan, and return the content of its run.json.
 
-    `is_chat`: the run answers messages, and its folder gets the chat template. `prepare` is called in every process when the
-    folder of the run is complete, before the first step. Raises the errors of `refuse_before_start` and `fit`.
+    `is_chat`: the model learns to answer messages, so the chat template is written to the run folder. `prepare` is called in
+    every process, after the files of the run are written and before the first step. Raises the errors of `refuse_before_start`
+    and `fit`.
     """
     run, config, start = session.run, session.config, session.start
     refuse_before_start(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
@@ -153,7 +154,10 @@ def replayed_text(base: Run, config: RunConfig, start: Start, key: str, *, rows:
 
 
 def _without_replay(start: Start, key: str) -> str:
-    """Return the advice for a user whose pretraining text is not available: turn replay off by `key`=0."""
+    """Return the advice for a user whose pretraining text is not available: turn replay off by `key`=0.
+
+    If the run continues, `key` cannot change, so the advice is to start a new run without replay.
+    """
     if start.is_own:
         return f"give another name= and {key}=0 to start a new run without replay"
     return f"give {key}=0 to train without the pretraining text"

@@ -1,4 +1,4 @@
-"""Compute the learning rate as a function of the step and the horizon, the planned number of steps.
+"""Compute the learning rate from the step and the planned number of steps, which is called the horizon.
 
 There is no scheduler object whose state a checkpoint would have to store (invariant 4 of docs/ARCHITECTURE.md).
 """

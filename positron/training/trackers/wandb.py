@@ -31,10 +31,11 @@ _DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # as the user has set it
 class Wandb:
     """Log to Weights & Biases, online or offline. A file in the run folder stores the run id of wandb.
 
-    WANDB_MODE chooses the mode; without it, the mode is online if there is an API key. If wandb cannot connect, it is offline.
+    The environment variable WANDB_MODE chooses the mode. If it is not set, the mode is online if there is an API key. If wandb
+    cannot connect, the mode is offline.
 
-    When a run is continued, wandb first receives the steps that it lacks, from metrics.jsonl and the samples. Online, these
-    are the steps after the last one that wandb has, because it accepts no step twice. Offline, these are all steps, because
+    When a run is continued, its earlier steps are logged first, from metrics.jsonl and the samples. Online, these are only the
+    steps after the last step that wandb has, because wandb accepts no step twice. Offline, these are all steps, because
     `wandb sync` (0.31) replaces all data of a run id by the folder that it uploads. Raises UserError if the file with the run
     id is damaged.
     """
