@@ -4,8 +4,8 @@
 
 - attention maps: the weight that each head of each layer gives to each token (chapter 8), and the three tokens to which
   the last token attends most;
-- the norm of the residual stream after each layer: how much each block adds to it, with tokens and channels that stand
-  out;
+- the norm of the residual stream after each layer, which shows how much each block adds, and the tokens and channels with
+  the largest values;
 - the logit lens (nostalgebraist, 2020): norm_f and the output head applied to the stream after every layer, as if the
   later layers did not exist. It shows at which depth the prediction is made;
 - the probabilities of the next token.

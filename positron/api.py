@@ -325,7 +325,7 @@ def _keys_of(recipe: Recipe) -> list[str]:
 
 
 def _ending_in(word: str, recipe: Recipe) -> list[str]:
-    """Return the full keys that `word` may stand for: those whose last word it is."""
+    """Return the full keys that end in `word`, such as ["optimizer.lr"] for `lr`."""
     matches = [key for key in _keys_of(recipe) if key.rpartition(".")[2] == word]
     # device.KEY is only the default of train.KEY
     return [key for key in matches if not key.startswith("device.") or f"train.{word}" not in matches]

@@ -77,8 +77,8 @@ def main() -> None:
 def _clean(folder: Path) -> str:
     """Delete the token files and raw texts of a corpus, but keep its tokenizer, so that the corpus can be prepared again.
 
-    A folder of downloads, or of texts that Python programs gave, is deleted completely. A folder that another process uses is
-    left unchanged. Returns the result as text, such as "  freed" or "  in use, not deleted".
+    A folder of downloads is deleted completely, and so is a folder of texts that were passed to the Python functions. A folder
+    that another process uses is left unchanged. Returns the result as text, such as "  freed" or "  in use, not deleted".
     """
     lock_file = folder / "lock"
     with try_lock(lock_file) if lock_file.exists() else nullcontext(True) as free:

@@ -1,6 +1,6 @@
 """Sort the words of a training command into options and settings, and check both before Hydra reads them.
 
-`recipe` is the name of the command, such as `train`, and of its file in conf/.
+The argument `recipe` of several functions is the name of the command, such as `train`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Check the settings of a training command before Hydra reads them: names, choices, and the quotes of texts.
+"""Check the settings of a training command before Hydra reads them: names, choices, and quotation marks.
 
-Settings that Hydra would accept without effect, or refuse in terms of its grammar, are refused here with advice.
-`recipe` is the name of the command, such as `train`, and of its file in conf/.
+Hydra would accept some wrong settings without effect, and refuse others with a message about its own grammar. Here they are
+refused with advice. The argument `recipe` of several functions is the name of the command, such as `train`.
 """
 
 from __future__ import annotations

@@ -82,9 +82,10 @@ class StreamWindows:
         return torch.from_numpy(np.stack(rows))
 
     def _enter(self, epoch: int, fills: bool) -> None:
-        """Record the epoch in use, so that no other process deletes it, and pass it to the process that writes epochs.
+        """Record that this training reads the files of `epoch`, so that no other process deletes them.
 
-        `fills`: true only in the process with rank 0. The other processes of a distributed training do nothing here.
+        Also tells the number of the epoch to the process that writes the files of the next epochs. `fills`: true only in the
+        process with rank 0; the other processes of a distributed training do nothing here.
         """
         if not fills:
             return

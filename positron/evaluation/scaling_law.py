@@ -32,10 +32,10 @@ MIN_SPREAD = 0.15  # standard deviation of log N or log D; below this value, N o
 class Law:
     """Hold a fitted law for the bits per byte after D tokens with N parameters: E + A / N^alpha + B / D^beta.
 
-    The law has only those of the terms A / N^alpha and B / D^beta that `terms` names, and E is fitted only if `terms` names it.
-    `theta` contains the fitted numbers of each term in the order of `terms`. The term "E" has one number, log E. The term "N"
-    has two numbers: the logarithm of A / N^alpha at log N = `center["N"]`, and alpha. The term "D" has the same two numbers
-    for B / D^beta.
+    `terms` names the terms that are fitted: "E", "N" (A / N^alpha) and "D" (B / D^beta). If "E" is missing, E is `floor`; if
+    "N" or "D" is missing, its term is 0. `theta` contains the fitted numbers of each term in the order of `terms`. The term "E"
+    has one number, log E. The term "N" has two: the logarithm of A / N^alpha at log N = `center["N"]`, and alpha. The term "D"
+    has the same two for B / D^beta.
     """
 
     terms: tuple[str, ...]  # "E" if E is fitted, then "N", "D" or both

@@ -146,7 +146,7 @@ def _find(name: str, run: Run | None) -> Run | None:
 
 
 def _possible_roots(folder: Path) -> list[Path]:
-    """Return the folders to which the paths that a run records may be relative.
+    """Return the folders from which a relative path in the records of a run may start.
 
     They are the parents of the run's folder, up to the folder that contains `outputs/`. If the run is not below a folder
     `outputs/`, only the first parent is returned.

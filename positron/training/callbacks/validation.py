@@ -42,9 +42,9 @@ def measures(trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
 
 
 class Validation(L.Callback):
-    """Add val/loss, val/bpb, val/perplexity and the objective's `measures` to the metrics of some steps.
+    """Add val/loss, val/bpb, val/perplexity and the objective's `measures` to the metrics, every `every` steps.
 
-    These are every `every`-th step and the last step.
+    They are also added to the metrics of the last step.
     """
 
     def __init__(self, objective: Objective, *, every: int) -> None:
