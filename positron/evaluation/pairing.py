@@ -112,7 +112,8 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
     changes = [_changes_of_pair(a[seed], b[seed], differ_in) for seed in seeds]
     if not any(changes) and not surroundings:
         raise UserError(
-            f"the variants {labels[0]} and {labels[1]} have the same settings: name runs that differ in a setting"
+            f"{labels[0]} and {labels[1]} have the same settings, except for seed= and name=, so there is nothing to compare: "
+            "choose runs that differ in another setting"
         )
     keys = dict.fromkeys(key for change in changes for key in change)
     shown = []

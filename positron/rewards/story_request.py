@@ -8,8 +8,8 @@ from positron import stories
 def story_request(prompt: str, completion: str) -> float:
     """Return 1 if the completion is a complete story of the grammar with the requested name, object, place and plot, else 0.
 
-    The reward is stricter than `followed` of `positron evaluate --instruct`: it is 0 for an inconsistent story, such as one
-    in which a red ball is green later. Raises ValueError if the prompt is not a request of `stories.ask`.
+    The reward is stricter than the measure `followed` of `positron evaluate --instruct`: it is 0 for an inconsistent story,
+    such as one in which a red ball is green later. Raises ValueError if the prompt is not a request of `stories.ask`.
     """
     return float(stories.fulfils(completion, _request(prompt)))
 

@@ -21,7 +21,9 @@ def load_object(name: str, key: str) -> Any:
     """
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
-        raise UserError(f"{key}={name} must name a module and an attribute of it, such as {key}=my_module.{name}")
+        raise UserError(
+            f"{key}={name} must name a module and a class or function in it, such as {key}=my_module.{name}"
+        )
     folder = os.getcwd()
     if folder not in sys.path and "" not in sys.path:  # python -m does the same
         sys.path.insert(0, folder)
