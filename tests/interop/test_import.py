@@ -172,7 +172,7 @@ def test_an_imported_run_is_trained_continued_tuned_and_exported(tmp_path, run_c
     assert run_command("evaluate", "--run", "more", "--limit", "2000").code == 0
     text = run_command("evaluate", "--run", "base")
     assert text.code == 2
-    assert "the text of an imported model is not known" in text.err
+    assert "outputs/base was imported, so the text that it was trained on is unknown" in text.err
 
 
 @pytest.mark.parametrize("name", [n for n in SHAPES if n != "stablelm"])
