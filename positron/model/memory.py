@@ -11,6 +11,7 @@ import torch
 
 from positron.config import GPTConfig
 from positron.system.errors import UserError
+from positron.system.formatting import with_prefix
 from positron.system.memory import physical_memory
 
 FLOAT_BYTES = 4  # weights, gradients and moments are float32 in every precision
@@ -69,15 +70,6 @@ def _check(config: GPTConfig, needed: int, total: int | None, where: str, is_new
     )
     if total is not None and needed > total:
         raise UserError(
-            f"a model of {_si(config.n_params())} parameters needs {_si(needed)}B of memory, more than the {_si(total)}B of "
-            f"{where}: {remedy}"
+            f"a model of {with_prefix(config.n_params())} parameters needs {with_prefix(needed)}B of memory, more than the "
+            f"{with_prefix(total)}B of {where}: {remedy}"
         )
-
-
-def _si(number: float) -> str:
-    """Format a number with at most three digits and a unit prefix: `4.25 T`."""
-    for unit in ("", "k", "M", "G", "T", "P"):
-        if number < 999.5:  # three digits would round the number up to 1000
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} E"

@@ -22,10 +22,22 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def amount(value: float) -> str:
     """Write a number with at most three digits and a unit: 12,345,678 as 12.3M."""
-    for factor, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * factor:  # three digits would round the value up to the factor
-            return f"{value / factor:.3g}{unit}"
-    return f"{value:.3g}"
+    return "".join(_three_digits(value, "kMBT"))
+
+
+def with_prefix(value: float) -> str:
+    """Write a number with at most three digits and the prefix of the unit that follows: 4.25e12 bytes as `4.25 T`."""
+    return " ".join(_three_digits(value, "kMGTPE"))
+
+
+def _three_digits(value: float, units: str) -> tuple[str, str]:
+    """Return the number of thousands, millions, ... with three digits, and the unit of `units`, which is empty for ones."""
+    unit = ""
+    for larger in units:
+        if value < 999.5:  # three digits would round a larger value up to the next unit
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g}", unit
 
 
 def read_amount(text: str) -> float:
