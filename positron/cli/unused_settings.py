@@ -273,9 +273,8 @@ def _batch(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, 
     for key in ("batch_tokens", "micro_batch_size"):
         default, used = values["device"].get(key), values["train"].get(key)
         if f"device.{key}" in given and (default != used or f"train.{key}" in given):
-            remedy = f"leave device.{key}= out"
-            if f"train.{key}" not in given:
-                remedy = f"give train.{key}={default} instead"
+            is_set = f"train.{key}" in given
+            remedy = f"leave device.{key}= out" if is_set else f"give train.{key}={default} instead"
             raise UserError(
                 f"device.{key}={default} has no effect, because it is only the default of train.{key}, which is {used} here: "
                 f"{remedy}"

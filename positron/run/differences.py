@@ -59,11 +59,11 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     _refuse_another_command(run, config)
     changed = differences(run, config)
     extended = [difference for difference in changed if difference.startswith("train.max_steps: ")]
-    before, after = run.resolved().max_steps, config.train.max_steps
-    is_shorter = isinstance(after, int) and after < before
+    before = run.resolved().max_steps
+    after = before if config.train.max_steps == "auto" else config.train.max_steps
+    is_shorter = after < before
     if is_shorter and changed == extended:
-        may_end_there = isinstance(after, int) and (run.facts().step or 0) < after
-        ends_earlier = " (train.stop_at= ends a run earlier)" if may_end_there else ""
+        ends_earlier = " (train.stop_at= ends a run earlier)" if (run.facts().step or 0) < after else ""
         raise UserError(
             f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, and a run can only be made longer: "
             f"give train.max_steps={before}{ends_earlier}, or another name="
