@@ -182,6 +182,11 @@ def leaf_keys() -> list[str]:
     return [*_keys_of(RunConfig), *BESIDE_VALUES]
 
 
+def keys_read_by(recipe: Recipe) -> list[str]:
+    """Return the full keys of the settings that a command reads."""
+    return [key for key in leaf_keys() if key.split(".")[0] not in NOT_READ_BY[recipe]]
+
+
 def _keys_of(cls: type, prefix: str = "") -> list[str]:
     keys = []
     for name, hint in typing.get_type_hints(cls).items():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import positron
-from positron.api import full_name
+from positron.cli.python_arguments import full_name
 from positron.system.errors import UserError
 
 TINY = {

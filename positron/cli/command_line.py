@@ -12,7 +12,7 @@ from pathlib import Path
 
 from positron.cli.other_tools import advice, same_option
 from positron.cli.overrides import checked_overrides, groups_of
-from positron.settings import NOT_READ_BY, SHORT_KEYS, Recipe, leaf_keys
+from positron.settings import NOT_READ_BY, SHORT_KEYS, Recipe, keys_read_by, leaf_keys
 from positron.system.commands import command
 from positron.system.errors import UserError
 
@@ -108,8 +108,7 @@ def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) ->
     if key is None and bare in leaf_keys():
         key = bare
     if key is None:
-        read = [leaf for leaf in leaf_keys() if leaf.split(".")[0] not in NOT_READ_BY[recipe]]
-        same_ending = [leaf for leaf in (*read, *leaf_keys()) if leaf.rsplit(".", 1)[-1] == bare]
+        same_ending = [leaf for leaf in (*keys_read_by(recipe), *leaf_keys()) if leaf.rsplit(".", 1)[-1] == bare]
         key = same_ending[0] if same_ending else None
     if key is None:
         near = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)

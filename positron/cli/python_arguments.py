@@ -1,0 +1,80 @@
+"""Convert arguments of the Python functions, such as `lr=1e-3`, to words of a command line, such as `optimizer.lr=0.001`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from positron.cli.hydra_app import conf_folder
+from positron.cli.other_tools import question, same_option
+from positron.cli.overrides import groups_of
+from positron.settings import Recipe, keys_read_by, leaf_keys, unknown_key
+from positron.system.errors import UserError
+
+
+def full_name(key: str, recipe: Recipe) -> str:
+    """Return the full key of a setting: `lr` becomes `optimizer.lr`, and a key that is full already is returned unchanged.
+
+    If only settings of other commands end in the word `key`, return the first of them; a later check refuses it and says why.
+    Raises UserError if no setting ends in the word `key`, or if several settings of this command do.
+    """
+    if key in keys_read_by(recipe) or key in groups_of(conf_folder()) or "." in key:
+        return key
+
+    def written(known: str) -> str:
+        return _argument(known, recipe)
+
+    match matches := _ending_in(key, recipe):
+        case []:
+            if elsewhere := [known for known in leaf_keys() if known.rpartition(".")[2] == key]:
+                return elsewhere[0]
+            other = same_option(key, recipe)
+            if other is None:
+                raise UserError(unknown_key(key, written))
+            raise UserError(f"unknown key {key}: {question(other, None, written)}")
+        case [only]:
+            return only
+        case _:
+            options = ", ".join(map(written, matches))
+            raise UserError(f"{key}= could mean {' or '.join(matches)}: give one of {options}")
+
+
+def _ending_in(word: str, recipe: Recipe) -> list[str]:
+    """Return the full keys that end in `word`, such as ["optimizer.lr"] for `lr`."""
+    matches = [key for key in keys_read_by(recipe) if key.rpartition(".")[2] == word]
+    # device.KEY is only the default of train.KEY
+    return [key for key in matches if not key.startswith("device.") or f"train.{word}" not in matches]
+
+
+def _argument(key: str, recipe: Recipe) -> str:
+    """Write a full key as an argument in Python: `max_steps=...`, or `**{"data.kind": ...}` if it needs its group."""
+    word = key.rpartition(".")[2]
+    return f"{word}=..." if word == key or _ending_in(word, recipe) == [key] else f'**{{"{key}": ...}}'
+
+
+def as_word(key: str, value: Any) -> str:
+    """Write the value of a setting as the command line writes it: None as `null`, a dict as `{key:value}`.
+
+    Raises UserError, which names `key`, for a value that the command line cannot express.
+    """
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str() | Path() | int() | float():
+            return str(value)
+        case Mapping():
+            return "{" + ",".join(f"{name}:{as_word(key, inner)}" for name, inner in value.items()) + "}"
+        case Iterable():
+            return "[" + ",".join(as_word(key, inner) for inner in value) + "]"
+    if key.endswith(("_target_", "function")) and isinstance(value, type | FunctionType):
+        name = f"{value.__module__}.{value.__qualname__}"
+        example = "my_module.my_function" if "<" in name or name.startswith("__main__.") else name
+        raise UserError(f'{key}= takes the name of a function or class, such as "{example}", not the object itself')
+    raise UserError(
+        f"{key}= cannot hold an object of type {type(value).__name__}: give a Python str, int, float or bool, or a list or "
+        "dict of these"
+    )
