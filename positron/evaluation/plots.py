@@ -74,7 +74,10 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]], validation_loss: str) ->
 def _draw_rewards(axes: Any, rows: list[dict[str, Any]]) -> None:
     train, val = _points(rows, "train/reward"), _points(rows, "val/reward")
     if train:
-        axes.plot(*zip(*train, strict=True), color="tab:blue", linewidth=0.8, alpha=0.6, label="training prompts")
+        label = "training prompts"
+        if hard := max((share for _, share in _points(rows, "train/hard_prompts")), default=0):
+            label += f" (up to {hard:.0%} hard ones)"  # otherwise the curve looks as if training made answers worse
+        axes.plot(*zip(*train, strict=True), color="tab:blue", linewidth=0.8, alpha=0.6, label=label)
     if val:
         axes.plot(*zip(*val, strict=True), color="tab:orange", marker="o", ms=3, label="validation prompts")
     if not (train or val):

@@ -65,7 +65,8 @@ VIEWS = (
         "Reward",
         "The band is one standard error to each side. If more prompts succeed in one of several answers than before, the model "
         "learned something new; if only single answers succeed more often, it became more certain of what it knew. An entropy "
-        "near 0 means that all answers to a prompt are the same.",
+        "near 0 means that all answers to a prompt are the same. With reinforce.hard_share, most training prompts are those "
+        "that failed before, so that their reward stays low while that of the validation prompts grows.",
         (
             Panel(
                 "reward",

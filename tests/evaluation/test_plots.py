@@ -99,6 +99,11 @@ def test_rewards_are_drawn_in_place_of_a_loss_that_shows_no_progress() -> None:
     assert val == [0.5, 0.5]
     assert upper.get_ylabel() == "mean reward of an answer"
     assert list(lower.lines[0].get_ydata()) == [2.0, 2.0]
+    assert upper.lines[0].get_label() == "training prompts"
+    for row in measured:
+        row["train/hard_prompts"] = min(row["step"] / 10, 0.9)
+    with_hard = plots.loss_curve(measured, None, "reward", "val/reward").axes[0]
+    assert with_hard.lines[0].get_label() == "training prompts (up to 90% hard ones)"
     assert "no reward was logged" in words(plots.loss_curve(rows(5, lambda i: 1.0), None, "old", "val/reward"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import sys
@@ -85,7 +86,9 @@ def test_a_run_is_whole_chats_and_leaves_its_base_alone(
     assert all(f"val/{name}" in row for name in MEASURES for row in (rows[0], rows[-1]))
     assert rows[0]["val/kl"] == pytest.approx(0, abs=1e-6)  # the model before the training
     assert all("train/reward" in row and 0 <= row["train/silent_prompts"] <= 1 for row in rows[1:])
-    assert "reward 0." in run.log_path.read_text()
+    assert all(0 <= row["train/hard_prompts"] <= 0.5 for row in rows[1:])
+    assert any(row["train/hard_prompts"] == 0.5 for row in rows[1:])
+    assert re.search(r"reward 0\.\d+ \(50% hard prompts\) · ", run.log_path.read_text())
     assert run.weights_path.exists()
     assert facts.base_bpb_before is not None
     assert facts.base_bpb_after is not None

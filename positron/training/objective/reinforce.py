@@ -201,6 +201,8 @@ class ReinforceObjective(NextToken):
             self._hard.record(step, numbers, of_all_ranks(passed, rank, world_size, model.wte.weight.device))
         totals = AnswerTotals.of(answers, rewards, K, self.rule.full)
         self._last = {f"train/{name}": value for name, value in totals.over_ranks(model).measures(K).items()}
+        if self.config.hard_share:
+            self._last["train/hard_prompts"] = len(hard) / len(numbers)
         if self.config.mask_truncated:
             weights *= torch.tensor([float(answer.ended) for answer in answers])
         chosen = [i for i, weight in enumerate(weights.tolist()) if weight or self.config.kl] or [0]
@@ -349,8 +351,9 @@ class ReinforceObjective(NextToken):
 
     def progress(self, metrics: dict[str, float], loss: float) -> str:
         """Return metrics of the last step's answers as text, without the loss, which does not show progress."""
+        hard = f" ({metrics['train/hard_prompts']:.0%} hard prompts)" if "train/hard_prompts" in metrics else ""
         return (
-            f"reward {metrics['train/reward']:.3f} · {metrics['train/pass_1']:.0%} complete · "
+            f"reward {metrics['train/reward']:.3f}{hard} · {metrics['train/pass_1']:.0%} complete · "
             f"{metrics['train/truncated']:.0%} cut off · {metrics['train/answer_tokens']:.0f} tokens"
         )
 
