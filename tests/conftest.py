@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import functools
 import gc
 import http.server
 import io
@@ -36,11 +35,11 @@ from positron.config import (
 )
 from positron.run.folder import Run
 from positron.system.log import screen_log
+from tests import warm
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from positron.stories import Story
 
 PROJECT = Path(__file__).parent.parent
 # Seconds until a test gives up waiting for a process: on a crowded machine imports alone take half a minute.
@@ -63,7 +62,11 @@ if sys.platform == "win32":
 else:
     _SERVER = multiprocessing.get_context("forkserver")
 _IMPORTED_LATE = (  # what commands import inside functions, and what test modules import: half of a short run's time
+    "positron.cli.command_line",
     "positron.training.loop",
+    "positron.training.from_text",
+    "positron.training.budget.choose",
+    "positron.training.objective.pretrain",
     "positron.inference.compiled",
     "numba.typed.typedlist",
     "numba.np.arraymath",
@@ -91,7 +94,7 @@ _IMPORTED_LATE = (  # what commands import inside functions, and what test modul
     "pytest",
 )
 if sys.platform != "win32":
-    _SERVER.set_forkserver_preload([*(f"positron.{name}" for name in MODULES), *_IMPORTED_LATE])
+    _SERVER.set_forkserver_preload([*(f"positron.{name}" for name in MODULES), *_IMPORTED_LATE, "tests.fork_server"])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -156,16 +159,19 @@ ONE_PIXEL = base64.b64decode(
 MATMUL_RATE = 1e11  # FLOP/s
 
 
-def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes two thirds of the time of a tiny run, and what few tests look at.
+def shorten_runs(patch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes most of the time of a tiny run, and what few tests look at.
 
     The curves of the report are replaced by a picture of one pixel or left out, and the measured rate of matrix products by a
-    constant.
+    constant. A story is written once, and a configuration composed once: Hydra composes it a first time to find `hydra.mode`,
+    which no test sets.
     """
     for curve in ("loss_curve", "learning_rate_curve"):
         patch.setattr(f"positron.evaluation.report.{curve}", lambda *_, **__: ONE_PIXEL)
     patch.setattr("positron.evaluation.report.tuning_pictures", lambda _: [])
     patch.setattr("positron.training.timing.matmul_flops", lambda *_, **__: MATMUL_RATE)
+    patch.setattr("positron.stories.generate", warm.generate)
+    patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -175,17 +181,8 @@ def quick_runs() -> Iterator[None]:
         yield  # a module without trainings need not import what they import
         return
     with pytest.MonkeyPatch.context() as patch:
-        leave_out_pictures(patch)
-        patch.setattr("positron.stories.generate", _written_once())
+        shorten_runs(patch)
         yield
-
-
-@functools.cache
-def _written_once() -> Callable[..., Story]:
-    """Return a function that writes each story once: the runs of this process train on the same text."""
-    from positron.stories.grammar import generate
-
-    return functools.lru_cache(maxsize=10_000)(generate)
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +304,7 @@ def _run_command(
     import importlib
 
     if not whole:
-        leave_out_pictures(pytest.MonkeyPatch())
+        shorten_runs(pytest.MonkeyPatch())
     code = 0
     try:
         importlib.import_module(f"positron.{name}").main()

@@ -8,7 +8,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import FAST, PATIENCE, PROJECT, apart, leave_out_pictures
+from conftest import FAST, PATIENCE, PROJECT, apart, shorten_runs
 
 from positron.cli.custom_data import write_custom_data
 from positron.cli.request import compose
@@ -22,7 +22,7 @@ STEPS = (*FAST, "model=debug", "device=cpu", "train.max_steps=4", "train.log_eve
 
 
 def run_example(path: str, folder: str) -> None:
-    leave_out_pictures(pytest.MonkeyPatch())
+    shorten_runs(pytest.MonkeyPatch())
     os.chdir(folder)
     sys.path.insert(0, str(EXAMPLES))  # as for `python docs/examples/add_a_callback.py`
     runpy.run_path(path, run_name="__main__")
