@@ -17,7 +17,7 @@ import pytest
 from conftest import FakeClock, Loopback
 
 from positron.config import DataConfig, TokenizerConfig
-from positron.data import hub
+from positron.data import hub_download
 
 COMMIT = "c0ffee" * 6 + "beef"
 
@@ -113,8 +113,8 @@ def stories_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
-    monkeypatch.setattr(hub, "SPARE_BYTES", 0)
-    for module in ("positron.data.hub", "huggingface_hub.file_download", "huggingface_hub.utils._http"):
+    monkeypatch.setattr(hub_download, "SPARE_BYTES", 0)
+    for module in ("positron.data.hub_download", "huggingface_hub.file_download", "huggingface_hub.utils._http"):
         monkeypatch.setattr(f"{module}.time", FakeClock())
     yield server
     server.close()

@@ -55,8 +55,8 @@ from positron.training import device
 from positron.training.budget.choose import rate_for
 from positron.training.callbacks.pruning import open_pruning
 from positron.training.monitors.activations import DEAD
+from positron.training.objective.policy_gradient import advantages
 from positron.training.objective.preference_losses import is_mean, losses, margins
-from positron.training.objective.reinforce import advantages
 from positron.training.optim.groups import build_optimizer
 from positron.training.optim.schedule import lr_at
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from positron.config import DataConfig
 from positron.data.decoding import Reading
-from positron.data.hub import HubSource, Repository, patience_s, retry_network
+from positron.data.hub import HubSource, Repository
+from positron.data.hub_download import patience_s, retry_network
 from positron.data.records import parquet_rows
 from positron.data.sources import ROWS_FILE, WAIT, Document, is_validation
 from positron.system.children import PipeEnd, end_with_parent, leave_interrupts_to_parent

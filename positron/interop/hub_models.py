@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from positron.data.hub import download, retry_network
+from positron.data.hub_download import download, retry_network
 from positron.interop.names import ORIGINAL
 from positron.system.download import cache_folder
 from positron.system.errors import UserError

@@ -19,7 +19,7 @@ from conftest import _SERVER, apart
 from hub_server import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 
 from positron.config import DataConfig, TokenizerConfig
-from positron.data import hub, shards
+from positron.data import hub, hub_download, shards
 from positron.data.corpus import prepare
 from positron.data.shards import TokenFiles
 from positron.system.errors import Unreachable, UserError
@@ -94,7 +94,7 @@ def test_faults_of_the_network_are_survived(stories_hub: Hub, tmp_path: Path, fa
 def test_an_unreachable_hub_loses_nothing_and_the_same_call_continues(
     stories_hub: Hub, tmp_path: Path, monkeypatch: Any, logged: list[str]
 ) -> None:
-    monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(hub_download, "PATIENCE_S", 3.0)
     monkeypatch.setattr(shards, "SHARD_TOKENS", 3000)
     chosen = config(tmp_path, max_mb=1)
     broken = stories_hub.path("data/train-00004.parquet")
@@ -121,7 +121,7 @@ def dataclass_with(chosen: DataConfig, folder: Path) -> DataConfig:
 def test_without_a_network_the_hub_is_out_of_reach_after_a_bounded_wait(
     stories_hub: Hub, tmp_path: Path, monkeypatch: Any, logged: list[str]
 ) -> None:
-    monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(hub_download, "PATIENCE_S", 3.0)
     stories_hub.close()
     with pytest.raises(Unreachable, match="the dataset some/stories cannot be downloaded"):
         prepare(config(tmp_path), CHAR, None)
@@ -144,14 +144,16 @@ def test_downloads_of_the_same_file_take_turns(stories_hub: Hub, tmp_path: Path,
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", slow)
     with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(hub.download, "some/stories", "dataset", COMMIT, file, tmp_path) for _ in range(3)]
+        calls = [
+            pool.submit(hub_download.download, "some/stories", "dataset", COMMIT, file, tmp_path) for _ in range(3)
+        ]
         assert {call.result() for call in calls} == {tmp_path / name}
     assert most[0] == 1
 
 
 def test_a_wrong_checksum_is_fetched_again_and_never_used(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
     stories_hub.lies.add(stories_hub.path("data/train-00001.parquet"))
-    monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(hub_download, "PATIENCE_S", 3.0)
     with pytest.raises(Unreachable, match="checksum"):
         prepare(config(tmp_path), CHAR, None)
     assert not list(tmp_path.glob("data/*/tokens-*"))
@@ -174,7 +176,7 @@ def test_what_does_not_exist_is_named(stories_hub: Hub, tmp_path: Path, options:
 
 
 def test_a_full_disk_is_reported_before_the_download(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(hub, "SPARE_BYTES", 10**15)
+    monkeypatch.setattr(hub_download, "SPARE_BYTES", 10**15)
     with pytest.raises(UserError, match=r"GB free, but data/train-00000\.parquet needs"):
         prepare(config(tmp_path), CHAR, None)
     assert not any("resolve" in path for path in stories_hub.requests)
@@ -188,13 +190,13 @@ def test_a_fault_of_this_machine_is_not_taken_for_one_of_the_network() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(OSError, match="No space left"):
-        hub.retry_network(full, "a file")
+        hub_download.retry_network(full, "a file")
     assert len(calls) == 1
 
 
 def _prepare(folder: str, endpoint: str) -> None:
     os.environ["HF_ENDPOINT"] = endpoint
-    hub.SPARE_BYTES, shards.SHARD_TOKENS = 0, 3000
+    hub_download.SPARE_BYTES, shards.SHARD_TOKENS = 0, 3000
     os.cpu_count = lambda: 1
     prepare(config(Path(folder)), CHAR, None)
 

@@ -15,7 +15,7 @@ from hub_server import CHAR, Hub
 from test_hub import documents
 
 from positron.config import DataConfig
-from positron.data import hub, hub_rows
+from positron.data import hub_download, hub_rows
 from positron.data.conversations import read_conversations
 from positron.data.corpus import prepare
 from positron.data.hub import Repository
@@ -37,8 +37,8 @@ def rows_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(hub, "SPARE_BYTES", 0)
-    monkeypatch.setattr(hub, "time", FakeClock())
+    monkeypatch.setattr(hub_download, "SPARE_BYTES", 0)
+    monkeypatch.setattr(hub_download, "time", FakeClock())
     yield server
     server.close()
 
@@ -151,7 +151,7 @@ def test_a_network_that_is_silent_is_waited_for_and_then_named(
     rows_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     repository = Repository(chosen(tmp_path))
-    monkeypatch.setattr(hub, "PATIENCE_S", 1.0)  # less than the process needs to start
+    monkeypatch.setattr(hub_download, "PATIENCE_S", 1.0)  # less than the process needs to start
     monkeypatch.setattr(hub_rows, "SILENCE_S", 0.5)
     with pytest.raises(Unreachable, match="the rows of some/stories cannot be downloaded: no answer within 1 s"):
         next(row_chunks(repository, "text", 0))
@@ -163,7 +163,7 @@ def test_a_network_that_is_silent_is_waited_for_and_then_named(
 def test_a_network_that_went_away_is_named(rows_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = Repository(chosen(tmp_path))
     rows_hub.close()
-    monkeypatch.setattr(hub, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(hub_download, "PATIENCE_S", 0.5)
     monkeypatch.setattr(hub_rows, "patience_s", lambda: 300.0)
     with pytest.raises(Unreachable, match="the rows of some/stories cannot be downloaded: Couldn't reach"):
         next(row_chunks(repository, "text", 0))

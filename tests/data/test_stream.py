@@ -17,7 +17,7 @@ from hub_server import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub
 
 from positron import cache
 from positron.config import DataConfig
-from positron.data import hub, shards, stream
+from positron.data import hub_download, shards, stream
 from positron.data.corpus import prepare
 from positron.data.shards import TokenFiles
 from positron.data.stream import Stream
@@ -143,7 +143,7 @@ def test_the_note_of_a_running_training_names_its_epoch_and_goes_with_it(
 
 def _make(folder: str, endpoint: str, epoch: int) -> None:
     os.environ["HF_ENDPOINT"] = endpoint
-    hub.SPARE_BYTES, shards.SHARD_TOKENS = 0, 500
+    hub_download.SPARE_BYTES, shards.SHARD_TOKENS = 0, 500
     opened(Path(folder)).make(epoch)
 
 

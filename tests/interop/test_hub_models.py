@@ -12,7 +12,7 @@ import pytest
 from conftest import FakeClock, Loopback
 from saved_runs import SHAPES, char, corpus, gpt_config, random_model, save_run
 
-from positron.data import hub
+from positron.data import hub_download
 from positron.interop.formats import export
 from positron.interop.hub_models import fetch_model
 from positron.interop.importing import read_model
@@ -71,8 +71,8 @@ def model_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Model
     monkeypatch.setenv("POSITRON_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
-    monkeypatch.setattr(hub, "SPARE_BYTES", 0)
-    monkeypatch.setattr(hub, "time", FakeClock())
+    monkeypatch.setattr(hub_download, "SPARE_BYTES", 0)
+    monkeypatch.setattr(hub_download, "time", FakeClock())
     yield server
     server.close()
 
@@ -130,7 +130,7 @@ def test_a_repository_without_weights_is_refused(model_hub):
 
 
 def test_a_full_disk_is_told_before_the_download(model_hub, monkeypatch):
-    monkeypatch.setattr(hub, "SPARE_BYTES", 10**15)
+    monkeypatch.setattr(hub_download, "SPARE_BYTES", 10**15)
     with pytest.raises(UserError, match="POSITRON_CACHE"):
         fetch_model(REPO)
 

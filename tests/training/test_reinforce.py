@@ -18,7 +18,8 @@ from positron.config import IGNORE, Advantage, GPTConfig, ReinforceConfig
 from positron.inference.rollouts import Rollout
 from positron.model.gpt import GPT
 from positron.text.char_word import CharTokenizer
-from positron.training.objective.reinforce import Question, ReinforceObjective, RewardRule, advantages, exact_kl
+from positron.training.objective.policy_gradient import advantages, exact_kl
+from positron.training.objective.reinforce import Question, ReinforceObjective, RewardRule
 from positron.training.objective.validation_text import ValidationText
 
 TOKENIZER = CharTokenizer("ab")

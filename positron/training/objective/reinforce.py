@@ -19,14 +19,14 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from positron.config import IGNORE, Advantage, ReinforceConfig
+from positron.config import IGNORE, ReinforceConfig
 from positron.data.window_order import windows_of_step
 from positron.data.windows import Windows
 from positron.inference.decoder import Decoder
@@ -40,6 +40,7 @@ from positron.text.tokenizer import Tokenizer
 from positron.training.objective.answer_totals import AnswerTotals
 from positron.training.objective.base import Part, Prompt
 from positron.training.objective.hard_prompts import HardPrompts, of_all_ranks
+from positron.training.objective.policy_gradient import advantages, exact_kl
 from positron.training.objective.tokens import NextToken
 from positron.training.objective.validation_text import ValidationText
 
@@ -70,32 +71,8 @@ class RewardRule:
     decided: Decided
 
 
-def advantages(rewards: Tensor, kind: Advantage) -> Tensor:
-    """Compute the advantages of answers from their rewards, both (P, K) for K answers to each of P prompts.
-
-    rloo: the reward minus the mean of the other answers' rewards. dr_grpo: the reward minus the mean of all K rewards, which is
-    (K - 1) / K times as large. If the rewards of a prompt are all equal, its advantages are exactly 0.
-    """
-    K = rewards.shape[1]
-    differences = rewards - rewards[:, :1]  # exactly 0 for equal rewards, whose mean may differ from them by rounding
-    centred = differences - differences.mean(dim=1, keepdim=True)
-    match kind:
-        case "rloo":
-            return centred * (K / (K - 1))
-        case "dr_grpo":
-            return centred
-        case _:
-            assert_never(kind)
-
-
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def exact_kl(logits: Tensor, initial: Tensor) -> Tensor:
-    """Compute KL(pi || initial) over the whole vocabulary, in nats: logits of pi and `initial` logits (N, V) -> (N,)."""
-    log_p, log_q = (F.log_softmax(each.to(wide(each.dtype)), dim=-1) for each in (logits, initial))
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
 class ReinforceObjective(NextToken):

@@ -1,0 +1,157 @@
+"""Download files of the Hugging Face hub; when the network fails, try again for some minutes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from positron.system.console import one_line
+from positron.system.disk import make_folder
+from positron.system.errors import Unreachable, UserError
+from positron.system.locks import lock
+
+logger = logging.getLogger(__name__)
+
+SPARE_BYTES = 1_000_000_000  # disk space that must stay free after a download
+PATIENCE_S = 300.0  # seconds for which a failed request is repeated before the hub counts as unreachable
+Answer = TypeVar("Answer")
+
+
+def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: dict[str, Any], folder: Path) -> Path:
+    """Download a file of a repository into a folder, verify its checksum and return its path.
+
+    `file` has the keys `name`, `size` (in bytes) and `sha256`; a size or a checksum that the repository does not state is
+    None. If the same file is already being downloaded, the call waits for the end of that download, because the hub's client
+    would delete the unfinished file when it begins another download. Raises UserError if the disk is full, Unreachable if
+    the network fails.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    free = shutil.disk_usage(make_folder(folder)).free
+    size = file["size"] or 0
+    if free < size + SPARE_BYTES:
+        remedy = "set data.dir=" if kind == "dataset" else "set the environment variable POSITRON_CACHE"
+        raise UserError(
+            f"the disk of {folder} has {free / 1e9:.1f} GB free, but {file['name']} needs {size / 1e9:.1f} GB "
+            f"and {SPARE_BYTES / 1e9:.0f} GB must stay free: delete files, or {remedy} to a folder on another disk"
+        )
+    disable_progress_bars()
+
+    in_progress = make_folder(folder / ".cache") / f"{file['name'].replace('/', '--')}.lock"
+
+    def get() -> Path:
+        with lock(in_progress, lambda: None):
+            path = Path(
+                hf_hub_download(
+                    repo,
+                    file["name"],
+                    repo_type=kind,
+                    revision=commit,
+                    local_dir=folder,
+                    endpoint=os.environ.get("HF_ENDPOINT"),
+                )
+            )
+            if file["sha256"] is not None and _sha256(path) != file["sha256"]:
+                path.unlink()
+                raise ConnectionError("the downloaded file does not have the checksum that the repository states")
+            return path
+
+    return retry_network(get, f"{file['name']} of {repo}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def patience_s() -> float:
+    """Return the seconds for which a failed request is repeated.
+
+    They are the value of the environment variable POSITRON_PATIENCE_S, or PATIENCE_S if it is not set.
+    """
+    return float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
+
+
+_OF_THIS_MACHINE = {
+    *(
+        errno.ENOSPC,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+        errno.EMFILE,
+    ),
+    *([errno.EDQUOT] if sys.platform != "win32" else []),
+}
+
+
+_CONTINUES = (
+    "Finished work is kept: run the same command again when the network is back; files on this machine and data=stories need "
+    "no network"
+)
+
+
+def retry_network(
+    action: Callable[[], Answer], what: str, *, remedy: str = _CONTINUES, waits_for_name: bool = True
+) -> Answer:
+    """Call `action` and return its result; if the network fails, call `action` again after a pause of 1 to 60 seconds.
+
+    `what` names the downloaded object in messages. Raises Unreachable, with `remedy` as advice, if `action` still fails after
+    `patience_s()` seconds. If the name of the host cannot be resolved, this machine probably has no network: with
+    `waits_for_name=False`, Unreachable is then raised at once. Two errors are always raised at once: UserError if the hub
+    refuses the request, and OSError for a fault of this machine, such as a full disk.
+    """
+    # HTTPError is the class of the HTTP library that huggingface_hub uses
+    from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patience = patience_s()
+    start, pause = time.monotonic(), 1.0
+    while True:
+        try:
+            return action()
+        except (RepositoryNotFoundError, GatedRepoError) as error:
+            host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+            if isinstance(error, GatedRepoError):
+                raise UserError(
+                    f"{what} needs access rights: request access on its page on {host}, then run hf auth login"
+                ) from error
+            raise UserError(
+                f"{what} does not exist on {host}, or is private: check the name, or run hf auth login for a private one"
+            ) from error
+        except (HTTPError, LocalEntryNotFoundError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE:
+                raise
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            # without the address of the request, if the server gave a reason
+            reason = one_line(" ".join((getattr(error, "server_message", None) or str(error)).split()), 160)
+            if status is not None and 400 <= status < 500 and status not in (408, 429):
+                raise UserError(
+                    f"{what} cannot be downloaded: the hub answers with status {status} ({reason}); check the name, the "
+                    "revision and your access rights"
+                ) from error
+            ends_now = not waits_for_name and _is_unresolved(error)
+            if ends_now or time.monotonic() - start + pause > patience:
+                raise Unreachable(f"{what} cannot be downloaded: {reason}. {remedy}") from error
+            logger.info(f"{what}: {reason}; trying again in {pause:.0f} s")
+            time.sleep(pause)
+            pause = min(60.0, 2 * pause)
+
+
+def _is_unresolved(error: BaseException) -> bool:
+    """Tell whether an error was caused by a host name that could not be resolved to an address."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, socket.gaierror):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
