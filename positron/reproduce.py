@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.cli.preflight import check_name
-from positron.config import RunConfig
+from positron.config import RunConfig, TrainConfig
 from positron.run.find import find_run
 from positron.run.folder import DISTILL, FROM_TEXT, OUTPUTS, PREFERENCE, PRETRAIN, REINFORCE, SFT, TUNED, Run
 from positron.run.metrics import read_metrics
@@ -171,16 +171,16 @@ def claim(folder: Path, run: Run) -> None:
 def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
     """Return whether the logged losses, gradient norms and learning rates of two runs are identical up to step `last`.
 
-    Also returns a text with the result.
+    A metric that only one of the runs has is a difference (see `differences`). Also returns a text with the result.
     """
     there = {row["step"]: row for row in read_metrics(run.metrics_path) if row["step"] <= last}
-    here = {row["step"]: row for row in read_metrics(new.metrics_path)}
+    here = {row["step"]: row for row in read_metrics(new.metrics_path) if row["step"] <= last}
     steps = [step for step in there if step in here]
     if not steps:
         raise UserError(
             f"{new.folder} and {run.folder} have no logged step in common up to step {last}: give a larger --steps"
         )
-    different = next(differences(steps, there, here), None)
+    different = next(differences(there, here, run.settings().train), None)
     step = different[0] if different else steps[-1]
     changed = recorded_changes(start_of(read_provenance(run.folder), step), start_of(read_provenance(new.folder), step))
     list_of = "".join(f"\n  {line}" for line in changed)
@@ -203,20 +203,34 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
 
 
 def differences(
-    steps: list[int], there: dict[int, dict[str, Any]], here: dict[int, dict[str, Any]]
+    there: dict[int, dict[str, Any]], here: dict[int, dict[str, Any]], train: TrainConfig
 ) -> Iterator[tuple[int, str]]:
-    """Yield (step, description) for each metric in TRACE that differs between two runs at one of `steps`.
+    """Yield (step, description) for each metric in TRACE that differs between two runs, or that only one of them has.
 
-    `there` maps each step of the first run to the metrics of this step, and `here` does so for the second run. A metric that
-    one of the runs did not record is not compared.
+    `there` maps each logged step of the first run to the metrics of this step, `here` does so for the second run, and `train`
+    holds the settings of both. Steps after the end of the shorter run are not compared: early stopping also counts the
+    validation of a stop, so it can end two equal runs at different steps.
     """
-    for step in steps:
+    end = min(max(there), max(here))
+    for step in sorted(step for step in {*there, *here} if step <= end):
+        a, b = there.get(step, {}), here.get(step, {})
         for key in TRACE:
-            a, b = there[step].get(key), here[step].get(key)
-            if a == b or key not in there[step] or key not in here[step]:
-                continue
-            by = "" if a is None or b is None else f", by {b - a:+.2g}"
-            yield step, f"{key} was {a} and is {b}{by}"
+            if key in a and key in b:
+                if a[key] != b[key]:
+                    by = "" if a[key] is None or b[key] is None else f", by {b[key] - a[key]:+.2g}"
+                    yield step, f"{key} was {a[key]} and is {b[key]}{by}"
+            elif (key in a or key in b) and is_due(key, step, train, is_logged=bool(a and b)):
+                yield step, f"{key} was {a.get(key, 'missing')} and is {b.get(key, 'missing')}"
+
+
+def is_due(key: str, step: int, train: TrainConfig, *, is_logged: bool) -> bool:
+    """Tell whether a run with the settings `train` has the metric `key` at `step`, wherever it was stopped.
+
+    A run that stops also logs and validates its last step, which may be between two intervals. `is_logged`: both runs have a
+    row for the step, and every row has a training loss, a gradient norm and a learning rate.
+    """
+    validates = step % train.val_every == 0
+    return validates or (not key.startswith("val/") and (is_logged or step % train.log_every == 0))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,77 @@ def test_a_run_is_reproduced_and_an_edited_trace_is_said_to_differ_at_its_step(p
         Path("outputs/kept").rename("outputs/x")
 
 
+@pytest.fixture(scope="module")
+def stopped(place: Path) -> Run:
+    """A run that validates every 5 steps and writes a row every 2, stopped at steps 6 and 7, and then continued to 12."""
+    config = tiny(place, model__context_length=64, train__max_steps=12, train__log_every=2, train__val_every=5)
+    for stop_at in (6, 7, None):
+        part = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop_at))
+        train(part, place / "outputs" / "stopped")
+    return Run(Path("outputs/stopped"))
+
+
+def validations(run: Run) -> list[int]:
+    return [row["step"] for row in read_metrics(run.metrics_path) if "val/loss" in row]
+
+
+def rewrite_metrics(run: Run, change) -> None:
+    rows = {row["step"]: row for row in read_metrics(run.metrics_path)}
+    change(rows)
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+
+
+def test_a_validation_because_one_of_two_runs_stopped_is_no_difference(stopped, monkeypatch, capsys) -> None:
+    code, out, err = said(monkeypatch, capsys, "stopped", "--steps", "8")
+    assert (code, out.strip()) == (0, "identical: logged steps 2 to 8 (5 of them) have the same losses bit for bit"), (
+        err
+    )
+    assert validations(stopped) == [5, 6, 7, 10, 12]
+    assert validations(Run(Path("outputs/stopped-again"))) == [5, 8]
+
+    rewrite_metrics(Run(Path("outputs/stopped-again")), lambda rows: rows[5].pop("val/loss"))
+    code, out, _ = said(monkeypatch, capsys, "stopped", "--steps", "8")
+    assert code == 1
+    assert re.search(r"^different: at step 5 val/loss was \d\.\d+ and is missing; 2 logged steps before it", out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("step", "key"), [(10, "val/loss"), (4, "train/loss"), (7, "train/grad_norm"), (5, "train/lr"), (12, "train/lr")]
+)
+def test_a_metric_that_one_of_two_runs_lacks_is_a_difference(stopped, tmp_path, step, key) -> None:
+    lacking = Run(shutil.copytree(stopped.folder, tmp_path / "lacking"))
+    rewrite_metrics(lacking, lambda rows: rows[step].pop(key))
+    value = next(row[key] for row in read_metrics(stopped.metrics_path) if row["step"] == step)
+    for pair, values in (
+        ((stopped, lacking), f"{value} and is missing"),
+        ((lacking, stopped), f"missing and is {value}"),
+    ):
+        same, text = reproduce.verdict(*pair, 12)
+        assert not same
+        assert text.startswith(f"different: at step {step} {key} was {values}; ")
+
+
+@pytest.mark.parametrize("step", [4, 5, 10])
+def test_a_row_that_one_of_two_runs_lacks_is_a_difference(stopped, tmp_path, step) -> None:
+    lacking = Run(shutil.copytree(stopped.folder, tmp_path / "lacking"))
+    rewrite_metrics(lacking, lambda rows: rows.pop(step))
+    for pair in ((stopped, lacking), (lacking, stopped)):
+        same, text = reproduce.verdict(*pair, 12)
+        assert not same
+        assert text.startswith(f"different: at step {step} train/loss was ")
+        assert "missing" in text
+
+
+def test_a_run_that_ended_before_the_other_is_compared_up_to_its_end(stopped, tmp_path) -> None:
+    """Early stopping counts every validation, and one of two runs may have had more of them, because it was stopped."""
+    short = Run(shutil.copytree(stopped.folder, tmp_path / "short"))
+    rewrite_metrics(short, lambda rows: [rows.pop(step) for step in (10, 12)])
+    for pair in ((stopped, short), (short, stopped)):
+        same, text = reproduce.verdict(*pair, 12)
+        assert same, text
+        assert "2 to 8 (6 of them)" in text
+
+
 def test_a_whole_run_under_a_name_and_a_job_of_a_sweep(place, monkeypatch, capsys) -> None:
     code, out, err = said(monkeypatch, capsys, "x", "--whole", "--name", "other")
     assert code == 0, out + err
