@@ -31,7 +31,7 @@ class Ends:
 
 def open_ends(session: Session, plan: Plan, objective: Objective, rows: list[dict[str, Any]], signals: Signals) -> Ends:
     """Create the callbacks that can end the run; `rows` are the rows of metrics.jsonl so far."""
-    limit = session.config.train.max_time
+    limit, every = session.config.train.max_time, session.config.train.val_every
     return Ends(
         Stopping(
             last_step=plan.last_step,
@@ -39,8 +39,8 @@ def open_ends(session: Session, plan: Plan, objective: Objective, rows: list[dic
             started=session.started,
             signals=signals,
         ),
-        Patience(objective.patience, rows) if objective.patience else None,
-        open_pruning(session.config.sweep, session.run, plan.last_step),
+        Patience(objective.patience, every, rows) if objective.patience else None,
+        open_pruning(session.config.sweep, session.run, every, plan.last_step),
     )
 
 

@@ -437,6 +437,21 @@ def test_an_early_stop_ends_the_run_for_good(base: Path, tmp_path: Path) -> None
     assert again.step == facts.step
 
 
+def test_an_early_stop_comes_at_the_same_step_wherever_the_run_was_stopped_before(base: Path, tmp_path: Path) -> None:
+    """A run is also validated where it is stopped: these validations must not count."""
+    config = tuned(base, sft=SFTConfig(patience=2), optimizer=OptimizerConfig(lr=0.1))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=60, val_every=3))
+    whole = sft(config, tmp_path / "whole")
+    assert 6 < whole.step < 60
+    for stop_at in (whole.step - 2, whole.step - 1, None):
+        part = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop_at))
+        stopped = sft(part, tmp_path / "stopped")
+    assert stopped.step == whole.step
+    assert stopped.status == whole.status == "finished"
+    rows = read_metrics(Run(tmp_path / "stopped").metrics_path)
+    assert {row["step"] for row in rows if "val/bpb" in row} > {whole.step - 2, whole.step - 1}
+
+
 def test_answers_learnt_by_heart_end_by_themselves(tmp_path: Path) -> None:
     """Eight conversations, learnt until they are known: greedy answers are exact, and stop."""
     from positron.inference.engine import Engine

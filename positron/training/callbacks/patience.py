@@ -11,18 +11,23 @@ from positron.training.module import TrainingModule
 
 
 class Patience(L.Callback):
-    """End the run after `limit` validations in a row without a new best one. The best checkpoint is kept."""
+    """End the run after `limit` validations in a row without a new best one. The best checkpoint is kept.
 
-    def __init__(self, limit: int, rows: list[dict[str, Any]]) -> None:
-        """Count the validations in `rows`, the rows of metrics.jsonl so far, so that a resumed run stops at the same step."""
-        self.limit, self.best, self.since = limit, float("inf"), 0
+    Only validations at multiples of `every` steps count: a run is also validated where it is stopped, and has to end at the
+    same step as one that was never stopped.
+    """
+
+    def __init__(self, limit: int, every: int, rows: list[dict[str, Any]]) -> None:
+        """Count the validations in `rows`, the rows of metrics.jsonl so far."""
+        self.limit, self.every, self.best, self.since = limit, every, float("inf"), 0
         for row in rows:
-            if row.get("val/bpb") is not None:
-                self._note(row["val/bpb"])
+            self._note(row["step"], row)
 
-    def _note(self, bpb: float) -> None:
-        self.since = 0 if bpb < self.best else self.since + 1
-        self.best = min(self.best, bpb)
+    def _note(self, step: int, metrics: dict[str, Any]) -> None:
+        bpb = metrics.get("val/bpb")
+        if bpb is not None and step % self.every == 0:
+            self.since = 0 if bpb < self.best else self.since + 1
+            self.best = min(self.best, bpb)
 
     @property
     def is_over(self) -> bool:
@@ -35,8 +40,7 @@ class Patience(L.Callback):
         return f"after {counted(self.since, 'validation')} without a better one than {self.best:.4f} bits per byte"
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Count the step's validation, if it had one, and stop the trainer if the run has to end (see `is_over`)."""
-        if "val/bpb" in module.metrics:
-            self._note(module.metrics["val/bpb"])
-            if self.is_over:
-                trainer.should_stop = True
+        """Count the validation of the step, if it had one, and stop the trainer if the run has to end (see `is_over`)."""
+        self._note(trainer.global_step, module.metrics)
+        if self.is_over:
+            trainer.should_stop = True

@@ -51,31 +51,34 @@ def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_j
 class Pruning(L.Callback):
     """End this run of a sweep as soon as `is_hopeless` returns True after a validation, unless `last_step` has been reached.
 
-    In the order of callbacks, this one comes after Validation and before the callbacks that write metrics and checkpoints.
+    Only validations at multiples of `every` steps count, as in `Patience`. In the order of callbacks, this one comes after
+    Validation and before the callbacks that write metrics and checkpoints.
     """
 
-    def __init__(self, run: Run, startup_jobs: int, last_step: int) -> None:
-        self.sweep, self.own, self.startup_jobs, self.last_step = run.folder.parent, run.folder, startup_jobs, last_step
-        rows = read_metrics(run.metrics_path)
+    def __init__(self, run: Run, startup_jobs: int, every: int, last_step: int) -> None:
+        self.sweep, self.own, self.startup_jobs = run.folder.parent, run.folder, startup_jobs
+        self.every, self.last_step = every, last_step
+        rows = [row for row in read_metrics(run.metrics_path) if row["step"] % every == 0]
         self.curve = {row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None}
         self.pruned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Stop the trainer if the run is worse than the median of the finished runs."""
-        if "val/bpb" not in module.metrics or trainer.global_step >= self.last_step:
+        step = trainer.global_step
+        if "val/bpb" not in module.metrics or step % self.every or step >= self.last_step:
             return
-        self.curve[trainer.global_step] = module.metrics["val/bpb"]
+        self.curve[step] = module.metrics["val/bpb"]
         self.pruned = is_hopeless(self.curve, finished_curves(self.sweep, self.own), self.startup_jobs)
         if self.pruned:
             trainer.should_stop = True
 
 
-def open_pruning(config: SweepConfig, run: Run, last_step: int) -> Pruning | None:
+def open_pruning(config: SweepConfig, run: Run, every: int, last_step: int) -> Pruning | None:
     """Return the callback that the setting `sweep.prune` names, or None if it names none."""
     match config.prune:
         case None:
             return None
         case "median":
-            return Pruning(run, config.startup_jobs, last_step)
+            return Pruning(run, config.startup_jobs, every, last_step)
         case _:
             assert_never(config.prune)
