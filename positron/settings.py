@@ -31,7 +31,7 @@ OWN_GROUPS: dict[Recipe, tuple[str, ...]] = {  # settings that only this command
     "reinforce": ("reinforce", "reward"),
 }
 SHORT_KEYS = {"teachers": "distill.teachers"}  # short names of keys, also as options: teachers=A,B or --teachers A,B
-FROM_TEXT: tuple[Recipe, ...] = ("train", "distill")  # the commands that train a new model on a text
+COMMANDS_FROM_TEXT: tuple[Recipe, ...] = ("train", "distill")  # the commands that train a new model on a text
 BASE_GROUPS = ("model", "tokenizer")  # groups that a fine-tuned run takes from its base run
 # groups whose keys are most often sought in other groups
 MAIN_GROUPS = (*BASE_GROUPS, "data", "optimizer", "schedule", "train", "device")

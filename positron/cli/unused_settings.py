@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.config import OPTIMIZER_READS, REWARD_READS
-from positron.settings import FROM_TEXT, NOT_READ_BY, OWN_GROUPS, Recipe
+from positron.settings import COMMANDS_FROM_TEXT, NOT_READ_BY, OWN_GROUPS, Recipe
 from positron.system.commands import command
 from positron.system.errors import UserError
 
@@ -222,12 +222,12 @@ def _text_by_url(values: Mapping[str, Any], given: Mapping[str, str], recipe: Re
 
 
 def _pretraining_data(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
-    if recipe in FROM_TEXT:
+    if recipe in COMMANDS_FROM_TEXT:
         return
     for key in ("packing", "document_mask", "dir"):
         if f"data.{key}" in given:
             instead = " (sft.packing=true packs conversations)" if (key, recipe) == ("packing", "sft") else ""
-            readers = " and ".join(map(command, FROM_TEXT))
+            readers = " and ".join(map(command, COMMANDS_FROM_TEXT))
             raise UserError(
                 f"data.{key}= is read by {readers}, not by {command(recipe)}: leave data.{key}= out{instead}"
             )
@@ -301,7 +301,9 @@ def fits(recipe: Recipe, group: str, name: str, conf: Path) -> bool:
             source = yaml.safe_load((conf / "data" / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
             return source in ("custom", *SOURCES_OF[recipe])
         case "experiment":
-            return name in TUNING_EXPERIMENTS.get(recipe, ()) or (recipe in FROM_TEXT and not _is_of_tuning(name))
+            return name in TUNING_EXPERIMENTS.get(recipe, ()) or (
+                recipe in COMMANDS_FROM_TEXT and not _is_of_tuning(name)
+            )
         case _:
             return True
 
