@@ -14,7 +14,7 @@ from positron.training.optim.schedule import lr_at
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_an_epoch_is_a_permutation(n, key):
     assert sorted(permute(np.arange(n), n, key)) == list(range(n))
 
@@ -40,7 +40,7 @@ def test_the_order_is_the_same_on_every_machine():
     other=st.integers(1, 50),
     epochs=st.integers(1, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_batch_size_serves_each_window_once_an_epoch_in_the_same_order(seed, n, batch, other, epochs):
     def stream(size):
         steps = -(-n * epochs // size)
