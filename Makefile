@@ -33,7 +33,7 @@ train: install
 	$(BIN)/positron train experiment=quickstart
 
 train-quick: install
-	$(BIN)/positron train model=debug train.max_steps=100 train.batch_tokens=4096 schedule.warmup_steps=10 data.size_mb=2 name=quick
+	$(BIN)/positron train model=debug optimizer=muon_embeddings optimizer.lr=2e-2 train.max_steps=100 train.batch_tokens=4096 schedule.warmup_steps=10 data.size_mb=2 name=quick
 
 sft: install
 	$(BIN)/positron sft init_from=quickstart experiment=story_instruct
