@@ -148,7 +148,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "loss of preference.loss": lambda: losses(invented(PreferenceConfig(), "loss"), torch.zeros(1), torch.zeros(1)),
     "sums of preference.loss": lambda: is_mean(invented(PreferenceConfig(), "loss")),
     "data.on_invalid": lambda: Reading(on_invalid="invented"),
-    "sweep.prune": lambda: open_pruning(invented(SweepConfig(), "prune"), Run(Path("nowhere")), 1, 1),
+    "sweep.prune": lambda: open_pruning(invented(SweepConfig(), "prune"), Run(Path("nowhere")), 1, 1, []),
     "reward.kind": lambda: open_reward(invented(RewardConfig("story_request"), "kind"), []),
     "reward.terms.kind": lambda: open_reward(
         RewardConfig("sum", terms=(invented(RewardTerm("story_request"), "kind"),)), []

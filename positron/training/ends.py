@@ -40,7 +40,7 @@ def open_ends(session: Session, plan: Plan, objective: Objective, rows: list[dic
             signals=signals,
         ),
         Patience(objective.patience, every, rows) if objective.patience else None,
-        open_pruning(session.config.sweep, session.run, every, plan.last_step),
+        open_pruning(session.config.sweep, session.run, every, plan.last_step, rows),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 
+from positron.run.metrics import validation_curve
 from positron.system.formatting import counted
 from positron.training.module import TrainingModule
 
@@ -20,14 +21,12 @@ class Patience(L.Callback):
     def __init__(self, limit: int, every: int, rows: list[dict[str, Any]]) -> None:
         """Count the validations in `rows`, the rows of metrics.jsonl so far."""
         self.limit, self.every, self.best, self.since = limit, every, float("inf"), 0
-        for row in rows:
-            self._note(row["step"], row)
+        for bpb in validation_curve(rows, every).values():
+            self._note(bpb)
 
-    def _note(self, step: int, metrics: dict[str, Any]) -> None:
-        bpb = metrics.get("val/bpb")
-        if bpb is not None and step % self.every == 0:
-            self.since = 0 if bpb < self.best else self.since + 1
-            self.best = min(self.best, bpb)
+    def _note(self, bpb: float) -> None:
+        self.since = 0 if bpb < self.best else self.since + 1
+        self.best = min(self.best, bpb)
 
     @property
     def is_over(self) -> bool:
@@ -41,6 +40,7 @@ class Patience(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Count the validation of the step, if it had one, and stop the trainer if the run has to end (see `is_over`)."""
-        self._note(trainer.global_step, module.metrics)
-        if self.is_over:
-            trainer.should_stop = True
+        if "val/bpb" in module.metrics and trainer.global_step % self.every == 0:
+            self._note(module.metrics["val/bpb"])
+            if self.is_over:
+                trainer.should_stop = True

@@ -10,7 +10,7 @@ import lightning as L
 
 from positron.config import SweepConfig
 from positron.run.folder import Run
-from positron.run.metrics import read_metrics
+from positron.run.metrics import read_metrics, validation_curve
 from positron.run.outcome import read_outcome
 from positron.run.paths import JOB
 from positron.training.module import TrainingModule
@@ -29,8 +29,7 @@ def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
             continue
         if run.config().get("seed") != seed:
             continue
-        rows = read_metrics(run.metrics_path)
-        curves.append({row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None})
+        curves.append(validation_curve(read_metrics(run.metrics_path)))
     return curves
 
 
@@ -55,11 +54,11 @@ class Pruning(L.Callback):
     Validation and before the callbacks that write metrics and checkpoints.
     """
 
-    def __init__(self, run: Run, startup_jobs: int, every: int, last_step: int) -> None:
+    def __init__(self, run: Run, startup_jobs: int, every: int, last_step: int, rows: list[dict[str, Any]]) -> None:
+        """Begin with the validations in `rows`, the rows of metrics.jsonl so far."""
         self.sweep, self.own, self.startup_jobs = run.folder.parent, run.folder, startup_jobs
         self.every, self.last_step = every, last_step
-        rows = [row for row in read_metrics(run.metrics_path) if row["step"] % every == 0]
-        self.curve = {row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None}
+        self.curve = validation_curve(rows, every)
         self.pruned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
@@ -73,12 +72,14 @@ class Pruning(L.Callback):
             trainer.should_stop = True
 
 
-def open_pruning(config: SweepConfig, run: Run, every: int, last_step: int) -> Pruning | None:
+def open_pruning(
+    config: SweepConfig, run: Run, every: int, last_step: int, rows: list[dict[str, Any]]
+) -> Pruning | None:
     """Return the callback that the setting `sweep.prune` names, or None if it names none."""
     match config.prune:
         case None:
             return None
         case "median":
-            return Pruning(run, config.startup_jobs, every, last_step)
+            return Pruning(run, config.startup_jobs, every, last_step, rows)
         case _:
             assert_never(config.prune)
