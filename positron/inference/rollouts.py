@@ -2,20 +2,27 @@
 
 The answers are drawn from softmax(logits / temperature). No token is excluded (no top-k or top-p), because training
 computes the gradient of this distribution.
+
+On a CPU, the operators of a step are so short that threads which share each operator wait for each other a third of the time.
+Therefore each thread samples the answers to its own share of the prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from positron.inference.decoder import Decoder
+from positron.inference.parallel import in_threads
 
 CACHE_BYTES = 1 << 30  # maximum memory for keys and values; it limits the number of answers that are sampled together
 SHRINK = 0.75  # rows of ended answers are removed when at most this share of the rows still generates
+MIN_ROWS = 16  # a thread with fewer answers would take longer to read the weights than to multiply them
 
 
 @dataclass
@@ -47,14 +54,23 @@ def rollouts(
     each token; it may raise an error to stop the sampling. Raises ValueError for a prompt that fills the context.
     """
     together = max(1, CACHE_BYTES // decoder.row_bytes // copies)
-    stops = frozenset(stop_ids)
+    sample = partial(
+        _sample, decoder, copies=copies, temperature=temperature, max_tokens=max_tokens, stops=frozenset(stop_ids)
+    )
     answers: list[Rollout] = []
     for start in range(0, len(prompts), together):
-        part = prompts[start : start + together]
+        part, part_seeds = prompts[start : start + together], seeds[start : start + together]
         new = [Rollout(start + i) for i in range(len(part)) for _ in range(copies)]
-        limits = [min(max_tokens, decoder.context_length - len(part[answer.prompt - start])) for answer in new]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + together]]
-        _sample(decoder, part, copies, temperature, new, limits, stops, generators, pause)
+        is_cpu = decoder.device.type == "cpu"
+        shares = max(1, min(torch.get_num_threads(), len(part), len(new) // MIN_ROWS)) if is_cpu else 1
+        ends = [len(part) * i // shares for i in range(shares + 1)]
+        in_threads(
+            [
+                partial(sample, part[first:end], new[first * copies : end * copies], part_seeds[first:end])
+                for first, end in pairwise(ends)
+            ],
+            pause,
+        )
         answers += new
     return answers
 
@@ -63,20 +79,23 @@ def rollouts(
 def _sample(
     decoder: Decoder,
     prompts: Sequence[list[int]],
+    answers: list[Rollout],
+    seeds: Sequence[int],
+    pause: Callable[[], None],
+    *,
     copies: int,
     temperature: float,
-    answers: list[Rollout],
-    limits: list[int],
+    max_tokens: int,
     stops: frozenset[int],
-    generators: list[torch.Generator],
-    pause: Callable[[], None],
 ) -> None:
     """Add sampled tokens to the answers until all have ended. Answer i belongs to prompt i // copies."""
     pause()
+    limits = [min(max_tokens, decoder.context_length - len(prompts[i // copies])) for i in range(len(answers))]
     if min(limits) < 1:
         raise ValueError(
             f"a prompt of {max(map(len, prompts))} tokens fills the context, so no answer can follow it: give a shorter prompt"
         )
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     first = decoder.with_empty_cache(len(prompts))
     logits = first.prefill(list(range(len(prompts))), list(prompts)).repeat_interleave(copies, dim=0)  # (B, V)
     rows = list(range(len(answers)))  # index of the answer that each row of the cache generates

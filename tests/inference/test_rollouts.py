@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch.nn import functional as F
 from positron.config import GPTConfig
 from positron.inference import rollouts as module
 from positron.inference.decoder import Decoder
+from positron.inference.parallel import in_threads
 from positron.inference.rollouts import Rollout, draw, rollouts
 from positron.model.gpt import GPT
 
@@ -109,6 +113,53 @@ def test_sampling_is_left_as_soon_as_the_run_has_to_stop():
     with pytest.raises(KeyboardInterrupt):
         answers_of(model_of(), pause=pause)
     assert calls == 5
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_threads_that_share_the_prompts_give_the_answers_of_one_thread(monkeypatch):
+    model, used = model_of().double(), set()
+    alone = answers_of(model, copies=8, pause=lambda: used.add(threading.get_ident()))
+    assert used == {threading.get_ident()}  # too few answers for a second thread
+    monkeypatch.setattr(module, "MIN_ROWS", 8)
+    assert answers_of(model, copies=8, pause=lambda: used.add(threading.get_ident())) == alone
+    assert len(used) == 4
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_an_error_in_one_thread_ends_the_others():
+    waits = 0
+
+    def fails(pause: Callable[[], None]) -> None:
+        raise ValueError("no answer")
+
+    def waits_for_ever(pause: Callable[[], None]) -> None:
+        nonlocal waits
+        while True:
+            waits += 1
+            pause()
+            time.sleep(0.001)
+
+    with pytest.raises(ValueError, match="no answer"):
+        in_threads([waits_for_ever, fails], lambda: None)
+    assert waits
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_the_threads_of_torch_are_divided_among_the_tasks():
+    seen = []
+    in_threads([lambda pause: seen.append(torch.get_num_threads())] * 2, lambda: None)
+    assert seen == [2, 2]
+    assert torch.get_num_threads() == 4
 
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused():
