@@ -47,11 +47,8 @@ def parse(text: str, *, grammar: Grammar = GRAMMAR, forgiving: bool = False) -> 
     stories = []
     for i, name in enumerate(grammar.plot_choice.options):
         reader = _Reader(grammar, grammar.plots[name], " " + text, forgiving)  # every beat begins with a separator
-        paths = [_Path(0, {}, 0.0, ()).chose("plot", grammar.plot_choice, i)]
-        for beat in grammar.beats[name]:
-            paths = [end for path in paths for end in reader.read((beat,), path)]
-        for path in paths:
-            if path.position == len(text) + 1:
+        for path in reader.read_beats(name, _Path(0, {}, 0.0, ()).chose("plot", grammar.plot_choice, i)):
+            if path.position == len(reader.text):
                 request = Request(path.bound["hero"], path.bound["thing"], path.bound["place"], name)
                 stories.append(Story(text, path.bits, request, path.choices()))
     return stories
@@ -74,6 +71,13 @@ class _Reader:
         while self.text.startswith(word[: self.furthest + 1 - position], position) and self.furthest < len(self.text):
             self.furthest += 1
         return False
+
+    def read_beats(self, plot: str, path: _Path) -> list[_Path]:
+        """Return every continuation of `path` that reads all beats of the plot with this name."""
+        paths = [path]
+        for beat in self.grammar.beats[plot]:
+            paths = [end for path in paths for end in self.read((beat,), path)]
+        return paths
 
     def read(self, nodes: tuple[Node, ...], path: _Path) -> Iterator[_Path]:
         """Yield every continuation of `path` that reads all of `nodes`."""
@@ -144,12 +148,22 @@ def follows(text: str, request: Request) -> bool:
 
     Inconsistencies in other parts of the story are accepted; see `forgiving` of `parse`.
     """
-    return any(story.request == request for story in parse(text, forgiving=True))
+    return _tells(text, request, forgiving=True)
 
 
 def fulfils(text: str, request: Request) -> bool:
     """Tell whether the text is a story of the grammar, without any inconsistency, that fulfils the request."""
-    return any(story.request == request for story in parse(text))
+    return _tells(text, request)
+
+
+def _tells(text: str, request: Request, *, forgiving: bool = False) -> bool:
+    """Tell whether a derivation of the whole text has the plot, hero, object and place of the request."""
+    plot = GRAMMAR.plots.get(request.plot)
+    if plot is None or any(value not in GRAMMAR.kinds[plot.slots[slot]] for slot, value in request.slots.items()):
+        return False  # the grammar has no such story
+    reader = _Reader(GRAMMAR, plot, " " + text, forgiving)
+    ends = reader.read_beats(request.plot, _Path(0, request.slots, 0.0, ()))
+    return any(path.position == len(reader.text) for path in ends)
 
 
 def first_error(text: str, request: Request, *, grammar: Grammar = GRAMMAR) -> int | None:
@@ -159,8 +173,6 @@ def first_error(text: str, request: Request, *, grammar: Grammar = GRAMMAR) -> i
     length of the story.
     """
     reader = _Reader(grammar, grammar.plots[request.plot], " " + text, notes=True)  # every beat begins with a separator
-    paths = [_Path(0, request.slots, 0.0, ())]
-    for beat in grammar.beats[request.plot]:
-        paths = [end for path in paths for end in reader.read((beat,), path)]
-    furthest = max([reader.furthest, *(path.position for path in paths)])  # of " " + text
+    ends = reader.read_beats(request.plot, _Path(0, request.slots, 0.0, ()))
+    furthest = max([reader.furthest, *(path.position for path in ends)])  # of " " + text
     return None if furthest > len(text) else furthest - 1
