@@ -80,6 +80,8 @@ def train_further(
         run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
         if not start.is_own:
             run.update(base_tokens=tokens_seen(base_run(config)))
+        if start.step < plan.last_step:
+            run.update(base_bpb_before=None, base_bpb_after=None)  # measured for other weights, if the run is extended
         if is_chat:
             write_json(run.chat_path, TEMPLATE)
     if prepare is not None:
@@ -192,9 +194,17 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> No
     except (UserError, Unreachable) as error:
         logger.info(f"the loss on the pretraining text was not measured: {error}")
         return
-    logger.info("measuring the loss on the pretraining text before and after this training")
+    known = base.facts()
+    before = known.base_bpb_after if known.status == "finished" else None  # the base run, too, may be a fine-tuned run
+    logger.info(
+        f"measuring the loss on the pretraining text {'before and ' if before is None else ''}after this training"
+    )
     context = from_dict(type(config.model), base.config()["model"]).context_length
     x, y = validation_windows(files, context=context, end_id=tokenizer.special_id(END_OF_TEXT), limit=100_000)
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
-    before, after = (score(load_model(measured)[0], x, y, token_bytes).bpb for measured in (base, run))
+
+    def bpb(scored: Run) -> float:
+        return score(load_model(scored)[0], x, y, token_bytes).bpb
+
+    before, after = before or bpb(base), bpb(run)
     run.update(base_bpb_before=before, base_bpb_after=after)

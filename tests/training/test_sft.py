@@ -363,6 +363,19 @@ def test_a_fine_tuned_run_is_whole_and_leaves_the_base_alone(base: Path, tmp_pat
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def test_an_extended_run_measures_its_new_weights_on_the_pretraining_text(base: Path, tmp_path: Path) -> None:
+    config = tuned(base)
+    first = sft(config, tmp_path / "run")
+    longer = dataclasses.replace(config.train, max_steps=config.train.max_steps + 5, extend=True)
+    again = sft(dataclasses.replace(config, train=longer), tmp_path / "run")
+    assert (first.base_bpb_before, again.status) == (again.base_bpb_before, "finished")
+    assert first.base_bpb_after != again.base_bpb_after
+    fresh = sft(dataclasses.replace(config, init_from=str(tmp_path / "run")), tmp_path / "next")
+    assert fresh.base_bpb_before == again.base_bpb_after  # known, and not computed again
+    log = (tmp_path / "next" / "train.log").read_text()
+    assert "measuring the loss on the pretraining text after this training" in log
+
+
 def test_an_imported_model_has_no_text_to_replay_however_small_the_batch(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base / "base", tmp_path / "imported")
     path = tmp_path / "imported" / "config.json"
