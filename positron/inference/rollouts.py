@@ -3,8 +3,8 @@
 The answers are drawn from softmax(logits / temperature). No token is excluded (no top-k or top-p), because training
 computes the gradient of this distribution.
 
-On a CPU, the operators of a step are so short that threads which share each operator wait for each other a third of the time.
-Therefore each thread samples the answers to its own share of the prompts.
+On a CPU, the operators of a step are so short that threads which share each operator often wait for each other. Therefore each
+thread samples the answers to its own share of the prompts, which takes 15 % less time on two cores (docs/LOG.md, 2026-11-29).
 """
 
 from __future__ import annotations

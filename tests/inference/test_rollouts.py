@@ -125,11 +125,18 @@ def four_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("four_threads")
 def test_threads_that_share_the_prompts_give_the_answers_of_one_thread(monkeypatch):
-    model, used = model_of().double(), set()
+    model, used, meeting = model_of().double(), set(), threading.Barrier(3)
+
+    def meet() -> None:
+        """Wait for the other threads, once, so that no thread can end and take over the share of another one."""
+        if threading.get_ident() not in used:
+            used.add(threading.get_ident())
+            meeting.wait(timeout=60)
+
     alone = answers_of(model, copies=8, pause=lambda: used.add(threading.get_ident()))
     assert used == {threading.get_ident()}  # too few answers for a second thread
     monkeypatch.setattr(module, "MIN_ROWS", 8)
-    assert answers_of(model, copies=8, pause=lambda: used.add(threading.get_ident())) == alone
+    assert answers_of(model, copies=8, pause=meet) == alone
     assert len(used) == 4
     assert torch.get_num_threads() == 4
 
