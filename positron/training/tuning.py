@@ -206,5 +206,4 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> No
     def bpb(scored: Run) -> float:
         return score(load_model(scored)[0], x, y, token_bytes).bpb
 
-    before, after = before or bpb(base), bpb(run)
-    run.update(base_bpb_before=before, base_bpb_after=after)
+    run.update(base_bpb_before=bpb(base) if before is None else before, base_bpb_after=bpb(run))
