@@ -1,6 +1,6 @@
 """A complete GPT in NumPy, from text to a trained model, with every derivative by hand.
 
-Read the chapters in this order. Each file begins with its mathematics; the code below it is complete.
+Read the files in this order. Each begins with its mathematics; the code below it is complete.
 
      1  linear.py        y = x W^T + b, and the two products of its backward pass
      2  activation.py    ReLU, squared ReLU, swish, GELU, erf
@@ -40,7 +40,7 @@ The result has the dtype of the input: float64 for tests against finite differen
 Tests verify this package: tests/numpy_ref/test_numpy_gradcheck.py compares every backward with finite differences,
 tests/numpy_ref/test_parity.py compares the whole model with the torch model over every combination of options, and
 tests/numpy_ref/test_numpy_preference.py, test_numpy_policy_gradient.py and test_numpy_distillation.py make both comparisons for
-the losses of chapters 21, 22 and 24.
+the losses of preference.py, policy_gradient.py and distillation.py.
 """
 
 import os

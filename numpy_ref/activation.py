@@ -1,4 +1,4 @@
-"""Chapter 2. Activations: without them, two linear layers would compute no more than one linear layer.
+"""Activations: without them, two linear layers would compute no more than one linear layer.
 
 An activation acts on every number separately, so its backward pass is dx = dy f'(x). Only f' differs:
 

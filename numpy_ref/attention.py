@@ -1,4 +1,4 @@
-"""Chapter 8. Scaled dot-product attention: each position takes a weighted mean of the values at earlier positions.
+"""Scaled dot-product attention: each position takes a weighted mean of the values at earlier positions.
 
     S = q k^T / sqrt(D)        (T, S)   how well query t matches key s
     P = softmax(S + mask)      (T, S)   mask: 0 where t may attend to s, -inf where s lies in the future
@@ -8,7 +8,7 @@
 saturated, and its gradient vanish, before the first step. A masked score is -inf, not -1e9: e^-inf is exactly 0, so the
 future has no influence at all, not even in the last bit.
 
-Backward, from dO. O = P v gives two products: dv = P^T dO and dP = dO v^T. Softmax (chapter 5) gives
+Backward, from dO. O = P v gives two products: dv = P^T dO and dP = dO v^T. Softmax (`loss.py`) gives
 dS = P (dP - rowsum(dP P)); at masked positions P = 0, hence dS = 0. Last, dq = dS k / sqrt(D), dk = dS^T q / sqrt(D).
 
 One pass over (T, S) is saved by FlashAttention's identity (arXiv:2205.14135, B.2): rowsum(dP P) = rowsum(dO O), because

@@ -1,4 +1,4 @@
-"""Chapter 20. Benchmark: measure the time of each layer, forward and backward, and of whole training steps.
+"""Benchmark: measure the time of each layer, forward and backward, and of whole training steps.
 
     python -m numpy_ref.benchmark
 

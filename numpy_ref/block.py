@@ -1,4 +1,4 @@
-"""Chapter 11. The pre-norm residual block: attention and MLP each add a correction to the residual stream.
+"""The pre-norm residual block: attention and MLP each add a correction to the residual stream.
 
     m = x + dropout(attention(norm1(x)))
     y = m + dropout(mlp(norm2(m)))

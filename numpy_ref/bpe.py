@@ -1,4 +1,4 @@
-"""Chapter 14, continued. Byte-level byte-pair encoding (Sennrich et al., arXiv:1508.07909; on bytes: GPT-2).
+"""Byte-level byte-pair encoding (Sennrich et al., arXiv:1508.07909; on bytes: GPT-2).
 
 Training. Text is split into words (a space belongs to the word after it); a word is a sequence of bytes. Repeatedly, the
 most frequent pair of neighbours becomes a new token. Every byte is a token, so every text can be encoded, and decoding

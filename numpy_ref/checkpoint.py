@@ -1,4 +1,4 @@
-"""Chapter 16. Checkpoints: configuration (JSON), weights (npz or safetensors) and tokenizer (JSON), written atomically.
+"""Checkpoints: configuration (JSON), weights (npz or safetensors) and tokenizer (JSON), written atomically.
 
 A file is written under a temporary name, flushed to the disk, and renamed. A rename is atomic, so after a power cut
 either the old or the new file exists. Reading a file never executes code from it: npz is read without pickles, and JSON and

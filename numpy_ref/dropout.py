@@ -1,4 +1,4 @@
-"""Chapter 7. Dropout (Srivastava et al. 2014): while training, each number becomes 0 with probability p.
+"""Dropout (Srivastava et al. 2014): while training, each number becomes 0 with probability p.
 
     y = x m,   m = 0 with probability p, else 1 / (1 - p)        so that the expectation of y is x
     dx = dy m

@@ -1,4 +1,4 @@
-"""Chapter 4. Embeddings: from token ids to vectors, and how a token learns its position.
+"""Embeddings: from token ids to vectors, and how a token learns its position.
 
 Token embedding. y_n = W[id_n], a row of a table (V, C). As a product it would be onehot(id) W, so the linear layer's
 dW = onehot^T dy applies: row v of dW is the sum of dy over all positions that hold token v. Ids are integers, so they

@@ -1,8 +1,8 @@
-"""Chapter 19. Explain a prediction: the internals of a model for one prompt, layer by layer.
+"""Explain a prediction: the internals of a model for one prompt, layer by layer.
 
     python -m numpy_ref.explain "Lily had a ball" --run outputs/quickstart
 
-- attention maps: the weight that each head of each layer gives to each token (chapter 8), and the three tokens to which
+- attention maps: the weight that each head of each layer gives to each token (`attention.py`), and the three tokens to which
   the last token attends most;
 - the norm of the residual stream after each layer, which shows how much each block adds, and the tokens and channels with
   the largest values;

@@ -1,4 +1,4 @@
-"""Chapter 17. Generation: one token after the other, each appended to the input of the next.
+"""Generation: one token after the other, each appended to the input of the next.
 
 Without a cache, token n costs a forward pass over n tokens. Keys and values of past tokens never change, because a token
 attends only to earlier ones. So a cache keeps them, and each new token costs a forward pass over one token. Positions in the

@@ -1,4 +1,4 @@
-"""Chapter 12. GPT: token ids in, a probability for every possible next token out.
+"""GPT: token ids in, a probability for every possible next token out.
 
     x = wte[ids] + positions                  (B, T, C)   (rotary positions act inside of attention instead;
                                                            smearing comes before positions)
@@ -10,8 +10,8 @@ Tied embeddings are one matrix used twice, so its gradient is the sum of the gra
 Parameters are one flat dictionary, name -> array, with the names of the torch model. Everything is computed in the dtype
 of `wte.weight`.
 
-Cost: 6 FLOPs per weight and token for a training step (chapter 1: three products forward and backward, 2 FLOPs each),
-plus attention's 12 C per key and layer (chapter 8).
+Cost: 6 FLOPs per weight and token for a training step (`linear.py`: three products forward and backward, 2 FLOPs each),
+plus attention's 12 C per key and layer (`attention.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chapter 1. The linear layer: y = x W^T + b. Nine tenths of a GPT's arithmetic happen here.
+"""The linear layer: y = x W^T + b. Nine tenths of a GPT's arithmetic happen here.
 
 Forward. Row n of the input gives row n of the output, y_nj = sum_i x_ni W_ji + b_j.
 
@@ -9,7 +9,7 @@ Backward. Let L be the loss and dy = dL/dy, of y's shape. The chain rule for x, 
     dL/db_j  = sum_n dy_nj                                              so  db = sum over the rows of dy
 
 A weight is used once for every row, so its gradient is a sum over all rows: that is the whole rule for shared
-parameters, here and in every chapter. Every backward is two matrix products of the forward's size, hence the rule
+parameters, here and in every file. Every backward is two matrix products of the forward's size, hence the rule
 of thumb that training costs three forwards.
 
 Cost: 2 N I O FLOPs forward, 4 N I O backward; 4 (N I + I O + N O) bytes in float32. One number fetched from memory

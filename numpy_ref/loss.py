@@ -1,4 +1,4 @@
-"""Chapter 5. Softmax and cross-entropy: from scores to probabilities, and from probabilities to a loss.
+"""Softmax and cross-entropy: from scores to probabilities, and from probabilities to a loss.
 
 Softmax. p_j = e^(z_j) / sum_k e^(z_k). Subtracting any c from all z changes nothing, since e^-c cancels; c = max(z)
 makes the largest exponent 0. Without it, IEEE 754 float32 overflows at z = 89: inf / inf = NaN. With it, no exponent is

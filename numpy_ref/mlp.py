@@ -1,4 +1,4 @@
-"""Chapter 10. The MLP: each token's vector is mapped to a wider space, through an activation, and back.
+"""The MLP: each token's vector is mapped to a wider space, through an activation, and back.
 
     plain    h = f(x Wu^T),                      y = h Wd^T
     swiglu   h = swish(x Wg^T) * (x Wu^T),       y = h Wd^T          (arXiv:2002.05202)

@@ -1,8 +1,8 @@
-"""Chapter 9. Multi-head attention: H small attentions in parallel, each with its own queries and keys.
+"""Multi-head attention: H small attentions in parallel, each with its own queries and keys.
 
     q, k, v = x Wq^T, x Wk^T, x Wv^T        (B, T, H D), and (B, T, K D) for keys and values
-    split into heads, rotate q and k by their positions (chapter 6), bring them to unit size (QK-norm)
-    attend (chapter 8), concatenate the heads, and mix them: y = O Wo^T
+    split into heads, rotate q and k by their positions (`rope.py`), bring them to unit size (QK-norm)
+    attend (`attention.py`), concatenate the heads, and mix them: y = O Wo^T
 
 Backward runs through the same list from the last line to the first. x was used three times, so dx is the sum of three
 contributions.

@@ -1,4 +1,4 @@
-"""Chapter 3. LayerNorm and RMSNorm: every token's vector is brought to unit size, then scaled by learned weights.
+"""LayerNorm and RMSNorm: every token's vector is brought to unit size, then scaled by learned weights.
 
 LayerNorm (arXiv:1607.06450), over the C channels of one token:
 
@@ -17,8 +17,8 @@ In words: shifting all channels, or scaling all of them, does not change h, so t
 two directions.
 
 RMSNorm (arXiv:1910.07467) leaves out the mean: r = 1 / sqrt(mean(x^2) + eps), h = x r, y = h w, and
-dx = r (g - h mean(g h)). QK-norm (chapter 9) is RMSNorm without a
-weight, or with a weight of D numbers that all heads share.
+dx = r (g - h mean(g h)). QK-norm (`multihead.py`) is RMSNorm without a weight, or with a weight of D numbers that all heads
+share.
 
 Cost: about 8 FLOPs per number and two passes over memory. eps = 1e-5 keeps 1 / sqrt finite for a row of zeros. The
 variance is computed from the deviations, not as mean(x^2) - mean(x)^2: in float32 the latter loses all digits, and can

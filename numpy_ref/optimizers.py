@@ -1,4 +1,4 @@
-"""Chapter 13. Optimizers: from gradients to better weights. Each step changes a flat dictionary, name -> array, in place.
+"""Optimizers: from gradients to better weights. Each step changes a flat dictionary, name -> array, in place.
 
 Let g be the gradient of a weight w and a the learning rate. AdamW combines two methods, which are here only for comparison
 (no command trains with them):

@@ -1,4 +1,4 @@
-"""Chapter 6. Rotary positions (RoFormer, arXiv:2104.09864): a position in the text is an angle.
+"""Rotary positions (RoFormer, arXiv:2104.09864): a position in the text is an angle.
 
 The D channels of a query or key are taken as D/2 pairs (a, b) = (x_i, x_(i + D/2)), points in a plane. At position t
 the pair i is rotated by the angle t f_i with f_i = base^(-2i/D), where the base is 10000:

@@ -1,4 +1,4 @@
-"""Chapter 15. Sampling: from logits to the next token.
+"""Sampling: from logits to the next token.
 
 Each step is a pure function of the logits (V,). The steps are applied in this order:
 

@@ -1,4 +1,4 @@
-"""Chapter 14, last part. Read a SentencePiece model (arXiv:1808.06226) without its library.
+"""Read a SentencePiece model (arXiv:1808.06226) without its library.
 
 The file is a protocol buffer. Each field is a key (number << 3 | kind) and a value. The kind determines the form of the value:
 

@@ -1,4 +1,4 @@
-"""Chapter 14. Tokenizers: from text to ids and back, by characters, words, or merged bytes (`bpe.py`).
+"""Tokenizers: from text to ids and back, by characters, words, or merged bytes (`bpe.py`).
 
 The three have `encode(text) -> ids`, `decode(ids) -> text`, `vocab_size` and `to_json`; the function `from_json` restores a
 saved tokenizer. The first ids are the special tokens of SPECIALS. 0 is `<unk>`, for a character or word that is not in the

@@ -1,4 +1,4 @@
-"""Train on the built-in stories or on your own text: the command of chapter 18.
+"""Train on the built-in stories or on your own text, as `training.py` explains.
 
     python -m numpy_ref.train                         the built-in stories, by characters, in a minute and a half
     python -m numpy_ref.train my.txt --config improved --tokenizer bpe --epochs 10

@@ -1,4 +1,4 @@
-"""Chapter 18. Training: repeat batch, loss, gradients, clipping and optimizer step a thousand times.
+"""Training: repeat batch, loss, gradients, clipping and optimizer step a thousand times.
 
 A batch is a pure function of (seed, step): each epoch cuts the text into windows, starting at a random offset, and takes
 them in random order; dropout draws from a generator of (seed, step). The state of a training is therefore only the

@@ -56,7 +56,7 @@ def checked_overrides(
     """Check the settings of a Hydra program, and return them in the form that Hydra reads.
 
     `has_own_conf`: whether --config-dir is given, whose folder may contain further choices of a group. `is_sweep`: whether
-    -m is given. Raises UserError, which names the wrong word and what to type instead.
+    -m is given. If a setting is wrong, raises UserError, which names the wrong word and what to type instead.
     """
     return _Reader(recipe, conf, has_own_conf, is_sweep=is_sweep).read(settings)
 

@@ -1,4 +1,4 @@
-"""Define the options of the commands that use a model: the run, and how it samples.
+"""Define the command-line options with which the user chooses a run and how its model samples.
 
 The module imports no large library, so that `--help` is immediate.
 """

@@ -146,9 +146,9 @@ class HubSource:
         self._open: list[tuple[str, int]] = []  # files being tokenized, each with the number of tasks up to its end
 
     def part(self, files: slice, held_out: frozenset[bytes] = frozenset()) -> HubSource:
-        """Return a source that reads only the files `self.files[files]`, and uses all their documents for training.
+        """Return a source that reads only the files `self.files[files]`, and has no validation documents.
 
-        Documents whose hash (`text_digest`) is in `held_out` are left out.
+        All documents are for training, except those whose hash (`text_digest`) is in `held_out`, which are left out.
         """
         part = copy.copy(self)
         part.files, part.held_out, part.val_fraction = self.files[files], held_out, 0.0

@@ -74,7 +74,7 @@ def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
 
 
 def _product(rows: int) -> Callable[..., None]:
-    """Create the intrinsic that multiplies a block of a matrix by `rows` rows of x."""
+    """Create the numba intrinsic that multiplies a block of weights by x, a matrix with `rows` rows."""
     lanes = ir.VectorType(ir.FloatType(), LANES)
 
     def widened(builder: Any, kind: Any, pointer: Any) -> Any:

@@ -129,10 +129,10 @@ def qk_norm(theirs: str, ours: str, config: GPTConfig) -> Rule:
 
 
 def linear(theirs: str, ours: str, config: GPTConfig, zeros: int | None = None) -> list[Rule]:
-    """Return the rules that convert weight and bias of a linear layer; their names begin with `theirs` or `ours`.
+    """Return the rules that convert the weight and the bias of a linear layer.
 
-    `zeros`: the size of the bias, if this layer always has a bias in the other program. If it has none in Positron, an
-    export writes that many zeros.
+    `theirs` and `ours`: the name of the layer in the other program and in Positron. `zeros`: the size of the bias if the other
+    program always has a bias in this layer; an export writes a bias of zeros if the layer has no bias in Positron.
     """
     rules = [same(f"{theirs}.weight", f"{ours}.weight")]
     if config.bias:

@@ -47,7 +47,7 @@ class WeightedSum:
     def decided(self, prompt: str, completion: str) -> int | None:
         """Return the number of characters of the completion after which no further text can change the weighted sum.
 
-        Returns None if only the end of the completion decides it.
+        Returns None if further text could still change it.
         """
         characters = []
         for term in self.terms:

@@ -134,8 +134,8 @@ def _find(name: str, run: Run | None) -> Run | None:
     """Return the run at the path `name`, or None if it does not exist.
 
     `run` is the run that recorded the path, or None if the path is a setting of the user. The path is tried relative to the
-    folders above `run`, because both runs may have been moved together, then relative to the current folder, and then below
-    outputs/.
+    folders above `run`, because `run` and the run at `name` may have been moved together, then relative to the current folder,
+    and then below outputs/.
     """
     path = expanded(name)
     near_run = [] if run is None else [folder / path for folder in _possible_roots(run.folder.resolve())]

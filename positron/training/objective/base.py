@@ -74,7 +74,8 @@ class Objective(Protocol):
         """Return the micro-batches to learn from in step `step`. `parts`: the result of `batch`, on the model's device.
 
         An objective that learns from texts of the model itself generates them here, with the weights before the step. If this
-        takes long, it must call `pause` regularly, which raises an error to abandon the step if the run has to stop.
+        takes long, the objective must call `pause` regularly. If the run has to stop, `pause` raises an error, which abandons
+        the step.
         """
         ...
 
