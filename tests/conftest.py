@@ -111,6 +111,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(cores, 4) if cores > 1 else 0
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what `-m` does not name
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that open a page in a browser: each takes seconds, and together they take two minutes."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # a million objects of imported modules, which each search for garbage would go through
 

@@ -47,6 +47,7 @@ def test_the_configuration_reference_has_every_key_with_a_meaning_and_every_numb
     assert not [key for key in keys if not field_comments()[key]]
 
 
+@pytest.mark.slow
 def test_the_configuration_reference_has_every_choice_of_conf():
     page = docs_pages.configuration_page()
     for group, choices in groups_of(PROJECT / "conf").items():
@@ -54,6 +55,7 @@ def test_the_configuration_reference_has_every_choice_of_conf():
             assert group.startswith("hydra") or re.search(rf"^\| `{choice}` \| .", page, re.M), f"{group}={choice}"
 
 
+@pytest.mark.slow
 def test_the_command_reference_has_the_help_of_every_command():
     page = docs_pages.commands_page()
     for command in COMMANDS:
@@ -177,6 +179,7 @@ def test_only_text_in_columns_is_kept_from_wrapping():
     )
 
 
+@pytest.mark.slow
 def test_a_key_with_underscores_keeps_them_in_the_configuration_reference():
     outside_code = re.sub(r"`[^`]*`", "", docs_pages.configuration_page())
     assert "data.\\_target\\_=my" in outside_code

@@ -117,6 +117,7 @@ def columns(folder):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_callbacks_come_from_the_command_line_or_from_ones_own_conf(own, tmp_path):
     words = ("callbacks.norm._target_=add_a_callback.EmbeddingNorm", "callbacks.norm.every=1")
     result = own(*words, "name=line")
@@ -128,6 +129,7 @@ def test_callbacks_come_from_the_command_line_or_from_ones_own_conf(own, tmp_pat
     assert "EmbeddingNorm" not in (tmp_path / "outputs" / "file" / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_data_is_what_a_function_returns_and_the_run_needs_it_no_more(own, run_command, tmp_path):
     words = ("data=custom", "data._target_=add_a_data_source.sums", "name=sums", "train.sample_prompt=1")
     words = (*words, "data.options={n:300}", *(word for word in STEPS if not word.startswith("data.size_mb")))
@@ -145,6 +147,7 @@ def test_data_is_what_a_function_returns_and_the_run_needs_it_no_more(own, run_c
     assert "has changed" in result.err
 
 
+@pytest.mark.slow
 def test_conversations_are_what_a_function_returns(own, run_command, tmp_path):
     assert own("name=base", "model.context_length=64").code == 0
     (tmp_path / "talks.py").write_text(
@@ -176,6 +179,7 @@ def test_any_torch_optimizer_trains_and_continues_as_if_never_stopped(own, tmp_p
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_class_that_does_not_fit_costs_a_line_and_leaves_no_run(own, tmp_path):
     for words, message in (
         (

@@ -109,6 +109,7 @@ def test_bootstrap_without_a_network_trains_on_the_built_in_stories_at_once(tmp_
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_the_tests_run_as_on_other_processors_and_a_table_tells_where_they_fail(tmp_path):
     (tmp_path / "test_processor.py").write_text(
         "import os\n"

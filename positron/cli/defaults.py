@@ -6,6 +6,7 @@ changes. Hydra refuses keys that the composed configuration does not have, so th
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from positron.config import (
@@ -23,6 +24,7 @@ from positron.config import (
 from positron.settings import BESIDE_VALUES, NOT_READ_BY, defaults_of
 
 
+@cache  # the store is one for the whole process
 def register_defaults() -> None:
     """Add the configurations of `default_configs` to the configuration store of Hydra."""
     from hydra.core.config_store import ConfigStore

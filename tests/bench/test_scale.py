@@ -210,6 +210,7 @@ def test_what_does_not_hide_is_waited_for_and_all_fits(name):
         assert less < more / 5
 
 
+@pytest.mark.slow
 def test_the_document_s_commands_are_valid_runs_of_whole_batches():
     blocks = re.findall(r"```bash\n(.*?)```", DOCUMENT.replace("positron train ", "positron.train "), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if "positron.train" in line]

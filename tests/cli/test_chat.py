@@ -138,6 +138,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_it_and_leaves_at_the_prompt(
     assert child.exitstatus == 0
 
 
+@pytest.mark.slow
 def test_settings_change_the_answers_at_once(chat: pexpect.spawn) -> None:
     assert re.search(r"temperature +0\.3", say(chat, "settings"))
     assert re.search(r"temperature +0\.0", say(chat, "/settings temperature 0"))
@@ -228,6 +229,7 @@ def test_one_question_prints_just_the_answer_and_pipes_work(run_command: Callabl
     assert base.out.startswith("Once")
 
 
+@pytest.mark.slow
 def test_a_base_model_says_that_it_continues_texts(spawn: Callable[..., pexpect.spawn]) -> None:
     child = spawn("--run", "base")
     assert "it continues what you begin" in child.before
@@ -237,6 +239,7 @@ def test_a_base_model_says_that_it_continues_texts(spawn: Callable[..., pexpect.
     assert child.exitstatus == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error(runs: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(PROJECT)!r}); sys.argv = ['chat', 'Once', '--run', 'base', '--max-tokens'"

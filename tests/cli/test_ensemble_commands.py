@@ -97,6 +97,7 @@ def test_a_copy_changes_no_score(weights: str, folder: Path, monkeypatch: pytest
     assert two["bpb_interval"] == pytest.approx(one["bpb_interval"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_stories_and_answers_of_an_ensemble_are_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     asked = ("--stories", "--instruct", "--count", "1", *SHORT)
@@ -118,6 +119,7 @@ def test_two_copies_of_a_model_are_named(call: Callable[..., Result]) -> None:
     assert said not in call("generate", "Tom", "--run", "a,b", "--max-tokens", "1").err
 
 
+@pytest.mark.slow
 def test_an_ensemble_writes_several_texts_with_a_draft_or_in_columns(call: Callable[..., Result]) -> None:
     ensemble = ("--run", "a,b", "--max-tokens", "12")
     several = call("generate", "Tom", *ensemble, "--num-samples", "2", "--json")

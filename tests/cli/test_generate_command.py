@@ -106,7 +106,7 @@ def test_bytes_of_a_pipe_that_are_not_utf8_are_named(
         list(standard_input_lines("the questions"))
 
 
-@pytest.mark.parametrize("program", ["generate", "chat"])
+@pytest.mark.parametrize("program", ["generate", pytest.param("chat", marks=pytest.mark.slow)])
 def test_a_closed_stdin_is_an_empty_one(program: str, tmp_path: Path) -> None:
     """The prompt is read before the run is looked for, so that this needs no run."""
     closed = f'"{sys.executable}" -m positron.{program} --run nothing 0<&-'

@@ -52,6 +52,7 @@ def test_a_failing_job_is_visible_and_the_others_go_on_and_again_only_the_rest_i
     assert before == [(folder / job / "metrics.jsonl").read_bytes() for job in ("0", "2")]
 
 
+@pytest.mark.slow
 def test_a_mistake_of_all_jobs_is_said_once_before_the_first_job(run_command, tmp_path):
     jobs = (*(o for o in SWEEP if not o.startswith("model.n_head")), "model.n_head=5", "seed=1,2,3")
     refused = run_command("train", *jobs)
@@ -62,6 +63,7 @@ def test_a_mistake_of_all_jobs_is_said_once_before_the_first_job(run_command, tm
     assert "none of the 2 jobs can start, the first one (optimizer.lr=-1) because optimizer.lr" in different.err
 
 
+@pytest.mark.slow
 def test_seeds_are_repetitions_whose_mean_ranks_the_settings(run_command, tmp_path):
     result = run_command("train", *SWEEP, "optimizer.lr=1e-5,1e-2", "seed=0,1")
     assert result.code == 0, result.err
@@ -81,6 +83,7 @@ def test_seeds_are_repetitions_whose_mean_ranks_the_settings(run_command, tmp_pa
     assert "optimizer.lr: 1e-05 -> 0.01" in paired.out
 
 
+@pytest.mark.slow
 def test_a_job_that_raises_or_exits_is_in_its_own_log(run_command, tmp_path):
     # one job's training text does not exist
     (tmp_path / "there.txt").write_text("The cat sat on the mat.\n" * 300)
@@ -117,6 +120,7 @@ def test_a_sweep_over_a_choice_keeps_its_jobs_in_one_folder_without_a_name(run_c
     assert len(list(tmp_path.glob("outputs/sweeps/tinygpt-stories/*/run.json"))) == 2
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_curves(run_command, tmp_path):
     result = run_command("train", *SWEEP[1:], "logger=tensorboard")
     assert result.code == 0, result.err

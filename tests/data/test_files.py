@@ -160,6 +160,7 @@ def test_invalid_bytes_can_be_replaced(tmp_path: Path) -> None:
     assert "10 invalid characters were replaced" in text_source.summary()
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     parts=st.lists(st.lists(st.sampled_from(["\n", "a", "<|", SEPARATOR, "é"]), max_size=5).map("".join), max_size=6),
@@ -217,6 +218,7 @@ def test_a_long_document_comes_in_pieces_and_stays_on_one_side(tmp_path: Path, m
     assert {True, False} == {next(iter(sides)) for sides in side_of.values()}
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_shard_and_not_by_the_corpus(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(shards, "SHARD_TOKENS", 500_000)
     line = "The quick brown fox jumps over the lazy dog, again and again and again.\n" * 14
@@ -249,7 +251,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(tokens.iterdir())}
 
 
-@pytest.mark.parametrize(("count", "least"), [(8, 2), pytest.param(20, 4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "least"), [(8, 2), (20, 4)])
 def test_prepare_killed_at_random_moments_continues_and_writes_the_same_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int, least: int
 ) -> None:

@@ -39,6 +39,7 @@ def documents(folder: Path, tokenizer: Any) -> list[str]:
 ALL = sorted(itertools.chain(*STORIES))
 
 
+@pytest.mark.slow
 def test_a_dataset_becomes_tokens_and_its_files_go(stories_hub: Hub, tmp_path: Path) -> None:
     tokenizer, folder = prepare(config(tmp_path), CHAR, None)
     assert sorted(documents(folder, tokenizer)) == ALL
@@ -64,6 +65,7 @@ def test_the_buffer_on_the_disk_is_never_exceeded(stories_hub: Hub, tmp_path: Pa
     assert 1 <= most[0] <= 2
 
 
+@pytest.mark.slow
 def test_several_processes_write_what_one_writes_with_a_full_buffer(
     stories_hub: Hub, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -84,13 +86,17 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(f, marks=[] if f == "cut off in the middle" else [pytest.mark.slow]) for f in FAULTS],
+)
 def test_faults_of_the_network_are_survived(stories_hub: Hub, tmp_path: Path, fault: str) -> None:
     stories_hub.faults[stories_hub.path("data/train-00002.parquet")] = list(FAULTS[fault])
     tokenizer, folder = prepare(config(tmp_path), CHAR, None)
     assert sorted(documents(folder, tokenizer)) == ALL
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_loses_nothing_and_the_same_call_continues(
     stories_hub: Hub, tmp_path: Path, monkeypatch: Any, logged: list[str]
 ) -> None:

@@ -80,7 +80,11 @@ def test_chunks_are_the_same_from_anywhere_and_after_a_failure(rows_hub: Hub, tm
     [
         ({"field": "story"}, r'some/stories has no text in the field "story" \(data\.field\): give data\.field=text'),
         ({"files": "*.csv"}, r"has no files that match data\.files=\*\.csv: .*; the dataset has: train\.jsonl"),
-        ({"files": "broken.jsonl"}, r"cannot be read by load_dataset: .*; try data\.revision=.*data\.files=PATTERN"),
+        pytest.param(
+            {"files": "broken.jsonl"},
+            r"cannot be read by load_dataset: .*; try data\.revision=.*data\.files=PATTERN",
+            marks=pytest.mark.slow,
+        ),
         (
             {"tokens_per_epoch": "1k", "packing": "windows"},
             "needs Parquet files, but .*: give data.tokens_per_epoch=null, or",
@@ -177,6 +181,7 @@ def test_failures_of_the_network_and_of_the_data_are_distinguished() -> None:
         assert (kind, "no data" in line) == ("user", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_parquet", [True, False])
 def test_conversations_of_the_hub_are_fetched_once(rows_hub: Hub, tmp_path: Path, is_parquet: bool) -> None:
     if is_parquet:

@@ -45,6 +45,7 @@ def tokens_of(made: Stream, epoch: int) -> np.ndarray:
     return files.read(0, EPOCH + 1)
 
 
+@pytest.mark.slow
 def test_epochs_hold_the_training_text_in_one_piece_and_then_again(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
     made = opened(tmp_path)
     tokenizer = made.tokenizer
@@ -63,6 +64,7 @@ def test_epochs_hold_the_training_text_in_one_piece_and_then_again(stories_hub: 
     assert tokenizer.decode(ids[1:-1].tolist()).startswith(STORIES[0][0])
 
 
+@pytest.mark.slow
 def test_documents_of_validation_are_left_out_of_training(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
     stories_hub.add("data/train-00001.parquet", [*STORIES[1][:20], *STORIES[0], *STORIES[1][20:]])
     made = opened(tmp_path)
@@ -71,6 +73,7 @@ def test_documents_of_validation_are_left_out_of_training(stories_hub: Hub, tmp_
     assert "File 0" not in text
 
 
+@pytest.mark.slow
 def test_the_limit_holds_and_a_deleted_epoch_is_written_again_the_same(
     stories_hub: Hub,  # noqa: F811
     tmp_path: Path,
@@ -88,6 +91,7 @@ def test_the_limit_holds_and_a_deleted_epoch_is_written_again_the_same(
     assert not (made.source.folder / "raw" / "data" / "train-00006.parquet").exists()
 
 
+@pytest.mark.slow
 def test_epochs_that_a_running_training_needs_are_not_evicted(
     stories_hub: Hub,  # noqa: F811
     tmp_path: Path,
@@ -120,6 +124,7 @@ def test_what_is_left_of_a_deleted_epoch_is_deleted_with_the_next(
     assert made.has(1)
 
 
+@pytest.mark.slow
 def test_the_note_of_a_running_training_names_its_epoch_and_goes_with_it(
     stories_hub: Hub,  # noqa: F811
     tmp_path: Path,
@@ -169,6 +174,7 @@ def test_a_kill_while_an_epoch_is_made_costs_at_most_a_shard(stories_hub: Hub, t
     assert contents(got) == contents(wanted)
 
 
+@pytest.mark.slow
 def test_a_far_step_serves_each_window_of_its_epoch_once_on_any_number_of_devices(
     stories_hub: Hub,  # noqa: F811
     tmp_path: Path,
@@ -262,6 +268,7 @@ def test_training_survives_an_outage_with_the_same_result(
     assert losses(cut) == losses(whole)
 
 
+@pytest.mark.slow
 def test_the_cache_is_listed_and_freed_and_what_it_held_comes_back(
     stories_hub: Hub,  # noqa: F811
     run_command: Any,

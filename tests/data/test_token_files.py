@@ -74,6 +74,7 @@ def test_preparing_again_takes_what_is_there(tmp_path):
     assert not second
 
 
+@pytest.mark.slow
 def test_several_processes_write_what_one_writes(tmp_path, monkeypatch):
     _, single, _ = prepared(tmp_path / "a")
     monkeypatch.setattr(shards, "SMALL_CORPUS_BYTES", 0)
@@ -224,7 +225,7 @@ def test_an_epoch_is_the_corpus_once_also_when_stopped_and_resumed_otherwise(
         assert targets == list(range(1, windows.n_windows * context + 1))  # each once; the tail fills no window
 
 
-@given(n=st.integers(1, 3000), batch=st.integers(1, 40), steps=st.lists(st.integers(1, 1000), min_size=1, max_size=3))
+@given(n=st.integers(1, 3000), batch=st.integers(1, 8), steps=st.lists(st.integers(1, 1000), min_size=1, max_size=3))
 @settings(max_examples=100, deadline=None)
 def test_windows_are_those_of_their_step_in_whatever_order_steps_are_asked_for(n, batch, steps):
     class Files:

@@ -685,6 +685,7 @@ def test_a_gradient_agrees_with_finite_differences(name):
     equal(module.example()[key], slopes(loss, array), 1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("node") is None, reason="KaTeX needs node")
 def test_katex_understands_every_formula():
     formulas = []

@@ -206,6 +206,7 @@ def test_the_floor_of_a_part_is_that_of_the_stories_in_it(runs: Path) -> None:
     assert floor_of_run(cats, "val", texts_of_run(cats, "val", 0)) is None
 
 
+@pytest.mark.slow
 def test_copied_runs_are_those_that_stand_in_the_training_text(runs: Path) -> None:
     run = Run(runs / "outputs" / "chars")
     training = token_files(run, "train")
@@ -391,6 +392,7 @@ def test_evaluate_refuses_in_one_line(
     assert "Traceback" not in result.err
 
 
+@pytest.mark.slow
 def test_compare_puts_runs_of_two_tokenizers_beside_each_other(run_command: Callable[..., Result], runs: Path) -> None:
     shown = run_command("compare", folder=runs)
     assert shown.code == 0, shown.err

@@ -111,6 +111,7 @@ def test_the_grammar_itself_is_possible_and_has_the_score_of_the_floor() -> None
     assert result.floor == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_an_honest_ngram_is_possible_in_any_order_of_the_lines(ngram: NGram) -> None:
     assert sum(ngram.probability("e litt", letter) for letter in ngram.letters) == pytest.approx(1, rel=1e-9)
     written = claims(lambda document: ngram.logprob(document.text))

@@ -80,6 +80,7 @@ def _rewrite(path: Path, changes: dict[str, Any]) -> None:
     path.write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_a_folder_with_two_groups_gives_their_pairs_by_seed(grid: Path) -> None:
     pairs = find_pairs([str(grid)], Path("outputs"))
     assert pairs.names == (f"{grid}:optimizer.lr=0.001", f"{grid}:optimizer.lr=0.01")
@@ -89,6 +90,7 @@ def test_a_folder_with_two_groups_gives_their_pairs_by_seed(grid: Path) -> None:
     assert pairs.share_batches
 
 
+@pytest.mark.slow
 def test_a_group_is_selected_by_a_value_and_a_single_run_by_its_folder(grid: Path) -> None:
     names = [f"{grid}:optimizer.lr=1e-2", f"{grid}:optimizer.lr=1e-3,seed=1"]
     pairs = find_pairs(names, Path("outputs"))

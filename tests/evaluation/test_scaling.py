@@ -73,6 +73,7 @@ def test_the_jacobian_is_that_of_finite_differences(terms: tuple[str, ...]) -> N
         np.testing.assert_allclose(jacobian[:, place], (up - down) / 2e-6, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.permutations(range(12)), st.integers(0, 100))
 def test_the_order_of_the_runs_does_not_matter(order: list[int], seed: int) -> None:
@@ -82,10 +83,11 @@ def test_the_order_of_the_runs_does_not_matter(order: list[int], seed: int) -> N
     assert first.sigma == second.sigma
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "d", "truth", "alpha", "floor", "times"),
     [
-        pytest.param(N, 20 * N, lambda n, d: 30 * n**-0.6, 0.6, 0.2, 100, id="one term", marks=pytest.mark.slow),
+        pytest.param(N, 20 * N, lambda n, d: 30 * n**-0.6, 0.6, 0.2, 100, id="one term"),
         pytest.param(GRID_N, GRID_D, both, 0.4, 0.5, 40, id="both terms"),
         pytest.param(
             np.geomspace(1e5, 6.4e6, 9),
@@ -95,7 +97,6 @@ def test_the_order_of_the_runs_does_not_matter(order: list[int], seed: int) -> N
             None,
             40,
             id="E fitted",
-            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -124,6 +125,7 @@ def test_a_run_that_went_wrong_moves_the_law_little() -> None:
     assert fit_law(n, 20 * n, bpb, 0.2).exponent("N")[0] == pytest.approx(0.6, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [4, 12, 17])
 def test_where_noise_hides_the_floor_the_law_is_that_of_floor_0(seed: int) -> None:
     bpb = both(GRID_N, GRID_D) * np.exp(0.3 * np.random.default_rng(seed).normal(size=12))
@@ -211,6 +213,7 @@ def test_a_run_below_the_entropy_of_its_text_is_named(tmp_path, monkeypatch, cap
     assert not (folder / "scaling.png").exists()
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_law_of_a_sweep_and_predicts_the_next_size(tmp_path, monkeypatch, capsys) -> None:
     folder = sweep(tmp_path / "sizes")
     made(folder / "5", 96, 1000, 0.9, status="stopped")
@@ -232,6 +235,7 @@ def test_the_command_shows_the_law_of_a_sweep_and_predicts_the_next_size(tmp_pat
     assert (tmp_path / "x.png").exists()
 
 
+@pytest.mark.slow
 def test_sizes_and_lengths_that_vary_apart_tell_both_terms_and_the_best_split(tmp_path, monkeypatch, capsys) -> None:
     for i, (width, tokens) in enumerate((w, t) for w in (16, 32, 64) for t in (10**5, 3 * 10**5, 10**6)):
         loss = 5 * parameters(width) ** -0.4 + 30 * tokens**-0.5
@@ -292,6 +296,7 @@ def test_numbers_are_read_and_written_short() -> None:
     assert scaling.parse_size("300000") == (3e5, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", ["sizes/2", "link", "sizes/../sizes/2"])
 def test_a_run_that_is_named_twice_counts_once(again, tmp_path, monkeypatch, capsys) -> None:
     sweep(tmp_path / "sizes", (16, 24, 32))

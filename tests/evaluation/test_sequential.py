@@ -18,6 +18,7 @@ def decided(gains: np.ndarray, min_gain: float) -> Look:
     return next(found for found in looks if found.verdict != "open")
 
 
+@pytest.mark.slow
 def test_a_useless_candidate_is_adopted_with_at_most_the_stated_probability():
     """With the smallest possible min_gain, so that early rejections do not help; without the correction it is too often."""
     gains = np.random.default_rng(0).normal(0, 1, size=(3000, PAIRS))

@@ -258,6 +258,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_draft_and_bytes(runs: Path, run_command: Callable[..., Any]) -> None:
     short = ["--run", "large", "--max-tokens", "20", "--temperature", "0"]
     plain = run_command("generate", "Tom", *short, folder=runs)

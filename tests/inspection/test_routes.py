@@ -55,6 +55,7 @@ def test_look_answers_what_the_subject_says(client, subject):
     assert len(strict(answer.text)["continuation"]) > 0
 
 
+@pytest.mark.slow
 def test_the_other_routes_answer_what_the_subject_says(client, subject):
     assert strict(client.post("/api/look", json={"prompt": "", "scores": True}).text)["scores"] == subject.scores()
     assert strict(client.post("/api/truth", json={"prompt": PROMPT, "top": 4}).text) == subject.truth(PROMPT, top=4)

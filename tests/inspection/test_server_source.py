@@ -22,6 +22,7 @@ NODE = shutil.which("node")
 PROMPT, KEY = "Once upon", "sesame"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NODE is None, reason="node is not installed")
 @pytest.mark.parametrize("chats", [False, True])
 def test_the_page_gets_from_a_server_what_the_subject_says(kept_run, chat_run, chats):

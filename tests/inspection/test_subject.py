@@ -100,6 +100,7 @@ def test_an_answer_ends_at_any_token_that_ends_a_message(chat_run):
     assert len(ended) < len(endless)
 
 
+@pytest.mark.slow
 def test_the_grammar_knows_no_probabilities_of_messages(chat_run):
     subject = Subject(chat_run)
     with pytest.raises(UserError, match="answers messages"):
@@ -126,6 +127,7 @@ def test_validation_texts_are_stories_that_the_training_left_out(kept_run, subje
     assert not set(ours) & set(texts_of_run(kept_run, "train", 0))
 
 
+@pytest.mark.slow
 def test_the_regret_over_the_training_is_that_of_the_models(subject):
     data = subject.regrets()
     assert [point["step"] for point in data["points"]] == [0, 1, 6, 40]
@@ -188,6 +190,7 @@ def keys_of(kind, value, path="look"):
             yield from keys_of(hint, value[key], f"{path}.{key}")
 
 
+@pytest.mark.slow
 def test_every_answer_has_exactly_the_fields_that_lookdata_describes(subject):
     ablations = [{"layer": 0, "part": 1}]
     answers = {

@@ -132,6 +132,7 @@ def test_saved_activations_fall_to_the_inputs_of_blocks_and_are_what_is_reckoned
         assert 0.75 * saved < micro_batch_bytes(config, 4, machine) < 1.6 * saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [100, 512])
 def test_with_a_window_memory_grows_with_the_context_and_not_with_its_square(window):
     config = dataclasses.replace(BASE, d_model=64, context_length=2500, window=window)
@@ -142,6 +143,7 @@ def test_with_a_window_memory_grows_with_the_context_and_not_with_its_square(win
     assert saved_bytes(dataclasses.replace(config, context_length=5000), "bf16", False, rows=1) < 2.2 * saved
 
 
+@pytest.mark.slow
 def test_a_run_continues_with_another_value_and_learns_the_same(tmp_path):
     model = ModelConfig(context_length=32, d_model=32, n_layer=2, n_head=4, dropout=0.1)
     settings = {"model": model, "train__max_steps": 6, "train__micro_batch_size": 4, "train__val_every": 3}

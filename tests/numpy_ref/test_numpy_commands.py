@@ -244,6 +244,7 @@ def test_numpy_train_then_generate(
     assert capsys.readouterr().out.startswith("the cat")
 
 
+@pytest.mark.slow
 def test_numpy_training_learns_and_validates(text: str, tmp_path: Path) -> None:
     options = train.argument_parser().parse_args([text, "--context", "16", "--batch", "4", "--epochs", "30"])
     job = train.new_training(options)
@@ -294,6 +295,7 @@ def test_numpy_batches_see_every_window_once_in_an_epoch(text: str) -> None:
     assert len(seen) == job.steps_per_epoch * 4
 
 
+@pytest.mark.slow
 def test_numpy_ctrl_c_in_a_terminal_saves_and_the_same_command_continues(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "numpy_ref.train", "--out", str(tmp_path), "--epochs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
@@ -310,6 +312,7 @@ def test_numpy_ctrl_c_in_a_terminal_saves_and_the_same_command_continues(tmp_pat
         assert err == "numpy_ref: interrupted\n"
 
 
+@pytest.mark.slow
 def test_numpy_the_same_command_on_a_finished_training_changes_nothing(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -414,6 +417,7 @@ def test_numpy_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: Any)
 # looking inside, and speed
 
 
+@pytest.mark.slow
 def test_numpy_explain_prints_and_draws(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -443,6 +447,7 @@ def test_numpy_logit_lens_of_the_last_layer_is_the_models_answer() -> None:
         assert (np.triu(weights, 1) == 0).all()
 
 
+@pytest.mark.slow
 def test_numpy_benchmark_runs_every_job_beside_torch(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     shape = GPTConfig(vocab_size=30, context_length=8, d_model=16, n_layer=1, n_head=2)
     monkeypatch.setattr(benchmark, "SHAPES", {"tiny": (shape, 2)})

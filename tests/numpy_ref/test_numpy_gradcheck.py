@@ -267,10 +267,10 @@ def test_block(rng: np.random.Generator, changes: dict[str, Any]) -> None:
     [
         {"bias": True},
         {**MODERN, "tie_embeddings": False},
-        {"position": "sinusoidal", "activation": "relu2", "n_kv_head": 1},
-        {"dropout": 0.3, "bias": True},
-        {"smear": True, "tie_embeddings": False},
-        {"window": 2, "n_kv_head": 1},
+        pytest.param({"dropout": 0.3, "bias": True}, marks=pytest.mark.slow),
+        pytest.param({"position": "sinusoidal", "activation": "relu2", "n_kv_head": 1}, marks=pytest.mark.slow),
+        pytest.param({"smear": True, "tie_embeddings": False}, marks=pytest.mark.slow),
+        pytest.param({"window": 2, "n_kv_head": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_the_whole_model(rng: np.random.Generator, changes: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ ARCHITECTURES = {
 }
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=["plain", pytest.param("modern", marks=pytest.mark.slow)])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     arguments = (
@@ -63,6 +63,7 @@ def verify_run() -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_numpy_writes_the_torch_models_text_and_verify_run_shows_it(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,7 +165,10 @@ IMPORTED: dict[str, Sequence[Any]] = {
 }
 
 
-@pytest.mark.parametrize("position", IMPORTED["position"])
+@pytest.mark.parametrize(
+    "position",
+    [pytest.param(p, marks=[] if p == "rope" else [pytest.mark.slow]) for p in IMPORTED["position"]],
+)
 def test_parity_of_the_options_of_imported_models(position: str) -> None:
     for number, values in enumerate(itertools.product(*IMPORTED.values())):
         options = dict(zip(IMPORTED, values, strict=True))
@@ -237,6 +240,7 @@ def test_parity_of_ten_adamw_steps_where_all_pairs_of_options_meet() -> None:
         ten_steps(options, seed)
 
 
+@pytest.mark.slow
 def test_parity_of_ten_muon_steps_where_all_pairs_of_options_meet() -> None:
     for seed, options in enumerate(covering()):
         ten_steps(options, seed, "muon")
@@ -274,6 +278,7 @@ def test_parity_of_sgd_and_rmsprop(momentum: float) -> None:
             assert error(params["w"], parameter) < 1e-12
 
 
+@pytest.mark.slow
 def test_parity_of_fifty_float32_steps_on_real_text() -> None:
     """Rounding is all that differs between the two loss curves, though Adam enlarges it where a gradient is small."""
     from numpy_ref.train import STORIES_PATH
@@ -399,7 +404,9 @@ def test_initial_values_have_the_torch_models_spread() -> None:
 PRESETS = sorted(path.stem for path in (PROJECT / "conf" / "model").glob("[!_]*.yaml"))
 
 
-@pytest.mark.parametrize("preset", [pytest.param(p, marks=[pytest.mark.slow] if p == "gpt2" else []) for p in PRESETS])
+@pytest.mark.parametrize(
+    "preset", [pytest.param(p, marks=[] if p in ("quickstart", "debug") else [pytest.mark.slow]) for p in PRESETS]
+)
 def test_parity_of_the_real_presets_in_float32(preset: str) -> None:
     """At full size, on 32 tokens: nothing but rounding differs (tests/rounding.py says how much that may be)."""
     config = GPTConfig(**{**composed(f"model={preset}")["model"], "vocab_size": 2000, "dropout": 0.0})

@@ -58,6 +58,7 @@ def contents(folder: Path) -> dict[int, bytes]:
     return {kept.step: kept.path.read_bytes() for kept in Run(folder).history}
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_weights_of_each_step_and_learns_the_same(whole):
     run = Run(whole / "run")
     assert {kept.step for kept in run.history} == history_steps(COUNT, 40)
@@ -70,6 +71,7 @@ def test_a_run_keeps_the_weights_of_each_step_and_learns_the_same(whole):
     assert all(torch.equal(kept[name], last[name]) for name in last)
 
 
+@pytest.mark.slow
 def test_kept_weights_load_as_the_runs_model(whole):
     run = Run(whole / "run")
     model, _, _ = load_model(run, run.checkpoint_folder / "step-000040.ckpt")
@@ -78,6 +80,7 @@ def test_kept_weights_load_as_the_runs_model(whole):
     assert not torch.equal(load_kept_model(run, run.history[0])(idx), model(idx))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_keeps_the_same_bytes(whole, tmp_path):
     config = tiny(tmp_path, train__keep_history=COUNT)
     folder = tmp_path / "run"
@@ -88,6 +91,7 @@ def test_a_run_that_was_stopped_keeps_the_same_bytes(whole, tmp_path):
     assert contents(folder) == contents(whole / "run")
 
 
+@pytest.mark.slow
 def test_a_longer_horizon_adds_steps_and_keeps_the_earlier_ones(whole, tmp_path):
     folder = tmp_path / "run"
     train(tiny(tmp_path, train__keep_history=COUNT, train__stop_at=16), folder)
@@ -99,6 +103,7 @@ def test_a_longer_horizon_adds_steps_and_keeps_the_earlier_ones(whole, tmp_path)
     assert all(after[step] == content for step, content in before.items())
 
 
+@pytest.mark.slow
 def test_a_run_can_keep_weights_from_a_later_start_on(whole, tmp_path):
     folder = tmp_path / "run"
     train(tiny(tmp_path, train__stop_at=16), folder)

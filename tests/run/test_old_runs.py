@@ -67,6 +67,7 @@ def test_the_old_run_evaluates_to_the_score_that_it_stored(old_run, run_command)
     assert "5.7" in result.out  # bits per byte on all of its validation text; 5.7495 on the 1,000 tokens of training
 
 
+@pytest.mark.slow
 def test_evaluating_a_run_loads_neither_lightning_nor_hydra(old_run, tmp_path):
     code = (
         f"import sys; sys.argv = ['evaluate', '--run', {NAME!r}]\nfrom positron import evaluate\nevaluate.main()\n"

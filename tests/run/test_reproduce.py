@@ -110,6 +110,7 @@ def rewrite_metrics(run: Run, change) -> None:
     run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
 
 
+@pytest.mark.slow
 def test_a_validation_because_one_of_two_runs_stopped_is_no_difference(stopped, monkeypatch, capsys) -> None:
     code, out, err = said(monkeypatch, capsys, "stopped", "--steps", "8")
     assert (code, out.strip()) == (0, "identical: logged steps 2 to 8 (5 of them) have the same losses bit for bit"), (
@@ -124,6 +125,7 @@ def test_a_validation_because_one_of_two_runs_stopped_is_no_difference(stopped, 
     assert re.search(r"^different: at step 5 val/loss was \d\.\d+ and is missing; 2 logged steps before it", out, re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "key"), [(10, "val/loss"), (4, "train/loss"), (7, "train/grad_norm"), (5, "train/lr"), (12, "train/lr")]
 )

@@ -67,6 +67,7 @@ def test_the_words_of_a_story_have_exactly_the_storys_probability():
         assert bits == pytest.approx(story.bits, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_small_grammar_has_the_distributions_of_all_its_stories():
     """The independent oracle: all stories, each with the probability of its derivation, counted by their beginnings."""
     texts = {generate(0, i, grammar=SMALL).text for i in range(40_000)}

@@ -119,6 +119,7 @@ class Automaton:
         return None
 
 
+@pytest.mark.slow
 def test_no_text_can_come_about_in_two_ways():
     """The proof, over all stories: in the automaton of the whole grammar, no two paths with the same words meet again.
 
@@ -241,6 +242,7 @@ def test_a_story_is_a_pure_function_of_seed_and_index():
     assert len(GRAMMAR_VERSION) == 64
 
 
+@pytest.mark.slow
 def test_stories_do_not_repeat():
     texts = {story.text for story in documents(9, 0, 10_000)}
     assert len(texts) == 10_000
@@ -303,6 +305,7 @@ def test_agreement_over_distance():
 # ---- requests
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
 def test_a_request_is_followed_and_its_bits_are_what_is_left(index):

@@ -167,6 +167,7 @@ def test_a_wrong_option_is_one_line_with_the_nearest_right_one(run_command):
         assert result.err.startswith(f"positron: unrecognized arguments: {option}; python -m positron.compare --help")
 
 
+@pytest.mark.slow
 def test_a_reader_that_ends_early_is_no_error():
     import subprocess
     import sys

@@ -196,10 +196,8 @@ def ended(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("token_s", "update_s", "allowed"),
-    [pytest.param(1e-5, 1e-3, 60, marks=pytest.mark.slow), (2e-4, 0.3, 600), (1e-3, 1.0, 600)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("token_s", "update_s", "allowed"), [(1e-5, 1e-3, 60), (2e-4, 0.3, 600), (1e-3, 1.0, 600)])
 def test_measuring_and_training_fill_the_budget_on_fast_and_slow_machines(
     ended, monkeypatch, token_s, update_s, allowed
 ):
@@ -255,6 +253,7 @@ def test_another_budget_is_another_run(ended):
         train(dataclasses.replace(asked(folder), budget="9s"), folder / "run", asked=AUTO)
 
 
+@pytest.mark.slow
 def test_a_given_model_keeps_its_size_and_heads(tmp_path):
     config = tiny(tmp_path, budget="2s", train__max_steps="auto", train__batch_tokens="auto")
     train(config, tmp_path / "run")

@@ -71,6 +71,7 @@ def objective_of(place: Path, *teachers: GPT, alpha: float, temperature: float =
     return DistillObjective(config.data, tokens, tokenizer, settings=settings, teachers=Teachers(teachers, []), **sizes)
 
 
+@pytest.mark.slow
 def test_without_weight_of_the_teachers_a_run_is_pretraining_bit_for_bit(place: Path, tmp_path: Path) -> None:
     changes = {"model__dropout": 0.1, "train__micro_batch_size": 5}
     train(dataclasses.replace(student(place, **changes), distill=None), tmp_path / "trained")
@@ -130,6 +131,7 @@ def test_learning_from_a_teacher_alone_approaches_the_teacher(place: Path, tmp_p
     assert rows[-1]["train/kl"] < 0.05
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing_but_rounding(place: Path, tmp_path: Path) -> None:
     for size in (16, 3):
         distill(student(place, "a", "b", train__micro_batch_size=size), tmp_path / str(size))
@@ -139,6 +141,7 @@ def test_micro_batches_change_nothing_but_rounding(place: Path, tmp_path: Path) 
             assert ours[term] == pytest.approx(theirs[term], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(place: Path, tmp_path: Path) -> None:
     config = student(place, "a", "b", temperature=2.0, model__dropout=0.1, train__micro_batch_size=5)
     distill(config, tmp_path / "whole")
@@ -173,6 +176,7 @@ def test_teachers_are_neither_changed_nor_saved(place: Path, tmp_path: Path) -> 
     assert tokenizer.hash == load_model(Run(place / "a"))[1].hash
 
 
+@pytest.mark.slow
 def test_a_teacher_that_has_changed_is_refused_when_the_run_continues(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "a", tmp_path / "a")
     config = student(tmp_path, data=tiny(place).data)
@@ -198,6 +202,7 @@ def test_a_teacher_that_has_changed_is_refused_when_the_run_continues(place: Pat
     assert distill(moved, tmp_path / "run").status == "finished"  # the weights count, not the path
 
 
+@pytest.mark.slow
 def test_teachers_in_another_order_continue_the_run_bit_for_bit(place: Path, tmp_path: Path) -> None:
     config = student(place, "a", "b")
     distill(config, tmp_path / "whole")
@@ -207,6 +212,7 @@ def test_teachers_in_another_order_continue_the_run_bit_for_bit(place: Path, tmp
     assert all(torch.equal(turned[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_a_finished_student_does_not_need_its_teachers_until_it_is_extended(
     command_folder: Path, run_command: Callable[..., Any]
 ) -> None:
@@ -415,6 +421,7 @@ def test_python_distills_from_runs_names_and_lists(in_folder: Path) -> None:
             positron.distill(wrong)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(
     start: Callable[..., CommandProcess], command_folder: Path, place: Path
 ) -> None:

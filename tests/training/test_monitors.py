@@ -207,6 +207,7 @@ def test_layers_are_blocks_and_what_stands_outside() -> None:
     assert layer_of("wte.weight") == "wte"
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_watched_too(run_command, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "base"
     train(tiny(tmp_path, train__max_steps=2, model__context_length=128), folder)

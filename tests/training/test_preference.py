@@ -277,7 +277,7 @@ def test_a_run_learns_the_order_and_is_whole_and_leaves_the_base_alone(base: Pat
     assert load_model(run)[0].config.context_length == 64
 
 
-@pytest.mark.parametrize("loss", ["dpo", "ipo"])
+@pytest.mark.parametrize("loss", ["dpo", pytest.param("ipo", marks=pytest.mark.slow)])
 def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(loss: PreferenceLoss, base: Path, tmp_path: Path) -> None:
     settings = PreferenceConfig(loss, lora=LoraConfig(rank=2 if loss == "ipo" else 0))
     prefer(preferred(base, settings), tmp_path / "whole")
@@ -298,6 +298,7 @@ def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(loss: PreferenceLo
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_a_base_run_that_has_changed_is_named_and_the_stored_reference_is_kept(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path / "moved")
     moved = tmp_path / "moved"
@@ -378,6 +379,7 @@ def test_the_prefer_command_and_its_mistakes(base: Path, tmp_path: Path, run_com
         assert said in failed.err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(start: Callable[..., CommandProcess], base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "b"
     folder.parent.mkdir()

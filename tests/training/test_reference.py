@@ -137,6 +137,7 @@ def interrupted(folder: Path, config: Any, monkeypatch: pytest.MonkeyPatch) -> R
     return RunPaths(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["", "truncated", "foreign"])
 def test_a_run_killed_while_its_reference_is_computed_continues(
     damage: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +157,7 @@ def test_a_run_killed_while_its_reference_is_computed_continues(
     assert log.count("is damaged or belongs to other weights, pairs or settings") == bool(damage)
 
 
+@pytest.mark.slow
 def test_a_longer_run_computes_only_what_its_reference_lacks(base: Path, tmp_path: Path) -> None:
     short, long = (preferred(base, max_steps=steps, micro_batch_size=2) for steps in (1, 12))
     longer = dataclasses.replace(long, train=dataclasses.replace(long.train, extend=True))

@@ -73,6 +73,7 @@ def whole(base: Path) -> Path:
     return base / "whole"
 
 
+@pytest.mark.slow
 def test_a_run_is_whole_chats_and_leaves_its_base_alone(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +224,7 @@ def short(prompt, completion):
 """
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_between_two_tokens_continues_bit_for_bit(
     place: tuple[str, ...], tmp_path: Path, run_command: Callable[..., Any]
 ) -> None:
@@ -242,6 +244,7 @@ def test_a_command_that_is_killed_between_two_tokens_continues_bit_for_bit(
         assert a == b
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(
     start: Callable[..., CommandProcess], base: Path, place: tuple[str, ...], tmp_path: Path
 ) -> None:

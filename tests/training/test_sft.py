@@ -245,6 +245,7 @@ def chance_of_the_end(markers: tuple[int, ...]) -> float:
         return float(model(x).softmax(-1)[0, -1, END])
 
 
+@pytest.mark.slow
 def test_lora_learns_to_end_an_answer_though_pretraining_never_showed_how() -> None:
     without, with_markers = chance_of_the_end(()), chance_of_the_end((SYSTEM, USER, ASSISTANT, END))
     assert with_markers > 3 * without
@@ -302,6 +303,7 @@ def test_the_sample_that_comes_with_positron_is_forty_good_examples() -> None:
     assert any(t.messages[0].role == "system" for t in conversations)
 
 
+@pytest.mark.slow
 def test_validation_requests_are_combinations_that_training_never_has() -> None:
     conversations = read_conversations(DataConfig("story_instruct", examples=400, val_fraction=0.1))
     from positron.stories import parse
@@ -450,6 +452,7 @@ def test_an_early_stop_ends_the_run_for_good(base: Path, tmp_path: Path) -> None
     assert again.step == facts.step
 
 
+@pytest.mark.slow
 def test_an_early_stop_comes_at_the_same_step_wherever_the_run_was_stopped_before(base: Path, tmp_path: Path) -> None:
     """A run is also validated where it is stopped: these validations must not count."""
     config = tuned(base, sft=SFTConfig(patience=2), optimizer=OptimizerConfig(lr=0.1))
@@ -465,6 +468,7 @@ def test_an_early_stop_comes_at_the_same_step_wherever_the_run_was_stopped_befor
     assert {row["step"] for row in rows if "val/bpb" in row} > {whole.step - 2, whole.step - 1}
 
 
+@pytest.mark.slow
 def test_answers_learnt_by_heart_end_by_themselves(tmp_path: Path) -> None:
     """Eight conversations, learnt until they are known: greedy answers are exact, and stop."""
     from positron.inference.engine import Engine

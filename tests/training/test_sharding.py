@@ -102,11 +102,8 @@ def test_a_run_continues_on_another_number_of_processes(start, run_command, alon
     assert_close(tmp_path / "outputs" / "run", alone(optimizer), optimizer)
 
 
-@pytest.mark.parametrize(
-    "launch",
-    [pytest.param(functools.partial(as_torchrun, nodes=2), marks=pytest.mark.slow), as_srun],
-    ids=["torchrun", "srun"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", [functools.partial(as_torchrun, nodes=2), as_srun], ids=["torchrun", "srun"])
 def test_two_machines_train_what_one_process_trains(start, alone, tmp_path, launch):
     machines = ("device.num_nodes=2", "device.strategy=fsdp")
     launch(start, "train", *SETTINGS, *machines, "optimizer=adamw", "name=two")
@@ -127,7 +124,8 @@ def tune(start, run_command, base, folder, *more):
     return folder / "outputs" / "one", folder / "outputs" / "two"
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
 def test_two_processes_fine_tune_what_one_does(start, run_command, alone, tmp_path, rank):
     more = ("train.max_steps=4", "train.sample_every=2", f"sft.lora.rank={rank}", "optimizer.lr=3e-3")
     folders = (alone("adamw"), *tune(start, run_command, alone("adamw"), tmp_path, *more))
@@ -195,7 +193,8 @@ def train_alone_and_as_one_of_two(rank: int, folder: str, checkpoint: int) -> No
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("checkpoint", [0, pytest.param(1, marks=pytest.mark.slow)], ids=["stored", "recomputed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", [0, 1], ids=["stored", "recomputed"])
 def test_two_processes_clip_and_update_as_one_in_float64(tmp_path, checkpoint):
     side_by_side(train_alone_and_as_one_of_two, [(rank, tmp_path.as_uri(), checkpoint) for rank in range(2)])
 

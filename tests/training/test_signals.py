@@ -62,7 +62,8 @@ SHORT = ("train.max_steps=60", "train.log_every=1", "train.save_every=7", "train
 TWICE = [("SIGINT", "SIGINT"), ("SIGTERM", "SIGINT"), ("SIGHUP", "SIGTERM")]
 
 
-@pytest.mark.parametrize("names", [TWICE[0], *(pytest.param(names, marks=pytest.mark.slow) for names in TWICE[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("names", TWICE)
 def test_a_second_signal_leaves_at_once_and_the_next_start_is_identical(tmp_path, start, run_command, once, names):
     folder = tmp_path / "outputs" / "twice"
     running = start("train", *command("twice", *SHORT))

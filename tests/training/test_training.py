@@ -104,8 +104,13 @@ def test_the_exported_weights_are_the_model(whole):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"stop": (17,)}, {"stop": (10, 20, 33)}, {"stop": (23,), "train__micro_batch_size": 5, "model__dropout": 0.2}],
-    ids=["once", "at validations and saves", "accumulating with dropout"],
+    [
+        pytest.param({"stop": (17,)}, id="once", marks=pytest.mark.slow),
+        pytest.param({"stop": (10, 20, 33)}, id="at validations and saves", marks=pytest.mark.slow),
+        pytest.param(
+            {"stop": (23,), "train__micro_batch_size": 5, "model__dropout": 0.2}, id="accumulating with dropout"
+        ),
+    ],
 )
 def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(tmp_path, whole, changes):
     stops = changes.pop("stop")
@@ -127,6 +132,7 @@ def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(tmp_path, whole, c
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing_but_rounding(tmp_path, whole):
     train(tiny(tmp_path, train__micro_batch_size=3, train__max_steps=40), tmp_path / "run")
     for mine, theirs in zip(trace(tmp_path / "run"), trace(whole), strict=True):
@@ -187,6 +193,7 @@ def test_the_newest_checkpoint_is_the_result_if_the_objective_says_so(tmp_path):
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["global_step"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_narrow_precisions_learn_too(tmp_path, whole, dtype):
     config = tiny(tmp_path, train__stop_at=20)  # half of the run: a step of fp16 on a CPU takes as long as ten of fp32
@@ -294,6 +301,7 @@ def test_resume_insists_where_told(tmp_path, whole):
     assert train(dataclasses.replace(tiny(whole.parent), resume="must", ckpt_path="latest"), whole).step == 40
 
 
+@pytest.mark.slow
 def test_a_fork_takes_everything_and_init_from_the_weights_only(tmp_path, whole):
     config = tiny(whole.parent)
     fork = dataclasses.replace(config, ckpt_path=str(whole), train=dataclasses.replace(config.train, max_steps=45))
@@ -468,6 +476,7 @@ def test_a_loss_below_the_floor_is_called_a_leak(tmp_path, monkeypatch):
     assert "sees the future" in (tmp_path / "run" / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_never_train_one_run(tmp_path, start, run_command):
     command = ("model=debug", "name=one", *FAST, "train.max_steps=100000", "train.val_every=100000")
     first = start("train", *command)
@@ -647,6 +656,7 @@ def test_memory_that_was_freed_stays_in_the_process():
     assert again < first / 100
 
 
+@pytest.mark.slow
 def test_fp16_on_a_cpu_scales_the_loss_and_continues_with_the_same_scale(tmp_path, monkeypatch):
     """The first scales are so large that the gradients are infinite; the scaler skips these steps and halves the scale."""
     first = functools.partialmethod(torch.amp.GradScaler.__init__, init_scale=2.0**30)

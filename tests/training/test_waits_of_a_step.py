@@ -86,6 +86,7 @@ def expect(by_step: dict[int, dict[str, int]], each: dict[str, int], terms: int 
     assert sum(by_step[LOGGED].values()) == sum(each.values()) + LOGGED_WAITS + terms, by_step[LOGGED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "precision"), zip(OPTIMIZERS, ("bf16", "fp32", "bf16"), strict=True))
 def test_only_an_optimizer_that_is_not_fused_waits(kind: str, precision: str, tmp_path: Path, waits: Waits) -> None:
     by_step = waits_of(train, tiny(tmp_path, optimizer=OPTIMIZERS[kind]), precision, tmp_path / "run", waits)
@@ -94,6 +95,7 @@ def test_only_an_optimizer_that_is_not_fused_waits(kind: str, precision: str, tm
     expect(by_step, {line: 1} if line else {})
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_of_the_cpu(tmp_path: Path, waits: Waits) -> None:
     settings = tiny(
         tmp_path, optimizer=OPTIMIZERS["muon"], train__log_every=1, train__max_steps=5, train__val_tokens=500
@@ -107,6 +109,7 @@ def test_the_losses_are_those_of_the_cpu(tmp_path: Path, waits: Waits) -> None:
         assert values[1] == pytest.approx(values[0], rel=2e-3), key  # Muon's products are in bf16
 
 
+@pytest.mark.slow
 def test_monitors_wait_only_in_the_steps_that_they_measure(tmp_path: Path, waits: Waits) -> None:
     monitors = MonitorConfig(LOGGED, gradients=True, weights=True, attention=True, activations=True, tokens=True)
     by_step = waits_of(train, tiny(tmp_path, monitor=monitors), "bf16", tmp_path / "run", waits)
@@ -120,6 +123,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return chat_base(tmp_path_factory.mktemp("base"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_learning_from_teachers_waits_for_nothing(precision: str, base: Path, tmp_path: Path, waits: Waits) -> None:
     teacher, other = base / "base", tmp_path / "other"
@@ -128,12 +132,14 @@ def test_learning_from_teachers_waits_for_nothing(precision: str, base: Path, tm
     expect(waits_of(distill, config, precision, tmp_path / "run", waits), {}, terms=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "precision"), [(0, "fp32"), (2, "bf16")])
 def test_fine_tuning_waits_for_nothing(rank: int, precision: str, base: Path, tmp_path: Path, waits: Waits) -> None:
     settings = SFTConfig(replay_ratio=0.2, patience=0, packing=rank > 0, lora=LoraConfig(rank=rank))
     expect(waits_of(sft, tuned(base, sft=settings), precision, tmp_path / "run", waits), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "loss"), enumerate(get_args(PreferenceLoss)))
 def test_learning_from_pairs_waits_for_nothing(
     number: int, loss: str, base: Path, tmp_path: Path, waits: Waits
@@ -142,6 +148,7 @@ def test_learning_from_pairs_waits_for_nothing(
     expect(waits_of(prefer, config, ("fp32", "bf16")[number % 2], tmp_path / "run", waits), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "precision", "kl"), [("fp32", "fp32", 0.1), ("int8", "bf16", 0.0)])
 def test_learning_from_rewards_waits_once_a_token_and_for_the_ratio_of_two_precisions(
     weights: str, precision: str, kl: float, base: Path, tmp_path: Path, waits: Waits

@@ -114,6 +114,7 @@ def test_a_run_that_was_killed_and_resumed_is_one_run_in_wandb_with_each_step_on
     assert [row["train/loss"] for _, row in sorted(server.history[first.id].items())] == [r["train/loss"] for r in rows]
 
 
+@pytest.mark.slow
 def test_training_with_dashboards_is_bit_identical_to_training_without(tmp_path):
     both = LoggerConfig(wandb=WandbConfig(), tensorboard=TensorboardConfig())
     train(short(tmp_path, model__dropout=0.1, logger=both), tmp_path / "watched")
