@@ -241,11 +241,10 @@ def _callbacks(
     """
     run, config, train = session.run, session.config, session.config.train
     speed = SpeedFacts(
-        batch_tokens=plan.batch_tokens,
         flops_per_token=plan.gpt.flops_per_token(),
         peak=MatmulPeak(plan.gpt, plan.machine, plan.micro_batch_size, plan.world_size),
     )
-    clock = Clock(train.log_every)
+    clock = Clock(train.log_every, plan.batch_tokens)
 
     def is_last(trainer: L.Trainer) -> bool:
         """Tell whether the run is finished after this step; False if it only stops here and can be continued."""

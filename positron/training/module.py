@@ -74,6 +74,7 @@ class TrainingModule(L.LightningModule):
         self.metrics: dict[str, float] = {}
         self.before_micro_batch: Callable[[], None] = lambda: None  # may raise an error to give up the step in progress
         self.updating = False  # True while the optimizer changes the weights, which must not be saved then
+        self.tokens = 0  # input positions of the last step's micro-batches on this rank, with padding
         self.loss = torch.zeros(())  # nats per token of the last step, on this rank's device
         self.grad_norm = torch.zeros(())
         self.bad_in_a_row = torch.zeros((), dtype=torch.int64)
@@ -110,6 +111,7 @@ class TrainingModule(L.LightningModule):
         parts = self.objective.examples(
             self.model, batch, step, self.global_rank, self.trainer.world_size, self.before_micro_batch
         )
+        self.tokens = sum(part[0].numel() for part in parts)
         self.loss = self._accumulate(parts)
         self.metrics = self.objective.step_metrics()
         self.updating = True

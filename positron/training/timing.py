@@ -90,7 +90,6 @@ def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, 
 class SpeedFacts:
     """Hold the numbers of a run that are needed to compute its speed and MFU from tokens per second."""
 
-    batch_tokens: int
     flops_per_token: float
     peak: MatmulPeak
 

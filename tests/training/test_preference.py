@@ -42,6 +42,7 @@ from positron.text.char_word import CharTokenizer
 from positron.text.conversation import Message
 from positron.text.tokenizer import SPECIALS
 from positron.train import train
+from positron.training.objective import preference
 from positron.training.objective.preference import PreferenceObjective, answer_log_probs
 from positron.training.objective.preference_losses import losses, margins
 
@@ -275,6 +276,25 @@ def test_a_run_learns_the_order_and_is_whole_and_leaves_the_base_alone(base: Pat
     assert all(torch.equal(best[name], newest[name]) for name in newest)
     assert run.report_path.exists()
     assert load_model(run)[0].config.context_length == 64
+
+
+def test_a_run_counts_the_tokens_that_it_reads_and_continues_to_count(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = [0]
+
+    def counted(model: GPT, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            read[0] += x.numel()
+        return answer_log_probs(model, x, y)
+
+    monkeypatch.setattr(preference, "answer_log_probs", counted)
+    for stop in (5, None):
+        prefer(preferred(base, stop_at=stop), tmp_path / "run")
+    rows = read_metrics(Run(tmp_path / "run").metrics_path)
+    assert rows[-1]["step"] == 12
+    assert rows[-1]["tokens"] == Run(tmp_path / "run").facts().tokens == read[0]
+    assert read[0] < 12 * 512  # the rows are as long as the longest answer, not as the context
 
 
 @pytest.mark.parametrize("loss", ["dpo", pytest.param("ipo", marks=pytest.mark.slow)])

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from conftest import tiny
@@ -14,6 +15,7 @@ from positron.config import PrecisionConfig
 from positron.model.gpt import GPT
 from positron.train import train
 from positron.training import device, resolve, timing
+from positron.training.callbacks.clock import Clock
 from positron.training.callbacks.progress import TimeLeft
 from positron.training.device import Machine
 from positron.training.timing import MatmulPeak, SpeedFacts, faster_precision
@@ -30,10 +32,20 @@ def test_the_peak_is_the_best_of_several_looks_and_never_below_the_step_itself(m
     assert peak.flops == 340.0
     peak.look()
     assert peak.flops == 340.0
-    facts = SpeedFacts(batch_tokens=10, flops_per_token=2.0, peak=peak)
+    facts = SpeedFacts(flops_per_token=2.0, peak=peak)
     assert facts.mfu(85.0) == 0.5
     assert facts.mfu(500.0) == 1.0  # a share above 1 would be nonsense: the step itself shows a higher peak
     assert facts.mfu(250.0) == 0.5
+
+
+def test_a_checkpoint_without_a_number_of_tokens_is_that_of_full_steps() -> None:
+    clock, new = Clock(1, batch_tokens=512), Clock(1, batch_tokens=512)
+    clock.on_load_checkpoint(L.Trainer(), L.LightningModule(), {"global_step": 7})
+    clock.load_state_dict({"time_s": 2.5})
+    assert (clock.time_s, clock.tokens) == (2.5, 7 * 512)
+    new.on_load_checkpoint(L.Trainer(), L.LightningModule(), {"global_step": 8})
+    new.load_state_dict({**clock.state_dict(), "tokens": 3600})
+    assert new.tokens == 3600
 
 
 def test_a_gpu_is_measured_once_before_training_fills_its_memory(monkeypatch) -> None:

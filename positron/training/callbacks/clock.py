@@ -1,4 +1,4 @@
-"""Count the seconds of training."""
+"""Count the seconds and the tokens of training."""
 
 from __future__ import annotations
 
@@ -12,35 +12,47 @@ from positron.training.module import TrainingModule
 
 
 class Clock(L.Callback):
-    """Count the seconds of training steps, without validation, samples and saving. Checkpoints store the sum, `time_s`.
+    """Count the seconds and tokens of training steps, without validation, samples and saving. Checkpoints store the sums.
 
     A GPU computes in the background. Every `log_every` steps, the callback waits for it, so that its time is counted.
+
+    The tokens of a step are the input positions of its forward passes, with padding, on all devices; each device is assumed
+    to have as many as this one. `batch_tokens`: the largest number of tokens of a step.
     """
 
-    def __init__(self, log_every: int) -> None:
-        self.log_every = log_every
+    def __init__(self, log_every: int, batch_tokens: int) -> None:
+        self.log_every, self.batch_tokens = log_every, batch_tokens
         self.time_s = 0.0  # seconds of the whole run, including earlier processes
+        self.tokens = 0  # tokens of the whole run
         self.step_s = 0.0  # seconds of this process
+        self.step_tokens = 0  # tokens of this process
         self.steps = 0  # steps of this process
         self._started = 0.0
 
     def state_dict(self) -> dict[str, float]:
-        """Return the seconds of training so far, for the checkpoint."""
-        return {"time_s": self.time_s}
+        """Return the seconds and tokens of training so far, for the checkpoint."""
+        return {"time_s": self.time_s, "tokens": self.tokens}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Suppose that all earlier steps were full, because older checkpoints do not store the number of tokens."""
+        self.tokens = checkpoint["global_step"] * self.batch_tokens
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Continue counting from the seconds in the checkpoint."""
+        """Continue counting from the sums in the checkpoint."""
         self.time_s = state_dict["time_s"]
+        self.tokens = int(state_dict.get("tokens", self.tokens))
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Note the time at which the step starts."""
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Add the seconds of this step to `time_s` and `step_s`, and count the step."""
+        """Add the seconds and the tokens of this step to the sums, and count the step."""
         if trainer.global_step % self.log_every == 0:
             wait_for(module.device)  # the only place where the host waits for an accelerator
         passed = time.perf_counter() - self._started
         self.time_s += passed
         self.step_s += passed
         self.steps += 1
+        self.tokens += module.tokens * trainer.world_size
+        self.step_tokens += module.tokens * trainer.world_size

@@ -28,7 +28,7 @@ class MetricsLog(L.Callback):
         """Store the arguments. The `intervals` must be equal on all ranks."""
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
-        self._since = (0, 0.0)  # steps and seconds at the last row
+        self._since = (0, 0.0)  # tokens and seconds of this process at the last row
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Append a row to metrics.jsonl and pass it to the trackers, if the step is one to log."""
@@ -41,14 +41,14 @@ class MetricsLog(L.Callback):
             losses = {name: trainer.strategy.reduce(loss, reduce_op="mean") for name, loss in losses.items()}
         if not trainer.is_global_zero:
             return
-        steps, seconds = self.clock.steps - self._since[0], self.clock.step_s - self._since[1]
-        self._since = (self.clock.steps, self.clock.step_s)
-        tokens_per_s = steps * self.speed.batch_tokens / seconds
+        tokens, seconds = self.clock.step_tokens - self._since[0], self.clock.step_s - self._since[1]
+        self._since = (self.clock.step_tokens, self.clock.step_s)
+        tokens_per_s = tokens / seconds
         if "val/bpb" in module.metrics:
             self.speed.peak.look()
         row = {
             "step": step,
-            "tokens": step * self.speed.batch_tokens,
+            "tokens": self.clock.tokens,
             "time_s": round(self.clock.time_s, 3),
             **{name: loss.item() for name, loss in losses.items()},
             "train/lr": module.lr(step),

@@ -103,7 +103,7 @@ class Progress(L.Callback):
             logger.info(f"step {step}/{self.last_step} · {text} · {left} left" + (f" ({busy})" if busy else ""))
 
     def _tokens_per_s(self) -> float:
-        return self.speed.batch_tokens * self.clock.steps / self.clock.step_s
+        return self.clock.step_tokens / self.clock.step_s
 
     def _forecast(self, module: TrainingModule, now: float) -> str:
         speed, busy = self._tokens_per_s(), describe_others(self._others.cores())
