@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -30,12 +31,30 @@ GROUPS = (
     "experiment",
     "reward",
 )
-CHOICES = [
-    (group, path.stem)
+CHOICES = {
+    group: [
+        f"{group}={path.stem}"
+        for path in sorted((CONF / group).glob("[a-z]*.yaml"))
+        if (group, path.stem) != ("data", "custom")  # which becomes another source when its function was called
+    ]
     for group in GROUPS
-    for path in sorted((CONF / group).glob("[a-z]*.yaml"))
-    if (group, path.stem) != ("data", "custom")  # which becomes another source when its function was called
+}
+# experiments change other groups, and rewards belong to another recipe; of the other groups, a command takes one choice each
+ALONE = ("experiment", "reward")
+COMMANDS = [
+    *zip_longest(*(choices for group, choices in CHOICES.items() if group not in ALONE)),
+    *((choice,) for group in ALONE for choice in CHOICES[group]),
 ]
+NEEDED = {
+    "data=text": ["data.path=my.txt"],
+    "data=hub": ["data.repo=some/dataset"],
+    "data=preferences": ["data.path=my.jsonl"],
+    "optimizer=custom": ["optimizer._target_=torch.optim.RAdam"],
+    "reward=custom": ["reward.function=mine.reward"],
+    "reward=length": ["reward.target=400"],
+    "reward=regex": ["reward.pattern=a"],
+    "reward=sum": ["reward.terms=[{kind:story_request}]"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +63,11 @@ def base():
     return {key: value for key, value in composed().items() if key in BASE_GROUPS}
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_file_in_conf_composes_to_a_valid_run(group, choice, base):
-    needed = {
-        ("data", "text"): ["data.path=my.txt"],
-        ("data", "hub"): ["data.repo=some/dataset"],
-        ("data", "preferences"): ["data.path=my.jsonl"],
-        ("optimizer", "custom"): ["optimizer._target_=torch.optim.RAdam"],
-        ("reward", "custom"): ["reward.function=mine.reward"],
-        ("reward", "length"): ["reward.target=400"],
-        ("reward", "regex"): ["reward.pattern=a"],
-        ("reward", "sum"): ["reward.terms=[{kind:story_request}]"],
-    }
-    overrides = [f"{group}={choice}", *needed.get((group, choice), [])]
-    recipes = {name: recipe for recipe, names in TUNING_EXPERIMENTS.items() for name in names}
-    recipe = "reinforce" if group == "reward" else recipes.get(choice, "train")
+@pytest.mark.parametrize("choices", [[choice for choice in command if choice] for command in COMMANDS], ids=" ".join)
+def test_every_file_in_conf_composes_to_a_valid_run(choices, base):
+    overrides = [word for choice in choices for word in (choice, *NEEDED.get(choice, ()))]
+    recipes = {f"experiment={name}": recipe for recipe, names in TUNING_EXPERIMENTS.items() for name in names}
+    recipe = "reinforce" if choices[0].startswith("reward=") else recipes.get(choices[0], "train")
     config = from_dict(RunConfig, {**base, **composed(*overrides, recipe=recipe)})
     assert config.name
 

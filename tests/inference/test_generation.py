@@ -70,7 +70,7 @@ CASES = 0
 
 
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
-@pytest.mark.parametrize("n_kv_head", [4, 2, 1])
+@pytest.mark.parametrize("n_kv_head", [4, pytest.param(2, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize("position", get_args(Position))
 def test_cached_logits_are_the_uncached_ones_at_every_length(position: str, n_kv_head: int, shape: int) -> None:
     """Single and in batches of unequal prompts, up to twice the context, where the last half is read anew."""
