@@ -45,7 +45,6 @@ def tokens_of(made: Stream, epoch: int) -> np.ndarray:
     return files.read(0, EPOCH + 1)
 
 
-@pytest.mark.slow
 def test_epochs_hold_the_training_text_in_one_piece_and_then_again(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
     made = opened(tmp_path)
     tokenizer = made.tokenizer

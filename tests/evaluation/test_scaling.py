@@ -213,7 +213,6 @@ def test_a_run_below_the_entropy_of_its_text_is_named(tmp_path, monkeypatch, cap
     assert not (folder / "scaling.png").exists()
 
 
-@pytest.mark.slow
 def test_the_command_shows_the_law_of_a_sweep_and_predicts_the_next_size(tmp_path, monkeypatch, capsys) -> None:
     folder = sweep(tmp_path / "sizes")
     made(folder / "5", 96, 1000, 0.9, status="stopped")

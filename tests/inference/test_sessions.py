@@ -100,7 +100,7 @@ def written(pieces: list[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-@pytest.mark.parametrize("without_numba", ["0", "1"])
+@pytest.mark.parametrize("without_numba", ["0", pytest.param("1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options['position']}-{options['activation']}")
 def test_eight_texts_that_join_and_leave_at_random_are_those_written_alone(options, without_numba, monkeypatch):
     monkeypatch.setenv("NUMBA_DISABLE_JIT", without_numba)

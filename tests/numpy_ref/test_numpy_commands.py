@@ -417,7 +417,6 @@ def test_numpy_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: Any)
 # looking inside, and speed
 
 
-@pytest.mark.slow
 def test_numpy_explain_prints_and_draws(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -447,7 +446,6 @@ def test_numpy_logit_lens_of_the_last_layer_is_the_models_answer() -> None:
         assert (np.triu(weights, 1) == 0).all()
 
 
-@pytest.mark.slow
 def test_numpy_benchmark_runs_every_job_beside_torch(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     shape = GPTConfig(vocab_size=30, context_length=8, d_model=16, n_layer=1, n_head=2)
     monkeypatch.setattr(benchmark, "SHAPES", {"tiny": (shape, 2)})
