@@ -18,13 +18,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 PHONE = {"width": 400, "height": 800}
 DESK = {"width": 1400, "height": 900}
-# (phone, dark): each size and each scheme once, and the other pairs in slow tests
-WINDOWS = [
-    (False, True),
-    (True, False),
-    pytest.param(False, False, marks=pytest.mark.slow),
-    pytest.param(True, True, marks=pytest.mark.slow),
-]
+WINDOWS = [(False, True), (True, False), (False, False), (True, True)]  # (phone, dark)
 
 
 @contextlib.contextmanager

@@ -153,7 +153,6 @@ SIDEWAYS = """[...document.querySelectorAll(
   .filter((element) => element.scrollWidth > element.clientWidth + 1).map((element) => element.innerText.slice(0, 60))"""
 
 
-@pytest.mark.slow
 def test_on_a_phone_only_text_in_columns_scrolls_sideways(site, browser):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
     pages = ("index", "guides/python", "learn/02_linear", "reference/configuration", "reference/python")

@@ -88,7 +88,7 @@ def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, 
 
 @dataclass(frozen=True)
 class SpeedFacts:
-    """Hold the numbers of a run that are needed to compute its speed and MFU from tokens per second."""
+    """Hold the numbers of a run that are needed to compute its MFU from tokens per second."""
 
     flops_per_token: float
     peak: MatmulPeak

@@ -142,7 +142,7 @@ def test_a_run_that_was_trained_further_is_loaded_again_when_it_answers_nothing(
     assert httpx.post(f"{site.url}/api/look", json=prompt).status_code == 404
 
 
-@pytest.mark.parametrize("phone", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("phone", [False, True])
 def test_the_inspector_shows_a_run_and_its_history(browser: Browser, site: Running, phone: bool) -> None:
     with opened(browser, f"{site.url}/look?run=sweep/1", phone=phone, csp=False) as page:
         page.locator(".look-token").first.wait_for()

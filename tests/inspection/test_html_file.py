@@ -71,7 +71,6 @@ def slide(page, name: str, value: float) -> None:
     page.locator(f"input[name={name}]").fill(str(value))
 
 
-@pytest.mark.slow
 def test_the_page_shows_the_difference_of_its_logits_to_those_of_torch(shared, written):
     shown = float(shared.locator("#difference").inner_text())
     assert shown < 1e-2

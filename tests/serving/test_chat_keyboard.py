@@ -53,7 +53,7 @@ def site() -> Iterator[Running]:
     running.stop()
 
 
-@pytest.fixture(params=[pytest.param(False, marks=pytest.mark.slow), True], ids=["desk", "phone"])
+@pytest.fixture(params=[False, True], ids=["desk", "phone"])
 def phone(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 

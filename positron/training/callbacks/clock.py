@@ -17,7 +17,8 @@ class Clock(L.Callback):
     A GPU computes in the background. Every `log_every` steps, the callback waits for it, so that its time is counted.
 
     The tokens of a step are the input positions of its forward passes, with padding, on all devices; each device is assumed
-    to have as many as this one. `batch_tokens`: the largest number of tokens of a step.
+    to have as many as this one. `batch_tokens`: the number of tokens of a step if all its
+    windows are full.
     """
 
     def __init__(self, log_every: int, batch_tokens: int) -> None:
