@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from positron.config import GPTConfig
 from positron.model.kernels import norms_and_heads as fused
 from positron.model.kernels.attention import causal_attention, window_mask
+from positron.model.kernels.dropout import Dropout
 from positron.model.kernels.loss import linear_cross_entropy
 from positron.model.kernels.norms_and_heads import Rope
 from positron.model.kernels.torch_private import has_forward_hooks
@@ -225,7 +226,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.norm2 = Norm(config)
         self.mlp = MLP(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
         """Apply the block: (B, T, C) -> (B, T, C). `Attention.forward` describes `rope` and `mask`."""
@@ -265,7 +266,7 @@ class GPT(nn.Module):
                 assert_never(config.position)
         if config.smear:
             self.smear = nn.Parameter(torch.empty(config.d_model))
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm_f = Norm(config)
         if not config.tie_embeddings:

@@ -288,11 +288,12 @@ def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
     """
     width = DTYPES[machine.precision].itemsize
     mlp = (4 if config.is_gated else 3) * config.ff_width
-    block = (8 * config.d_model + mlp) * width + 8 * config.d_model
+    has_masks = config.dropout > 0  # dropout keeps a byte for each number that it may set to 0
+    block = (8 * config.d_model + mlp) * width + (8 + 2 * has_masks) * config.d_model
     T = config.context_length
     seen = min(T, config.window or T)
     if machine.accelerator == "cpu" and seen <= MAX_BLOCKED_KEYS:
-        block += config.n_head * min((T + BLOCK_QUERIES) // 2, seen + BLOCK_QUERIES) * width
+        block += config.n_head * min((T + BLOCK_QUERIES) // 2, seen + BLOCK_QUERIES) * (width + has_masks)
     n = config.n_layer
     blocks = 4 * config.d_model * n + block if machine.checkpoint_activations else block * n
     return rows * T * (blocks + 16 * config.d_model)

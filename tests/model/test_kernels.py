@@ -98,7 +98,7 @@ SHAPES = [
 def test_blocked_attention_is_attention(T, window, H, K, D, dtype):
     tensors = qkv(T, D, H, K, dtype)
     upstream = torch.randn(2, H, T, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    out = BlockedCausalAttention.apply(*tensors, window or T, None)
+    out = BlockedCausalAttention.apply(*tensors, window or T, None, 0.0)
     gradients = torch.autograd.grad(out, tensors, upstream.to(dtype))
     exact_inputs = [x.detach().double().requires_grad_() for x in tensors]
     exact = plain(*exact_inputs, window)
@@ -190,9 +190,11 @@ def test_blocked_attention_passes_finite_differences():
     tensors = qkv(BLOCK_QUERIES + 3, D=2, H=2, K=1)
     small = [x[:1].detach().requires_grad_() for x in tensors]
     for window in (BLOCK_QUERIES + 3, 40):
-        assert torch.autograd.gradcheck(BlockedCausalAttention.apply, (*small, window, None), fast_mode=True)
+        assert torch.autograd.gradcheck(BlockedCausalAttention.apply, (*small, window, None, 0.0), fast_mode=True)
     mask = document_mask(documents_of(BLOCK_QUERIES + 3)[1:], None)
-    assert torch.autograd.gradcheck(BlockedCausalAttention.apply, (*small, BLOCK_QUERIES + 3, mask), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        BlockedCausalAttention.apply, (*small, BLOCK_QUERIES + 3, mask, 0.0), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("window", [1, 7, 64, 200])
@@ -219,7 +221,7 @@ def test_the_same_twice_is_bit_identical():
     results = []
     for _ in range(2):
         tensors = qkv(300, dtype=torch.bfloat16)
-        out = BlockedCausalAttention.apply(*tensors, 300, None)
+        out = BlockedCausalAttention.apply(*tensors, 300, None, 0.0)
         results.append((out, *torch.autograd.grad(out, tensors, torch.ones_like(out))))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from positron.model.kernels.dropout import draw_kept, scale_of_kept
 from positron.model.kernels.precision import product_dtype, wide
 from positron.model.kernels.torch_private import softmax_gradient
 
@@ -34,8 +35,8 @@ def causal_attention(
     q, k, v = (x.to(product_dtype(x)) for x in (q, k, v))
     grouped, T = k.shape[1] != q.shape[1], q.shape[2]
     visible = min(T, window or T)
-    if dropout == 0 and blocked_is_faster(q, visible):
-        out: Tensor = BlockedCausalAttention.apply(q, k, v, visible, mask)
+    if blocked_is_faster(q, visible, dropout):
+        out: Tensor = BlockedCausalAttention.apply(q, k, v, visible, mask, dropout)
         return out
     if mask is None and visible < T:
         mask = window_mask(T, visible, q.device)
@@ -53,15 +54,16 @@ def window_mask(T: int, window: int | None, device: torch.device) -> Tensor:
     return past if window is None else past.triu_(1 - window)
 
 
-def blocked_is_faster(q: Tensor, visible: int) -> bool:
+def blocked_is_faster(q: Tensor, visible: int, dropout: float = 0.0) -> bool:
     """Tell whether BlockedCausalAttention is faster than SDPA in forward and backward pass together.
 
     `visible`: the number of keys that a query attends to. The speeds were measured on cores with AVX512-BF16 and with AMX, for
     D from 32 to 64. In bf16, BlockedCausalAttention is 2 to 4 times as fast as SDPA at T = 128 to 1024. At T = 16 to 64, it
     makes a whole training step of a small model 1.4 to 2.2 times as fast. In fp32, it is 1.4 times as fast as SDPA at T = 128
-    to 1024, and both are equally fast at T <= 64. Without gradients, both are equally fast.
+    to 1024, and both are equally fast at T <= 64. Without gradients, both are equally fast. Dropout makes
+    SDPA ten times as slow.
     """
-    min_length = 8 if q.dtype == torch.bfloat16 else 64
+    min_length = 8 if q.dtype == torch.bfloat16 or dropout > 0 else 64
     fits = q.device.type == "cpu" and q.shape[2] > min_length and visible <= MAX_BLOCKED_KEYS
     return fits and torch.is_grad_enabled() and q.requires_grad
 
@@ -72,22 +74,24 @@ class BlockedCausalAttention(torch.autograd.Function):
     A block is multiplied only by the keys up to the block's end, so that few masked scores are computed.
     With P = softmax(S), S = q k^T / sqrt(D), O = P v and an upstream gradient dO:
         dv = P^T dO,  dP = dO v^T,  dS = P * (dP - rowsum(P * dP)),  dq = dS k / sqrt(D),  dk = dS^T q / sqrt(D).
+    With dropout, a random mask M of zeros and 1 / (1 - p) changes three of these: O = (P * M) v, dv = (P * M)^T dO and
+    dP = (dO v^T) * M. The factor 1 / (1 - p) is applied to O, dq, dk and dv, which are smaller than P.
     Softmax and its derivative are computed by torch's fused kernels, in fp32. The queries of the G heads that share keys are
     rows of a single matrix product.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, dropout: float) -> Tensor:
         """Compute O: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D).
 
         `mask` (B, 1, T, T) is True where a query attends to a key. If it is None, a query attends to itself and to all earlier
-        keys in its window.
+        keys in its window. `dropout`: the probability of setting a number of P to 0.
         """
         B, H, T, D = q.shape
         N, G = B * k.shape[1], H // k.shape[1]
         with torch.autocast(q.device.type, enabled=False):
             out = q.new_empty(B, T, H, D).transpose(1, 2)  # this layout makes (B, T, H D) a view, without a copy
-            probabilities = []
+            probabilities, kept = [], []
             q, k, v = q.reshape(N, G, T, D), k.reshape(N, T, D), v.reshape(N, T, D)
             size = (BLOCK_QUERIES, BLOCK_QUERIES)
             future = torch.full(size, float("-inf"), dtype=wide(q.dtype), device=q.device).triu_(1)
@@ -104,17 +108,24 @@ class BlockedCausalAttention(torch.autograd.Function):
                 else:
                     by_query.view(B, H, n, -1).add_(torch.where(mask[:, :, start:end, first:end], 0.0, float("-inf")))
                 p = scores.softmax(dim=-1).to(q.dtype)  # (N, G n, end - first)
-                out[:, :, start:end] = torch.bmm(p, v[:, first:end]).view(B, H, n, D)
                 probabilities.append(p)
-        ctx.window = window
-        ctx.save_for_backward(q, k, v, *probabilities)
+                if dropout > 0:
+                    kept.append(draw_kept(p.shape, dropout))
+                    p = p * kept[-1]
+                out[:, :, start:end] = torch.bmm(p, v[:, first:end]).view(B, H, n, D)
+            if dropout > 0:
+                out *= scale_of_kept(dropout)
+        ctx.window, ctx.dropout = window, dropout
+        ctx.save_for_backward(q, k, v, *probabilities, *kept)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         """Compute dq (B, H, T, D), dk and dv (B, K, T, D) from dO (B, H, T, D)."""
-        q, k, v, *probabilities = ctx.saved_tensors
+        q, k, v, *blocks = ctx.saved_tensors
+        n_blocks = -(-q.shape[2] // BLOCK_QUERIES)
+        probabilities, kept = blocks[:n_blocks], blocks[n_blocks:] or [None] * n_blocks
         N, G, T, D = q.shape
         B, H = grad.shape[:2]
         with torch.autocast(q.device.type, enabled=False):
@@ -123,16 +134,22 @@ class BlockedCausalAttention(torch.autograd.Function):
             grad = grad.reshape(N, G, T, D)
             # Computed transposed: dO^T P is faster than P^T dO, because it reads the larger factor, P, in memory order.
             dk, dv = q.new_zeros(N, D, T), q.new_zeros(N, D, T)
-            for start, p in zip(range(0, T, BLOCK_QUERIES), probabilities, strict=True):
+            for start, p, keep in zip(range(0, T, BLOCK_QUERIES), probabilities, kept, strict=True):
                 keys = slice(first_key(start, ctx.window), end := start + p.shape[1] // G)
                 rows, d_out = (x[:, :, start:end].reshape(N, -1, D) for x in (q, grad))  # (N, G n, D)
-                dv[..., keys].baddbmm_(d_out.mT, p)
-                ds = softmax_gradient(torch.bmm(d_out, v[:, keys].mT), p)
+                dp = torch.bmm(d_out, v[:, keys].mT)
+                if keep is not None:
+                    dp *= keep
+                dv[..., keys].baddbmm_(d_out.mT, p if keep is None else p * keep)
+                ds = softmax_gradient(dp, p)
                 dk[..., keys].baddbmm_(rows.mT, ds)
                 dq[:, :, start:end] = torch.bmm(ds, k[:, keys]).view(B, H, end - start, D)
-            dq *= 1 / math.sqrt(D)
-            dk *= 1 / math.sqrt(D)
-        return dq, dk.mT.view(B, -1, T, D), dv.mT.view(B, -1, T, D), None, None
+            scale = scale_of_kept(ctx.dropout)
+            dq *= scale / math.sqrt(D)
+            dk *= scale / math.sqrt(D)
+            if scale != 1:
+                dv *= scale
+        return dq, dk.mT.view(B, -1, T, D), dv.mT.view(B, -1, T, D), None, None, None
 
 
 def first_key(start: int, window: int) -> int:
