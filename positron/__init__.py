@@ -41,7 +41,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of the Python interface when it is first used; the command line does not need the interface."""
+    """Import an object of the Python interface when it is first used; the command line does not need these imports."""
     match name:
         # commands as well: modules that can be called (positron/system/callable_module.py)
         case "train" | "distill" | "prefer" | "reinforce" | "evaluate" | "export":

@@ -5,9 +5,9 @@
     print(run.facts(), run.metrics()["val/bpb"])
     print(positron.load(run).generate("Once upon a time"))
 
-A setting is given by its full name, `**{"optimizer.lr": 1e-3}`, or by its last word if no other setting ends in that word,
-`lr=1e-3`. A group of settings is given by the name of a preset: `model="nano"` takes the settings in conf/model/nano.yaml.
-A run is a folder below outputs/; to continue a run, make the same call again.
+A setting is given by its full name, `**{"optimizer.lr": 1e-3}`. If no other setting ends in the same word, the last word of the
+name is enough: `lr=1e-3`. A group of settings is given by the name of a preset: `model="nano"` takes the settings in
+conf/model/nano.yaml. A run is a folder below outputs/; to continue a run, make the same call again.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def distill(
 ) -> Run:
     """Train a new model on a text and on the predictions of the teachers for this text, and return the new run.
 
-    `teachers` is a trained run, or several. `model` is the name of a preset in conf/model, and `data` is the text, as for
-    `train`. If `model` or `data` is None, it is taken from the first teacher. `settings` are further settings of
-    `positron distill`. Raises the errors of `train`, and UserError if a teacher cannot be used or has changed since the run
-    began.
+    `teachers` is one trained run or a list of trained runs. `model` is the name of a preset in conf/model, and `data` is the
+    text, as for `train`. If `model` or `data` is None, the model settings or the text are those of the first teacher.
+    `settings` are further settings of `positron distill`. Raises the errors of `train`, and UserError if a teacher cannot be
+    used or has changed since the run began.
     """
     from positron.cli.sweeps import run_config
     from positron.distill import configure
@@ -96,11 +96,11 @@ def finetune(
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
-    """Fine-tune a run (None: the one pretrained last) on conversations, and return the new run.
+    """Fine-tune the run `base` (None: the run pretrained last) on conversations, and return the new run.
 
     `data` is a preset in conf/data, a file of conversations, or a list of conversations. An item of this list is a list of
-    messages (dicts with `role` and `content`) or any row that such a file may contain. `settings` are further settings of
-    `positron sft`. Raises the errors of `train`.
+    messages (dicts with `role` and `content`) or a dict in any other form that a file of conversations may contain. `settings`
+    are further settings of `positron sft`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.sft import configure, sft
@@ -121,11 +121,11 @@ def prefer(
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
-    """Train a run (None: the one trained last) to prefer the better one of two answers, and return the new run.
+    """Train the run `base` (None: the run trained last) to prefer the better of two answers, and return the new run.
 
-    `data` is a preset in conf/data, a file of pairs, or a list of pairs. An item of this list is a dict with `prompt`, `chosen`
-    and `rejected`, or any other row that such a file may contain. `settings` are further settings of `positron prefer`.
-    Raises the errors of `train`.
+    `data` is a preset in conf/data, a file of pairs of answers, or a list of pairs. An item of this list is a dict with
+    `prompt`, `chosen` and `rejected`, or a dict in any other form that a file of pairs may contain. `settings` are further
+    settings of `positron prefer`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.prefer import configure
@@ -150,11 +150,11 @@ def reinforce(
 ) -> Run:
     """Train a run on its own answers, weighted by a reward, and return the new run.
 
-    `base` is the run, its folder or its name (None: the run with a chat template that was trained last). `data` is a preset in
-    conf/data, a file of conversations or a list of them; the model answers the messages before the first answer of each
-    conversation. `reward` is a preset in conf/reward, or the name of a function of prompt and answer, such as
-    `"my_module.my_reward"`. `settings` are further settings of `positron reinforce`. Raises the errors of `train`, and
-    UserError if the reward cannot be computed.
+    `base` is the run, its folder or its name (None: the last trained run that has a chat template). `data` is a preset in
+    conf/data, a file of conversations, or a list of conversations. The prompts are the messages before the first answer of each
+    conversation. `reward` is a preset in conf/reward, or the name of a function, such as `"my_module.my_reward"`, that takes a
+    prompt and an answer and returns a number. `settings` are further settings of `positron reinforce`. Raises the errors of
+    `train`, and UserError if the reward cannot be computed.
     """
     from positron.cli.sweeps import run_config
     from positron.reinforce import configure
@@ -179,14 +179,14 @@ def evaluate(
     instruct: bool = False,
     count: int = 200,
 ) -> dict[str, Any]:
-    """Measure a run (None: the one trained last) and return the results, as `positron evaluate --json` prints them.
+    """Measure a run (None: the run trained last) and return the results, as `positron evaluate --json` prints them.
 
     Several runs are measured as one model, an ensemble, which predicts each token with the mean of their probabilities.
 
     The loss is measured on the file `text`. If `text` is None, it is measured on the text with which the run was trained: on
-    its validation part or, with `split="train"`, on its training part. The first documents are scored, until they have `limit`
-    bytes together (0: all documents). With `stories`, the model also writes `count` stories; with `instruct`, it also answers
-    `count` requests for a story. A parser for the built-in stories checks the stories and the answers.
+    its validation part or, with `split="train"`, on its training part. The documents are scored from the first one on, up to
+    `limit` bytes in total (0: all documents). With `stories`, the model also writes `count` stories; with `instruct`, it also
+    answers `count` requests for a story. A parser for the built-in stories checks the stories and the answers.
     """
     from positron.evaluate import arguments, figures
 
@@ -230,7 +230,10 @@ def _name_of(run: str | Path | Run) -> str:
 
 
 def _names_of(runs: str | Path | Run | Sequence[str | Path | Run]) -> list[str]:
-    """Return what `_name_of` returns for each of one or several runs. Raises UserError for an empty list or any other type."""
+    """Return the folder or name of each run in `runs`, one run or a list of runs, as a list of strings.
+
+    Raises UserError for an empty list, or for an element of any other type.
+    """
     each = [runs] if isinstance(runs, str) or not isinstance(runs, Sequence) else runs
     if not each:
         raise UserError("the list of runs is empty: name at least one run")
@@ -243,11 +246,11 @@ def export(
     folder: str | Path | None = None,
     precision: Precision = "f32",
 ) -> Path:
-    """Write a run (None: the one trained last) in a format of other programs, and return the new folder.
+    """Write a run (None: the run trained last) in a format that other programs read, and return the new folder.
 
     `to` is hf, gguf, ollama, onnx, llama2c or safetensors. If `folder` is None, the new folder is `export/FORMAT` in the run
-    folder. `precision` is the number format of the matrices: f32, in a GGUF file also f16 or q8_0, in ONNX also int8. Raises
-    UserError if the format cannot express the model.
+    folder. `precision` is the number format of the weight matrices: f32 in every format, also f16 or q8_0 in a GGUF file, and
+    also int8 in ONNX. Raises UserError if the format cannot express the model.
     """
     from positron.export import export as write
 
@@ -260,8 +263,9 @@ def import_model(
     """Turn a model that was trained elsewhere into a run, and return it; see `positron import --help`.
 
     `path` is a folder that transformers saved, a .bin file of llama2.c, or the OWNER/NAME of a model on the Hugging Face hub.
-    `tokenizer` is the vocabulary of a .bin file; `revision` is a branch, tag or commit on the hub. Raises UserError if a file
-    is missing, damaged or not supported, or if a run with this name exists. Raises Unreachable if the network fails.
+    `tokenizer` is the vocabulary file that belongs to a .bin file; `revision` is a branch, tag or commit on the hub. Raises
+    UserError if a file is missing, damaged or not supported, or if a run with this name exists. Raises Unreachable if the
+    network fails.
     """
     from positron.import_ import import_model as read
     from positron.run.folder import Run
@@ -290,7 +294,8 @@ def _data_settings(
 ) -> dict[str, Any]:
     """Return the settings that express the argument `data`, which is a preset in conf/data, a path, or Python objects.
 
-    Python objects, such as a list of texts or conversations, are first written to a file.
+    `kind` is the kind of data that the training reads. Python objects, such as a list of texts or conversations, are first
+    written to a file, in the folder data.dir of `settings` or in the default folder.
     """
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of

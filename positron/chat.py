@@ -100,7 +100,7 @@ def note(line: str) -> None:
 
 
 def answer(dialogue: Dialogue, question: str) -> None:
-    """Print the answer while it is generated. Ctrl-C ends the answer; what was printed until then stays in the conversation."""
+    """Print the answer while it is generated. Ctrl-C ends the answer; the text printed until then stays in the conversation."""
     screen, has_begun = Screen(), dialogue.chats  # a text that is continued is shown with its beginning
     pieces = dialogue.ask(question)
     try:
@@ -120,7 +120,7 @@ def answer(dialogue: Dialogue, question: str) -> None:
 
 
 def answer_lines(dialogue: Dialogue) -> None:
-    """Answer each line of standard input. A command, such as /quit, is not executed but sent to the model, with a remark."""
+    """Answer each line of standard input. A command, such as /quit, is not executed but sent to the model, after a notice."""
     asked = False
     for line, name in standard_input_lines("standard input"):
         if line.startswith("/") and line[1:].split(" ")[0].strip() in NAMES:
@@ -138,7 +138,7 @@ def answer_lines(dialogue: Dialogue) -> None:
 def terminal_prompt() -> Callable[[], str]:
     """Return a function that reads a line from the terminal, with editing and history.
 
-    Ctrl-C clears the line; if the line is empty, it raises KeyboardInterrupt.
+    Ctrl-C clears the line. On an empty line, Ctrl-C raises KeyboardInterrupt.
     """
     from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -190,9 +190,9 @@ def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
 def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["quit", "refused", "answered", "done"]:
     """Execute `line` if it is a command of the chat, or else print the model's answer to it.
 
-    Returns "answered" after an answer, "quit" after the command quit, and "done" after another command or an error. For a
-    line that looks like a misspelt command, prints a remark and returns "refused". If the user enters the same line again,
-    call with `is_sure=True`, which sends it to the model.
+    Returns "answered" after an answer, "quit" after the command /quit, and "done" after another command or an error. For a line
+    that looks like a misspelt command, prints a remark and returns "refused". With `is_sure=True`, the line is sent to the
+    model in any case; use this if the user enters a refused line again.
     """
     try:
         executed = None if is_sure else command(dialogue, line)

@@ -146,7 +146,7 @@ class ModelConfig:
 
     @property
     def has_learned_positions(self) -> bool:
-        """Tell whether the position embeddings are trained weights, `wpe` (T, C)."""
+        """Tell whether the position embeddings are trained weights, `wpe` of shape (context_length, d_model)."""
         match self.position:
             case "learned":
                 return True
@@ -191,7 +191,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
-    """Hold the complete architecture of a GPT. `numpy_ref` implements every option of it too."""
+    """Hold the complete architecture of a GPT. `numpy_ref` also implements every option of this architecture."""
 
     vocab_size: Count
 
@@ -413,7 +413,7 @@ BATCH_TOKENS: dict[Accelerator, int] = {"cuda": 131_072, "mps": 98_304, "cpu": 6
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Hold the settings of the machine (`conf/device/*`). A new run replaces each `auto` by a value that it then keeps."""
+    """Hold the settings of the machine (`conf/device/*`). A new run replaces each `auto` by a value and records this value."""
 
     accelerator: Accelerator | Literal["auto"] = "auto"  # kind of device; auto: CUDA, else MPS, else the CPU
     devices: Count = 1  # GPUs (or CPU processes) per machine that train one run together
@@ -639,7 +639,7 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Hold the settings of low-rank training (`sft.lora`, `preference.lora`, `reinforce.lora`)."""
+    """Hold the settings of low-rank adapters, LoRA (`sft.lora`, `preference.lora`, `reinforce.lora`)."""
 
     rank: CountOrZero = 0  # LoRA: rank of the matrices that are trained instead of the weights; 0: train all weights
     markers: bool = True  # with LoRA, also train the embeddings of the tokens that mark the turns, so that answers end
@@ -760,9 +760,9 @@ class RewardConfig:
 
 
 def _refuse_unread_of_term(term: RewardTerm, key: str) -> None:
-    """Raise UserError if a term of reward.terms sets a key that its kind of reward does not read.
+    """Raise UserError if `term`, an entry of reward.terms, sets a key that a reward of this kind does not read.
 
-    `key`: the term's key in the message, such as reward.terms[0]. `cli/unused_settings.py` checks all other settings.
+    `key` is the name of the term in the message, such as reward.terms[0]. `cli/unused_settings.py` checks all other settings.
     """
     for name in ("function", "pattern", "target"):
         if getattr(term, name) is not None and name not in REWARD_READS[term.kind]:
@@ -927,8 +927,8 @@ class RunConfig:
     def _needing_whole_weights(self) -> dict[str, PreferenceConfig | DistillConfig | None]:
         """Return the settings of the commands that cannot train a compiled or sharded model: {"prefer": ..., "distill": ...}.
 
-        These commands call parts of the model instead of the whole model. The settings are None if another command made the
-        run.
+        These commands call parts of the model instead of the whole model. The value of a command is None if the run was not
+        made by this command.
         """
         return {"prefer": self.preference, "distill": self.distill}
 
@@ -939,7 +939,7 @@ class RunConfig:
 
     @property
     def lora(self) -> LoraConfig:
-        """Return the settings of low-rank training; their rank is 0 if all weights are trained."""
+        """Return the settings of low-rank adapters (LoRA); `rank` is 0 if all weights are trained."""
         return LoraConfig() if self._tuning is None else self._tuning.lora
 
     @property

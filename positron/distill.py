@@ -45,7 +45,10 @@ def distill(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (),
 
 
 def _lesson(session: Session) -> Lesson:
-    """Load the teachers, and return the objective and the tokenizer of the run. Raises the errors of `open_teachers`."""
+    """Load the teachers, and return the training objective and the tokenizer of the run.
+
+    Raises the errors of `open_teachers`.
+    """
     import functools
 
     from positron.training.from_text import Lesson
@@ -59,7 +62,7 @@ def _lesson(session: Session) -> Lesson:
 
 
 def configure(values: dict[str, Any]) -> RunConfig:
-    """Build the configuration of a distilled run.
+    """Build the configuration of a distilled run from `values`, its settings as nested dicts.
 
     Raises UserError if settings contradict each other, if a teacher is missing or has a shorter context than the run, or if
     the run itself is a teacher.
@@ -77,7 +80,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
 
 
 def job(cfg: DictConfig) -> float:
-    """Run one Hydra job and return its val/bpb, which a sweeper minimises. See `run_job`."""
+    """Run one Hydra job with `run_job`, and return the validation bits per byte, which a search minimises."""
     return run_job(cfg, configure, distill)
 
 

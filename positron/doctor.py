@@ -40,7 +40,10 @@ FIRST_CHANGED = 101
 
 
 class Finding(NamedTuple):
-    """Hold the result of one check. If `good` is False and `fatal` is True, runs fail or compute wrong results."""
+    """Hold the result of one check: `what` was checked, whether it is `good`, and what the check `says` to the user.
+
+    `says` is the measured value, or what to do. If `good` is False and `fatal` is True, runs fail or compute wrong results.
+    """
 
     what: str  # what was checked
     good: bool
@@ -85,7 +88,8 @@ def disk() -> Iterator[Finding]:
 def network() -> Iterator[Finding]:
     """Check whether the Hugging Face hub and Weights & Biases are reachable, and whether a wandb key is stored.
 
-    Waits at most NETWORK_SECONDS for each server. Neither is needed for the built-in stories or for the user's own text.
+    Waits at most NETWORK_SECONDS for each server. Training on the built-in stories or on the user's own text needs neither
+    server.
     """
     from positron.training.trackers.wandb import WANDB_HOSTS, has_wandb_key
 
@@ -105,7 +109,7 @@ def network() -> Iterator[Finding]:
 
 
 def other_programs() -> Iterator[Finding]:
-    """Measure for a second how busy other programs keep the cores."""
+    """Measure for one second how many CPU cores other programs use."""
     others = OtherPrograms()
     time.sleep(1.0)
     cores = others.cores()

@@ -197,7 +197,8 @@ def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace)
 def in_training(runs: Sequence[Run]) -> float | None:
     """Return the bits per byte of a run's best checkpoint, as training measured them on the validation text.
 
-    Returns None for several runs (an ensemble), and for a fine-tuned run.
+    Returns None for several runs (an ensemble), and for a run that neither `train` nor `distill` made, such as a fine-tuned
+    run.
     """
     from positron.run.folder import FROM_TEXT
 
@@ -206,7 +207,7 @@ def in_training(runs: Sequence[Run]) -> float | None:
 
 
 def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the quality of stories that the model writes.
+    """Let the model write stories, and return measurements of their quality.
 
     The key "grammar" holds the same measurements of new stories from the built-in grammar. Several `runs` are the members of
     an ensemble. Raises UserError if their training texts differ or are not available.
@@ -278,7 +279,7 @@ def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namesp
 
 
 def _requests_of(run: Run) -> DataConfig:
-    """Return the data settings of the story requests that the run was trained on; the defaults if it learned from other data.
+    """Return the data settings of the story requests on which the run was trained, or the defaults if it used other data.
 
     A preference-tuned run is measured on the same requests as its base run if both have the same data.seed.
     """
@@ -296,7 +297,7 @@ def _requests_of(run: Run) -> DataConfig:
 
 
 def longest(writer: Writer) -> int:
-    """Return the maximum number of tokens of a story: twice the context length."""
+    """Return the maximum number of tokens of a story: twice the context length, but at least 16."""
     return max(16, 2 * writer.context)
 
 

@@ -5,8 +5,8 @@ positron floor --write documents.jsonl
 positron floor --scores scores.jsonl
 
 The program reads JSON lines, {"id": "0/7", "text": "..."}, and writes for each document a line
-{"id": "0/7", "logprob": -131.2, "bytes": 871}: the natural logarithm of the probability of the whole document, and the bytes
-of text that it scored.
+{"id": "0/7", "logprob": -131.2, "bytes": 871}: the natural logarithm of the probability of the whole document, and the number
+of bytes of text that the program scored.
 
 Exit code 0: the score is possible; 1: it is impossible; 2: it is not comparable, or the program failed.
 """
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _run(command: str, given: list[Document]) -> list[Claim]:
-    """Run the user's program on the documents and return the scores that it wrote. Raises UserError if it fails."""
+    """Run the user's program on the documents and return the scores that it wrote. Raises UserError if the program fails."""
     from positron.evaluation import floor
 
     if "{text}" not in command or "{out}" not in command:

@@ -129,10 +129,10 @@ def show(options: argparse.Namespace) -> None:
 
 
 def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
-    """Write the run to the HTML file that `--html` names.
+    """Write a page that contains the model of the run to the HTML file that `--html` names.
 
-    Log the size of the file, the number of bits to which its weights are rounded, and the largest difference between
-    the logits with these weights and those of the run on `prompt`. Raises UserError if an option that has no effect on
+    Log the size of the file, the number of bits to which the weights are rounded, and the largest difference on `prompt`
+    between the logits with the rounded weights and the logits of the run. Raises UserError if an option that has no effect on
     the file is given.
     """
     if options.json:
@@ -156,7 +156,7 @@ def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
 def token_table(data: LookData, truth: TruthData | None) -> list[str]:
     """Return the lines of a table with one row per token of the prompt.
 
-    `truth`: the exact probabilities of the grammar of the built-in stories, which are shown beside the model's.
+    If `truth` is given, each row also has the exact probability of the token under the grammar of the built-in stories.
     """
     head = f"{'token':<{TOKEN_WIDTH}} {'probability':>11} {'bits':>6}"
     head += f" {'exact':>7} {'regret':>7}" if truth else ""
@@ -179,9 +179,9 @@ def token_table(data: LookData, truth: TruthData | None) -> list[str]:
 def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
     """Return the lines below the table: total bits, total regret, effect of an ablation, and the answer of a chat model.
 
-    The total regret is the loss of the model minus the loss of the exact probabilities `truth`. If the prompt leaves the
-    grammar of the built-in stories, another line gives the character at which it leaves. Without `truth`, there is no line
-    about the regret or the grammar.
+    The total regret is the loss of the model minus the loss of the exact probabilities `truth`. If the grammar of the built-in
+    stories cannot generate the prompt, another line gives the first character that does not fit. Without `truth`, there is no
+    line about the regret or the grammar.
     """
     bits = sum(token["bits"] or 0.0 for token in data["tokens"])
     lines = [f"{bits:.2f} bits for {counted(len(data['tokens']) - 1, 'token')}"]
@@ -207,9 +207,9 @@ def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
 def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
     """Return the lines of a table with one row for each step whose weights were kept.
 
-    A row has the loss on the prompt in bits. With `has_truth`, it also has the regret on validation stories in bits per
-    story: the total, and the part of each kind of grammar rule. The regret is the loss of the model minus the loss of the
-    exact probabilities. Raises UserError if the run kept no weights.
+    A row has the loss on the prompt in bits. With `has_truth`, it also has the regret on validation stories in bits per story:
+    first the total, and then the regret at each kind of grammar rule. The regret is the loss of the model minus the loss of the
+    exact probabilities of the grammar. Raises UserError if the run kept no weights.
     """
     steps = [point["step"] for point in subject.history()["points"]]
     if not steps:
@@ -241,7 +241,11 @@ def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
 
 
 def head_table(scores: Scores) -> list[str]:
-    """Return the lines of a table with one row for each head, each attention layer and each MLP."""
+    """Return the lines of a table with one row for each head, each attention layer and each MLP.
+
+    The row of a head shows its mean attention to certain earlier tokens. Each row shows the rise of the loss if this part is
+    removed, in bits per token.
+    """
     lines = [
         f"{'part':<8} {'previous':>9} {'induction':>9} {'first':>9} {'on text: previous':>18} {'induction':>9} {'cost':>8}"
     ]

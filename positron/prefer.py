@@ -1,7 +1,7 @@
 """Train a run to prefer the better one of two answers: `positron prefer init_from=outputs/sft data=story_preference`.
 
-The training loop is the same as in pretraining. The base run is the reference: it is never changed, and its log-probabilities
-are computed once and stored, so that only one model is in memory during training.
+The training loop is the same as in pretraining. The base run is the reference model of the loss: it is never changed, and its
+log-probabilities are computed once and stored, so that only one model is in memory during training.
 """
 
 from __future__ import annotations
@@ -118,14 +118,15 @@ def _refuse_too_small_batch(plan: Plan) -> None:
 def configure(values: dict[str, Any]) -> RunConfig:
     """Build the configuration of a preference-tuned run, with the architecture and tokenizer of its base run.
 
-    An existing run keeps its architecture and tokenizer. It also keeps its base run unless init_from= is given.
-    Raises UserError if there is no base run, if the data has no pairs, or if the settings choose a model or tokenizer.
+    `values` are the settings as nested dicts. A run that exists keeps its architecture and tokenizer. Without init_from=, it
+    also keeps its base run. Raises UserError if there is no base run, if the data has no pairs, or if the settings choose a
+    model or tokenizer.
     """
     return configure_tuning(values, "prefer", PREFERENCE, lambda run: run.exists and run.kind != PREFERENCE)
 
 
 def job(cfg: DictConfig) -> float:
-    """Run one Hydra job and return its val/bpb, which a sweeper minimises. See `run_job`."""
+    """Run one Hydra job with `run_job`, and return the validation bits per byte, which a search minimises."""
     return run_job(cfg, configure, lambda config, folder, callbacks, _: prefer(config, folder, callbacks))
 
 

@@ -109,9 +109,9 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
 
 
 def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: Tokenizer) -> ValidationText:
-    """Return the answers in the validation conversations as a validation text, up to train.val_tokens tokens.
+    """Return the answers in the validation conversations, up to train.val_tokens tokens, as a text whose loss is measured.
 
-    If there are no validation conversations, the text has the answers of all conversations.
+    If there are no validation conversations, the text consists of the answers of all conversations.
     """
     from positron.data.instruct import to_parts, to_row
     from positron.text.tokenizer import END_OF_TEXT
@@ -127,7 +127,7 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
 
 
 def _replay(config: RunConfig, start: Start) -> Windows | None:
-    """Return the pretraining text on which each step also trains, with one window for each prompt of the step.
+    """Return windows of the pretraining text, on which each step also trains: one window for each prompt of the step.
 
     Returns None if `reinforce.replay` is 0 or the pretraining text is unknown.
     """
@@ -221,8 +221,8 @@ def _try_step(plan: Plan, model: GPT, objective: ReinforceObjective) -> None:
 def configure(values: dict[str, Any]) -> RunConfig:
     """Build the configuration of a run that learns from rewards, with the architecture and tokenizer of its base run.
 
-    Raises the errors of `configure_tuning`, and UserError if the settings do not fit together, for example if 8 prompts cannot
-    be divided equally among 3 devices.
+    `values` are the settings as nested dicts. Raises the errors of `configure_tuning`, and UserError if the settings do not fit
+    together, for example if 8 prompts cannot be divided equally among 3 devices.
     """
     config = configure_tuning(values, "reinforce", REINFORCE, lambda run: run.exists and run.chat_path.exists())
     settings = config.reinforce
@@ -249,7 +249,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
 
 
 def job(cfg: DictConfig) -> float:
-    """Run one Hydra job and return its val/bpb, which a sweeper minimises. See `run_job`."""
+    """Run one Hydra job with `run_job`, and return the validation bits per byte, which a search minimises."""
     return run_job(cfg, configure, lambda config, folder, callbacks, _: reinforce(config, folder, callbacks))
 
 

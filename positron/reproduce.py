@@ -152,7 +152,7 @@ def _own_code(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def claim(folder: Path, run: Run) -> None:
-    """Create `folder` for the reproduction of `run`, unless it already contains a reproduction of this run.
+    """Create `folder` for the reproduction of `run`, or accept a folder that already contains a reproduction of this run.
 
     Raises UserError if the folder contains anything else.
     """
@@ -171,7 +171,8 @@ def claim(folder: Path, run: Run) -> None:
 def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
     """Return whether the logged losses, gradient norms and learning rates of two runs are identical up to step `last`.
 
-    A metric that only one of the runs has is a difference (see `differences`). Also returns a text with the result.
+    A metric that only one of the runs has is a difference (see `differences`). The second result is a text that describes the
+    outcome. Raises UserError if the runs have no logged step in common.
     """
     there = {row["step"]: row for row in read_metrics(run.metrics_path) if row["step"] <= last}
     here = {row["step"]: row for row in read_metrics(new.metrics_path) if row["step"] <= last}
@@ -208,8 +209,8 @@ def differences(
     """Yield (step, description) for each metric in TRACE that differs between two runs, or that only one of them has.
 
     `there` maps each logged step of the first run to the metrics of this step, `here` does so for the second run, and `train`
-    holds the settings of both. Steps after the end of the shorter run are not compared: early stopping also counts the
-    validation of a stop, so it can end two equal runs at different steps.
+    holds the settings of both. Steps after the end of the shorter run are not compared. A stopped run validates once more, and
+    early stopping counts this validation, so two equal runs can end at different steps.
     """
     end = min(max(there), max(here))
     for step in sorted(step for step in {*there, *here} if step <= end):
@@ -224,10 +225,10 @@ def differences(
 
 
 def is_due(key: str, step: int, train: TrainConfig, *, is_logged: bool) -> bool:
-    """Tell whether a run with the settings `train` has the metric `key` at `step`, wherever it was stopped.
+    """Tell whether every run with the settings `train` records the metric `key` at `step`, no matter where it was stopped.
 
-    A run that stops also logs and validates its last step, which may be between two intervals. `is_logged`: both runs have a
-    row for the step, and every row has a training loss, a gradient norm and a learning rate.
+    A run that stops also logs and validates its last step, which may be between two intervals. `is_logged` tells whether both
+    runs have a row of metrics for the step; every row has a training loss, a gradient norm and a learning rate.
     """
     validates = step % train.val_every == 0
     return validates or (not key.startswith("val/") and (is_logged or step % train.log_every == 0))

@@ -80,7 +80,7 @@ def _beside(names: list[str], first: Path) -> Path:
 def parse_size(text: str) -> tuple[float, float | None]:
     """Return the numbers of parameters and tokens (None if absent) in a text such as 2M or 2M,40M.
 
-    Raises UserError for anything else.
+    Raises UserError for any other text.
     """
     numbers = [read_amount(part) for part in text.split(",")]
     if len(numbers) > 2 or not all(1 <= number < math.inf for number in numbers):

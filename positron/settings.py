@@ -85,7 +85,10 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    """Return `value` as the type `hint`. A string is not read as a number, nor a number as a flag, nor 2.0 as an integer."""
+    """Return `value` as the type `hint`, or raise UserError.
+
+    An int is accepted as a float, but a string is not accepted as a number, a number not as a bool, and 2.0 not as an int.
+    """
     options = _alternatives(hint)
     for option in options:
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
@@ -167,7 +170,7 @@ def defaults_of(cls: type) -> dict[str, Any]:
 
 
 def flat(values: dict[str, Any], prefix: str = "", depth: int = 8) -> dict[str, Any]:
-    """Return nested settings by their dotted keys; groups nested deeper than `depth` stay dicts."""
+    """Return nested settings by their dotted keys, each preceded by `prefix`; groups nested deeper than `depth` stay dicts."""
     by_key: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and depth:

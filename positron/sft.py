@@ -76,8 +76,8 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
 def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> Windows | None:
     """Return windows of the base run's pretraining text, or None if no pretraining text is replayed.
 
-    Of the sequences of each batch, the share sft.replay_ratio, but at least one sequence, consists of these windows. Raises
-    UserError if the text is not available, or if a batch has only one sequence.
+    In each batch, such windows are the fraction sft.replay_ratio of the sequences, but at least one sequence. Raises UserError
+    if the text is not available, or if a batch has only one sequence.
     """
     from positron.training.tuning import replayed_run, replayed_text
 
@@ -97,8 +97,9 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
 def configure(values: dict[str, Any]) -> RunConfig:
     """Build the configuration of a fine-tuned run, with the architecture and tokenizer of its base run.
 
-    An existing run keeps its architecture and tokenizer. It also keeps its base run unless init_from= is given.
-    Raises UserError if there is no base run, if the data has no conversations, or if the settings choose a model or tokenizer.
+    `values` are the settings as nested dicts. A run that exists keeps its architecture and tokenizer. Without init_from=, it
+    also keeps its base run. Raises UserError if there is no base run, if the data has no conversations, or if the settings
+    choose a model or tokenizer.
     """
     config = configure_tuning(values, "sft", SFT, lambda run: run.exists and run.kind not in TUNED)
     own = Run(OUTPUTS / config.name)
@@ -111,7 +112,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
 
 
 def job(cfg: DictConfig) -> float:
-    """Run one Hydra job and return its val/bpb, which a sweeper minimises. See `run_job`."""
+    """Run one Hydra job with `run_job`, and return the validation bits per byte, which a search minimises."""
     return run_job(cfg, configure, lambda config, folder, callbacks, _: sft(config, folder, callbacks))
 
 

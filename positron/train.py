@@ -34,9 +34,9 @@ def train(
 ) -> Facts:
     """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
 
-    `callbacks` are Lightning callbacks; after a step they run before the step's metrics (`module.metrics`) are written.
-    `asked` holds the settings that the user gave, which `budget=` does not change. `objective` is the class of the training
-    objective (None: PretrainObjective).
+    `callbacks` are Lightning callbacks. After each step, they run before the metrics of the step (`module.metrics`) are
+    written. `asked` holds the settings that the user gave, which `budget=` does not change. `objective` is the class of the
+    training objective (None: PretrainObjective).
 
     Raises UserError if the run cannot start or continue. After Ctrl-C, SIGTERM or SIGHUP, saves the last complete step and
     raises Interrupted. Raises Diverged if the loss diverges.
@@ -53,12 +53,12 @@ def train(
 
 
 def job(cfg: DictConfig) -> float:
-    """Run one Hydra job and return its val/bpb, which a sweeper minimises. See `run_job`."""
+    """Run one Hydra job with `run_job`, and return the validation bits per byte, which a search minimises."""
     return run_job(cfg, configure, train)
 
 
 def configure(values: dict[str, Any]) -> RunConfig:
-    """Build the configuration of a run. Raises UserError if settings contradict each other."""
+    """Build the configuration of a run from nested settings. Raises UserError if settings contradict each other."""
     config = from_dict(RunConfig, values)
     if config.budget is not None and config.train.max_steps != "auto" and not config.train.extend:
         raise UserError(
