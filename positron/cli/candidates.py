@@ -129,10 +129,10 @@ def _refuse_repeated_keys(node: Any, path: Path) -> None:
 
 
 def _settings(words: Any, where: str) -> list[str]:
-    """Check that `words` is a list of settings, such as ["model=debug", "train.max_steps=300"], and return it.
+    """Return `words` if it is a list of settings, such as ["model=debug", "train.max_steps=300"].
 
-    Raises UserError, whose message begins with `where`, if `words` is empty or no such list, if a key occurs twice, or if
-    name= is given.
+    Raises UserError, whose message begins with `where`, if `words` is empty or not a list of texts, if a key occurs twice, or
+    if name= is given.
     """
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise UserError(f"{where}: give a list of at least one setting, such as [model=debug, train.max_steps=300]")
@@ -169,7 +169,8 @@ def _configured(where: str, words: list[str], configure: Callable[[dict[str, Any
 def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig, overrides: list[str]) -> None:
     """Raise UserError if a candidate would get another seed or another validation text than the base recipe.
 
-    `overrides` are the settings of the candidate; the message names the one that makes the difference.
+    `overrides` are the settings of the candidate; the message names the setting that makes the difference. The message begins
+    with `where`.
     """
     changed = ["seed"] if config.seed != base.seed else []
     for group in ("data", "tokenizer"):

@@ -41,11 +41,11 @@ _FILE = re.compile(r"\S*[/\\]\S*|\S*\.\w+|~\S*")
 
 
 class NearCommand(UserError):
-    """Report a line that may be a misspelt command, such as `setings`. If the user enters it again, it is sent to the model."""
+    """Report that a line may be a misspelt command, such as `setings`. Entered again, the line is sent to the model."""
 
 
 class Command(NamedTuple):
-    """Hold a command that was typed, without its slash."""
+    """Hold a typed command: its `name` without the slash, and the `text` that follows on the line."""
 
     name: str  # one of NAMES
     text: str  # what follows on the line, without surrounding blanks
@@ -54,7 +54,7 @@ class Command(NamedTuple):
 def parse(line: str) -> Command | None:
     """Return the command on a line, or None for a message to the model.
 
-    Raises UserError for a command that does not exist, and NearCommand for a misspelt command without a slash.
+    Raises UserError if a line begins with / but is not a command, and NearCommand for a misspelt command without a slash.
     """
     word, _, text = line.strip().partition(" ")
     slashed, text = word.startswith("/"), text.strip()
@@ -102,7 +102,10 @@ def _is_exact(name: str, text: str) -> bool:
 
 
 def _names_setting(text: str) -> bool:
-    """Tell whether a text is NAME, NAME VALUE or NAME=VALUE, where NAME is nearly a setting or VALUE is a possible value."""
+    """Tell whether a text names a sampling setting: NAME, NAME VALUE or NAME=VALUE.
+
+    NAME must be similar to the name of a setting, or VALUE must be a possible value of a setting.
+    """
     from positron.inference.dialogue import SETTINGS
     from positron.inference.sampling import PRESETS
 
@@ -133,7 +136,7 @@ def _nearest(word: str) -> str | None:
 
 
 def execute(dialogue: Dialogue, command: Command) -> None:
-    """Execute a command. Raises UserError, without changing the dialogue, if that is not possible."""
+    """Execute a command. If this is not possible, raises UserError and leaves the dialogue unchanged."""
     name, text = command
     match name:
         case "help":

@@ -200,7 +200,7 @@ def is_group(hint: Any) -> bool:
 
 
 def type_in_words(hint: Any) -> str:
-    """Describe a type for users, such as int, text, list or true|false; a Literal is described by its choices."""
+    """Describe a type for users, such as int, text, list or true|false; a Literal is described by its values."""
     if hint is type(None):
         return "null"
     origin = typing.get_origin(hint)

@@ -53,16 +53,17 @@ _UNCHECKED_KEYS = ("callbacks.", "optimizer.options.", "data.options", "data._ta
 def checked_overrides(
     settings: Sequence[str], recipe: Recipe, conf: Path, *, has_own_conf: bool, is_sweep: bool
 ) -> list[str]:
-    """Check the settings of a Hydra program, and return them in the form that Hydra reads.
+    """Check the settings of a command that Hydra starts, and return them in the form that Hydra reads.
 
-    `has_own_conf`: whether --config-dir is given, whose folder may contain further choices of a group. `is_sweep`: whether
-    -m is given. If a setting is wrong, raises UserError, which names the wrong word and what to type instead.
+    `has_own_conf` tells whether the command line has --config-dir=FOLDER; FOLDER may contain further choices of a group.
+    `is_sweep` tells whether -m is given. If a setting is wrong, raises UserError, which names the wrong word and what to type
+    instead.
     """
     return _Reader(recipe, conf, has_own_conf, is_sweep=is_sweep).read(settings)
 
 
 def read_settings(settings: Sequence[str], recipe: Recipe, conf: Path) -> list[str]:
-    """Check the settings of a command that is not a Hydra program, and return them in the form that Hydra reads.
+    """Check the settings of a command that Hydra does not start, and return them in the form that Hydra reads.
 
     Raises UserError as `checked_overrides` does.
     """

@@ -1,7 +1,8 @@
 """Check within a second, before torch is imported or a file is written, whether a training can start or continue.
 
-The same conditions are checked again while the run is locked; here they are only reported sooner. The source run is the other
-run whose weights a new run starts with: the one that init_from= or ckpt_path= names. `asked`: see `config.Asked`.
+The same conditions are checked again while the run is locked; here they are only reported sooner. A new run can start with the
+weights of another run, its source run, which init_from= or ckpt_path= names. The argument `asked` holds the settings that the
+user gave (see `config.Asked`).
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     """Check that a training can start or continue in `folder`, and return its configuration.
 
     With init_from= or ckpt_path=, the configuration gets the tokenizer of the run whose weights the training starts with. With
-    init_from=, it also gets the architecture of this run, unless the command line chooses an architecture. Raises UserError if
-    the training cannot start or continue.
+    init_from=, and if the command line chooses no architecture, the configuration also gets the architecture of this run.
+    Raises UserError if the training cannot start or continue.
     """
     check_name(folder)
     config = with_known_tokenizer(config, folder, asked.given)
@@ -104,7 +105,7 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
 
 
 def check_source_run(config: RunConfig, asked: Asked) -> None:
-    """Raise UserError if the source run does not exist, or if its architecture differs from the one in `config`."""
+    """Raise UserError if the run of init_from= or ckpt_path= does not exist, or has another architecture than `config`."""
     run = _source_run(config)
     if run is None or config.is_tuning:
         return
@@ -132,7 +133,7 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
 def _different_shape(source: ModelConfig, model: ModelConfig) -> dict[str, Any]:
     """Return the settings of `source` that decide the shape of weights and differ from `model`, such as {"model.n_layer": 6}.
 
-    A value that only follows from another key, such as the default of d_ff from d_model, is left out.
+    A value that is only the consequence of another key is left out, such as the default of d_ff, which follows from d_model.
     """
     names = [*_SHAPE_FIELDS]
     if model.has_learned_positions and source.has_learned_positions:
@@ -197,7 +198,7 @@ def _source_run(config: RunConfig) -> Run | None:
 def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, str]) -> RunConfig:
     """Return the configuration with the tokenizer that belongs to the weights from which the run starts.
 
-    Raises UserError if the command line gives a different tokenizer.
+    `given` maps the keys of the command line to their values. Raises UserError if the command line gives a different tokenizer.
     """
     if config.is_tuning or (config.init_from is None and config.ckpt_path is None):
         return config
@@ -226,7 +227,7 @@ def _saved_kind(run: Run, known: TokenizerConfig) -> str:
 
 
 def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
-    """Raise UserError if no text can be read at data.path=, or if data.field= is given and no file there has fields."""
+    """Raise UserError if no text can be read at data.path=, or if data.field= is given but no file at data.path= has fields."""
     if data.path is None or data.url is not None or data.source not in OWN_FILES:
         return
     from positron.data.decoding import Reading, refuse_unreadable

@@ -18,7 +18,7 @@ def full_name(key: str, recipe: Recipe) -> str:
     """Return the full key of a setting: `lr` becomes `optimizer.lr`, and a key that is full already is returned unchanged.
 
     If only settings of other commands end in the word `key`, return the first of them; a later check refuses it and says why.
-    Raises UserError if no setting ends in the word `key`, or if several settings of this command do.
+    Raises UserError if no setting ends in the word `key`, or if several settings of this command end in this word.
     """
     if key in keys_read_by(recipe) or key in groups_of(conf_folder()) or "." in key:
         return key
@@ -49,7 +49,7 @@ def _ending_in(word: str, recipe: Recipe) -> list[str]:
 
 
 def _argument(key: str, recipe: Recipe) -> str:
-    """Write a full key as an argument in Python: `max_steps=...`, or `**{"data.kind": ...}` if it needs its group."""
+    """Write a full key as an argument in Python: `max_steps=...`, or `**{"data.kind": ...}` if the last word is ambiguous."""
     word = key.rpartition(".")[2]
     return f"{word}=..." if word == key or _ending_in(word, recipe) == [key] else f'**{{"{key}": ...}}'
 

@@ -23,14 +23,14 @@ from positron.system.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """Hold the composed settings of a run, the keys that the user gave, and the user's callbacks."""
+    """Hold the composed settings of a run (`values`), the settings that the user gave (`asked`), and the user's callbacks."""
 
     values: dict[str, Any]  # the settings of the run, nested
     asked: Asked
     callbacks: Mapping[str, Any] | None  # the user's callbacks by name
 
     def refuse_unread(self, *, is_sweep: bool = False, swept: Iterable[str] = ()) -> None:
-        """Raise UserError for a given key that this run would not read; see `unused_settings`."""
+        """Raise UserError for a given key that this run would not read; see `unused_settings.refuse_unread`."""
         experiment = experiment_keys(conf_folder(), self.asked.given)
         recipe = recipe_of(self.values)
         refuse_unread(
@@ -38,7 +38,10 @@ class Request:
         )
 
     def configured(self, configure: Callable[[dict[str, Any]], RunConfig]) -> RunConfig:
-        """Return what `configure` builds from `values`. Raises UserError if the values contradict each other."""
+        """Return the configuration that `configure` builds from `values`.
+
+        Raises UserError if the values contradict each other.
+        """
         config = configure(self.values)
         if self.asked.auto_size and config.budget is None:
             raise UserError(
@@ -91,7 +94,7 @@ def typed_overrides(hydra: Any) -> list[str]:
 
 
 def compose_request(recipe: Recipe, settings: Sequence[str]) -> Request:
-    """Compose `conf/<recipe>.yaml` with `key=value` settings, for callers that are not Hydra programs.
+    """Compose `conf/<recipe>.yaml` with `key=value` settings, for callers that Hydra does not start.
 
     Raises UserError for unknown or contradictory settings.
     """

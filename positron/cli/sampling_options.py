@@ -68,7 +68,10 @@ def weights_option(parser: argparse.ArgumentParser) -> None:
 
 
 def given_options(build: Callable[[], argparse.ArgumentParser]) -> set[str]:
-    """Return the names of the options on the command line, including options given with their default value."""
+    """Return the names of the options on the command line, including options given with their default value.
+
+    `build` creates the parser of the command.
+    """
     parser = build()
     parser.set_defaults(**dict.fromkeys(vars(build().parse_args([]))))  # None: not given
     return {name for name, value in vars(parser.parse_args()).items() if value is not None}

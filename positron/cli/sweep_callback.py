@@ -107,7 +107,8 @@ def sweep_overrides(config: Any) -> list[Any]:
 def count_jobs(config: Any, parsed: list[Any]) -> int | None:
     """Return the number of jobs of a grid, or None for a sweeper that searches, such as Optuna's.
 
-    Raises UserError if a grid contains an `interval()`, which has no list of values.
+    `parsed` are the overrides with several values. Raises UserError if a grid contains an `interval()`, which has no list of
+    values.
     """
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         return None
@@ -121,7 +122,7 @@ def count_jobs(config: Any, parsed: list[Any]) -> int | None:
 
 
 def _refuse_search_over_seeds(config: Any, swept: set[str]) -> None:
-    """Raise UserError if a search would choose the seed, because it would choose the luckiest one."""
+    """Raise UserError if a search would choose the seed, because the search would choose the luckiest seed."""
     if SEED in swept and not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         raise UserError(
             "a search cannot choose the seed, because it would choose the luckiest one: search with one seed=, then train the "
@@ -142,7 +143,10 @@ def _refuse_repeated_values(parsed: list[Any]) -> None:
 
 
 def check_all_jobs(config: Any, swept: set[str]) -> None:
-    """Raise UserError for settings that are wrong in every job of the sweep."""
+    """Raise UserError for settings that are wrong in every job of the sweep.
+
+    `swept` are the keys with several values.
+    """
     from omegaconf import OmegaConf
 
     shared = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
@@ -157,10 +161,9 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
 
 
 def _check_each_job(config: Any, parsed: list[Any]) -> None:
-    """Print how many jobs of a grid cannot start because of their settings, and the reason of the first.
+    """Print how many jobs of a grid cannot start because of their settings, and why the first of these jobs cannot start.
 
-    The other jobs start, because in a grid of two sizes, for example, some combinations may be impossible. Raises UserError if
-    no job can start.
+    The other jobs start, because some combinations of values in a grid may be impossible. Raises UserError if no job can start.
     """
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
@@ -195,10 +198,11 @@ def _check_each_job(config: Any, parsed: list[Any]) -> None:
 
 
 def _share_machine(config: Any, jobs: int | None) -> None:
-    """Limit the number of parallel jobs of the launcher joblib, or set the cores per job of submitit_local if not given.
+    """Limit the number of parallel jobs of the launcher joblib, or set the cores per job of the launcher submitit_local.
 
-    `sweeps.share_of` computes from these numbers the share of the machine that a job may use. `jobs`: the number of jobs, or
-    None for a search. Raises UserError if submitit_local would start more jobs than there are cores.
+    `sweeps.share_of` computes from these numbers the share of the machine that a job may use. A number of cores that the user
+    gave is kept. `jobs` is the number of jobs, or None for a search. Raises UserError if submitit_local would start more jobs
+    than there are cores.
     """
     launcher, cores = config.hydra.launcher, os.cpu_count() or 1
     kind = launcher._target_.rsplit(".", 1)[-1]

@@ -1,7 +1,7 @@
 """Run one job of Hydra: a single run, or a job of a sweep, whose outcome is recorded in its folder.
 
-Only Ctrl-C or SIGTERM ends a sweep; a job that raises, or calls sys.exit, is a failed row of the table. A job is
-identified by its overrides, not by its number, so that finished jobs stay finished when values are added or reordered.
+Only Ctrl-C or SIGTERM ends a sweep; a job that raises an exception or calls sys.exit is recorded as failed. A job is identified
+by its overrides, not by its number, so that finished jobs stay finished when values are added or reordered.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ def run_config(
     configure: Callable[[dict[str, Any]], RunConfig],
     train: Callable[[RunConfig, Path, Sequence[Callback], Asked], Facts],
 ) -> Run:
-    """Run one training for a Python program, with the checks of the command line, and return its run.
+    """Run one training for a Python program, with the checks of the command line, and return the trained run.
 
-    `overrides` are key=value as on the command line. A run that Ctrl-C ends is saved and returned. Raises UserError if
-    the run cannot start.
+    `overrides` are settings of the form key=value, as on the command line. A run that Ctrl-C ends is saved and returned. Raises
+    UserError if the run cannot start.
     """
     with _COMPOSING_LOCK:
         request = compose_request(recipe, overrides)
@@ -161,8 +161,8 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
 def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: RunConfig | None) -> Path:
     """Return the folder of a job: the folder that it got in an earlier start of the same sweep, or a new one.
 
-    An existing folder belongs to the job if it records the same overrides, or contains a run with the same configuration. A new
-    folder gets the number that Hydra gave the job, if this number is free.
+    An existing folder belongs to the job if it records the same overrides, or contains a run with the same configuration. With
+    train.extend=true, train.max_steps may differ. A new folder gets the number that Hydra gave the job, if this number is free.
     """
     with lock(make_folder(sweep) / "jobs.lock", lambda: None):
         folders = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))

@@ -17,11 +17,12 @@ from positron.system.errors import UserError
 def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None:
     """Write the tokenizer, model and data settings of the first teacher into `values`, a composed configuration.
 
-    Does nothing if `values` has no group `distill`. `given` maps the keys of the command line to their values. If the
-    command line or an experiment chooses a preset of the model or the data, these settings are not taken from the
-    teacher. Single keys in `given`, such as model.n_layer=, take precedence over the teacher's. The paths of the
-    teachers' folders are written into `values`, too. If a teacher cannot be used, but the run values["name"] is a finished
-    distillation from the same teachers, all these settings are taken from that run. Otherwise, UserError is raised.
+    Does nothing if `values` has no group `distill`. `given` maps the keys of the command line to their values. If the command
+    line or an experiment chooses a preset of the model or the data, these settings are not taken from the teacher. Single keys
+    in `given`, such as model.n_layer=, take precedence over those of the teacher. The paths of the teachers' folders are
+    written into `values`, too. If a teacher cannot be used, all these settings are taken from the run values["name"], provided
+    that this run is a finished distillation from the same teachers. Raises UserError if a teacher cannot be used and there is
+    no such run.
     """
     if "distill" not in values:
         return
@@ -43,7 +44,7 @@ def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None
 
 
 def _is_chosen(group: str, cls: type, values: Mapping[str, Any], given: Mapping[str, str]) -> bool:
-    """Tell whether the command line or an experiment chooses a preset of the group.
+    """Tell whether the command line or an experiment chooses a preset of `group`, whose dataclass is `cls`.
 
     An experiment has chosen a preset if a key without a default has a value that is not from the command line.
     """
@@ -58,8 +59,8 @@ def _single_keys(group: str, values: Mapping[str, Any], given: Mapping[str, str]
 def _text_of(source: Run) -> dict[str, Any]:
     """Return the settings of the text on which a run was pretrained.
 
-    Raises UserError if they name a web address from which nothing was downloaded yet: the run folder may come from someone who
-    is not trustworthy.
+    Raises UserError if these settings name a web address from which nothing was downloaded yet, because the run folder may come
+    from someone who is not trustworthy.
     """
     from positron.data.files import cached_path, not_downloaded
 

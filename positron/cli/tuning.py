@@ -1,4 +1,4 @@
-"""Build the configuration of a run that trains a base run further: its architecture and tokenizer are the base run's."""
+"""Build the configuration of a run that trains a base run further, with the architecture and tokenizer of the base run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def configure_tuning(
 
     `kind` is the kind of run that the command makes, such as "sft". A new run gets the architecture and tokenizer of its base
     run: the run that init_from= names, or else the run trained last among those that `can_be_base` accepts. A run that
-    continues keeps its architecture and tokenizer, and also its base run unless init_from= is given. Raises UserError if
-    there is no base run, if the command cannot learn from this kind of data, or if the settings choose a model or tokenizer.
+    continues keeps its architecture and tokenizer. Without init_from=, it also keeps its base run. Raises UserError if there is
+    no base run, if the command cannot learn from this kind of data, or if the settings choose a model or tokenizer.
     """
     for key in BASE_GROUPS:
         if values.get(key) is not None:

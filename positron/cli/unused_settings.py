@@ -145,9 +145,8 @@ def refuse_unread(
 ) -> None:
     """Raise UserError for the first given key that this run would not read.
 
-    `values` is the composed configuration, `given` maps the keys of the command line to their values as text, and
-    `experiment` does the same for the experiment's file. In a sweep over the keys `swept`, keys that only some jobs read are
-    accepted.
+    `values` is the composed configuration, `given` maps the keys of the command line to their values as text, and `experiment`
+    does the same for the experiment's file. In a sweep over the keys `swept`, a key is accepted if at least one job reads it.
     """
     varied = set(swept)
     if "experiment" in varied:
@@ -264,9 +263,10 @@ def _sweep(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, 
 
 
 def _batch(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
-    """Refuse device.batch_tokens=, which is only the default of train.batch_tokens=, if train.batch_tokens= is set too.
+    """Raise UserError if device.batch_tokens= is given but has no effect, because train.batch_tokens= is set.
 
-    The same holds for micro_batch_size. Reinforcement learning reads neither device.batch_tokens= nor train.batch_tokens=.
+    device.batch_tokens= is only the default of train.batch_tokens=. device.micro_batch_size= is checked in the same way.
+    Reinforcement learning reads neither device.batch_tokens= nor train.batch_tokens=.
     """
     if recipe == "reinforce" and "device.batch_tokens" in given:
         raise UserError(no_batch_tokens("device.batch_tokens"))
@@ -292,7 +292,8 @@ def no_batch_tokens(key: str) -> str:
 def fits(recipe: Recipe, group: str, name: str, conf: Path) -> bool:
     """Tell whether the command `recipe` can use `name`.yaml, a file in the folder `group` of `conf`.
 
-    For example, the command "sft" cannot use data=shakespeare, because it learns from conversations and not from a text.
+    For example, the command "sft" cannot use data=shakespeare, because `positron sft` learns from conversations and not from a
+    text.
     """
     match group:
         case "data":
