@@ -45,7 +45,7 @@ def shorten_overrides(rows: list[dict[str, Any]]) -> None:
 
 
 def differences(config: dict[str, Any], other: dict[str, Any]) -> list[list[str]]:
-    """List [key, value in `config`, value in `other`] for the settings that differ, except the run's name."""
+    """Return [key, value in `config`, value in `other`] for each setting that differs, except the name of the run."""
     a, b = flat(config), flat(other)
     keys = [key for key in {**a, **b} if key != "name" and a.get(key) != b.get(key)]
     return [[key, _shown(a, key), _shown(b, key)] for key in keys]

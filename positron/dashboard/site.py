@@ -24,7 +24,7 @@ _PUBLIC = frozenset({"/", "/look", "/runs", "/api/presets"})
 
 
 class _Runs(Mapping[str, Run]):
-    """Map names to runs. Each access searches for the existing runs again."""
+    """Map names to runs. Each access searches the folder of runs again."""
 
     def __init__(self, find: Callable[[], dict[str, Run]]) -> None:
         self._find = find
@@ -40,7 +40,7 @@ class _Runs(Mapping[str, Run]):
 
 
 def site(models: Models, outputs: Outputs, key: str | None = None) -> ASGIApp:
-    """Create the application.
+    """Create the web application, an ASGI app.
 
     `models`: the models for the tabs Chat and Look inside. `outputs`: the runs for the tab Runs. `key`: the API key that
     every request must contain, except requests for the pages themselves.

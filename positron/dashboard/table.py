@@ -64,14 +64,14 @@ class Outputs:
             return rows
 
     def trained(self) -> dict[str, Run]:
-        """Return the runs that have a checkpoint, by name."""
+        """Return a dict from names to runs, with the runs that have a checkpoint."""
         with self._guard:
             self._find()
             runs = {name: Run(folder) for name, folder in self._folders.items()}
         return {name: run for name, run in runs.items() if any(run.checkpoint_folder.glob("*.ckpt"))}
 
     def differences(self, name: str, other: str) -> list[list[str]]:
-        """List [key, value in run `name`, value in run `other`] for the settings that differ.
+        """Return [key, value in run `name`, value in run `other`] for each setting that differs between the two runs.
 
         Raises Missing if a run does not exist.
         """
@@ -199,8 +199,8 @@ class Outputs:
 def architecture(run: Run) -> GPTConfig:
     """Read a run's architecture without torch. Raises UserError if a file is missing or damaged.
 
-    Reads it from the exported model in the run folder, if there is one. Otherwise it follows from the configuration and the
-    tokenizer.
+    If the run folder contains an exported model, the architecture is read from this model. Otherwise, it is derived from the
+    configuration and the tokenizer.
     """
     if run.architecture_path.exists():
         return from_dict(GPTConfig, read_json(run.architecture_path, run.folder))
@@ -231,7 +231,7 @@ def _broken_row(name: str, folder: Path, error: Exception) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes | None:
-    """Return the content of a file of a run, or None if the file is missing or is a link."""
+    """Return the content of a file of a run, or None if the file is missing, unreadable or a link."""
     try:
         return read_bytes(path) if path.exists() else None
     except UserError:
