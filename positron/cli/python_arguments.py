@@ -49,7 +49,7 @@ def _ending_in(word: str, recipe: Recipe) -> list[str]:
 
 
 def _argument(key: str, recipe: Recipe) -> str:
-    """Write a full key as an argument in Python: `max_steps=...`, or `**{"data.kind": ...}` if the last word is ambiguous."""
+    """Write a full key as a Python argument: `max_steps=...`, or `**{"optimizer.kind": ...}` if the last word is ambiguous."""
     word = key.rpartition(".")[2]
     return f"{word}=..." if word == key or _ending_in(word, recipe) == [key] else f'**{{"{key}": ...}}'
 
