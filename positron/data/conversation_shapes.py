@@ -121,7 +121,8 @@ def _lowercase_names(row: Mapping[Any, Any]) -> dict[str, Any]:
 def _shape_of(row: dict[str, Any]) -> Shape | None:
     """Return the first of SHAPES whose fields all have values in the row.
 
-    If there is none, return the first one whose fields all exist in the row, perhaps with the value null; else None.
+    If there is no such shape, return the first of SHAPES whose fields all exist in the row, even with the value null. If there
+    is no such shape either, return None.
     """
     filled = {name for name, cell in row.items() if cell is not None and (name not in TURNS or _is_list(cell))}
     for names in (filled, set(row)):
@@ -278,7 +279,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _text(value: Any, field: str) -> str:
-    """Return a text unchanged, or a list of text parts joined to one text. Raises Malformed for other values."""
+    """Return a text unchanged, or join a list of text parts to one text. Raises Malformed for other values."""
     if isinstance(value, str):
         return _checked(value, field)
     if isinstance(value, list):

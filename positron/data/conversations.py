@@ -25,7 +25,10 @@ NO_ANSWER = "without an answer"
 
 @dataclass(frozen=True)
 class Conversation:
-    """Hold the messages of a conversation, and whether it is used for validation."""
+    """Hold the messages of a conversation, and whether it is used for validation.
+
+    `bits` is -log2 of the probability of the answers given the questions, or None if this probability is unknown.
+    """
 
     messages: tuple[Message, ...]
     is_val: bool
@@ -33,7 +36,7 @@ class Conversation:
 
 
 def read_conversations(config: DataConfig) -> list[Conversation]:
-    """Read all conversations in the order of the file, or make the built-in ones.
+    """Read all conversations in the order of the file, or make the built-in conversations.
 
     In a file, a hash of a conversation's first question decides whether it is used for training or for validation. Malformed
     rows are skipped, counted and logged with their positions. Raises UserError if more than half of the rows are malformed, or

@@ -27,7 +27,11 @@ _BOMS = (
 
 @dataclass
 class Reading:
-    """Hold the settings for reading files, and count what was changed in the text while reading."""
+    """Hold the settings for reading files, and count what was changed in the text while reading.
+
+    `replaced` is the number of characters that were replaced by U+FFFD; `line_ends` is the number of files whose line ends were
+    changed to newlines.
+    """
 
     field: str = "text"  # name of the field of a JSON row, or of the column of a table, that contains the text
     on_invalid: OnInvalid = "error"  # what to do with bytes that are not UTF-8, and with lone surrogates in JSON
@@ -141,7 +145,7 @@ def refuse_unreadable(files: Sequence[Path], called: str, reading: Reading) -> N
 
 
 def read_text(path: Path, reading: Reading) -> str:
-    """Read a whole file, decompress it if necessary, and decode it. Raises UserError if it is not UTF-8."""
+    """Read a whole file, decompress it if necessary, and decode it. Raises the errors of `decode_blocks`."""
     with open_decompressed(path) as file:
         return "".join(decode_blocks(file, path, reading))
 
@@ -163,7 +167,7 @@ def explain_read_error(error: Exception, path: Path) -> str:
 def decode_blocks(file: Any, path: Path, reading: Reading) -> Iterator[str]:
     r"""Yield the text of a file in blocks, without a byte order mark and with \n for \r\n and \r.
 
-    Raises UserError if the file is binary or not UTF-8.
+    Raises UserError if the file is binary, or if it is not UTF-8 and `reading` does not replace invalid bytes.
     """
     return _plain_line_ends(_utf8(file, path, reading), reading)
 

@@ -112,8 +112,8 @@ class FileSource:
     def _find_split(self, called: str) -> Split:
         """Decide whether the text is divided by the hash of each document or at one position, and return the division.
 
-        If the text has many documents, only the first ones are read. Raises UserError if the text is empty; `called` is its
-        name in the message.
+        If the text has many documents, only the first ones are read. Raises UserError if the text is empty; `called` is the
+        name of the text in the message.
         """
         documents = characters = 0
         sizes, is_val = [0, 0], None  # characters for training and for validation
@@ -375,7 +375,7 @@ def _split(text: str) -> tuple[list[str], str]:
 def _after_separator(text: str) -> str:
     """Strip newlines and further separator lines from the beginning of the text that follows a separator line.
 
-    The newline that ends one separator line may begin the next one.
+    A single newline between two separator lines ends the first line and precedes the second.
     """
     while True:
         text = text.lstrip("\n")

@@ -70,7 +70,7 @@ class Repository:
         write_json(self._note, self._facts)
 
     def _look(self, config: DataConfig) -> None:
-        """Ask the hub for the commit and the files, and save them. Raises UserError if they do not exist."""
+        """Ask the hub for the commit and the files, and save them. Raises UserError if there are none."""
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))

@@ -131,7 +131,7 @@ def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator
 
 
 class _Process:
-    """Run the library `datasets` in a process, and start the process again after a failure."""
+    """Run the library `datasets` in a separate process, and start this process again after a failure."""
 
     def __init__(self, repository: Repository, field: str | None, skip: int) -> None:
         self._repository, self._field, self._done = repository, field, skip
@@ -221,8 +221,8 @@ def _serve(
 ) -> None:
     """Read the rows of a dataset and send them to the parent process; this is the main function of the child process.
 
-    It sends the pairs ("log", line), then ("chunk", (number of its first row, rows)) for each chunk after the first `skip`
-    chunks, and then ("end", None). After a failure, it sends ("network", message) or ("user", message) as the last pair.
+    It sends the pair ("log", line), then the pair ("chunk", (number of the first row, rows)) for each chunk after the first
+    `skip` chunks, and then ("end", None). After a failure, it sends ("network", message) or ("user", message) as the last pair.
     """
     leave_interrupts_to_parent()
     end_with_parent()
@@ -259,7 +259,7 @@ def _serve(
 
 
 def _check_config_name(repo: str, config_name: str | None, names: list[str], error: ValueError) -> None:
-    """Raise UserError if the configuration `config_name` does not exist, or is None although there are several.
+    """Raise UserError if the configuration `config_name` does not exist, or if it is None but the dataset has several.
 
     The message lists the configurations `names` of the dataset. `error`: the error of `load_dataset`, which is the cause.
     """

@@ -38,7 +38,7 @@ MAX_NAMES = 3  # number of skipped files that are named for each reason
 
 @dataclass
 class Listing:
-    """Hold the files to read, sorted by name, and the skipped ones by reason."""
+    """Hold the files to read, sorted by name, and the names of the skipped files by reason."""
 
     files: list[Path] = field(default_factory=list)
     skipped: dict[str, list[str]] = field(default_factory=dict)  # reason -> names
@@ -151,7 +151,7 @@ def _list_pattern(pattern: Path) -> Listing:
 def by_name(path: PurePath) -> tuple[str, ...]:
     """Return a sort key for paths that gives the same order on every system.
 
-    Windows ignores case when it compares paths, and so would read the files in another order.
+    Comparing the paths themselves gives another order on Windows, because paths are compared there without regard to case.
     """
     return path.parts
 
@@ -241,7 +241,7 @@ def _is_run_folder(path: Path) -> bool:
 
 
 def looks_like_text(path: Path) -> bool:
-    """Tell whether the first 8 KiB of a file are UTF-8 without zero bytes."""
+    """Tell whether the first 8 KiB of a file are UTF-8 without zero bytes and not the beginning of a known binary format."""
     with path.open("rb") as file:
         head = file.read(8192)
     return b"\0" not in head and describe_binary(head) is None and _is_utf8_prefix(head)

@@ -15,7 +15,7 @@ STORIES_PER_TASK = 500
 
 
 class StoriesSource:
-    """Generate the built-in corpus. Story i is a function of (seed, i), so that it can be generated without the others."""
+    """Generate the built-in corpus. Story i is a function of (seed, i), so that any story can be generated alone."""
 
     def __init__(self, config: DataConfig) -> None:
         self.seed, self.val_fraction = config.seed, config.val_fraction
@@ -42,7 +42,7 @@ class StoriesSource:
         """Do nothing: the stories are generated, so no downloaded file has to be deleted."""
 
     def read(self, task: int) -> list[Document]:
-        """Generate STORIES_PER_TASK stories, each with -log2 of its probability; `task` is the index of the first one."""
+        """Generate STORIES_PER_TASK stories, each with -log2 of its probability; `task` is the index of the first story."""
         from positron import stories
 
         return [

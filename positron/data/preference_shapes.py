@@ -102,7 +102,7 @@ def _is_whole(side: Any) -> bool:
 
 
 def _whole(row: dict[str, Any], sides: Sequence[Any]) -> tuple[list[ParsedConversation], set[str]]:
-    """Parse two whole conversations; return them, and the names of the fields that count as used.
+    """Parse two conversations that contain the prompt; return them, and the names of the fields that count as used.
 
     A separate field `prompt` is not read, because it repeats the beginning of both conversations.
     """

@@ -34,7 +34,7 @@ class Pair:
 
 
 def read_pairs(config: DataConfig) -> list[Pair]:
-    """Read all pairs in the order of the file, or make the built-in ones.
+    """Read all pairs in the order of the file, or make the built-in pairs.
 
     In a file, a hash of a pair's first question decides whether it is used for training or for validation. Malformed rows are
     skipped, counted and logged with their positions. Raises UserError if more than half of the rows are malformed, or if no

@@ -143,8 +143,8 @@ def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_li
     """Yield (position, row) for each row of a JSON document, of JSON lines, or of JSON values that follow each other.
 
     The first format that fits is used. JSON lines, or values that follow each other, fit if at least half of them are valid;
-    the others are yielded as `Broken`. If no format fits, but the file's suffix means JSON lines (`by_line`) or at least one
-    line is valid, the text is read as JSON lines. Otherwise, raises UserError.
+    the invalid ones are yielded as `Broken`. If no format fits, but the file's suffix means JSON lines (`by_line`) or at least
+    one line is valid, the text is read as JSON lines. Otherwise, raises UserError.
     """
     if not text.strip():
         return
@@ -185,7 +185,7 @@ def _parsed(text: str, remedy: str = "correct or remove it") -> Any:
 def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
     """Parse JSON values that follow each other, each on one or more lines, and return pairs (position, value).
 
-    After a broken value, parsing continues at the next value that begins a line.
+    After an invalid value, which is returned as `Broken`, parsing continues at the next line that begins with { or [.
     """
     decoder, at = json.JSONDecoder(), 0
     values: list[tuple[str, Any]] = []

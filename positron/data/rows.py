@@ -307,7 +307,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _check_column(schema: Any, path: Path, reading: Reading) -> None:
-    """Raise UserError if a table lacks the column, or if the column is not text."""
+    """Raise UserError if a table lacks the column `reading.field`, or if this column does not contain text."""
     shown = one_line(str(path))
     if reading.field not in schema.names:
         raise UserError(f"{shown} has no column {reading.field_name}: {reading.choice_of(schema.names)}")

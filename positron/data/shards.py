@@ -44,7 +44,7 @@ def token_dtype(tokenizer: Tokenizer) -> type:
 class Encoded:
     """Hold the training or the validation tokens of one task, and the numbers of documents and bytes that they encode.
 
-    `bits` is -log2 of the exact probability of these documents. It is known only if a program generated them.
+    `bits` is -log2 of the exact probability of these documents if a program generated them, and otherwise NaN.
     """
 
     ids: list[np.ndarray]

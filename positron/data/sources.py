@@ -20,7 +20,11 @@ WAIT = "wait"  # yielded instead of a task: the source can continue only after e
 
 @dataclass(frozen=True)
 class Document:
-    """Hold a document, or a part of a long document, and whether it is for validation."""
+    """Hold a document, or a part of a long document, and whether it is for validation.
+
+    `bits` is -log2 of the probability of the text, or None if it is unknown. If `ends` is false, the next document continues
+    this one.
+    """
 
     text: str
     is_val: bool

@@ -36,10 +36,10 @@ def usable_splits(
 ) -> tuple[list[tuple[ExampleT, RowT]], list[tuple[ExampleT, RowT]]]:
     """Return the examples for training and those for validation, each with the row that `convert` returned for it.
 
-    An example is left out if `convert` returned None. The number of these examples is logged with the reason `unusable`, such
-    as "have no answer". If one of the two lists would be empty, both contain all usable examples; `instead`, which is logged
-    then, explains what the validation measures in this case. Raises UserError if no example can be used; its message ends
-    with the advice `remedy`.
+    If `convert` returned None, the example is left out. `noun` is the name of an example in messages, in the singular. The
+    number of examples left out is logged with the reason `unusable`, such as "have no answer". If one of the two lists would be
+    empty, both contain all usable examples; `instead`, which is logged then, explains what the validation measures in this
+    case. Raises UserError if no example can be used; its message ends with the advice `remedy`.
     """
     train: list[tuple[ExampleT, RowT]] = []
     val: list[tuple[ExampleT, RowT]] = []

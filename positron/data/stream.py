@@ -71,7 +71,7 @@ class Stream:
         return self.folder / "validation"
 
     def make_validation(self) -> None:
-        """Write the first documents of the first file as the validation split, unless it exists.
+        """If the validation split does not exist, write it from the first documents of the first file.
 
         Raises UserError if the repository has only one file, so that none is left for training.
         """
@@ -186,8 +186,9 @@ class Stream:
     def _evict_epochs(self, needed: int) -> None:
         """Delete the oldest epochs until the limits MAX_EPOCHS and MAX_BYTES allow another epoch.
 
-        The epoch `needed` and those that a running training needs are kept. Epoch folders without `tokens.json` are deleted,
-        too. An earlier call left them if it was interrupted or if, on Windows, another process had one of their files open.
+        The epoch `needed` and the epochs that a running training needs are kept. Epoch folders without `tokens.json` are
+        deleted, too. An earlier call left them if it was interrupted or if, on Windows, another process had one of their files
+        open.
         """
         for folder in self.folder.glob("epoch-*"):
             if not (folder / "tokens.json").exists():

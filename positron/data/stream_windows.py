@@ -33,7 +33,7 @@ EPOCHS_AHEAD = 1  # number of epochs that are written before they are needed
 
 
 class StreamWindows:
-    """Make training batches (B, T + 1) as `Windows` does; a batch at the border of two epochs has windows of both.
+    """Make training batches (B, T + 1) as `Windows` does; a batch at the border of two epochs has windows of both epochs.
 
     Raises UserError if an epoch is shorter than one window of `context` tokens.
     """
@@ -141,10 +141,11 @@ class _Filler:
         self._epoch.value = epoch
 
     def listen(self, waits: bool = False) -> Exception | None:
-        """Log the messages of the process, and return its error, or None.
+        """Log the messages of the process, and return its error, or None if there is no error.
 
-        The error is the one that the process reported, or a RuntimeError if the process has ended. `waits`: true if training
-        waits for an epoch; if false, the log message about a failure of the network says that training continues.
+        If the process reported an error, this error is returned; if the process ended without one, a RuntimeError. `waits`:
+        true if training waits for an epoch; if false, the log message about a failure of the network says that training
+        continues.
         """
         unreachable: Exception | None = None
         while True:

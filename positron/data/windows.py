@@ -36,9 +36,9 @@ def window_starts(starts: np.ndarray, n_tokens: int, context: int) -> Iterator[t
 class Windows:
     """Make training batches (B, T + 1) of token ids for any optimizer step, without computing the batches before it.
 
-    Without `end_id`, the file is cut into windows of equal length; with `end_id`, the id that separates documents, windows
-    begin with a document where possible. Tokens at the end of the file that do not fill a window are not used. Raises
-    UserError if the text is shorter than one window.
+    B is `batch_size` and T is `context`. Without `end_id`, the file is cut into windows of equal length; with `end_id`, the id
+    that separates documents, windows begin with a document where possible. Tokens at the end of the file that do not fill a
+    window are not used. Raises UserError if the text is shorter than one window.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Windows:
 
 
 def validation_windows(tokens: TokenFiles, *, context: int, end_id: int, limit: int) -> tuple[Tensor, Tensor]:
-    """Return the first `limit` tokens of a validation text as input ids and targets, each (N, T).
+    """Return the first `limit` tokens of a validation text as input ids and targets, each (windows, context).
 
     Targets are -100 where no loss is computed. Each token, except the first, is a target exactly once. A document that is not
     longer than a window is always in a single window, so that the score does not depend on arbitrary cuts.
