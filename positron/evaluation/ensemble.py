@@ -12,7 +12,7 @@ from positron.evaluation.scoring import interval, sampling_units, total
 def ensemble_facts(
     names: Sequence[str], documents: list[list[Score]], by_member: Sequence[list[list[Score]]]
 ) -> dict[str, Any]:
-    """Return the scores of the members `names`, and the gain of the ensemble over their mean and over the best member.
+    """Return the scores of the members `names`, and the gain of the ensemble over their mean score and over the best member.
 
     `documents` and `by_member` are the results of `score_ensemble`.
     """

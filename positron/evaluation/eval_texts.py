@@ -94,7 +94,7 @@ def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
     """Return the data settings of a run, changed so that they are safe to use even if another person wrote the run folder.
 
     `data.dir` is kept only if Positron already keeps tokens in this folder; otherwise it becomes the default. `known` is the
-    fingerprint of the text that the run records. Raises UserError if it is None and the settings name a file or a URL,
+    fingerprint of the text that the run records. Raises UserError if `known` is None and the settings name a file or a URL,
     because the text of this file or URL cannot be checked.
     """
     if known is None and (data.path or data.url):

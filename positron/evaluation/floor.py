@@ -57,7 +57,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Claim:
-    """Hold what a user's program reports for a document: log q(document) in nats, and how many bytes of text it scored."""
+    """Hold what a user's program reports for a document: log q(document) in nats, and the number of bytes that were scored."""
 
     id: str
     logprob: float
@@ -196,7 +196,7 @@ class Check:
 
 
 def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
-    """Decide whether a probability distribution that has not seen the documents can have the claimed log-probabilities.
+    """Decide whether a model that has not seen the documents can give them the claimed log-probabilities.
 
     The verdict is "impossible" if the e-value (see `evidence_bits`) of the claimed against the exact probabilities is
     at least 2^CHANCE_BITS. It is "not comparable" if a document has no claim or several claims, or if a claim is for
@@ -294,8 +294,8 @@ def evidence_bits(gains: np.ndarray) -> float:
     A gambler begins with a capital of 1, bets the share s of it on each document and keeps the share 1 - s. The capital at the
     end is prod(1 - s + s q/p). Its expectation is at most 1 if q is a distribution: it is a test martingale (Shafer et al.
     2011, doi:10.1214/10-STS347). The e-value is the mean capital of gamblers with s = 1, 1/2, 1/4 and so on, down to at most
-    1/N. The gambler with s = 1 detects scores that are a little too good for every document; one with a small s detects scores
-    that are much too good for a few documents.
+    1/N. The gambler with s = 1 detects scores that are a little too good for every document; a gambler with a small s detects
+    scores that are much too good for a few documents.
     """
     shares = 0.5 ** np.arange(math.ceil(math.log2(max(2, len(gains)))) + 1)
     with np.errstate(divide="ignore"):  # 1 - s is 0 for s = 1

@@ -9,7 +9,10 @@ from positron.run.provenance import read_provenance, start_of
 
 
 def cell(value: Any, column: dict[str, str]) -> str:
-    """Return a value in the format of its column, or "" if it is missing."""
+    """Return a value in the format of its column, or "" if the value is missing.
+
+    `column` is an entry of the list `columns` in docs/results/*.json.
+    """
     if isinstance(value, list):
         return f" {column['pair']} ".join(cell(part, column) for part in value)
     if value is None or "format" not in column:

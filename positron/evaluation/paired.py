@@ -60,7 +60,7 @@ class Difference:
 
     @property
     def further_seeds(self) -> int | None:
-        """Return how many further seeds make p < LEVEL likely in the t-test: 0 if p < LEVEL already, None if it is unknown."""
+        """Return how many further seeds make p < LEVEL likely in the t-test: 0 if p < LEVEL already, None if unknown."""
         if self.p_t_test is not None and self.p_t_test < LEVEL:
             return 0
         return None if self.seeds_needed is None else max(1, self.seeds_needed - len(self.seeds))

@@ -245,7 +245,10 @@ MIN_HISTOGRAM_DOCUMENTS = 20  # the lengths of fewer documents are drawn as one 
 
 
 def length_histogram(lengths: Any, context: int) -> bytes:
-    """Draw a histogram of document lengths in tokens, with a line at the context length. Returns a PNG."""
+    """Draw a histogram of document lengths in tokens, with a line at the context length. Returns a PNG.
+
+    Fewer than MIN_HISTOGRAM_DOCUMENTS documents are drawn as one bar for each document.
+    """
     from matplotlib.figure import Figure
 
     count = len(lengths)

@@ -123,7 +123,7 @@ def _commands(run: Run, facts: Facts) -> str:
 def reasons_for_a_higher_training_loss(run: Run, rows: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
     """Return the reasons why the training loss of a pretraining run is above the validation loss.
 
-    Returns an empty list if the training loss is not higher, or if the run is not of pretraining.
+    Returns an empty list if the training loss is not higher, or if the run is not a pretraining run.
     """
     last = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
     if last is None or last["train/loss"] is None or last["train/loss"] <= last["val/loss"] or run.kind != PRETRAIN:

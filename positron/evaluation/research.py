@@ -1,12 +1,12 @@
 """Test changes of a training recipe one after another, and keep the changes that are proven to lower the loss.
 
 A recipe is a list of settings of `positron train`, and a candidate is a named change of the base recipe. A candidate is tested
-by pairs of runs with the same seed: one run with the candidate, one without it. If it is adopted, it belongs to the base recipe
-of the candidates after it.
+by pairs of runs with the same seed: one run with the candidate, one without it. If the candidate is adopted, it becomes part of
+the base recipe with which the candidates after it are compared.
 
-The runs are in the folders base/SEED and CANDIDATE/SEED. The file job.json of a run records its result and its training time.
-A repetition of the same command reads the recorded results and trains only the runs that have none. The decisions depend only
-on these results. No run is started once the sum of the recorded training times has reached the budget.
+The runs are in the folders base/SEED and CANDIDATE/SEED. The file job.json of a run records its result and its training time. A
+repetition of the same command reads the recorded results and trains only the runs without a recorded result. The decisions
+depend only on these results. No run is started once the sum of the recorded training times has reached the budget.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Trial:
 
     @property
     def gains(self) -> list[float]:
-        """Return for each seed the bits per byte without the candidate minus those with it: positive if it helps."""
+        """Return, for each seed, the bits per byte without the candidate minus the bits per byte with it."""
         return [a - b for a, b in zip(self.bpb_without, self.bpb_with, strict=True)]
 
     @property
@@ -86,7 +86,7 @@ class Trial:
 
 
 def merged(base: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Return the settings of `base` and `overrides`. A setting in `overrides` replaces the one with the same key in `base`."""
+    """Return the settings of `base` and `overrides`; an override replaces a setting of `base` with the same key."""
     return list({_key(word): word for word in (*base, *overrides)}.values())
 
 
@@ -205,10 +205,11 @@ class _Runs:
         self._spent_s = sum(float(_read_job(path)["time_s"]) for path in sorted(folder.glob(f"*/*/{JOB}")))
 
     def result(self, label: str, recipe: list[str], seed: int, *, may_fail: bool) -> _Result:
-        """Return the result of the run of a recipe with a seed; train the run first if no result is recorded.
+        """Return the result of the run of `recipe` with `seed`; if no result is recorded, train the run first.
 
-        Raises _BudgetUsed if the run must be trained and the budget is used up, and UserError if the run was trained with
-        other settings. If the training fails, the result holds the failure if `may_fail`; otherwise, the error is raised.
+        `label` is the name of the folder that holds the runs of this recipe. Raises _BudgetUsed if the run must be trained and
+        the budget is used up, and UserError if the run was trained with other settings. If the training fails and `may_fail` is
+        true, the result holds the failure; if `may_fail` is false, the error is raised.
         """
         folder, overrides = self.folder / label / str(seed), merged(recipe, [f"seed={seed}"])
         path = Run(folder).job_path
@@ -228,8 +229,9 @@ class _Runs:
     def _trained(self, folder: Path, overrides: list[str], may_fail: bool) -> dict[str, Any]:
         """Train a run and return its record.
 
-        If the run fails, the record holds the failure if `may_fail`; otherwise, the error is raised. If an earlier call began
-        the run, a UserError is always raised, because the run may still succeed when the user has corrected the cause.
+        If the run fails and `may_fail` is true, the record holds the failure; if `may_fail` is false, the error is raised. If
+        an earlier call began the run, a UserError is raised in both cases, because the run may still succeed when the user has
+        corrected the cause.
         """
         logger.info(f"{folder}: {' '.join(overrides)}")
         is_begun, failure = Run(folder).exists, None
@@ -262,7 +264,7 @@ class _Runs:
 
 
 def _read_job(path: Path) -> dict[str, Any]:
-    """Return the record of a run. Raises UserError if it is damaged."""
+    """Return the record of a run. Raises UserError if the record is damaged."""
     job = read_json(path)
     if (
         isinstance(job, dict)

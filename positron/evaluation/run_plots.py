@@ -237,10 +237,11 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
 def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> bytes:
     """Draw the gain of each pair of each candidate, with the 95 % interval of the mean, and the losses of the adopted recipes.
 
-    A pair is two runs with the same seed: one with and one without the candidate. The gain is in bits per byte.
-    The second panel shows the bits per byte of the base recipe, and of the recipe after each adoption, which contains all
-    candidates adopted so far. Each value is the mean over the seeds with which the adopted candidate was tested; for the base
-    recipe, this is the candidate adopted first. `min_gain`, drawn as a line, is the smallest gain worth having. Returns a PNG.
+    A pair is two runs with the same seed: one with and one without the candidate. The gain is in bits per byte. The second
+    panel shows the bits per byte of the base recipe, and of the recipe after each adoption, which contains all candidates
+    adopted so far. Each value is the mean over the seeds with which the adopted candidate was tested; the value of the base
+    recipe is the mean over the seeds of the candidate adopted first. `min_gain`, drawn as a line, is the smallest gain worth
+    having. Returns a PNG.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

@@ -34,8 +34,8 @@ class Law:
 
     `terms` names the terms that are fitted: "E", "N" (A / N^alpha) and "D" (B / D^beta). If "E" is missing, E is `floor`; if
     "N" or "D" is missing, its term is 0. `theta` contains the fitted numbers of each term in the order of `terms`. The term "E"
-    has one number, log E. The term "N" has two: the logarithm of A / N^alpha at log N = `center["N"]`, and alpha. The term "D"
-    has the same two for B / D^beta.
+    has one number, log E. The term "N" has two numbers: the logarithm of A / N^alpha at log N = `center["N"]`, and alpha. The
+    term "D" has two numbers: the logarithm of B / D^beta at log D = `center["D"]`, and beta.
     """
 
     terms: tuple[str, ...]  # "E" if E is fitted, then "N", "D" or both
@@ -49,7 +49,7 @@ class Law:
 
     @property
     def reduced(self) -> str | None:
-        """Return "N" or "D" if the law has only this variable, None if it has both."""
+        """Return "N" or "D" if the law has only this variable, or None if the law has both variables."""
         return None if {"N", "D"} <= set(self.terms) else self.terms[-1]
 
     def bpb(self, n: Any, d: Any) -> Array:
@@ -180,7 +180,11 @@ def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
 
 
 def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
-    """Return a grid of starting points theta: E is a share of the lowest loss, and each other term is a share of the rest."""
+    """Return a grid of starting points theta for the fit to `y`, (R,), the log(loss - floor) of the runs.
+
+    If the law has the term "E", E is 0.1, 0.5 or 0.9 of the lowest loss. The other terms are fractions of the mean of the loss
+    minus E, with exponents of 0.1, 0.4 or 1.
+    """
     parts = (0.1, 0.5, 0.9) if "E" in terms else (0.0,)
     powers = [term for term in terms if term != "E"]
     shares = (0.1, 0.5, 0.9) if len(powers) == 2 else (1.0,)
@@ -196,7 +200,10 @@ def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
 
 
 def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
-    """Return the theta with the lowest Huber loss, after a search from each of the six best starting points."""
+    """Return the theta with the lowest Huber loss, after a search from each of the six best starting points.
+
+    `y` (R,) is the log(loss - floor) of the runs; for `logs`, see `log_excess`.
+    """
 
     def residuals(theta: Array) -> Array:
         return log_excess(theta, terms, logs)[0] - y
@@ -228,7 +235,8 @@ def _uncertainty(
 ) -> tuple[float | None, Array | None]:
     """Return the standard deviation of the runs around the law, and the covariance of theta; each is None if it is unknown.
 
-    Both are computed as in least squares, with residuals that are limited to HUBER_THRESHOLD.
+    `y` (R,) is the log(loss - floor) of the runs. Both results are computed as in least squares, with residuals that are
+    limited to HUBER_THRESHOLD.
     """
     mean, jacobian = log_excess(theta, terms, logs)
     residuals = y - mean

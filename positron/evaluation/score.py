@@ -46,5 +46,5 @@ class Score:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def is_below(self, floor_bits: float) -> bool:
-        """Tell whether the score is below the entropy of the text, `floor_bits`, by more than chance explains."""
+        """Tell whether the score is more than CHANCE_BITS bits below `floor_bits`, the entropy of the text in bits."""
         return self.nats / math.log(2) < floor_bits - CHANCE_BITS

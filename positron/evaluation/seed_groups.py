@@ -1,6 +1,6 @@
 """Rank variants that were trained with several seeds by their mean, so that the luckiest seed is not taken for the best.
 
-Every list of several runs that puts the best first uses this module.
+Every list of runs that begins with the best run uses this module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SeedGroup(Generic[T]):
-    """Hold the runs of one variant. `mean` is the mean score of the runs that have a result; None if no run has one."""
+    """Hold the runs of one variant. `mean` is the mean score of the runs that have a result; None if no run has one.
+
+    `scored` is the number of runs with a result. `missing` is the number of seeds for which other variants have a run and this
+    variant has no result. `half` is half the width of the 95 % interval of the mean; None for fewer than two results.
+    """
 
     members: list[T]
     scored: int  # number of runs with a result

@@ -26,7 +26,7 @@ def t95(dof: int) -> float:
 
 
 def t_quantile(dof: int, probability: float) -> float:
-    """Return the quantile of Student's t with `dof` degrees of freedom."""
+    """Return the quantile of Student's t distribution with `dof` degrees of freedom at `probability`."""
     from scipy.special import stdtrit  # imported here, because this takes 0.2 s and only intervals need it
 
     return float(stdtrit(dof, probability))
@@ -57,9 +57,7 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
 def one_sided_t_test(gains: Sequence[float]) -> float:
     """Return the p-value of the one-sided paired t-test of the hypothesis that the mean gain is 0 or less.
 
-    There must be at least two pairs.
-
-    Pairs whose gains are all equal give 0 if the gains are positive, otherwise 1.
+    There must be at least two pairs. Pairs whose gains are all equal give 0 if the gains are positive, otherwise 1.
     """
     p = paired_t_test(gains)
     assert p is not None
@@ -85,7 +83,7 @@ def sign_flip_test(differences: Sequence[float]) -> SignFlips | None:
 
     If the two variants are equally good, the names A and B of each pair could be exchanged, so that each difference is as
     likely to be negative as positive. The p-value is the share of sign patterns whose mean is at least as far from 0 as the
-    observed one. Up to MAX_ENUMERATED_PAIRS pairs, all patterns are enumerated; for more, DRAWN_PATTERNS are drawn with a
+    observed mean. Up to MAX_ENUMERATED_PAIRS pairs, all patterns are enumerated; for more, DRAWN_PATTERNS are drawn with a
     fixed seed, and the observed pattern is counted too (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585).
     """
     n = len(differences)
@@ -110,9 +108,9 @@ def sign_flip_test(differences: Sequence[float]) -> SignFlips | None:
 def power_of_t_test(effect: float, pairs: int, level: float) -> float:
     """Return the probability that a two-sided paired t-test of `pairs` pairs gives p < `level`.
 
-    `effect` is the true mean difference in units of the true standard deviation of the differences. These are assumed to be
-    normal, so the statistic has the noncentral t distribution. The integral over the sample variance is computed by
-    Gauss-Legendre quadrature to 1e-5, because `scipy.special.nctdtr` returns NaN far from the centre.
+    `effect` is the true mean difference in units of the true standard deviation of the differences. The differences are assumed
+    to be normal, so the statistic of the test has the noncentral t distribution. The integral over the sample variance is
+    computed by Gauss-Legendre quadrature to 1e-5, because `scipy.special.nctdtr` returns NaN far from the centre.
     """
     from scipy.special import chdtri, ndtr
 

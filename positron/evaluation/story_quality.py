@@ -26,7 +26,12 @@ CHUNK = 1 << 20  # number of training tokens that are compared at a time
 
 @dataclass(frozen=True)
 class Quality:
-    """Hold measurements of generated stories, as shares between 0 and 1."""
+    """Hold measurements of generated stories, as shares between 0 and 1.
+
+    `accepted` is the share of stories that the grammar's parser accepts. `distinct_2` and `distinct_3` are the results of
+    `distinct` for sequences of two and three words. `copied` is the share of sequences of COPIED_TOKENS tokens that are in the
+    training text, or None if the stories have no such sequences.
+    """
 
     accepted: float  # share that the grammar's parser accepts as a whole
     distinct_2: float  # share of pairs of words that are distinct (Li et al. 2016, "A diversity-promoting objective")
