@@ -183,8 +183,8 @@ def evaluate(
 
     Several runs are measured as one model, an ensemble, which predicts each token with the mean of their probabilities.
 
-    The loss is measured on the file `text`. If `text` is None, it is measured on the text with which the run was trained: on
-    its validation part or, with `split="train"`, on its training part. The documents are scored from the first one on, up to
+    The loss is measured on the file `text`. If `text` is None, the loss is measured on the text with which the run was trained:
+    on the validation part or, with `split="train"`, on the training part. The documents are scored from the first one on, up to
     `limit` bytes in total (0: all documents). With `stories`, the model also writes `count` stories; with `instruct`, it also
     answers `count` requests for a story. A parser for the built-in stories checks the stories and the answers.
     """

@@ -396,7 +396,7 @@ class DataConfig:
 
     @property
     def epoch_tokens(self) -> int:
-        """Return `tokens_per_epoch` as a number: 10_000_000 for 10M. Raises UserError if it is not a number of tokens."""
+        """Return `tokens_per_epoch` as a number: 10_000_000 for 10M. Raises UserError for any other text."""
         text = str(self.tokens_per_epoch).strip()
         number = read_amount(text)
         if not 1 <= number < float("inf"):

@@ -94,7 +94,7 @@ def main() -> None:
 
 @screen_log()
 def figures(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the measurements that the options ask for. Raises UserError if one of them is impossible."""
+    """Return the measurements that the options ask for. Raises UserError if a measurement is impossible."""
     say_loading(options.run or "the run trained last")
     if options.limit < 0:
         raise UserError(f"--limit must be at least 0 bytes, not {options.limit}")
@@ -137,8 +137,8 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
 def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Measure the loss on the text that the options choose, and return it with the size of the text and the settings used.
 
-    Each document is scored from its beginning to its end. Several runs are scored as an ensemble; the result then also
-    contains the score of each run and the gain of the ensemble over them (see `ensemble_facts`).
+    Each document is scored from its beginning to its end. Several runs are scored as an ensemble; the result then also contains
+    the score of each run and the gain of the ensemble over the runs (see `ensemble_facts`).
     """
     from positron.evaluation.ensemble import ensemble_facts
     from positron.evaluation.eval_texts import common_texts, floor_of, floor_of_run, texts_of_file, up_to
@@ -209,8 +209,8 @@ def in_training(runs: Sequence[Run]) -> float | None:
 def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Let the model write stories, and return measurements of their quality.
 
-    The key "grammar" holds the same measurements of new stories from the built-in grammar. Several `runs` are the members of
-    an ensemble. Raises UserError if their training texts differ or are not available.
+    The key "grammar" holds the same measurements of new stories from the built-in grammar. Several `runs` are the members of an
+    ensemble. Raises UserError if the training texts of the runs differ or are not available.
     """
     import dataclasses
 

@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def export(run: str | None, to: Format, out: str | Path | None, precision: Any = "f32") -> Path:
-    """Write a run (None: the one trained last) in the format `to` into the new folder `out`, and return this folder.
+    """Write a run (None: the run trained last) in the format `to` into the new folder `out`, and return this folder.
 
     If `out` is None, the folder is `export/FORMAT` in the run's folder. `precision` is the number format of the
     matrices. The files and their sizes are logged.

@@ -59,7 +59,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def read_prompt(options: argparse.Namespace) -> str:
-    """Return the prompt from the argument, --file or standard input. Raises UserError if it cannot be read."""
+    """Return the prompt from the argument, --file or standard input. Raises UserError if the prompt cannot be read."""
     if options.file is not None:
         if options.prompt is not None:
             raise UserError("a prompt and --file were both given: give one of them")
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def continue_prompt(options: argparse.Namespace) -> None:
-    """Load the run and print what it writes after the prompt."""
+    """Load the run and print the text that its model generates after the prompt."""
     say_loading(options.run or "the run trained last")
     if options.compare:
         refuse_unused_by_compare()

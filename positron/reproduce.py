@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the run's rows of metrics, and the record of its first start. Raises UserError if one of them is missing."""
+    """Return the run's rows of metrics, and the record of its first start. Raises UserError if either is missing."""
     rows = read_metrics(run.metrics_path)
     if not rows:
         raise UserError(

@@ -130,9 +130,9 @@ def _sweep_job(
 def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> float:
     """Run one job of a sweep, record its outcome and update the report of the sweep.
 
-    Returns the job's val/bpb, or inf if it has none, for example because it failed. If an earlier start of the same sweep
-    finished the job, `job()` returns at once. Raises SystemExit if Ctrl-C or another signal ended the training of the job, and
-    KeyboardInterrupt if Ctrl-C was pressed before the training began or after it ended.
+    Returns the validation bits per byte of the job, or inf if there are none, for example because the job failed. If an earlier
+    start of the same sweep finished the job, `job()` returns at once. Raises SystemExit if Ctrl-C or another signal ended the
+    training of the job, and KeyboardInterrupt if Ctrl-C was pressed before the training began or after it ended.
     """
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr)
     try:
@@ -159,7 +159,7 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
 
 
 def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: RunConfig | None) -> Path:
-    """Return the folder of a job: the folder that it got in an earlier start of the same sweep, or a new one.
+    """Return the folder of a job: the folder of the same job in an earlier start of the sweep, or a new folder.
 
     An existing folder belongs to the job if it records the same overrides, or contains a run with the same configuration. With
     train.extend=true, train.max_steps may differ. A new folder gets the number that Hydra gave the job, if this number is free.

@@ -22,9 +22,9 @@ from positron.system.errors import UserError
 class Choice:
     """Describe a group of settings in which one key decides which of the other keys are used.
 
-    The deciding key is `decided_by`, such as `kind` of the group `optimizer`. `choices` maps each of its values to the keys
-    that are used with it, and `select` maps each value to the setting that selects it, such as optimizer=muon, followed by
-    the other settings that it requires.
+    The deciding key is `decided_by`, such as `kind` of the group `optimizer`. `choices` maps each value of this key to the keys
+    that are used with the value. `select` maps each value to the settings that select it, such as `optimizer=muon`, or
+    `data=text data.path=FILE` for a value that requires another setting.
     """
 
     group: str
@@ -146,7 +146,8 @@ def refuse_unread(
     """Raise UserError for the first given key that this run would not read.
 
     `values` is the composed configuration, `given` maps the keys of the command line to their values as text, and `experiment`
-    does the same for the experiment's file. In a sweep over the keys `swept`, a key is accepted if at least one job reads it.
+    maps the keys of the experiment's file to their values. In a sweep over the keys `swept`, a key is accepted if at least one
+    job reads it.
     """
     varied = set(swept)
     if "experiment" in varied:

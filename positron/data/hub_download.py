@@ -77,7 +77,7 @@ def _sha256(path: Path) -> str:
 def patience_s() -> float:
     """Return the seconds for which a failed request is repeated.
 
-    They are the value of the environment variable POSITRON_PATIENCE_S, or PATIENCE_S if it is not set.
+    The environment variable POSITRON_PATIENCE_S sets this number; the default is PATIENCE_S.
     """
     return float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
 

@@ -26,8 +26,8 @@ BUCKETS = 16  # number of widths of micro-batches: multiples of a sixteenth of t
 def to_row(example: Conversation, tokenizer: Tokenizer, context: int) -> Row | None:
     """Convert a conversation to input and target ids (n,), n <= context.
 
-    A conversation longer than the context loses its beginning. If an answer loses its beginning, the rest of it has no loss.
-    Returns None if no complete answer remains.
+    A conversation longer than the context loses its beginning. If an answer loses its beginning, the loss is not computed on
+    the rest of this answer. Returns None if no complete answer remains.
     """
     ids, scored = conversation.encode(example.messages, tokenizer)
     if len(ids) > context + 1:

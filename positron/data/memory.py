@@ -1,6 +1,6 @@
 """Accept texts, conversations and pairs of answers from a Python program: lists, generators, a `datasets.Dataset`.
 
-The data is written to a file below `data.dir`, which is named after the hash of its content. This file is then used like a
+The data is written to a file below `data.dir`; the name of the file is the hash of its content. The file is then used like a
 file of the user: other processes can read it, and it still exists when a run is continued later.
 """
 

@@ -52,7 +52,7 @@ class StoriesSource:
 
 
 def open_source(config: DataConfig) -> Source:
-    """Open the corpus that a configuration names. Raises UserError if it is missing, empty or unreadable."""
+    """Open the corpus that a configuration names. Raises UserError if the corpus is missing, empty or unreadable."""
     match config.source:
         case "stories":
             return StoriesSource(config)

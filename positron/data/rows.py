@@ -45,9 +45,9 @@ class FieldMissing(UserError):
 def json_texts(blocks: Iterable[str], path: Path, reading: Reading, *, is_lines: bool) -> Iterator[str]:
     """Yield the field `reading.field` of each row of a JSON file whose content is `blocks`; skip empty texts.
 
-    If `is_lines` is true and the file does not begin with `[`, it has one JSON object per line. Otherwise it contains an
-    array of rows, or JSON values that follow each other. Raises UserError for malformed JSON, FieldMissing for a row without
-    the field.
+    If `is_lines` is true and the file does not begin with `[`, the file is read as one JSON object per line. Otherwise, it is
+    read as an array of rows, or JSON values that follow each other. Raises UserError for malformed JSON, FieldMissing for a row
+    without the field.
     """
     blocks, head = iter(blocks), ""
     for block in blocks:

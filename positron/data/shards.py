@@ -269,7 +269,8 @@ class TokenFiles:
     def token_bytes(self, tokenizer: Tokenizer) -> np.ndarray:
         """Return the number of bytes of text that each token id stands for, (V,) in float64.
 
-        The number for <unk> is a mean over this split, so that the sum over all its tokens equals the size of its text.
+        The number for <unk> is a mean over this split, so that the sum over all tokens of the split equals the size of the
+        text.
         """
         lengths = tokenizer.token_bytes().astype(np.float64)
         if tokenizer.has_unknown:

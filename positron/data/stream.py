@@ -187,8 +187,8 @@ class Stream:
         """Delete the oldest epochs until the limits MAX_EPOCHS and MAX_BYTES allow another epoch.
 
         The epoch `needed` and the epochs that a running training needs are kept. Epoch folders without `tokens.json` are
-        deleted, too. An earlier call left them if it was interrupted or if, on Windows, another process had one of their files
-        open.
+        deleted, too. Such folders are left by an earlier call that was interrupted or, on Windows, could not delete a file that
+        another process had open.
         """
         for folder in self.folder.glob("epoch-*"):
             if not (folder / "tokens.json").exists():

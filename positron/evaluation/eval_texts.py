@@ -145,7 +145,7 @@ def common_texts(runs: Sequence[Run], split: str, limit: int) -> list[str]:
 
 
 def size_of(text: str) -> int:
-    """Return the size of a text in bytes of UTF-8; for a `Lossy` text, the size of its original if that is known."""
+    """Return the size of a text in bytes of UTF-8; for a `Lossy` text, the size of the original text if it is known."""
     original = text.n_bytes if isinstance(text, Lossy) else None
     return len(text.encode("utf-8")) if original is None else original
 
@@ -217,7 +217,7 @@ def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:
 
 
 def texts_of_file(path: str) -> list[str]:
-    """Return the documents of a file or folder in any format that training reads. Raises UserError if it has no text."""
+    """Return the documents of a file or folder in any format that training reads. Raises UserError if there is no text."""
     reading = Reading(has_settings=False)
     texts, text = [], ""
     for file in list_texts(path, reading).files:

@@ -291,11 +291,11 @@ def evidence_bits(gains: np.ndarray) -> float:
     """Return log2 of an e-value against the hypothesis that the claimed probabilities q form a probability distribution.
 
     `gains` (N,) has log2 q/p for each document: q is the probability that the checked program claims, p the exact probability.
-    A gambler begins with a capital of 1, bets the share s of it on each document and keeps the share 1 - s. The capital at the
-    end is prod(1 - s + s q/p). Its expectation is at most 1 if q is a distribution: it is a test martingale (Shafer et al.
-    2011, doi:10.1214/10-STS347). The e-value is the mean capital of gamblers with s = 1, 1/2, 1/4 and so on, down to at most
-    1/N. The gambler with s = 1 detects scores that are a little too good for every document; a gambler with a small s detects
-    scores that are much too good for a few documents.
+    A gambler begins with a capital of 1, bets the share s of the current capital on each document, and keeps the rest. The
+    capital at the end is prod(1 - s + s q/p). If q is a distribution, the expectation of this capital is at most 1: the capital
+    is a test martingale (Shafer et al. 2011, doi:10.1214/10-STS347). The e-value is the mean capital of gamblers with the
+    shares s of 1, 1/2, 1/4 and so on, down to at most 1/N. The gambler with s = 1 detects scores that are a little too good for
+    every document; a gambler with a small s detects scores that are much too good for a few documents.
     """
     shares = 0.5 ** np.arange(math.ceil(math.log2(max(2, len(gains)))) + 1)
     with np.errstate(divide="ignore"):  # 1 - s is 0 for s = 1

@@ -226,8 +226,8 @@ COLUMNS: list[dict[str, str]] = [
 def as_log_row(pairs: Pairs, result: Difference) -> str:
     """Return the comparison as JSON for a file in docs/results/, from which scripts/render_log.py renders a table of one row.
 
-    The commit and the machine are those of the first run of the second variant in `pairs`, or null if the run does not record
-    them. The command is the one that trained this run, followed by the command of this process.
+    The commit and the machine are those of the first run of the second variant in `pairs`, or null if this run does not record
+    them. The recorded command is the command that trained this run, followed by the command of this process.
     """
     run = pairs.runs[0][1]
     start = start_of(read_provenance(run.folder), run.facts().step or 0)
