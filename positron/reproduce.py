@@ -208,9 +208,9 @@ def differences(
 ) -> Iterator[tuple[int, str]]:
     """Yield (step, description) for each metric in TRACE that differs between two runs, or that only one of them has.
 
-    `there` maps each logged step of the first run to the metrics of this step, `here` does so for the second run, and `train`
-    holds the settings of both. Steps after the end of the shorter run are not compared. A stopped run validates once more, and
-    early stopping counts this validation, so two equal runs can end at different steps.
+    `there` (first run) and `here` (second run) map each logged step to the metrics of this step; `train` holds the settings of
+    both runs. Steps after the end of the shorter run are not compared. A stopped run validates once more, and early stopping
+    counts this validation, so two equal runs can end at different steps.
     """
     end = min(max(there), max(here))
     for step in sorted(step for step in {*there, *here} if step <= end):

@@ -46,7 +46,7 @@ _OPTIONS_WITHOUT_VALUE = {
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Hold a checked command line: `options` of Hydra, and settings as `overrides`, in the form that Hydra reads."""
+    """Hold a checked command line: the `options` of Hydra, and the settings (`overrides`) in the form that Hydra reads."""
 
     options: list[str]
     overrides: list[str]

@@ -70,7 +70,10 @@ class Repository:
         write_json(self._note, self._facts)
 
     def _look(self, config: DataConfig) -> None:
-        """Ask the hub for the commit and the files, and save them. Raises UserError if there are none."""
+        """Ask the hub for the commit and the files, and save them in source.json.
+
+        Raises UserError if the repository has no data or no matching files.
+        """
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))

@@ -141,7 +141,7 @@ class _Process:
         self._silent_s = 0.0
 
     def next(self) -> tuple[int, list[Any]] | None:
-        """Return the number of the next chunk's first row and the chunk, or None after the last chunk.
+        """Return the next chunk as (number of the first row, rows), or None after the last chunk.
 
         Raises ConnectionError if the network fails, UserError if the rows cannot be read.
         """

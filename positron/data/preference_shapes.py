@@ -77,9 +77,9 @@ def is_pair(value: Any) -> bool:
 
 
 def _as_turns(side: Any) -> Any:
-    """Convert an answer to a list of messages if it is a message, or a text with turns that begin with Human: or Assistant:.
+    """Convert an answer to a list of messages if the answer is a message or a transcript; return any other answer unchanged.
 
-    Return any other answer unchanged.
+    A transcript is a text in which each turn begins with Human: or Assistant:.
     """
     if isinstance(side, dict):
         return [side]
@@ -93,7 +93,7 @@ def _as_turns(side: Any) -> Any:
 
 
 def _is_whole(side: Any) -> bool:
-    """Tell whether the value is a conversation that also contains the prompt."""
+    """Tell whether the content of `chosen` or `rejected` is a conversation that also contains the prompt."""
     if not isinstance(side, list) or not all(isinstance(turn, dict) for turn in side):
         return False
     roles = {str(name).lower(): str(cell).lower() for turn in side for name, cell in turn.items()}

@@ -64,7 +64,7 @@ def usable_splits(
 
 
 def first_up_to(items: Sequence[ItemT], length: Callable[[ItemT], int], limit: int) -> list[ItemT]:
-    """Return items from the beginning until their lengths add up to at least `limit`, or all if they never do.
+    """Return items from the beginning until their lengths add up to at least `limit`; return all if the total is smaller.
 
     If `limit` is 0, the first item is returned.
     """

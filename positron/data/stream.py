@@ -100,7 +100,7 @@ class Stream:
             first.release(None)
 
     def make(self, epoch: int, workers: int = 1) -> None:
-        """Write an epoch, unless it exists.
+        """Write the token files of an epoch if they do not exist.
 
         An epoch begins in the corpus where the epoch before it ends, so earlier epochs that were never written are
         written first. If a call is interrupted, the next call continues the epoch. Raises Unreachable if the network
@@ -221,9 +221,8 @@ class Stream:
 def open_stream(config: DataConfig, tokenizer_folder: Path) -> Path:
     """Prepare the token files of a streamed dataset and return their folder.
 
-    The validation split is written unless it exists. The first epoch is written with all cores if no epoch exists
-    yet. Raises Unreachable if the network fails, UserError if the dataset has fewer than two Parquet files or no
-    text.
+    If the validation split does not exist, it is written. If no epoch exists, the first epoch is written with all CPU cores.
+    Raises Unreachable if the network fails, UserError if the dataset has fewer than two Parquet files or no text.
     """
     stream = Stream(config, tokenizer_folder)
     stream.make_validation()

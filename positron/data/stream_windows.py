@@ -123,7 +123,7 @@ class StreamWindows:
 
 
 class _Filler:
-    """Run the process that writes epochs before they are needed.
+    """Run the process that writes the token files of each epoch before training needs them.
 
     After a failure of the network, the process tries again. Training raises the error only if it needs the missing epoch.
     """

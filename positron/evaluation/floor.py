@@ -162,9 +162,9 @@ class Check:
     """Hold the result of `check`. The scores, such as `floor` and `claimed`, are in bits per byte.
 
     The checked program was given stories, and control texts of random words, which no model can predict. Fields whose names
-    begin with `control` are about the control texts; `evidence_bits` and `gains` are about both; all others are about the
-    stories. The claims are the scores that the program reported. If they are not comparable with the documents, the values
-    computed from them are None.
+    begin with `control` are about the control texts; `evidence_bits` and `gains` are about both kinds of text; all other fields
+    are about the stories. The claims are the scores that the program reported. If the claims are not comparable with the
+    documents, the values computed from the claims are None.
     """
 
     verdict: Verdict

@@ -241,7 +241,7 @@ def _is_trained(run: Run) -> bool:
 
 
 def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list[Member]]]:
-    """Return the names and members of the two groups in one folder. Raises UserError if there are not two."""
+    """Return the names and members of the two groups in one folder. Raises UserError if there are not exactly two groups."""
     by_choice: dict[tuple[tuple[str, str], ...], list[Member]] = {}
     for member in members:
         by_choice.setdefault(_variant(member, members), []).append(member)

@@ -32,7 +32,10 @@ class Score:
 
     @property
     def bpb(self) -> float:
-        """Return bits per byte, the size of the text when compressed with the model. Raises UserError for an empty text."""
+        """Return bits per byte: the size in bits of the text when compressed with the model, for each byte of the text.
+
+        Raises UserError for an empty text.
+        """
         if not self.bytes:
             raise UserError("there is nothing to score: the text has no bytes; give a longer text")
         return self.nats / math.log(2) / self.bytes

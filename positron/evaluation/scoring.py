@@ -162,7 +162,7 @@ def score_documents(
 
 
 def total(scores: Sequence[Score]) -> Score:
-    """Add up scores."""
+    """Return the sum of the losses, of the bytes and of the tokens of several scores."""
     return Score(sum(s.nats for s in scores), sum(s.bytes for s in scores), sum(s.tokens for s in scores))
 
 

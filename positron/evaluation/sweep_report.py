@@ -27,7 +27,11 @@ SEED = "seed"  # the key whose values are repetitions of a variant and not varia
 
 @dataclass(frozen=True)
 class Job:
-    """Hold a job that has ended. `choices` maps the key of each override to its value."""
+    """Hold a job that has ended. `choices` maps the key of each override to its value.
+
+    `bpb` is the bits per byte at the last validation, or None. `why` is the reason why the job failed, was refused or cannot be
+    read, or an empty text.
+    """
 
     number: str
     choices: dict[str, str]
