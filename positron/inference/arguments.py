@@ -21,7 +21,7 @@ SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # the seeds that torch.Genera
 
 
 def shown(value: Any) -> str:
-    """Return the representation of a value for a message, cut to 60 characters."""
+    """Return `ascii(value)` for a str and `repr(value)` for other types, cut to 60 characters, for use in a message."""
     text = ascii(value) if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -29,7 +29,8 @@ def shown(value: Any) -> str:
 def whole_number(name: str, value: Any, least: int | None = None) -> int:
     """Return an int or a NumPy integer as an int.
 
-    Raises UserError for all other types, including bool and float (also 40.0), and for a number below `least`.
+    Raises UserError, with the argument's `name` in the message, for all other types, including bool and float (even 40.0), and
+    for a number below `least`.
     """
     try:
         if isinstance(value, bool):
@@ -45,7 +46,8 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
 def real_number(name: str, value: Any) -> float:
     """Return an int, a float or a NumPy number as a float; NaN is accepted.
 
-    Raises UserError for all other types, including bool, and for an int that is too large for a float.
+    Raises UserError, with the argument's `name` in the message, for all other types, including bool, and for an int that is too
+    large for a float.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UserError(f"{name} must be a number, not {shown(value)}")
@@ -56,10 +58,10 @@ def real_number(name: str, value: Any) -> float:
 
 
 def seed_of(value: Any, texts: int = 1) -> int:
-    """Check the seed of the first of `texts` texts and return it as an int.
+    """Return `value`, the seed of the first of `texts` texts, as an int.
 
     The other texts have the seeds `value` + 1, `value` + 2, and so on. Raises UserError if `value` is not a whole number, or if
-    one of these seeds is outside of the range that torch accepts.
+    the seed of one of the texts is outside the range that torch accepts.
     """
     seed = whole_number("seed", value)
     if not SMALLEST_SEED <= seed <= LARGEST_SEED - (texts - 1):
@@ -73,9 +75,10 @@ def _for_each(texts: int) -> str:
 
 
 def text_of(name: str, value: Any) -> str:
-    """Return `value` if it is a text that can be encoded as UTF-8.
+    """Return `value` if it is a str that can be encoded as UTF-8.
 
-    Raises UserError for other types, and for text with a lone surrogate, which is half of a character in UTF-16.
+    Raises UserError, with the argument's `name` in the message, for other types, and for a str that contains a lone surrogate
+    (one half of a UTF-16 surrogate pair).
     """
     if not isinstance(value, str):
         raise UserError(f"{name} must be a text (str), not {shown(value)}")
@@ -89,9 +92,10 @@ def text_of(name: str, value: Any) -> str:
 
 
 def texts_of(name: str, values: Any) -> list[str]:
-    """Check that `values` is an iterable of texts and return it as a list.
+    """Return the items of `values`, an iterable of str, as a list.
 
-    Raises UserError for other types, and for a single str, because iterating over it would give its characters.
+    Raises UserError, with the argument's `name` in the message, for any other value. A single str is refused, too, because
+    iterating over it would give its characters.
     """
     if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
         raise UserError(f"{name} must be a list of texts, not {shown(values)}")
@@ -117,7 +121,7 @@ def weights_of(value: Any) -> str:
 
 
 def unknown(what: str, name: Any, known: Sequence[str]) -> UserError:
-    """Return the UserError for an unknown name. Its message lists the names `known`, and suggests the most similar one.
+    """Return the UserError for an unknown `name`. The message lists all `known` names, and suggests the most similar one.
 
     `what` says what the name should denote, such as "preset".
     """
@@ -129,7 +133,8 @@ def unknown(what: str, name: Any, known: Sequence[str]) -> UserError:
 def decoded(data: bytes, what: str) -> str:
     """Decode UTF-8, remove a byte order mark, and convert line ends to LF.
 
-    Raises UserError, naming `what` and the first invalid byte, if the data is not UTF-8.
+    If the data is not UTF-8, raises UserError. The message contains `what`, a description of the data, and the first invalid
+    byte.
     """
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
@@ -144,7 +149,8 @@ def decoded(data: bytes, what: str) -> str:
 def argument(text: str, what: str) -> str:
     """Return a command-line argument without a byte order mark.
 
-    Raises UserError, naming `what` and the invalid byte, if the argument is not UTF-8.
+    If the argument is not UTF-8, raises UserError. The message contains `what`, a description of the argument, and the first
+    invalid byte.
     """
     if any("\udc80" <= character <= "\udcff" for character in text):  # how Python represents bytes that are not UTF-8
         decoded(os.fsencode(text), what)
@@ -154,8 +160,8 @@ def argument(text: str, what: str) -> str:
 def standard_input_lines(what: str) -> Iterator[tuple[str, str]]:
     """Yield (text, name) for each line of standard input when it arrives.
 
-    The name is for messages: `line 3 of the prompt`, if `what` is "the prompt".
-    Raises UserError if standard input cannot be read or a line is not UTF-8.
+    The name identifies the line in messages. For example, if `what` is "the prompt", the name of the third line is
+    `line 3 of the prompt`. Raises UserError if standard input cannot be read or a line is not UTF-8.
     """
     source = getattr(sys.stdin, "buffer", sys.stdin)
     try:
@@ -167,7 +173,10 @@ def standard_input_lines(what: str) -> Iterator[tuple[str, str]]:
 
 
 def read_standard_input(what: str) -> str:
-    """Return all of standard input as text. Raises UserError if it cannot be read or is not UTF-8."""
+    """Return all of standard input as text.
+
+    If standard input cannot be read or is not UTF-8, raises UserError with `what`, a description of the input, in the message.
+    """
     source = getattr(sys.stdin, "buffer", sys.stdin)
     try:
         content = source.read()

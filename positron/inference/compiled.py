@@ -2,8 +2,8 @@
 
 The time for one token is the time to read all weights. torch's matrix products read them at half of the memory bandwidth; the
 compiled call reads them at the full bandwidth (docs/LOG.md). Activations, keys and values are fp32 for all formats of weights.
-With bf16 or int8 weights, the logits are, up to rounding, those of the fp32 model that `round_weights` returns. The `evaluate`
-command measures that model.
+With bf16 or int8 weights, the logits are, up to rounding errors of fp32, those of the fp32 model with rounded weights that
+`round_weights` returns. The `evaluate` command measures this model with rounded weights.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _compiled: set[torch.dtype] = (
 class CompiledDecoder(Decoder):
     """Compute the same as `Decoder`, for a model in fp32 on a CPU.
 
-    `step`, `step_some` and `read` compute the same logits for a row, bit for bit, whatever the number of threads and whatever
-    other rows are computed together with it.
+    The logits that `step`, `step_some` and `read` compute for a row depend neither on the number of threads nor on the other
+    rows of the same call, not even in the last bit.
     """
 
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
-        """Pack the weights, and compile the function of a step, unless it is in the cache on disk.
+        """Pack the weights, and load the compiled function that computes a step from the cache on disk, or compile it.
 
         The arguments are those of `Decoder`.
         """
@@ -62,7 +62,7 @@ class CompiledDecoder(Decoder):
     def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> Linear | Int8Linear:
         """Return a linear layer that uses torch, for prompt pieces of more than DIRECT_PROMPT tokens.
 
-        The layer stores its weight in the decoder's format, and converts it to fp32 at each call.
+        The layer stores the weight in the decoder's number format, and converts the weight to fp32 at each call.
         """
         bias = bias.detach() if bias is not None else None
         if self.weight_dtype == torch.int8:
@@ -71,7 +71,7 @@ class CompiledDecoder(Decoder):
         return Linear(weight, bias, activation, widen=self.weight_dtype != torch.float32)
 
     def _allocate(self, batch: int) -> None:
-        """Allocate an empty cache for `batch` sequences, and the arrays in which a step is computed."""
+        """Allocate an empty cache for `batch` sequences, and the arrays for the inputs and results of a step."""
         super()._allocate(batch)
         if not hasattr(self, "packed"):  # called by Decoder.__init__, before the packed weights exist
             return
@@ -101,7 +101,7 @@ class CompiledDecoder(Decoder):
     def _compile(self) -> None:
         """Compile `compiled_step.work` for this format of weights, or load it from Numba's cache on disk.
 
-        Numba compiles a function when it is first called. Therefore this method calls `work` once, with nothing to compute.
+        Numba compiles a function at its first call. Therefore this method calls `work` once, with nothing to compute.
         """
         if self.weight_dtype not in _compiled:
             said = "compiling the decoder for this processor, once for each format of weights: about 15 seconds"
@@ -169,8 +169,8 @@ class CompiledDecoder(Decoder):
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
         """Replace the content of the cache rows `rows` by the prompts and return the logits after each prompt, (b, V).
 
-        Each prompt is read by itself, so that its logits do not depend on the others. Raises ValueError for an empty prompt
-        and for a prompt that is longer than the context.
+        Each prompt is read by itself, so that its logits do not depend on the other prompts. Raises ValueError for an empty
+        prompt and for a prompt that is longer than the context.
         """
         self._check_prompts(prompts)
         last: list[Tensor] = []
@@ -252,7 +252,11 @@ def activation_code(kind: Activation) -> int:
 
 
 class _Packed:
-    """Hold all weights as `compiled_step.py` reads them: two 1-D arrays, and the indices at which the tensors begin."""
+    """Hold all weights in the layout that `compiled_step.py` reads.
+
+    `weights` (1-D) contains the matrices, and `floats` (1-D, fp32) all other tensors. `where` and `sizes` contain the indices
+    at which the tensors begin in these two arrays.
+    """
 
     def __init__(self, model: GPT, decoder: CompiledDecoder) -> None:
         config = model.config
@@ -287,14 +291,14 @@ class _Packed:
         return self._floats.add(norm.weight.detach()), self._no_bias if norm.bias is None else self._optional(norm.bias)
 
     def _layer(self, block: Block, decoder: CompiledDecoder) -> list[int]:
-        """Append the weights of a block to the arrays, and return the indices at which they begin (a row of `where`)."""
+        """Append the tensors of a block to `weights` and `floats`, and return their start indices, a row of `where`."""
         attn, mlp, config = block.attn, block.mlp, decoder.config
 
         def parts(*linears: nn.Linear) -> list[tuple[Tensor, Tensor | None]]:
             return [(effective_weight(linear), linear.bias) for linear in linears]
 
         def turned(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
-            """Return weight and bias, with the rows reordered so that the two rows of each RoPE pair are neighbours."""
+            """Return the layer's weight and bias, reordered so that the two rows of each RoPE pair are neighbours."""
             ((weight, bias),) = parts(linear)
             if not config.has_rope:
                 return weight, bias
@@ -317,7 +321,7 @@ class _Packed:
         ]
 
     def _matrix(self, *parts: tuple[Tensor, Tensor | None]) -> tuple[int, int, int]:
-        """Append the weights, scales and biases of (matrix, bias) pairs, and return the three indices at which they begin."""
+        """Append the weights, scales and biases of (matrix, bias) pairs, and return the start index of each of the three."""
         packed, scales, biases = [], [], []
         for weight, bias in parts:
             rows, columns = weight.shape
@@ -348,10 +352,11 @@ class _Parts:
         return begin
 
     def joined(self) -> np.ndarray:
-        """Return all tensors as one 1-D array, and forget them. NumPy has no bf16, so its bits are returned as uint16.
+        """Return all tensors as one 1-D array, and release the tensors.
 
-        The memory is allocated by NumPy instead of torch, because NumPy asks Linux for huge pages. With pages of 4 KB the
-        weights were read at half the speed: 370 instead of 750 tokens per second (docs/LOG.md).
+        bf16 numbers are returned as uint16 with the same bits, because NumPy has no bf16. The memory is allocated by NumPy
+        instead of torch, because NumPy asks Linux for huge pages. With pages of 4 KB the weights were read at half the speed:
+        370 instead of 750 tokens per second (docs/LOG.md).
         """
         dtype = self._parts[0].dtype
         memory = np.empty(self.size * dtype.itemsize + _LINE, dtype=np.uint8)

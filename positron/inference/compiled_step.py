@@ -5,9 +5,9 @@ takes the next chunk from an atomic counter, after all chunks of the earlier pha
 has not begun: if the other threads are late or asleep, the caller computes all chunks itself, with the same result.
 
 A matrix is stored in blocks of 16 rows (`_Packed` in `compiled.py`). The 16 numbers of a column of a block are adjacent, so a
-block is read from beginning to end, and the sums of its 16 rows are the lanes of a vector. The numbers for each row of the
-batch are added in the same order whatever the number of rows, so the logits of a text do not depend on the other texts, bit
-for bit.
+block is read from beginning to end, and the sums of its 16 rows are the lanes of a vector. The order of the additions for a row
+of the batch does not depend on the number of rows. Therefore the logits of a text are the same, bit for bit, whatever other
+texts are in the batch.
 
 All kernels are in this file, because Numba's cache on disk notices changes only in the file of the outermost function.
 """
@@ -74,7 +74,7 @@ def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
 
 
 def _product(rows: int) -> Callable[..., None]:
-    """Create the numba intrinsic that multiplies a block of weights by x, a matrix with `rows` rows."""
+    """Create the Numba intrinsic that multiplies a block of weights by x, a matrix with `rows` rows."""
     lanes = ir.VectorType(ir.FloatType(), LANES)
 
     def widened(builder: Any, kind: Any, pointer: Any) -> Any:
@@ -136,7 +136,7 @@ _product1, _product2, _product4 = _product(1), _product(2), _product(4)
 
 @intrinsic
 def _load(typing: Any, array: Any, place: Any) -> Any:
-    """Read a number that other threads may change (an atomic load with acquire order)."""
+    """Read array[place], which other threads may change (an atomic load with acquire order)."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
@@ -147,7 +147,7 @@ def _load(typing: Any, array: Any, place: Any) -> Any:
 
 @intrinsic
 def _store(typing: Any, array: Any, place: Any, value: Any) -> Any:
-    """Write a number that other threads read; they also see everything that was written before it (release order)."""
+    """Write `value` to array[place]; a thread that reads `value` also sees this thread's earlier writes (release order)."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
@@ -168,7 +168,7 @@ def _add_one(typing: Any, array: Any, place: Any) -> Any:
 
 @intrinsic
 def _exchange(typing: Any, array: Any, place: Any, old: Any, new: Any) -> Any:
-    """Replace the number by `new` if it is equal to `old`, in one atomic operation, and tell whether it was equal."""
+    """Replace array[place] by `new` if it equals `old`, in one atomic operation, and tell whether it was replaced."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
@@ -183,7 +183,7 @@ _IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 @intrinsic
 def _pause(typing: Any) -> Any:
-    """Wait for a few dozen cycles, during which the core's other hardware thread can use the whole core."""
+    """Wait for a few dozen cycles, during which the core's other hardware thread can use the whole core (x86 only)."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _IS_X86:
@@ -218,7 +218,9 @@ def _yield(typing: Any) -> Any:
 def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, bias):
     """Compute a part of y = (x W^T) scale + bias for `rows` rows of x: the columns in the blocks `first` to `end` - 1.
 
-    A block is 16 rows of W, which give 16 columns of y.
+    A block is 16 rows of W, which give 16 columns of y. In the 1-D array `w`, W begins at index `at` and has rows of `width`
+    numbers. In the array `x`, the first row begins at index `x_at`, and each next row `x_row` numbers later. `scale` and `bias`
+    are the indices in `floats` at which the scales and biases of the columns of y begin.
     """
     y_row = y.shape[1]
     for block in range(first, end):
@@ -261,7 +263,7 @@ def _exp(x):
 
 @inner
 def _normalise(kind, eps, x, weight, bias, y):
-    """Normalise x (C,) into y (C,)."""
+    """Write the LayerNorm or RMSNorm of x (C,) to y (C,). `kind`: LAYERNORM or RMSNORM."""
     mean = np.float32(0.0)
     if kind == LAYERNORM:
         for i in range(x.size):
@@ -279,7 +281,7 @@ def _normalise(kind, eps, x, weight, bias, y):
 
 @inner
 def _activate(kind, h, u):
-    """Apply the activation to h (F,) in place. For swiglu, h becomes swish(h) u, with u (F,)."""
+    """Apply the activation `kind` (GELU to SWIGLU) to h (F,) in place. For SWIGLU, h becomes swish(h) * u, with u (F,)."""
     if kind == GELU:  # 0.5 h (1 + tanh(z)) = h / (1 + e^(-2 z)), z = sqrt(2 / pi) (h + 0.044715 h^3)
         for i in range(h.size):
             z = h[i] * (np.float32(1.5957691216) + np.float32(0.0713548163) * h[i] * h[i])
@@ -315,9 +317,10 @@ def _unit(x, eps):
 
 @inner
 def _head(x, eps, place, sizes, floats, scale):
-    """Apply QK-norm and RoPE to a head x (D,) of q or k at position `place`, in place.
+    """Apply QK-norm and RoPE in place to x (D,), a head of q or k of the token at position `place`.
 
-    `scale`: the index in `floats` at which the learned scale of QK-norm begins, or -1 if the model has no such scale.
+    `scale`: the index in `floats` at which the learned scale of QK-norm begins, or -1 if the model has no such scale. `sizes`
+    and `floats` are described in `work`.
     """
     half = x.size // 2
     if scale >= 0:
@@ -337,7 +340,7 @@ def _head(x, eps, place, sizes, floats, scale):
 
 @inner
 def _attend(q, keys, values, scores, y):
-    """Compute the attention of a query q (D,) to keys and values (T, D) into y (D,). `scores`: memory for T numbers."""
+    """Write the attention of a query q (D,) over keys and values (T, D) to y (D,). `scores`: scratch memory for T numbers."""
     factor = np.float32(1.0 / np.sqrt(q.size))
     most = np.float32(-np.inf)
     for t in range(keys.shape[0]):
@@ -372,7 +375,8 @@ def _attend(q, keys, values, scores, y):
 def _embed(rows, model, batch, x):
     """Write the embeddings of the tokens of the batch to x (R, C).
 
-    Position embeddings, and the multiple of the previous token's embedding (`smear`), are added if the model has them.
+    Position embeddings, and the multiple of the previous token's embedding (`smear`), are added if the model has them. `model`
+    and `batch` are described in `work`.
     """
     sizes, _, _, _, floats, wte = model
     ids, before, _, places = batch
@@ -394,7 +398,8 @@ def _embed(rows, model, batch, x):
 def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch, memory):
     """Compute a chunk: the items `first` to `end` - 1 of a phase of a layer.
 
-    `fresh`: true if this thread must first write the normalised input of the phase to `normed[thread]`.
+    `fresh`: true if this thread must first write the normalised input of the phase to the part of `memory` for this thread.
+    `rows`: the number of rows of the batch. The other arguments are described in `work`.
     """
     sizes, eps, where, weights, floats, _ = model
     keys, values = cache
@@ -466,15 +471,16 @@ def _cached(function: Callable[..., None]) -> Callable[..., None]:
 def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
     """Start a step and compute it (thread 0), or help with the steps of `owner` (any other thread).
 
-    Thread 0 returns when the step is done. The other threads return when no step has started for a while. The dimensions are
-    R rows of the batch, N chunks, L layers, B rows of the cache, T positions of the context, C channels of the residual stream,
-    H query heads, K key heads, D channels of a head, F channels in the MLP, and V tokens of the vocabulary.
+    Thread 0 returns when the step is done. The other threads return when no step has started for a while, or when a step of
+    another owner starts. The dimensions are R rows of the batch, N chunks, L layers, B rows of the cache, T positions of the
+    context, C channels of the residual stream, H query heads, K key heads, D channels of a head, F channels in the MLP, and V
+    tokens of the vocabulary.
 
     thread  number of the calling thread
     spins   how many times a thread other than 0 looks for work before it returns
     owner   number of the decoder to which the arrays belong
     sync    (SYNC,): numbers of the step and of the next chunk (in one int64), number of finished chunks, owner of the step
-    plan    job (JOB,), chunks (N, COLUMNS)
+    plan    job (JOB,): number of rows of the batch and number of chunks; chunks (N, COLUMNS)
     model   sizes (SIZES,), eps, where (L + 1, PLACES), weights and floats (1-D), token embeddings (V, C); a row of
             `where` has the indices at which the arrays of a layer begin in `weights` or `floats`, and the last row has
             those of norm_f and lm_head
@@ -526,7 +532,7 @@ def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
 
 
 def on_compilation(say: Callable[[], None]) -> AbstractContextManager[None]:
-    """Return a context manager that calls `say` once if a function is compiled inside it.
+    """Return a context manager that calls `say` when Numba compiles the first function inside the `with` block.
 
     `say` is not called if the function is loaded from the cache on disk.
     """

@@ -48,8 +48,9 @@ class _Layer:
 def piece_end(start: int, length: int) -> int:
     """Return the end of the next piece of a prompt of `length` tokens, of which the first `start` have been read.
 
-    A prompt is read in pieces that end at multiples of PIECE. The ends depend on nothing else, so that a prompt is read
-    by the same matrix products, and gets the same logits bit for bit, whatever is computed between its pieces.
+    A prompt is read in pieces that end at multiples of PIECE, and the last piece ends at `length`. Other texts that are
+    computed between two pieces do not change these ends. Therefore the same matrix products always read the prompt, and the
+    logits are the same bit for bit.
     """
     return min(length, start // PIECE * PIECE + PIECE)
 
@@ -126,7 +127,7 @@ class Decoder:
         return other
 
     def with_rows(self, rows: list[int]) -> Decoder:
-        """Create a decoder that shares the packed weights. Row i of its cache is a copy of row rows[i] of this cache."""
+        """Create a decoder that shares the packed weights. Row i of the new cache is a copy of row rows[i] of this cache."""
         other, chosen = self.with_empty_cache(len(rows)), torch.tensor(rows, device=self.device)
         torch.index_select(self.ids, 0, chosen, out=other.ids)
         torch.index_select(self.k, 1, chosen, out=other.k)
@@ -154,9 +155,10 @@ class Decoder:
         attn, mlp = block.attn, block.mlp
 
         def joined(*parts: torch.nn.Linear, paired: int = 0, activation: Elementwise = "") -> Linear | Int8Linear:
-            """Stack the weights of several linear layers into one matrix.
+            """Stack the weights of several linear layers into one layer, followed by `activation`.
 
-            In the first `paired` of them (q and k), the two rows of each RoPE pair become neighbours.
+            In the first `paired` of these layers (q and k), the rows are reordered so that the two rows of each RoPE pair are
+            neighbours.
             """
             weights = [effective_weight(p) for p in parts]
             weights[:paired] = [interleave_pairs(weight, self.D) for weight in weights[:paired]]
@@ -176,7 +178,10 @@ class Decoder:
         )
 
     def head_scales(self, attn: Attention) -> Tensor | None:
-        """Return the learned scales of QK-norm, one row for each head of q and of k: (H + K, D). None if there are none."""
+        """Return the learned scales of QK-norm, one row for each head of q and of k: (H + K, D).
+
+        Returns None if the model has no learned scales of QK-norm.
+        """
         if not self.config.qk_scale:
             return None
         scales = [attn.q_norm.weight.detach().to(self.cache_dtype), attn.k_norm.weight.detach().to(self.cache_dtype)]
@@ -208,7 +213,8 @@ class Decoder:
     def _heads(self, x: Tensor, layer: _Layer, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Compute q, k and v of all heads: x (N, C) -> q (N, H, D), k and v (N, K, D).
 
-        q and k are rotated by `turn` (N or 1, 1, D/2), if it is given, and normalised if the model uses QK-norm.
+        If the model uses QK-norm, q and k are normalised. `turn`: the complex numbers (N or 1, 1, D/2) by which RoPE rotates q
+        and k, or None for no rotation.
         """
         qkv = layer.qkv(x).to(self.cache_dtype).view(len(x), -1, self.D)
         qk, v = qkv[:, : self.H + self.K], qkv[:, self.H + self.K :]
@@ -224,7 +230,8 @@ class Decoder:
     def _through(self, x: Tensor, turn: Tensor | None, attend: Attend) -> Tensor:
         """Apply all blocks: x (N, C) -> (N, C).
 
-        `attend` stores the new keys and values of a block in its cache and computes the attention over the cache.
+        `turn`: the complex numbers by which RoPE rotates queries and keys (see `_heads`). `attend` is called for each block; it
+        stores the new keys and values in the block's cache and computes the attention over this cache.
         """
         for layer, keys, values in zip(self.layers, self.k, self.v, strict=True):
             y = attend(*self._heads(self._apply_norm(x, layer.norm1), layer, turn), keys, values)
@@ -316,8 +323,8 @@ class Decoder:
     def read_piece(self, prompt: list[int], row: int) -> Tensor | None:
         """Append the next piece of `prompt` to a cache row, which already holds the first `lengths[row]` tokens of `prompt`.
 
-        Returns the logits after the prompt, (V,), when the whole prompt has been read. Until then, it returns None, and the
-        caller must call it again. Raises ValueError if the prompt does not fit the cache.
+        When the whole prompt has been read, returns the logits after the prompt, (V,). Before that, returns None: the caller
+        must call `read_piece` again. Raises ValueError if the prompt does not fit the cache.
         """
         start, n = self._places(row, len(prompt) - self.lengths[row])
         end = piece_end(start, n)
@@ -331,9 +338,9 @@ class Decoder:
         return self._logits(x[-1:])[0] if is_end else None
 
     def _before(self, ids: Tensor) -> Tensor:
-        """Store the new token of each row, `ids` (B,), and return the embedding (B, C) of the token before it.
+        """Store the new token of each row, `ids` (B,), and return the embedding (B, C) of each row's previous token.
 
-        The result is 0 for a row that has no earlier token.
+        The embedding is 0 for a row that has no previous token.
         """
         first = self.lengths[0]
         if first and self.lengths.count(first) == len(ids):

@@ -1,6 +1,6 @@
 """Choose a decoder: the one that Numba compiles, if Numba is installed (the extra `fast`), otherwise the one built on torch.
 
-An ensemble has such a decoder for each of its members.
+An ensemble gets an `EnsembleDecoder`, which has one of these decoders for each member.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ AnyDecoder = Decoder | EnsembleDecoder
 def make_decoder(model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> Decoder:
     """Create the fastest decoder for this model; the arguments are those of `Decoder`.
 
-    It is a `CompiledDecoder` if the model is in fp32 on a CPU, `dtype` is None, fp32, bf16 or int8, Numba can be
-    imported, and NUMBA_DISABLE_JIT is unset or 0. Otherwise it is a `Decoder`.
+    The result is a `CompiledDecoder` if the model is in fp32 on a CPU, `dtype` is None, fp32, bf16 or int8, Numba can be
+    imported, and NUMBA_DISABLE_JIT is unset or 0. Otherwise the result is a `Decoder`.
     """
     weight = model.wte.weight
     fits = weight.device.type == "cpu" and weight.dtype == torch.float32

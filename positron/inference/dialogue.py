@@ -1,4 +1,4 @@
-"""Hold a conversation with a model, with its settings, and leave out the oldest turns when the context is full."""
+"""Hold a conversation with a model and the settings of generation; leave out the oldest turns when the context is full."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Dialogue:
 
     `chats`: true if the model was fine-tuned on conversations. If it is false, each question is the beginning of a text that
     the model continues. `max_tokens`: the largest number of tokens in an answer. If it is None, an answer continues until it
-    ends by itself or the context is full.
+    ends by itself or the context is full. `saved`: the messages when they were last saved or loaded. `cut`: why the last answer
+    stopped before it ended by itself, or None.
     """
 
     writer: Writer

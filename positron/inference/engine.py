@@ -62,9 +62,10 @@ class Engine:
         """Yield lists with the next token id of each prompt, or None for a prompt whose text has ended.
 
         The iterator ends when all texts have ended, or after `max_tokens` tokens. A text ends at one of the `stop_ids`.
-        Prompt i has its own generator with the seed `seed + i`, so its text does not depend on the other prompts. When the
-        context is full, its last half is read again from position 0, because a cache with absolute positions cannot be shifted.
-        `ended`: a list with one bool for each prompt, True if its text has ended; the caller may set True to end a text.
+        Prompt i has its own generator with the seed `seed + i`, so its text does not depend on the other prompts, up to
+        rounding. When the context is full, its last half is read again from position 0, because a cache with absolute positions
+        cannot be shifted. `ended`: a list with one bool for each prompt, True if the prompt's text has ended; the caller may
+        set a bool to True to end a text.
         Raises UserError for an empty prompt.
         """
         if not all(prompts):
@@ -91,7 +92,7 @@ class Engine:
                 logits = self._read(decoder, seen, ended)
 
     def window(self, seen: list[int]) -> list[int]:
-        """Return the part of `seen` that the model reads: all of it or, if it exceeds the context, `last_half(seen)`."""
+        """Return the tokens of `seen` that the model reads: all or, if they exceed the context, `last_half(seen)`."""
         return seen if len(seen) <= self.context else self.last_half(seen)
 
     def last_half(self, seen: list[int]) -> list[int]:
@@ -101,7 +102,8 @@ class Engine:
     def _read(self, decoder: AnyDecoder, seen: list[list[int]], ended: list[bool]) -> torch.Tensor:
         """Compute the logits after the newest token of each text, (B, V).
 
-        If a text has filled the context, its cache is filled anew with the last half of the context.
+        `seen`: the token ids of each text. If a text has filled the context, the text's cache is emptied, and the last half of
+        the context is read again.
         """
         full = [i for i, length in enumerate(decoder.lengths[: len(seen)]) if length >= self.context]
         active = [i for i in full if not ended[i]]
@@ -128,7 +130,7 @@ class Engine:
         """Return a `Stream`, which generates the continuation of `ids` while the caller iterates over it.
 
         The text ends at one of the `stop_ids` (None: the token that ends a document), before the first `stop` string, or
-        after `max_tokens` tokens. Wrong settings raise UserError already in this call, not when the iteration begins.
+        after `max_tokens` tokens. Wrong settings raise UserError in this call, before the iteration begins.
         """
         progress = Progress(self.tokenizer, stops_of(stop))
         most, first, end = whole_number("max_tokens", max_tokens, least=1), seed_of(seed), self._stop_ids(stop_ids)
@@ -147,7 +149,7 @@ class Engine:
     ) -> list[Written]:
         """Continue all prompts at once and return the continuations, without the prompts.
 
-        Text i is the one that `stream` returns for prompt i with the seed `seed + i`.
+        Text i is, up to rounding, the one that `stream` returns for prompt i with the seed `seed + i`.
         """
         stops, end = stops_of(stop), self._stop_ids(stop_ids)
         most, first = whole_number("max_tokens", max_tokens, least=1), seed_of(seed, max(1, len(prompts)))

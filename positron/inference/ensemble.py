@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 class EnsembleDecoder:
     """Compute next-token logits whose softmax is the mean of the members' distributions.
 
-    Methods and attributes have the same meaning as in `Decoder`. The context length is the smallest one of the members.
+    Methods and attributes have the same meaning as in `Decoder`. `context_length` is the smallest context length of a member.
     """
 
     def __init__(self, members: Sequence[Decoder]) -> None:
@@ -52,8 +52,8 @@ class EnsembleDecoder:
     def read_piece(self, prompt: list[int], row: int) -> Tensor | None:
         """Append the next piece of `prompt` to a cache row, which already holds the first `lengths[row]` tokens of `prompt`.
 
-        Returns the logits after the prompt, (V,), when the whole prompt has been read. Until then, it returns None, and the
-        caller must call it again.
+        When the whole prompt has been read, returns the logits after the prompt, (V,). Before that, returns None: the caller
+        must call `read_piece` again.
         """
         logits = self._each(lambda member: member.read_piece(prompt, row))
         complete = [x for x in logits if x is not None]  # the pieces of all members end at the same positions

@@ -19,10 +19,10 @@ FUSED = {"gelu": ("gelu", "tanh"), "relu": ("relu", ""), "swish": ("swish", "")}
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Tell whether oneDNN can pack this weight, and multiplies faster by the packed weight.
+    """Tell whether oneDNN can pack this weight, and whether products with the packed weight are faster.
 
-    On the three processors that were measured, packed bf16 is faster. Packed fp32 is faster, too, except on the processor
-    with AMX, where it takes 1.9 instead of 1.2 ms for the matrices of a small model.
+    On the three processors that were measured, packed bf16 is faster. On the two processors without AMX, packed fp32 is faster,
+    too. On the processor with AMX, packed fp32 is slower: 1.9 instead of 1.2 ms for the matrices of a small model.
     """
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
@@ -37,7 +37,10 @@ class Linear:
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "", *, widen: bool = False
     ) -> None:
-        """Pack the weight. `widen`: true if inputs have a wider dtype; it is then not packed, but converted at each call."""
+        """Pack the weight if that is faster (see `can_pack`) and `widen` is false.
+
+        `widen`: true if the inputs have a wider dtype than the weight. The weight is then converted to that dtype at each call.
+        """
         self.bias, self.activation = bias, activation
         self.packed = can_pack(weight) and not widen
         self.weight = torch_private.packed(weight) if self.packed else weight

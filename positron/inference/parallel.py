@@ -14,10 +14,11 @@ class _EndedError(Exception):
 
 
 def in_threads(tasks: Sequence[Callable[[Callable[[], None]], None]], pause: Callable[[], None]) -> None:
-    """Run all tasks at the same time, and wait until they have ended. The threads of torch are divided among them.
+    """Run all tasks at the same time, and wait until all have ended. The threads of torch are divided among the tasks.
 
-    A task gets a function `pause` and calls it often; it may raise an error. If a task raises an error, the others end when
-    they call `pause` the next time, and the error is raised again. A single task runs in the thread of the caller.
+    The argument of each task is a function that the task must call often. This argument calls `pause`, which may raise an error
+    to end the task. If one task raises an error, the next call of the argument ends each of the other tasks. After all tasks
+    have ended, the error is raised again. A single task runs in the thread of the caller.
     """
     if len(tasks) == 1:
         tasks[0](pause)

@@ -3,8 +3,9 @@
 The answers are drawn from softmax(logits / temperature). No token is excluded (no top-k or top-p), because training
 computes the gradient of this distribution.
 
-On a CPU, the operators of a step are so short that threads which share each operator often wait for each other. Therefore each
-thread samples the answers to its own share of the prompts, which takes 15 % less time on two cores (docs/LOG.md, 2026-11-29).
+On a CPU, the operators of a step are so short that threads which share each operator often wait for each other. Therefore the
+prompts are divided among the threads, and each thread samples the answers to its own prompts. This takes 15 % less time on two
+cores (docs/LOG.md, 2026-11-29).
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ MIN_ROWS = 16  # a thread with fewer answers would take longer to read the weigh
 
 @dataclass
 class Rollout:
-    """Hold a sampled answer: its token ids, with the stop token, and for each id a log-probability and an entropy, in nats."""
+    """Hold a sampled answer: its token ids, with the stop token, and for each id a log-probability and an entropy, in nats.
+
+    `prompt`: the index of the prompt. `ended`: true if the answer ended at a stop token, and not at a limit of its length.
+    """
 
     prompt: int  # index of the prompt
     ids: list[int] = field(default_factory=list)
@@ -50,8 +54,8 @@ def rollouts(
     """Sample `copies` answers to each prompt, and return them in the order of the prompts.
 
     An answer ends at a stop token, after `max_tokens` tokens, or when the context is full. `seeds` has one seed for each
-    prompt, so that the answers to a prompt do not depend on the other prompts, except by rounding. `pause` is called before
-    each token; it may raise an error to stop the sampling. Raises ValueError for a prompt that fills the context.
+    prompt. Therefore, up to rounding, the answers to a prompt do not depend on the other prompts. `pause` is called before
+    each token and may raise an error to stop the sampling. Raises ValueError for a prompt that fills the context.
     """
     together = max(1, CACHE_BYTES // decoder.row_bytes // copies)
     sample = partial(
@@ -129,8 +133,8 @@ def _sample(
 def draw(logits: Tensor, temperature: float, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Draw a token from softmax(logits / temperature) for each row of logits (B, V).
 
-    `numbers` (B,) in [0, 1) are the values at which the cumulative distributions are inverted. Returns the tokens (B,), their
-    log-probabilities (B,) and the entropies (B,) of the distributions, in nats.
+    `numbers` (B,): one random number in [0, 1) for each row, at which the row's cumulative distribution is inverted. Returns
+    the tokens (B,), their log-probabilities (B,) and the entropies (B,) of the distributions, in nats.
     """
     scaled = logits.float() / temperature  # (B, V)
     scaled -= scaled.amax(dim=-1, keepdim=True)

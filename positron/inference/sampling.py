@@ -31,7 +31,7 @@ def penalize(logits: Tensor, recent: Iterable[int], penalty: float, exempt: Iter
 
 
 def top_k_places(logits: np.ndarray, k: int) -> np.ndarray:
-    """Return, in ascending order, the indices of the k largest logits (n,) and of all that equal the k-th largest."""
+    """Return, in ascending order, the indices of all logits (n,) that are at least as large as the k-th largest logit."""
     if k >= len(logits):
         return np.arange(len(logits))
     return np.flatnonzero(logits >= np.partition(logits, -k)[-k])
@@ -174,9 +174,9 @@ class Sampling:
         self._set("last_n", whole_number("last_n", self.last_n, least=1))
 
     def _set(self, name: str, value: float) -> float:
-        """Set the field `name` to `value` and return it.
+        """Set the field `name` of this frozen dataclass to `value`, and return `value`.
 
-        `value` is a Python number. The user may have given a NumPy number, which JSON does not accept.
+        `value` is the user's number as a Python number. A NumPy number could not be written to JSON.
         """
         object.__setattr__(self, name, value)
         return value
@@ -229,7 +229,7 @@ def _candidates(
 
 
 def _as_array(logits: Tensor) -> np.ndarray:
-    """Return logits (V,) on the CPU as an array, bf16 as fp32, because NumPy has no bf16."""
+    """Convert logits (V,) on the CPU to an array. Logits in bf16 become fp32, because NumPy has no bf16."""
     values: np.ndarray = (logits.float() if logits.dtype == torch.bfloat16 else logits).detach().numpy()
     return values
 
@@ -238,7 +238,7 @@ def draw(chances: np.ndarray, generator: torch.Generator) -> int:
     """Draw an index i with probability proportional to chances[i].
 
     One random number is drawn and looked up in the cumulative sum. `torch.multinomial` draws one random number for every
-    index. For a vocabulary of 16,000, it takes 250 µs, which is as long as all matrix products of a small model.
+    index. For a vocabulary of 16,000 tokens, `torch.multinomial` takes 250 µs, as long as all matrix products of a small model.
     """
     cumulative = chances.cumsum()
     position = float(torch.rand((), dtype=torch.float64, generator=generator)) * cumulative[-1]
@@ -265,7 +265,7 @@ def _penalized(logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iter
 
 
 def _check_finite(largest: float) -> None:
-    """Raise UserError if the largest logit is infinite or NaN. It is NaN if any logit is NaN."""
+    """Raise UserError if the largest logit is infinite or NaN. The largest logit is NaN if any logit is NaN."""
     if not math.isfinite(largest):
         raise UserError(
             "the model's output is not finite, because its training diverged or its weights are damaged: train again under "

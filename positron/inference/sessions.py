@@ -55,7 +55,8 @@ class Token(NamedTuple):
 class Piece(NamedTuple):
     """Hold the characters that a step adds to a text, and their tokens.
 
-    `tokens` is filled only if the request asks for log-probabilities.
+    `tokens` is filled only if the request asks for log-probabilities. `finish`: "stop" if the text ended by itself or at a stop
+    string, "length" if it ended at max_tokens, None if it has not ended.
     """
 
     text: str
@@ -99,7 +100,7 @@ class Session:
         return Piece(text, self._newly_shown(self.progress.tokens), finish)
 
     def _newly_shown(self, total: int) -> list[Token]:
-        """Return the tokens up to number `total` that no earlier call returned, with their log-probabilities.
+        """Return, with log-probabilities, those of the first `total` generated tokens that no earlier call returned.
 
         The list is empty if the request does not ask for log-probabilities.
         """
@@ -135,8 +136,8 @@ class Sessions:
     def join(self, request: Request) -> Session:
         """Assign a free row of the cache to a text, and return the new session.
 
-        A row that still holds the earlier turns of the same conversation is preferred; only the rest of the prompt is then
-        read.
+        A row that still holds the earlier turns of the same conversation is preferred. Then only the tokens of the prompt that
+        follow these turns are read.
         """
         ids = self.engine.window(request.ids)
         row = max(self._free, key=lambda row: self._known(row, ids, request))
@@ -152,9 +153,10 @@ class Sessions:
         return session in self._logits
 
     def read_piece(self, session: Session) -> None:
-        """Read the next piece of the prompt of `session`, or of the last half of its context if the context was full.
+        """Read the next piece of the prompt of `session`.
 
-        The session must not be ready (see `is_ready`).
+        If the session's context was full, read the next piece of the last half of its context instead. The session must not be
+        ready (see `is_ready`).
         """
         row, ids = session.row, session.window
         has_begun = session.count > 0
@@ -268,9 +270,9 @@ def exact_rows(decoder: AnyDecoder) -> int:
     """Return how many rows `step_some` may compute together so that each row gets exactly the logits that it gets alone.
 
     oneDNN's products with packed weights give a row the same result in any number of rows; those of `F.linear` do not.
-    It is not known in advance which product this machine uses, and how it divides the elementwise operators among threads.
-    Therefore a step is computed with each number of rows, at the middle position of the context in a new cache, and the
-    results are compared.
+    It is not known in advance which of the two products this machine uses, or how torch divides elementwise operators among
+    threads. Therefore a step is computed with each number of rows, at the middle position of the context in a new cache, and
+    the results are compared.
     """
     slots = len(decoder.lengths)
     probe, rows = decoder.with_empty_cache(slots), list(range(slots))

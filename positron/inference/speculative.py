@@ -57,9 +57,9 @@ class Window:
 def accept(proposed: list[int], q: list[np.ndarray], p: Iterator[np.ndarray], generator: torch.Generator) -> list[int]:
     """Return the accepted proposals and one more token.
 
-    That token replaces the first proposal that is not accepted. If all are accepted, it is drawn from the last distribution
-    of `p`. `q`: the k distributions (V,) from which the proposals were drawn. `p`: an iterator that computes the k + 1
-    distributions (V,) of the large model one by one, on request.
+    The additional token replaces the first proposal that is not accepted. If all proposals are accepted, the additional token
+    is drawn from the last distribution of `p`. `q`: the k distributions (V,) from which the proposals were drawn. `p`: an
+    iterator that computes the k + 1 distributions (V,) of the large model one by one, on request.
     """
     for i, (token, small) in enumerate(zip(proposed, q, strict=True)):
         large = next(p)

@@ -76,8 +76,8 @@ class Writer:
     ) -> Stream:
         """Return an iterator over the continuation of the prompt, which yields strings while the text is generated.
 
-        The prompt is not part of it. The text ends at the end of a document, after `max_tokens` tokens, or before the first
-        of the `stop` strings. `stop` is one string or a list of strings.
+        The prompt is not part of the continuation. The text ends at the end of a document, after `max_tokens` tokens, or before
+        the first of the `stop` strings. `stop` is one string or a list of strings.
         """
         sampling, ids = sampling_from(settings), self.ids(prompt)
         return self.engine().stream(ids, sampling, max_tokens=max_tokens, seed=seed, stop=stop)

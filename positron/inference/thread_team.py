@@ -1,8 +1,9 @@
 """Run the steps of `CompiledDecoder` with several threads: the caller's thread, and helpers that sleep between texts.
 
-OpenMP is not used, for two reasons. Numba and torch would each have a pool in the same process. And at each of the about 30
-products of a step, the caller would wait for every thread, even for one whose core is used by another program. Here a helper
-takes part if it is ready in time (`compiled_step.py`), and the caller never waits for a helper that has not begun.
+OpenMP is not used, for two reasons. Numba and torch would each have a pool of threads in the same process. And at each of the
+about 30 matrix products of a step, the caller would wait for every thread, even for a thread whose core is used by another
+program. Here a helper takes part if it is ready in time (`compiled_step.py`), and the caller never waits for a helper that has
+not begun.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Team:
         atexit.register(self._end)
 
     def _forget(self) -> None:
-        """Reset the team, so that it has no helpers. A forked process calls this, too, because it has only one thread."""
+        """Reset the team, so that it has no helpers. Also called in a forked process, which has only one thread."""
         self.sync = np.zeros(kernel.SYNC, dtype=np.int64)
         self.helpers: list[_Helper] = []
         self.work: Steps | None = None

@@ -53,7 +53,7 @@ class Progress:
     def shown_tokens(self) -> int:
         """Return the number of tokens whose characters `push` has returned so far.
 
-        Without stop strings, it is the number of all tokens.
+        Without stop strings, this is the number of all tokens, because no characters are held back.
         """
         return self._tokens_of(self._shown) if self._stops else self.tokens
 
