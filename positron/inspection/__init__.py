@@ -1,1 +1,1 @@
-"""Look inside a run: attention, logit lens, ablations, earlier steps, and the exact probabilities of the stories."""
+"""Look inside a run: attention, logit lens, ablations, weights of earlier steps, and exact probabilities of stories."""

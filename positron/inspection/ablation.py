@@ -71,7 +71,7 @@ def ablated(model: GPT, ablations: Sequence[Ablation]) -> GPT:
 
 
 def _output(model: GPT, ablation: Ablation) -> nn.Linear:
-    """Return the output layer of the MLP or attention that `ablation` names, or of the attention that contains its head."""
+    """Return the output layer of the MLP or attention that `ablation` names; for a head, that of the head's attention."""
     block = model.blocks[ablation["layer"]]
     assert isinstance(block, Block)
     match ablation["part"]:

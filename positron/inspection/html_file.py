@@ -1,7 +1,7 @@
-"""Write one HTML file that holds a run's model, its tokenizer, the inspector, and an engine that computes the model.
+"""Write one HTML file that holds a run's model, its tokenizer, the inspector, and JavaScript code that computes the model.
 
-The file works offline. It contains all of its parts, and its content security policy allows only the file's own scripts: no
-network requests, and no `eval`. The content of the run is stored as compressed data and never as HTML.
+The file works offline. It contains all scripts, styles and data, and its content security policy allows only the file's own
+scripts: no network requests, and no `eval`. The content of the run is stored as compressed data and never as HTML.
 """
 
 from __future__ import annotations
@@ -141,11 +141,11 @@ def _refuse_large(run: str, shape: Shape) -> None:
 
 
 def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
-    """Yield pairs (bits per weight, number of steps in the history); the caller uses the first one whose file is small enough.
+    """Yield pairs (bits per weight, number of steps in the history), which the caller tries until a file is small enough.
 
-    The bits decrease from at most 16 to 8, with all `steps` each time. At ENOUGH_BITS, pairs with a half and a quarter of the
-    `steps` follow before the bits decrease, because fewer bits change the logits visibly. At 8 bits, such pairs follow, too, if
-    the weights alone fit into the file.
+    The number of bits decreases from at most 16 to 8. Each number of bits is first paired with all `steps`. ENOUGH_BITS is then
+    paired with a half and a quarter of the `steps`, because fewer bits would change the logits visibly. The same two pairs
+    follow for 8 bits if the weights alone fit into the file.
     """
     fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
     for bits in range(max(8, min(16, fitting)), 7, -1):
@@ -176,7 +176,8 @@ def _rounded(model: GPT, bits: int) -> GPT:
 def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.ndarray) -> bytes:
     """Return the content of the HTML file.
 
-    `logits` (T, V) were computed by PyTorch; the page compares them with the logits of its own engine.
+    `facts`: all data for the page except weights and logits. `logits` (T, V): logits computed by PyTorch, with which the page
+    compares the logits that its JavaScript code computes.
     """
     script, style = joined_scripts(), "\n".join([_package_file(DESIGN).decode(), *map(_text, STYLES)])
     kernels = base64.b64encode(_static("engine.wasm")).decode()
@@ -207,7 +208,7 @@ def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.n
 
 
 def joined_scripts() -> str:
-    """Return all modules as one script, because browsers forbid imports in a page that is opened from a disk."""
+    """Return all JavaScript modules as one script, because browsers forbid imports in a page that is opened from a disk."""
     modules = [_package_file(SHARED_SCRIPT).decode(), *map(_text, SCRIPTS)]
     text = "".join(_EXPORT.sub("", _IMPORT.sub("", module)) for module in modules)
     assert "</script" not in text
@@ -218,7 +219,7 @@ def joined_scripts() -> str:
 def base85(content: bytes) -> str:
     """Encode bytes in base 85: 5 characters of DIGITS for each 4 bytes, big-endian.
 
-    The length of `content` is put before it, as 4 bytes. Zeros after it complete the last group of 4 bytes.
+    The length of `content` is put before `content`, as 4 bytes. Zeros after `content` complete the last group of 4 bytes.
     """
     padded = len(content).to_bytes(4, "big") + content + bytes(-len(content) % 4)
     words = np.frombuffer(padded, dtype=">u4").astype(np.uint64)
@@ -249,8 +250,8 @@ def write_html(run: Run, prompt: str, path: Path) -> Written:
     """Write the HTML file of a run.
 
     The file contains the best weights, the scores of their heads, and the results on the prompt with the weights that were kept
-    during training (train.keep_history). For a run on the built-in stories, it also contains the grammar's exact probabilities.
-    Measuring the heads takes seconds to minutes. Raises the errors of `write_file`.
+    during training (train.keep_history). For a run on the built-in stories, the file also contains the exact probabilities by
+    the grammar. Measuring the heads takes seconds to minutes. Raises the errors of `write_file`.
     """
     subject = Subject(run)
     page_tokenizer(subject.tokenizer)  # raises its error before anything is measured

@@ -21,7 +21,7 @@ class Inside(NamedTuple):
 
 @torch.no_grad()
 def look_inside(model: GPT, idx: Tensor, layers: Collection[int] | None = None) -> Inside:
-    """Compute the intermediate values for token ids (B, T), without dropout. Several threads may call this for one model.
+    """Compute the intermediate values for token ids (B, T), without dropout. Several threads may share one model.
 
     `layers`: the layers whose attention is returned, or None for all. Raises ValueError if T exceeds the context length.
     """
@@ -45,7 +45,7 @@ def look_inside(model: GPT, idx: Tensor, layers: Collection[int] | None = None) 
 def log_probabilities(model: GPT, stream: Tensor) -> Tensor:
     """Apply the final norm and the output matrix to the residual stream (..., C), and return log probabilities (..., V).
 
-    The result is in nats, as float64. For the stream after the last block, it is the model's prediction; for the stream
-    after an earlier block, it is the prediction of the logit lens.
+    The result is in nats, as float64. For the residual stream after the last block, the result is the model's prediction. For
+    the residual stream after an earlier block, the result is the prediction of the logit lens.
     """
     return model.logits(model.norm_f(stream)).double().log_softmax(dim=-1)

@@ -49,9 +49,10 @@ def look(
     """Run a model on a prompt, and return its predictions, its attention, and what the logit lens shows.
 
     If `chats`, the prompt is a message, and the chat template is added to it. `run` and `step` name the model in the result.
-    `focus` is the position whose whole distribution is returned (None: the last one). `attention` are the layers whose
-    attention is returned (None: all); if these layers have more than MAX_ATTENTION attention weights together, only
-    the first layers are returned. `scores` and `continuation` are copied into the result.
+    `ablations` are the parts of the model whose output is set to 0. `top` is the number of likeliest tokens in each prediction.
+    `focus` is the position after which the whole distribution of the next token is returned (None: the last position).
+    `attention` are the layers whose attention is returned (None: all); if these layers have more than MAX_ATTENTION attention
+    weights together, only the first layers are returned. `scores` and `continuation` are copied into the result.
 
     Raises UserError if the prompt is too long, if a layer, head or position does not exist, or if `top` is not between 1 and
     MAX_TOP.
@@ -141,9 +142,9 @@ def _predictions(vocabulary: Vocabulary, logp: Tensor, top: int, entropies: list
 
 
 def _focus(vocabulary: Vocabulary, logp: Tensor, place: int) -> Focus:
-    """Describe the distribution of the token after position `place`, which has the log probabilities `logp` (V,).
+    """Describe the distribution of the token after position `place`, given as log probabilities `logp` (V,).
 
-    They serve as logits, because log probabilities and logits differ only by a constant, which softmax ignores.
+    The log probabilities serve as logits, because the two differ only by a constant, which softmax ignores.
     """
     (top,) = vocabulary.candidates(logp[None], MAX_TOP)
     return {"position": place, "top": top, "logits": [digits(x) for x in logp.sort(descending=True).values.tolist()]}

@@ -25,7 +25,7 @@ class Ablation(TypedDict):
 
 
 class Token(TypedDict):
-    """Describe a token of the prompt and the probability that it had, given the tokens before it."""
+    """Describe a token of the prompt, and the probability of this token after the tokens before it."""
 
     id: int
     text: str  # the token's text, with U+FFFD for a part of a character; or a special token's name, such as "<|endoftext|>"
@@ -63,7 +63,7 @@ class Lens(TypedDict):
 
 
 class Focus(TypedDict):
-    """Hold the logits of one position, from which a page computes the probabilities for any temperature and top-p."""
+    """Hold the next-token logits at one position, from which a page computes probabilities for any temperature and top-p."""
 
     position: int  # 0 to T - 1
     top: list[Candidate]  # the most probable tokens, in the order of `logits`, at most 50
@@ -73,7 +73,8 @@ class Focus(TypedDict):
 class HeadScore(TypedDict):
     """Hold the scores of one head, which do not depend on the prompt.
 
-    The first three are measured on repeated random tokens. The others are measured on validation text, and are None without it.
+    `previous`, `induction` and `first` are measured on repeated random tokens. The other scores are measured on validation
+    text, and are None if there is no validation text.
     """
 
     previous: float  # 0 to 1: mean attention to the token just before
@@ -144,7 +145,7 @@ class LookData(TypedDict):
 class Continuation(TypedDict):
     """Hold the settings with which the model writes a continuation of the prompt.
 
-    The defaults are `max_tokens` 100, `seed` 0, and the preset `balanced` for the others.
+    The defaults are `max_tokens` 100, `seed` 0, and the values of the preset `balanced` for the other settings.
     """
 
     max_tokens: NotRequired[int]
@@ -179,7 +180,7 @@ class HistoryPoint(TypedDict):
 
 
 class HistoryData(TypedDict):
-    """List the weights that were kept while a run was trained: the answer to `GET /api/history?run=NAME`."""
+    """List the steps of a run whose weights were kept during training: the answer to `GET /api/history?run=NAME`."""
 
     run: str
     points: list[HistoryPoint]  # earliest first; empty if the run was trained with train.keep_history=0

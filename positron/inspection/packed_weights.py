@@ -22,7 +22,7 @@ Precision = Literal["fp32", "fp16"] | int  # an int means whole numbers of 8 to 
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """Hold the tensors of a model in one compressed block (`content`), and their names, shapes and types in the same order."""
+    """Hold the tensors of a model in one compressed block (`content`), and the names, shapes and types of the tensors."""
 
     tensors: list[dict[str, Any]]  # {"name", "rows", "cols", "kind"}; kind: f32, f16, i8 or i16
     content: bytes  # gzip; for each tensor: the scales (rows,) in float32 if kind is i8 or i16, then the values
@@ -53,7 +53,10 @@ def engine_config(config: GPTConfig) -> dict[str, Any]:
 
 
 def pack(model: GPT, precision: Precision) -> PackedWeights:
-    """Pack all weights of a model, in the order of `named_parameters`."""
+    """Pack all weights of a model, in the order of `named_parameters`.
+
+    `precision`: the number format of the matrices: "fp32", "fp16", or the number of bits of whole numbers, 8 to 16.
+    """
     tensors: list[dict[str, Any]] = []
     parts: list[bytes] = []
     for name, parameter in model.named_parameters():
@@ -68,7 +71,7 @@ def pack(model: GPT, precision: Precision) -> PackedWeights:
 def _packed(values: np.ndarray, precision: Precision) -> tuple[str, bytes]:
     """Return the number format of a tensor (f32, f16, i8 or i16) and its bytes.
 
-    The bytes of i8 and i16 begin with the scales of the rows.
+    For i8 and i16, the bytes begin with the scales of the rows.
     """
     match precision:
         case "fp32":
@@ -86,7 +89,7 @@ def _packed(values: np.ndarray, precision: Precision) -> tuple[str, bytes]:
 
 
 def quantised(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Round a matrix (rows, cols) to whole numbers of `bits` bits; return them and the scale of each row, (rows,).
+    """Round a matrix (rows, cols) to whole numbers of `bits` bits; return the whole numbers and the scales (rows,).
 
     The largest magnitude of a row becomes 2^(bits - 1) - 1; a row of zeros has the scale 0.
     """

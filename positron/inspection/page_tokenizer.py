@@ -112,7 +112,7 @@ def _library(tokenizer: LibraryTokenizer) -> dict[str, Any]:
 
 
 def _steps(file: dict[str, Any]) -> dict[str, Any]:
-    """Return the steps that change or split a text before its tokens are merged.
+    """Return the steps of a tokenizer.json, `file`, that change or split a text before tokens are merged.
 
     Raises UserError for a step that tokenizer.js does not implement.
     """

@@ -27,8 +27,8 @@ SHOWN_RUNS = 8  # number of runs that the error for an unknown run lists
 def routes(subjects: Mapping[str, Subject]) -> list[Route]:
     """Return the routes of the inspector. `subjects` maps the name of each run to its `Subject`.
 
-    If there is only one run, a request need not name it. The answer to a wrong request has the status 400, and the answer to
-    a request for an unknown run has the status 404; both contain `{"error": {"message": ...}}`.
+    If there is only one run, a request may leave out the name of the run. The answer to a wrong request has the status 400, and
+    the answer to a request for an unknown run has the status 404; both answers contain `{"error": {"message": ...}}`.
     """
 
     async def look(request: Request) -> Response:

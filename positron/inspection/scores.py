@@ -1,7 +1,8 @@
 """Measure to which tokens heads attend, on repeated random tokens and on text, and how much the loss rises without a head.
 
-The induction score is the one of "In-context Learning and Induction Heads" (Olsson et al. 2022, arXiv:2209.11895): on random
-tokens that are repeated once, it is the attention from a token to the token that followed its first occurrence.
+The induction score comes from "In-context Learning and Induction Heads" (Olsson et al. 2022, arXiv:2209.11895). A sequence of
+random tokens is repeated once. The score is the attention from a repeated token to the token that followed the first occurrence
+of the same token.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def repeated_scores(model: GPT, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class TextScores(NamedTuple):
-    """Hold the scores on text, (L, H) each, and the induction score of a head that attends to all keys equally."""
+    """Hold the scores on text, (L, H) each, and the induction score `chance` of a head that attends to all keys equally."""
 
     previous: Tensor
     induction: Tensor
@@ -109,9 +110,10 @@ class TextScores(NamedTuple):
 def text_scores(model: GPT, documents: list[list[int]]) -> TextScores:
     """Compute the previous-token and induction scores of all heads on documents, given as token ids.
 
-    The previous-token score is the mean attention from a token to the one before it, without positions 0 and 1. The
-    induction score is measured at each token that has occurred before: it is the sum of the attention from this token to
-    the tokens that followed its earlier occurrences. Its mean over these tokens is returned, or 0 if no token occurs twice.
+    The previous-token score is the mean attention from a token to the previous token, without positions 0 and 1. The
+    induction score is measured at each token that has occurred before: the attention from this token to all tokens that
+    followed its earlier occurrences is added up. The induction score of a head is the mean of these sums, or 0 if no token
+    occurs twice.
     """
     previous, induction = torch.zeros(2, model.config.n_layer, model.config.n_head, dtype=torch.float64)
     chance, positions, repeats = 0.0, 0, 0

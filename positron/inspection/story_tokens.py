@@ -71,9 +71,10 @@ class StoryTokens:
         return max(rules, key=lambda rule: rules[rule])
 
     def is_within_word(self, text: str) -> bool:
-        """Tell whether `text` begins a word that the grammar allows here, or continues one whose beginning has been read.
+        """Tell whether the grammar allows a word here that begins with `text`.
 
-        Characters are compared, not tokens, so `text` may be tokenized differently from the word.
+        If the first tokens of a word have been read, `text` is compared with the rest of this word. Characters are compared,
+        not tokens, so `text` may be tokenized differently from the word.
         """
         for reading in self._readings:
             left = b"".join(self._tokenizer.bytes_of(i) for i in reading.ids[reading.read :])
@@ -84,7 +85,7 @@ class StoryTokens:
     def words(self, count: int) -> list[str]:
         """Return at most `count` words to which the next token may belong, the most probable first.
 
-        A word that was read in part is returned whole; "" stands for the end of the story.
+        If only the first tokens of a word have been read, the whole word is returned. "" stands for the end of the story.
         """
         shares: dict[str, float] = {}
         for reading in self._readings:

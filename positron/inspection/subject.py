@@ -85,7 +85,7 @@ class Subject:
         self._lock = threading.RLock()
 
     def model(self, step: int | None = None) -> tuple[GPT, int]:
-        """Return the model of a step, or of the best checkpoint if `step` is None, and the number of the step.
+        """Return the model with the weights of a step (None: of the best checkpoint), and the number of the step.
 
         Raises UserError if the weights of the step were not kept.
         """
@@ -159,7 +159,7 @@ class Subject:
         return text
 
     def scores(self, step: int | None = None) -> Scores:
-        """Return the scores of all heads at a step (None: the best checkpoint). They are measured only once."""
+        """Return the scores of all heads at a step (None: the best checkpoint). The scores of a step are measured only once."""
         model, at = self.model(step)
         with self._lock:
             if at not in self._measured:
@@ -182,7 +182,7 @@ class Subject:
             return []
 
     def history(self) -> HistoryData:
-        """Return the steps whose weights were kept, each with the number of training tokens so far and the validation score."""
+        """Return the steps whose weights were kept, each with the training tokens so far and the validation bits per byte."""
         rows = read_metrics(self.run.metrics_path)
         data: HistoryData = {"run": self.name, "points": [], "best": self.best_step}
         for step, _ in self.run.history:
@@ -265,7 +265,8 @@ class Subject:
     def _source_of_stories(self) -> StoriesSource:
         """Return the source of the built-in stories on which the run or its base run was trained.
 
-        Raises UserError if the text is another one, comes from another version of Positron, or is not known.
+        Raises UserError if the run was trained on another text or on the stories of another version of Positron, or if its
+        training text is not known.
         """
         base = pretrained_run(self.run)
         data = from_dict(DataConfig, base.config()["data"])

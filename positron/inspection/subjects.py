@@ -14,8 +14,8 @@ from positron.system.file_cache import FileCache
 class Subjects(Mapping[str, Subject]):
     """Map the names of runs to `Subject` objects, of which the `keep` most recently used ones stay in memory.
 
-    A run that was trained further is loaded again. Looking up a run raises UserError if it cannot be loaded. Several
-    threads may look up runs at the same time.
+    A run that was trained further is loaded again. If a run cannot be loaded, looking it up raises UserError. Several threads
+    may look up runs at the same time.
     """
 
     def __init__(self, runs: Mapping[str, Run], keep: int = 4) -> None:
@@ -25,7 +25,7 @@ class Subjects(Mapping[str, Subject]):
         self._lock = threading.Lock()  # so that a run is not loaded by two threads at the same time
 
     def __getitem__(self, name: str) -> Subject:
-        """Return the subject of a run, loaded if necessary."""
+        """Return the `Subject` of the run `name`, and load it if it is not in memory."""
         run = self._runs[name]
         with self._lock:
             return self._loaded.get(model_files(run), lambda: Subject(run))

@@ -25,7 +25,7 @@ class Vocabulary:
         return {self.tokenizer.special_id(name): name for name in SPECIALS}
 
     def text(self, i: int) -> str:
-        """Return the text of an id, with U+FFFD for a part of a character, or the name of a special token."""
+        """Return the text of an id, with U+FFFD for bytes that are only a part of a character; or a special token's name."""
         return self.specials.get(i) or self.tokenizer.bytes_of(i).decode("utf-8", errors="replace")
 
     def candidates(self, logp: Tensor, count: int) -> list[list[Candidate]]:

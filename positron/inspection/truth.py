@@ -39,7 +39,8 @@ class StoryTruth:
     """Hold the exact distribution of the next token at each position of a text, up to the last token that the grammar allows.
 
     `tokens[t]` describes the token at position t + 1, because the token at position 0 begins the document and is given.
-    `expected[t]` is the distribution of the token after position t, so it has one entry more.
+    `expected[t]` is the distribution of the token after position t, so `expected` has one entry more than `tokens`. `story` is
+    the state after the last of `tokens`.
     """
 
     tokens: list[TrueToken]
@@ -70,8 +71,8 @@ def compare_with_truth(
 ) -> TruthData:
     """Compare the model's probability of each token of a prompt with the exact probability by the story grammar.
 
-    The result also lists, at each position, the `top` next tokens that are likeliest by the grammar; `run` and `step`
-    are copied into it. Raises UserError if the prompt is too long, or if `top` is not between 1 and MAX_TOP.
+    The result also lists, at each position, the `top` next tokens that are likeliest by the grammar. `run` and `step` are
+    copied into the result. Raises UserError if the prompt is too long, or if `top` is not between 1 and MAX_TOP.
     """
     vocabulary = Vocabulary(tokenizer)
     ids = vocabulary.ids(prompt, min(MAX_TOKENS, model.config.context_length))
@@ -172,7 +173,7 @@ def _prediction(vocabulary: Vocabulary, expected: dict[int, float], logp: Tensor
 
 
 def _departure(tokenizer: Tokenizer, truth: StoryTruth, ids: list[int]) -> Departure:
-    """Describe where the ids leave the grammar."""
+    """Describe the first token of `ids` that the grammar does not allow."""
     place = 1 + len(truth.tokens)
     rest = tokenizer.decode(ids[place:])
     words = [word.strip() for word in truth.story.words(SHOWN_WORDS) if word]
