@@ -55,7 +55,10 @@ def export(source: Source, to: Format, folder: Path, precision: Precision = "f32
 
 
 def _chosen(precision: str, choices: tuple[P, ...], to: Format) -> P:
-    """Return `precision` if the format has it. Otherwise raises UserError, which names the formats that have it, if any."""
+    """Return `precision` if it is among `choices`, the precisions of the format `to`.
+
+    Otherwise raises UserError. The message names `choices` and the formats that have this precision.
+    """
     for choice in choices:
         if choice == precision:
             return choice

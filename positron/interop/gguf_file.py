@@ -1,8 +1,8 @@
 """Write a run as a GGUF file, the format of llama.cpp, Ollama and LM Studio, with the `gguf` package.
 
 llama.cpp fixes the activation function of each architecture, so it can run fewer of Positron's models than transformers can.
-In its architectures llama and arcee, RoPE rotates the pairs (2 i, 2 i + 1) instead of (i, i + D/2). Therefore the rows of
-the query and key matrices are reordered for these two architectures.
+In llama.cpp's architectures llama and arcee, RoPE rotates the pairs (2 i, 2 i + 1) instead of (i, i + D/2). Therefore the rows
+of the query and key matrices are reordered for these two architectures.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ FILE = "model.gguf"
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe an architecture of llama.cpp: its name in the file, the rules for its tensors, and metadata that only it has."""
+    """Describe an architecture of llama.cpp.
+
+    `name`: its name in the file. `rules`: a function that returns the rules for its tensors. `keys`: a function that writes the
+    metadata that only this architecture has.
+    """
 
     name: str
     rules: Callable[[GPTConfig], list[Rule]]
@@ -57,7 +61,7 @@ class Architecture:
 def choose(config: GPTConfig) -> Architecture:
     """Return the llama.cpp architecture that computes this model.
 
-    Raises UserError, which names the option that no architecture supports, and the changes that help.
+    If there is none, raises UserError. The message names the option that no architecture supports, and the options to change.
     """
     return chosen(_choose, config, "llama.cpp has no architecture")
 

@@ -49,7 +49,7 @@ _SPLITTING: dict[tuple[tuple[Any, ...], ...], str] = {
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) -> None:
-    """Write the keys that describe a tokenizer. With `is_chat`, write the chat template too.
+    """Write the keys that describe a tokenizer and, if `is_chat`, the chat template.
 
     Raises UserError for a kind of tokenizer that llama.cpp does not have.
     """
@@ -90,9 +90,10 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
 
 
 def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
-    """Write an imported vocabulary that consists of SentencePiece pieces, or of byte-level tokens with a known pattern.
+    """Write an imported vocabulary of SentencePiece pieces, or of byte-level tokens with a known way to split texts.
 
-    Raises UserError for other patterns: llama.cpp needs the pattern's name, which tokenizer.json does not contain.
+    Raises UserError if the way to split texts is not known, because llama.cpp needs its name, which tokenizer.json does not
+    contain. Also raises UserError for a vocabulary without tokens for bytes.
     """
     facts = json.loads(tokenizer.content)
     merges = [
@@ -140,10 +141,11 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
 
 
 def pre_tokenizer_name(facts: dict[str, Any]) -> str | None:
-    """Return llama.cpp's name for the way in which a byte-level tokenizer.json splits a text, or None if none is known.
+    """Return llama.cpp's name for the way in which a byte-level tokenizer.json splits a text, or None if no name is known.
 
-    The pre-tokenizer's steps and their settings must be exactly those of a known model. The normalizer NFC is accepted although
-    llama.cpp does not have it: only texts that are not in NFC get other tokens in llama.cpp.
+    `facts`: the content of tokenizer.json. The pre-tokenizer's steps and their settings must be exactly those of a known model.
+    The normalizer NFC is accepted although llama.cpp does not have it: only texts that are not in NFC get other tokens in
+    llama.cpp.
     """
     normalizer = facts.get("normalizer")
     if normalizer is not None and normalizer.get("type") != "NFC":

@@ -1,9 +1,9 @@
 """Choose the class of Hugging Face's transformers that computes the same as a model of Positron.
 
-A class is described by its config.json and its tensors. It computes exactly the same function as the Positron model, up to the
-rounding of fp32. RoPE needs no change, because transformers also rotates the pairs (i, i + D/2). A QK-norm without a scale is
-written as one with a scale of ones. The order of this norm and of RoPE does not matter, because a rotation keeps the root mean
-square.
+A class is described by its config.json and its tensors. The class computes exactly the same function as the Positron model, up
+to the rounding of fp32. RoPE needs no change, because transformers also rotates the pairs (i, i + D/2). A QK-norm without a
+scale is written as a QK-norm with a scale of ones. The order of this norm and of RoPE does not matter, because a rotation keeps
+the root mean square.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe a model class of Hugging Face's transformers: its name, its config.json, and the rules for its tensors."""
+    """Describe a model class of Hugging Face's transformers.
+
+    `settings`: a function that returns the entries of config.json that not every class has. `rules`: a function that returns
+    the rules that convert the tensors.
+    """
 
     name: str
     model_type: str
@@ -35,7 +39,7 @@ class Architecture:
 def choose(config: GPTConfig) -> Architecture:
     """Return the transformers class that computes the same function as a model with this configuration.
 
-    Raises UserError, which names the option that no class supports, and the changes that help.
+    If there is none, raises UserError. The message names the option that no class supports, and the options to change.
     """
     return chosen(architecture_of, config, "Hugging Face's transformers has no class")
 
@@ -129,7 +133,7 @@ def config_json(architecture: Architecture, config: GPTConfig, tokenizer: Tokeni
 
 
 def _hidden_act(kind: Activation) -> str:
-    """Return transformers' name of an activation; for a gated MLP, the activation of the gate."""
+    """Return transformers' name of an activation; for a gated MLP, the name of the gate's activation."""
     match kind:
         case "gelu":
             return "gelu_pytorch_tanh"
@@ -167,7 +171,7 @@ def _decoder(
     qk_scale: bool = False,
     always_norm_bias: bool = False,
 ) -> list[Rule]:
-    """Return the rules that convert the tensors of a class which names them like Llama.
+    """Return the rules that convert the tensors of a class whose tensors have the same names as those of Llama.
 
     `mlp`: maps the names of the MLP's matrices in transformers to Positron's names. `norms`: the transformers names of the
     two norms of a block. `qk_scale`: true if the norms of queries and keys have a scale. `always_norm_bias`: true if the
@@ -223,8 +227,8 @@ def _gpt2_settings(config: GPTConfig) -> dict[str, Any]:
 def _gpt2_rules(config: GPTConfig) -> list[Rule]:
     """Return the rules that convert the tensors of GPT-2.
 
-    Its matrices are (in, out), q, k and v are stored as one matrix, and all layers except the output head have biases.
-    Sinusoidal positions are written as GPT-2's table of learned positions.
+    GPT-2 stores matrices as (in, out), and q, k and v as one matrix. All layers except the output head have biases. Sinusoidal
+    positions are written as GPT-2's table of learned positions.
     """
     rules = [same("transformer.wte.weight", "wte.weight")]
     if config.has_learned_positions:

@@ -56,8 +56,8 @@ def _is_ours(template: Path, tokenizer: Tokenizer) -> bool:
 def _unchanged(rules: list[Rule], tensors: Weights) -> Weights | None:
     """Convert the tensors by the rules of Positron's own export, or return None if they contradict these rules.
 
-    Training in another program can make the tensors contradict Positron's architecture. For example, the keys that an export
-    repeated for several query heads are then no longer equal.
+    Training in another program can make the tensors contradict Positron's architecture. For example, an export to GPT-2 writes
+    the rows of a key head once for each query head; after training, these copies are no longer equal.
     """
     try:
         return to_ours(rules, tensors) if {rule.theirs for rule in rules} == set(tensors) else None
@@ -78,8 +78,9 @@ def _converted(folder: Path, tensors: Weights, config: GPTConfig, rules: list[Ru
 def _without_prefix(tensors: Weights, rules: list[Rule]) -> Weights:
     """Return the tensors under the names that the rules use, without tensors that are not weights.
 
-    Old files of GPT-2 leave out the prefix `transformer.` of the names. Some old files contain attention masks or RoPE
-    frequencies, which are left out.
+    In old files of GPT-2, the names lack the prefix `transformer.`, which is added. Attention masks and RoPE frequencies, which
+    some old files contain, are removed. If the rules have no output head, because it is tied to the embedding, a second copy of
+    the embedding under the name of the output head is removed, too.
     """
     wanted = {rule.theirs for rule in rules}
     named: Weights = {}
@@ -180,7 +181,8 @@ def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
 def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[LibraryTokenizer, bool]:
     """Return the tokenizer of a folder, and whether its vocabulary contains all special tokens of Positron's chat template.
 
-    `model`: the content of config.json. `rows`: the number of rows of the embedding.
+    `model`: the content of config.json. `rows`: the number of rows of the embedding. Raises UserError if tokenizer.json is
+    missing or damaged, or does not fit the model.
     """
     path = folder / "tokenizer.json"
     if not path.exists():

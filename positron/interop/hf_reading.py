@@ -83,13 +83,16 @@ class _Keys:
         return name in self._facts
 
     def count_or_none(self, name: str, default: int | None = None) -> int | None:
-        """Return the value of a key that must be a positive whole number or null, or `default` if the key is missing."""
+        """Return the value of a key that must be a positive whole number or null, or `default` if the key is missing.
+
+        Raises UserError for any other value.
+        """
         if name not in self:
             return default
         return None if self._facts[name] is None else self.count(name)
 
     def names(self, name: str) -> list[str] | None:
-        """Return the value of a key that must be a list of texts, or None if the key is null or missing.
+        """Return the value of a key that must be a list of one or more strings, or None if the key is null or missing.
 
         Raises UserError for any other value.
         """
@@ -111,13 +114,13 @@ class _Keys:
         return _Keys(value, f"{self._path}: {name}")
 
     def unsupported(self, setting: str) -> UserError:
-        """Return an error that says that Positron does not support a setting of this file."""
+        """Return the UserError for a setting of this file that Positron does not support. `setting` describes the setting."""
         return UserError(f"{self._path}: {setting}, which Positron does not support: choose another model")
 
     def must_be(self, name: str, value: Any) -> None:
-        """Raise UserError if the key has another value than `value`, the only one that Positron's models support.
+        """Raise UserError if the key `name` has a value other than `value`, the only value that Positron's models support.
 
-        A missing key is accepted, and so is null if `value` is false, zero or None.
+        A missing key is accepted. null is accepted if `value` is False, zero or None.
         """
         actual = self._facts.pop(name, value)
         if actual != value and not (actual is None and not value):
@@ -127,7 +130,10 @@ class _Keys:
             )
 
     def activation(self, name: str, default: str) -> Any:
-        """Return Positron's name of the activation in the key `name`. Raises UserError if Positron does not have it."""
+        """Return Positron's name of the activation function in the key `name`, or in `default` if the key is missing.
+
+        Raises UserError if Positron does not have this activation function.
+        """
         value = self._facts.pop(name, default)
         if not isinstance(value, str) or value not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
@@ -137,7 +143,7 @@ class _Keys:
         return _ACTIVATIONS[value]
 
     def refuse_rest(self) -> None:
-        """Raise UserError, which lists the keys that were not read, if one of them has a value other than null."""
+        """Raise UserError if there are keys that were not read and are not null. The message lists these keys."""
         rest = [f"{key}={json_line(value)}" for key, value in self._facts.items() if value is not None]
         if rest:
             raise UserError(
@@ -147,7 +153,7 @@ class _Keys:
 
 
 def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]]:
-    """Return the architecture and the rules that convert its tensors.
+    """Return the architecture that config.json describes, and the rules that convert the tensors of the model.
 
     `facts`: the content of config.json. `path`: the name of the file in messages. Raises UserError if Positron does not support
     the model.
@@ -210,7 +216,9 @@ def _sizes(
 ) -> dict[str, Any]:
     """Return the options of `GPTConfig` for the keys that all classes except GPT-2 share, including the base of RoPE.
 
-    `default_base`: the base if config.json has none; None raises UserError for a missing base.
+    `eps`: the name of the key with the epsilon of the norms. `default_eps`, `tied` and `default_base`: the epsilon,
+    tie_word_embeddings and the base of RoPE if config.json has no such key. If `default_base` is None, a missing base raises
+    UserError.
     """
     heads = keys.count("num_attention_heads")
     width = keys.count("hidden_size")
@@ -233,7 +241,8 @@ def _sizes(
 def _rope_base(keys: _Keys, default: float | None) -> float:
     """Return the base of RoPE from the key of transformers 4 (`rope_theta`) or transformers 5 (`rope_parameters`).
 
-    Raises UserError if it is missing and `default` is None.
+    If the base is missing, returns `default`, or raises UserError if `default` is None. Also raises UserError if config.json
+    changes RoPE in another way, for example by scaling.
     """
     keys.must_be("rope_scaling", None)
     keys.must_be("rope_interleaved", False)
@@ -250,9 +259,10 @@ def _rope_base(keys: _Keys, default: float | None) -> float:
 
 
 def _window(keys: _Keys, layers: int, default: int | None) -> int | None:
-    """Return the sliding window in tokens, or None if no layer has one. Raises UserError if only some layers have a window.
+    """Return the sliding window in tokens, or None if no layer has a window.
 
-    `default`: the window if config.json has no key sliding_window.
+    `layers`: the number of layers. `default`: the window if config.json has no key sliding_window. Raises UserError if only
+    some layers have a window.
     """
     size = keys.count_or_none("sliding_window", default)
     kinds = keys.names("layer_types")
@@ -344,8 +354,8 @@ def _starcoder2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 def _with_biases(rules: list[Rule], config: GPTConfig, has: dict[str, bool]) -> list[Rule]:
     """Replace the rules for biases that the file does not have by rules that fill in zeros.
 
-    `has` tells for each part of a block, such as "mlp" or "attn.q", whether its biases are in the file. The first name that
-    occurs in the name of a bias decides, so "attn.q" must come before "attn".
+    `has` tells for each part of a block, such as "mlp" or "attn.q", whether its biases are in the file. For each bias, the
+    first key of `has` that occurs in the bias's name counts, so "attn.q" must come before "attn".
     """
     return [rule if _has_bias(rule, has) else absent(rule.ours[0], _size(rule, config)) for rule in rules]
 

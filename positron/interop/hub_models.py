@@ -65,6 +65,6 @@ def _wanted(files: dict[str, dict[str, Any]], repo: str) -> list[dict[str, Any]]
 def _is_here(path: Path, file: dict[str, Any]) -> bool:
     """Tell whether a file exists and, if the hub gives its size, has this size.
 
-    Such a file was downloaded completely, because `download` deletes files with a wrong checksum.
+    If so, the file was downloaded completely, because `download` deletes files with a wrong checksum.
     """
     return path.is_file() and file["size"] in (None, path.stat().st_size)

@@ -65,7 +65,7 @@ def _generation(source: Source) -> dict[str, Any]:
 
 
 def _tokenizer_config(source: Source) -> dict[str, Any]:
-    """Return tokenizer_config.json; its tokenizer_class is one that transformers 4.57 and 5 both know."""
+    """Return the content of tokenizer_config.json. transformers 4.57 and 5 both know the `tokenizer_class` in it."""
     tokenizer = source.tokenizer
     begin, end = spelled(tokenizer, tokenizer.special_id(END_OF_TEXT)), spelled(tokenizer, tokenizer.end_ids[0])
     return {

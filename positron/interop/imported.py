@@ -45,8 +45,8 @@ def refuse_non_finite(weights: Weights, source: Path) -> None:
 def with_rows(config: GPTConfig, weights: Weights, vocab_size: int) -> tuple[GPTConfig, Weights]:
     """Enlarge embedding and output head to `vocab_size` rows. A new row is the mean of the old rows plus a little noise.
 
-    A row of zeros would give its token the logit 0. In GPT-2, whose other logits are far below 0, this token would be the
-    likeliest one.
+    New rows are not 0, because a token whose row is 0 has the logit 0. In GPT-2, whose other logits are far below 0, this token
+    would be the likeliest token.
     """
     if vocab_size == config.vocab_size:
         return config, weights

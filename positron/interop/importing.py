@@ -61,7 +61,7 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
 
 
 def import_source_run(name: str) -> str:
-    """Import the model that `init_from=name` names, unless it is imported already, and return the folder of the run."""
+    """Return the run folder of the model that `init_from=name` names, and import the model if this folder is not a run yet."""
     folder = OUTPUTS / run_name(name)
     if not Run(folder).exists:
         if folder.exists():

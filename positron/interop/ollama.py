@@ -27,8 +27,8 @@ def write(source: Source, folder: Path, precision: gguf_file.Precision = "f32") 
 def modelfile(source: Source) -> str:
     """Return the Modelfile.
 
-    It sets the context length to that of the model, and switches the repetition penalty off. Ollama's defaults are 2,048 tokens
-    and a penalty.
+    The Modelfile sets the prompt template, the context length of the model, a temperature of 0.8, no repetition penalty and,
+    for a chat model, the stop string. Ollama's defaults are a context of 2,048 tokens and a repetition penalty.
     """
     lines = [f"FROM ./{gguf_file.FILE}", f'TEMPLATE """{_CHAT if source.is_chat else _TEXT}"""']
     lines += [f"PARAMETER num_ctx {source.config.context_length}", "PARAMETER repeat_penalty 1.0"]

@@ -36,9 +36,10 @@ MAX_FILE_BYTES = 2**31  # the limit of protobuf, the format of ONNX files
 def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     """Write `model.onnx`, `model_cached.onnx`, the tokenizer and a model card, and run the two graphs.
 
-    Returns the largest difference between their logits and those of the run. int8 rounds the matrices to 8 bits; at run time
-    the activations by which they are multiplied are rounded, too. Raises UserError, before anything is written, if the
-    tokenizer cannot be written as tokenizer.json, if the model needs 2 GB or more, or if a package is missing.
+    Returns the largest absolute difference between the logits of the graphs and those of the run's model. The precision int8
+    rounds the matrices to 8 bits; at run time, the inputs of the matrix products are also rounded to 8 bits. Raises UserError,
+    before anything is written, if the tokenizer cannot be written as tokenizer.json, if the model needs 2 GB or more, or if a
+    package is missing.
     """
     try:
         import onnx  # noqa: F401
@@ -83,7 +84,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _plain_inputs() -> dict[str, Tensor]:
-    """Return example inputs. Their sizes are above 1, because torch.export takes a size of 1 for a constant."""
+    """Return example inputs. All sizes are above 1, because torch.export treats a dimension of size 1 as a constant."""
     return {"ids": torch.zeros(2, 3, dtype=torch.int64)}
 
 
@@ -123,7 +124,7 @@ def _trace(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path
 
 
 def _round(path: Path) -> None:
-    """Replace the file by one whose matrices are rounded to 8 bits."""
+    """Replace the ONNX file `path` by an ONNX file whose matrices are rounded to 8 bits."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     rounded = path.with_suffix(".int8")

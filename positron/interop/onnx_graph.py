@@ -27,11 +27,12 @@ class CachedGraph(nn.Module):
     def forward(
         self, ids: Tensor, past_keys: Tensor, past_values: Tensor, previous_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Read T new tokens after P earlier ones and return the logits (B, V) of the next token.
+        """Read T new tokens after P earlier tokens and return the logits (B, V) of the next token.
 
-        Inputs: ids (B, T), past_keys and past_values (L, B, K, P, D). The keys and values of all P + T tokens are returned,
-        too. Models with `smear`, which adds a multiple of the previous token's embedding, need `previous_ids` (B, 1), the id
-        before `ids`; it has no effect if P = 0.
+        Also returns the keys and values of all P + T tokens, (L, B, K, P + T, D) each. Inputs: ids (B, T), past_keys and
+        past_values (L, B, K, P, D). L is the number of layers, and K the number of key/value heads. Models with `smear`, which
+        adds a multiple of the previous token's embedding, need `previous_ids` (B, 1), the ids of the tokens before `ids`; if
+        P = 0, `previous_ids` has no effect.
         """
         x, keys, values = hidden(self.model, ids, past_keys, past_values, previous_ids)
         return self.model.logits(x[:, -1]), keys, values
@@ -57,7 +58,7 @@ def hidden(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output of the final norm, (B, T, C), and the keys and values of all P + T tokens, (L, B, K, P + T, D) each.
 
-    `ids` (B, T) are the new tokens after P earlier ones; L is the number of layers, and K the number of key/value heads. The
+    `ids` (B, T) are the new tokens after P earlier tokens; L is the number of layers, and K the number of key/value heads. The
     arguments are the same as those of `CachedGraph.forward`.
     """
     past = past_keys.shape[3]

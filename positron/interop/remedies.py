@@ -30,10 +30,10 @@ class Unsupported(Exception):
 
 
 def chosen(choose: Callable[[GPTConfig], T], config: GPTConfig, lack: str) -> T:
-    """Return `choose(config)`, or raise UserError if it raises Unsupported.
+    """Return `choose(config)`, or raise UserError if `choose` raises Unsupported.
 
-    The message begins with `lack`, such as "llama.cpp has no architecture". It names the model's options that are not
-    supported, and the fewest options to change (`smallest_change`).
+    The message begins with `lack`, such as "llama.cpp has no architecture". The message also names the model's options that are
+    not supported, and the smallest set of options to change (see `smallest_change`).
     """
     try:
         return choose(config)

@@ -63,7 +63,7 @@ def constant(theirs: str, value: Tensor) -> Rule:
 
 
 def stacked(theirs: str, ours: tuple[str, str, str], groups: int, d_head: int, *, transpose: bool) -> Rule:
-    """Return the rule that stacks queries, keys and values, with each key and value head repeated for its `groups` query heads.
+    """Return the rule that stacks q, k and v, with each key and value head repeated for the `groups` query heads that share it.
 
     ours: q (H D, C), k and v (K D, C), or their biases (H D,) and (K D,). theirs: (3 H D, C), or (C, 3 H D) with
     `transpose`, or the bias (3 H D,).
@@ -110,10 +110,10 @@ def consecutive_pairs(theirs: str, ours: str, d_head: int) -> Rule:
 
 
 def norm(theirs: str, ours: str, config: GPTConfig, *, always_bias: bool) -> list[Rule]:
-    """Return the rules that convert weight and bias of a norm; their names begin with `theirs` or `ours`.
+    """Return the rules that convert the weight and the bias of a norm.
 
-    `always_bias`: whether this norm always has a bias in the other program. If it has none in Positron, an export writes
-    zeros.
+    `theirs` and `ours`: the name of the norm in the other program and in Positron. `always_bias`: whether the other program
+    always has a bias in this norm; an export writes a bias of zeros if the norm has no bias in Positron.
     """
     rules = [same(f"{theirs}.weight", f"{ours}.weight")]
     if config.has_norm_bias:
@@ -143,7 +143,7 @@ def linear(theirs: str, ours: str, config: GPTConfig, zeros: int | None = None) 
 
 
 def absent(ours: str, size: int) -> Rule:
-    """Return the rule, for imports only, that fills a bias (size,) with zeros because the other program does not have it."""
+    """Return the rule, for imports only, that fills a bias (size,) with zeros, because the other program has no such bias."""
 
     def forth(tensors: Sequence[Tensor]) -> Tensor:
         raise Contradiction(f"the other program has no tensor for {ours}")

@@ -30,7 +30,7 @@ class Source:
 
     @property
     def config(self) -> GPTConfig:
-        """Return the architecture."""
+        """Return the architecture of the model."""
         return self.model.config
 
     @property

@@ -1,8 +1,8 @@
 """Write a tokenizer as `tokenizer.json`, which Hugging Face's tokenizers library reads without Positron's code.
 
 A text gets the same ids as in Positron, with two exceptions that the format cannot avoid. With a SentencePiece vocabulary, the
-character U+2581 is read as a space. And a special token written in a text, such as `<|end|>`, is read as that token unless the
-caller gives `split_special_tokens=True`.
+character U+2581 is read as a space. And a special token written in a text, such as `<|end|>`, is read as that special token; a
+caller can prevent this by `split_special_tokens=True`.
 """
 
 from __future__ import annotations
@@ -206,8 +206,8 @@ def _tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
 def tiktoken_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Return one merge for each token of several bytes, in the order of the tokens' ranks.
 
-    The merge is the pair of tokens that byte-pair encoding joins in its last step to form the token. Tokens that it cannot
-    form are left out.
+    The merge is the pair of tokens that byte-pair encoding joins in its last step to form the token. Tokens that byte-pair
+    encoding cannot form are left out.
     """
     merges: list[tuple[bytes, bytes]] = []
     for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]):
