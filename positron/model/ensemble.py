@@ -28,14 +28,14 @@ class Ensemble:
 
 
 def members_of(model: GPT | Ensemble) -> tuple[GPT, ...]:
-    """Return the members of an ensemble; a single model is its own only member."""
+    """Return the members of an ensemble, or a tuple with only `model` if it is a single model."""
     return model.members if isinstance(model, Ensemble) else (model,)
 
 
 def context_of(model: GPT | Ensemble) -> int:
     """Return the context length of a model, or the smallest context length of an ensemble's members.
 
-    The smallest one counts, because all members read the same tokens.
+    The smallest context length counts, because all members read the same tokens.
     """
     return min(member.config.context_length for member in members_of(model))
 
@@ -43,10 +43,10 @@ def context_of(model: GPT | Ensemble) -> int:
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     """Return logits whose softmax is the mean of the members' distributions, from the members' logits, (..., V) each.
 
-    They are in float64 where the device has it. The result is log p + c, where p is the mean of the members' probabilities, and
-    c the mean of the logsumexp of the members' logits. With this c, members with equal logits give these logits again.
-    c does not change the distribution, but it changes the effect of the repetition penalty, which depends on the sign of a
-    logit.
+    The result is in float64 if the device supports float64. It is log p + c, where p is the mean of the members' probabilities,
+    and c the mean of the logsumexp of the members' logits. With this c, if all members have equal logits, the result is equal
+    to these logits. c does not change the distribution, but it changes the effect of the repetition penalty, which depends on
+    the sign of a logit.
     """
     each = torch.stack([part.to(widest(part.device)) for part in logits])  # (n, ..., V)
     log_sums = each.logsumexp(dim=-1, keepdim=True)
@@ -54,6 +54,9 @@ def mean_logits(logits: Sequence[Tensor]) -> Tensor:
 
 
 def mean_losses(losses: Sequence[Tensor]) -> Tensor:
-    """Return -log of the mean probability of each target, in float64, from the losses of the members in nats, (...)."""
+    """Return the loss of an ensemble for each target, -log of the members' mean probability, in nats and float64: (...).
+
+    `losses`: for each member, its losses (...) for the same targets, in nats.
+    """
     each = torch.stack([part.double() for part in losses])
     return math.log(len(losses)) - (-each).logsumexp(dim=0)

@@ -163,8 +163,8 @@ class Attention(nn.Module):
     def _can_pack(self, x: Tensor) -> bool:
         """Tell whether `_packed_heads` can be used and is faster.
 
-        It can be used if the layers q, k and v have neither LoRA nor forward hooks, and if `qk_scale` is off: a learned scale
-        would come between the normalisation and the rotation.
+        `_packed_heads` can be used if the layers q, k and v have neither LoRA nor forward hooks, and if `qk_scale` is off: a
+        learned scale would come between the normalisation and the rotation.
         """
         if self.qk_scale or not fused.is_faster(x):
             return False
@@ -239,7 +239,7 @@ class GPT(nn.Module):
     """Predict the next token: ids (B, T) -> logits (B, T, V), or the summed loss of targets.
 
     The initial weights depend on `seed` alone. If the attribute `checkpoint_activations` is set to True, blocks save
-    only their input and are computed again in the backward pass, which takes less memory and about a third more time.
+    only their input and are computed again in the backward pass. This takes less memory and about a third more time.
     """
 
     cos: Tensor
@@ -281,9 +281,9 @@ class GPT(nn.Module):
     def hidden(self, idx: Tensor, documents: Tensor | None = None) -> Tensor:
         """Compute the normalised last hidden states: token ids (B, T) -> (B, T, C).
 
-        `documents` (B, T): document numbers, which never decrease along a row. Attention then stays within each document,
-        and positions begin again at 0, so that a document gets the same result as if it were alone in the window. Raises
-        ValueError if T exceeds the context length.
+        `documents` (B, T): document numbers, which never decrease along a row. If they are given, attention stays within each
+        document, and the positions of each document begin at 0, so that a document gets the same result as if it were alone in
+        the row. Raises ValueError if T exceeds the context length.
         """
         x, rope, mask = self.embed(idx, documents)
         x = self.drop(x)
@@ -299,7 +299,7 @@ class GPT(nn.Module):
     def embed(self, idx: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Rope | None, Tensor | None]:
         """Compute the input of the first block: the embeddings (B, T, C) of token ids (B, T), without dropout.
 
-        Also returns the arguments `rope` and `mask` of every block. For `documents` and the errors, see `hidden`.
+        Also returns `rope` and `mask`, the other two arguments of every block. For `documents` and the errors, see `hidden`.
         """
         T = idx.shape[1]
         if self.config.context_length < T:

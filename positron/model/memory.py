@@ -50,7 +50,7 @@ def check_memory(
 
 
 def _table_bytes(config: GPTConfig) -> int:
-    """Return the bytes that the position tables need while they are computed in float64; 0 if they are parameters."""
+    """Return the bytes that the position tables need while they are computed in float64; 0 if positions are learned."""
     match config.position:
         case "learned":
             return 0

@@ -29,8 +29,8 @@ def causal_attention(
     """Compute causal attention: q (B, H, T, D), k and v (B, K, T, D), H a multiple of K -> (B, H, T, D).
 
     A query attends to the last `window` tokens, itself included (None: to itself and all earlier tokens). If `mask`
-    (B, 1, T, T) is given, a query attends only to keys for which the mask is True; it must be False for all keys outside the
-    window and after the query. `dropout` is the probability of setting an attention weight to 0.
+    (B, 1, T, T) is given, a query attends only to keys for which the mask is True; the mask must be False for all keys outside
+    the window and after the query. `dropout` is the probability of setting an attention weight to 0.
     """
     q, k, v = (x.to(product_dtype(x)) for x in (q, k, v))
     grouped, T = k.shape[1] != q.shape[1], q.shape[2]
@@ -58,10 +58,10 @@ def blocked_is_faster(q: Tensor, visible: int, dropout: float = 0.0) -> bool:
     """Tell whether BlockedCausalAttention is faster than SDPA in forward and backward pass together.
 
     `visible`: the number of keys that a query attends to. The speeds were measured on cores with AVX512-BF16 and with AMX, for
-    D from 32 to 64. In bf16, BlockedCausalAttention is 2 to 4 times as fast as SDPA at T = 128 to 1024. At T = 16 to 64, it
-    makes a whole training step of a small model 1.4 to 2.2 times as fast. In fp32, it is 1.4 times as fast as SDPA at T = 128
-    to 1024, and both are equally fast at T <= 64. Without gradients, both are equally fast. Dropout makes
-    SDPA ten times as slow.
+    D from 32 to 64. In bf16, BlockedCausalAttention is 2 to 4 times as fast as SDPA at T = 128 to 1024. At T = 16 to 64, with
+    BlockedCausalAttention, a whole training step of a small model is 1.4 to 2.2 times as fast as with SDPA. In fp32,
+    BlockedCausalAttention is 1.4 times as fast as SDPA at T = 128 to 1024, and equally fast at T <= 64. Without gradients,
+    BlockedCausalAttention and SDPA are equally fast. Dropout makes SDPA ten times as slow.
     """
     min_length = 8 if q.dtype == torch.bfloat16 or dropout > 0 else 64
     fits = q.device.type == "cpu" and q.shape[2] > min_length and visible <= MAX_BLOCKED_KEYS
@@ -160,11 +160,12 @@ def first_key(start: int, window: int) -> int:
 def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
     """Compute q k^T / sqrt(D) in fp32 or wider, even for bf16 factors: q (N, n, D), k (N, m, D) -> (N, n, m).
 
-    Scores in bf16 would make the gradients inexact: by 1 % if the scores have a standard deviation of 3, and by 9 % if it is 30
-    (with torch's SDPA: 0.4 % and 0.7 %). With scores in fp32, attention is about 10 % slower than with scores in bf16.
+    Scores in bf16 would make the gradients inexact: by 1 % for scores with a standard deviation of 3, and by 9 % for a standard
+    deviation of 30 (with torch's SDPA: 0.4 % and 0.7 %). With scores in fp32, attention is about 10 % slower than with scores
+    in bf16.
 
     On a CPU, bmm cannot multiply bf16 tensors into an fp32 result. So bf16 factors are converted to fp32, and oneDNN is told
-    to round its fp32 factors to bf16, for speed. This rounding loses nothing, because the factors were bf16 before.
+    to round these factors to bf16 again, for speed. This rounding loses nothing, because the factors were bf16 before.
     """
     dtype = wide(q.dtype)
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]

@@ -28,9 +28,10 @@ def linear_distillation(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the sum over the targets of (1 - alpha) CE + alpha temperature² KL, and the sums of CE and KL alone, in nats.
 
-    CE is the cross-entropy of the target. KL is KL(q, s), where q is the mean of the teachers' distributions and s the
-    student's distribution, all at this temperature. x (N, C), weight (V, C), targets (N,) -> three tensors (). Only the first
-    has a gradient. A target that is IGNORE is not counted.
+    CE is the cross-entropy of the target, at temperature 1. KL is KL(q, s), where q is the mean of the teachers' distributions
+    and s the student's distribution, all at `temperature`. x (N, C), weight (V, C), targets (N,) -> three tensors (). Only the
+    first tensor has a gradient. `teachers`: for each teacher, its last hidden states (N, C) and its output matrix (V, C), where
+    C is the teacher's width. A target that is IGNORE is not counted.
     """
     if x.device.type == "cpu":  # on other devices, counting the targets would wait for the device
         scored = targets != IGNORE

@@ -25,7 +25,7 @@ GELU_ROWS = 256
 
 
 def is_faster(x: Tensor) -> bool:
-    """Tell whether the functions of this module are faster than torch's. They are if x is on a CPU and needs a gradient."""
+    """Tell whether the functions of this module are faster than torch's: true if x is on a CPU and needs a gradient."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and x.requires_grad
 
 
@@ -70,7 +70,7 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def interleave_pairs(rows: Tensor, d_head: int) -> Tensor:
-    """Move rows i and i + D/2 of each head of a q or k matrix or bias (heads * D, ...) to 2i and 2i + 1.
+    """Move the rows i and i + D/2 of each head of a q or k matrix or bias (heads * D, ...) to the rows 2i and 2i + 1.
 
     The two numbers that RoPE rotates together (a rotary pair) are then one complex number. Scores do not change, because q
     and k are permuted in the same way.
@@ -82,9 +82,9 @@ def interleave_pairs(rows: Tensor, d_head: int) -> Tensor:
 def heads(qkv: Tensor, rope: Rope | None, n_head: int, n_kv_head: int, norm_eps: float | None) -> tuple[Tensor, ...]:
     """Split a packed projection into heads: qkv (B, T, (H + 2K) D) -> q (B, H, T, D), k and v (B, K, T, D).
 
-    q and k are rotated by `rope`: cos and sin, (T, D/2) or (B, 1, T, D/2), or None for no rotation. Their rotary pairs must be
-    interleaved, as by `interleave_pairs`. If `norm_eps` is given, each q and k is also divided by its root mean square over D.
-    The results are contiguous.
+    q and k are rotated by `rope`: cos and sin, (T, D/2) or (B, 1, T, D/2), or None for no rotation. In `qkv`, the rotary pairs
+    of q and k must be interleaved (see `interleave_pairs`). If `norm_eps` is given, each vector (D,) of q and k is also divided
+    by its root mean square. The results are contiguous.
     """
     rotation = None
     if rope is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which x is multiplied: the dtype of autocast if it is on, else the dtype of x.
+    """Return the dtype in which x is multiplied: the dtype of autocast if autocast is on, else the dtype of x.
 
     float64 stays float64 even with autocast.
     """
@@ -23,5 +23,5 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for sums and functions of numbers of `dtype`: float64 for float64, else float32."""
+    """Return the dtype in which to compute sums and functions of numbers of type `dtype`: float64 for float64, else float32."""
     return torch.promote_types(dtype, torch.float32)

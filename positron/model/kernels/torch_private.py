@@ -70,7 +70,7 @@ def int8_linear(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Tell whether the module has hooks of `register_forward_hook` (`Module._forward_hooks`, a dictionary).
 
-    Code that uses the weights of the module without calling the module does not run its hooks.
+    Code that uses the weights of the module without calling the module does not run these hooks.
     """
     return bool(module._forward_hooks)
 
