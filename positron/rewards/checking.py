@@ -18,10 +18,10 @@ EXCERPT = 80  # characters of a prompt or a completion that a message shows
 def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) -> Reward:
     """Return a reward that calls `reward` for at most `max_seconds` and returns a finite float.
 
-    A call that takes longer is repeated once, because the process may have been paused during the call (Ctrl-Z). The returned
-    reward raises UserError, with `name`, the prompt and the completion in the message, if the call fails, takes too long
-    twice, or does not return a finite number. The error of the user's function is the cause of the UserError, so that
-    POSITRON_DEBUG=1 shows its traceback. KeyboardInterrupt is passed on unchanged.
+    A call that takes longer is repeated once, because the process may have been paused during the call (Ctrl-Z). If the call
+    fails, takes too long twice, or does not return a finite number, the returned reward raises UserError with `name`, the
+    prompt and the completion in the message. The error of the user's function is the cause of the UserError, so that
+    POSITRON_DEBUG=1 shows the traceback of the function. KeyboardInterrupt is passed on unchanged.
     """
 
     def call(prompt: str, completion: str) -> float:

@@ -24,10 +24,10 @@ def call_within(seconds: float, function: Callable[[], T]) -> T:
     """Return `function()`. Raises TooSlow if the call takes longer than `seconds` of real time.
 
     In the main thread, a timer of the operating system (SIGALRM) interrupts Python code, the search of a regular
-    expression, and waiting for a file or the network. It does not interrupt C code that handles no signals, such as a long
-    NumPy operation: TooSlow is then raised after the operation. In other threads and on Windows, where Python cannot set
-    such a timer, TooSlow is raised after the call. If the calling program uses this timer, its timer and its handler are
-    restored afterwards.
+    expression, and waiting for a file or the network. The timer does not interrupt C code that handles no signals, such as a
+    long NumPy operation: TooSlow is then raised after the operation. In other threads and on Windows, where Python cannot set
+    such a timer, TooSlow is raised after the call. If the calling program uses the timer for itself, the program's timer and
+    signal handler are restored afterwards.
     """
     began = time.monotonic()
     if sys.platform != "win32" and threading.current_thread() is threading.main_thread():

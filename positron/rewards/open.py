@@ -1,4 +1,4 @@
-"""Make the reward that the settings name, and check that it can read the prompts."""
+"""Make the reward that the settings name, and check that the reward can read the prompts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FUNCTION_KEY = "reward.function"
 class Term:
     """Hold one reward of a weighted sum.
 
-    `reward` raises UserError for any error of the user's function (see `checked`). `decided` returns the number
-    of characters of a completion after which the reward can no longer change. `decided` is None if the reward always
-    depends on the whole completion.
+    `reward` raises UserError for any error of the user's function (see `checked`). `decided` is a function that returns the
+    number of characters of a completion after which no further text can change the reward, or None if further text could
+    still change the reward. `decided` itself is None if the reward always depends on the whole completion.
     """
 
     name: str
@@ -47,7 +47,7 @@ class WeightedSum:
     def decided(self, prompt: str, completion: str) -> int | None:
         """Return the number of characters of the completion after which no further text can change the weighted sum.
 
-        Returns None if further text could still change it.
+        Returns None if further text could still change the weighted sum.
         """
         characters = []
         for term in self.terms:
@@ -117,7 +117,7 @@ def _function(name: str) -> Callable[[str, str], Any]:
 
 
 def _reader(term: RewardTerm) -> Callable[[str], object] | None:
-    """Return a function that tells whether the reward can read a prompt, or None if it can read any prompt."""
+    """Return a function whose result is false for prompts that the reward cannot read; None if it can read every prompt."""
     match term.kind:
         case "story_request":
             return stories.read_request

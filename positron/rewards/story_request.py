@@ -17,7 +17,7 @@ def story_request(prompt: str, completion: str) -> float:
 def story_error(prompt: str, completion: str) -> int | None:
     """Return the number of characters up to and including the first error of a story, or None if the story has no error.
 
-    After an error, the reward is 0, whatever follows. A story that ends too early has no error. Raises ValueError if the
+    After an error, the reward is 0, whatever text follows. A story that ends too early has no error. Raises ValueError if the
     prompt is not a request of `stories.ask`.
     """
     error = stories.first_error(completion, _request(prompt))
