@@ -61,7 +61,7 @@ class Answer:
         return {**self._head(self.object), "choices": choices, "usage": self.usage(sessions)}
 
     def first_chunks(self) -> list[dict[str, Any]]:
-        """Return the first chunks of a stream. A chat has a chunk with the role for each text; a completion has none."""
+        """Return the first chunks of a stream: for a chat, one chunk with the role for each text; for a completion, none."""
         if not self.is_chat:
             return []
         return [
@@ -72,7 +72,8 @@ class Answer:
     def chunk(self, i: int, session: Session, piece: Piece, is_first: bool) -> dict[str, Any] | None:
         """Return the chunk that sends `piece`, a part of the text with index i, or None if the chunk would be empty.
 
-        `is_first`: true for the first piece of the text. Its chunk also contains the prompt, if the client asked for it.
+        `is_first`: true for the first piece of the text. If the client asked for the prompt, the chunk of the first piece also
+        contains the prompt.
         """
         prompt = self._prompt_logprobs(i, session) if is_first else []
         text = self.call.echoed[i] + piece.text if is_first else piece.text
@@ -83,7 +84,7 @@ class Answer:
         return self._chunk(i, content, logprobs, piece.finish)
 
     def usage_chunk(self, sessions: list[Session]) -> dict[str, Any]:
-        """Return the last chunk of a stream whose client asked for the usage."""
+        """Return the last chunk of a stream, which contains the usage; it is sent only if the client asked for the usage."""
         return {**self._head(self._chunk_object()), "choices": [], "usage": self.usage(sessions)}
 
     def usage(self, sessions: list[Session]) -> dict[str, Any]:
@@ -112,9 +113,9 @@ class Answer:
     def _prompt_logprobs(self, i: int, session: Session) -> list[Token | int]:
         """Return the tokens of the client's prompt with their log-probabilities, or [] if the client did not ask for them.
 
-        The first token of the sequence has no log-probability, because no token precedes it, and is returned as its id. If the
-        server put a token before the prompt, that token is the first one: it is left out, and all returned tokens have a
-        log-probability.
+        The first token of the sequence has no log-probability, because no token precedes it. It is returned as its id. If the
+        server put a token before the prompt, the server's token is the first token of the sequence. It is left out, so all
+        returned tokens have a log-probability.
         """
         request = self.call.requests[i]
         if not request.scores_prompt:

@@ -44,7 +44,7 @@ def create_app(
     routes: Sequence[BaseRoute] = (),
     public: frozenset[str] = frozenset(),
 ) -> ASGIApp:
-    """Create the application.
+    """Create the web application that serves `models`.
 
     `key`: the API key that requests must contain, except requests for /health and the paths in `public`. `routes`: routes of
     pages, in addition to the API.
@@ -90,7 +90,7 @@ def create_app(
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """Return the JSON object in the body of a request. Raises ApiError if it is too long or not a JSON object."""
+    """Return the JSON object in the body of a request. Raises ApiError if the body is too long or not a JSON object."""
     _refuse_long(int(request.headers.get("content-length", 0)))
     parts, size = [], 0
     async for part in request.stream():
@@ -223,7 +223,7 @@ class _Texts:
         return arrived
 
     async def all_pieces(self) -> list[list[Piece]]:
-        """Wait until all texts have ended, and return the pieces of each."""
+        """Wait until all texts have ended, and return the pieces of each text."""
         pieces: list[list[Piece]] = [[] for _ in self._jobs]
         async for batch in self.batches():
             for i, piece in batch:
@@ -237,7 +237,10 @@ class _Texts:
 
 
 def _joined(arrived: list[tuple[int, Piece | Exception]]) -> list[tuple[int, Piece | Exception]]:
-    """Join the pieces of each text; an error replaces them. The texts keep the order in which their first pieces arrived."""
+    """Join the pieces of each text. If a text has failed, its error replaces its pieces.
+
+    The texts keep the order in which their first pieces arrived.
+    """
     joined: dict[int, Piece | Exception] = {}
     for i, piece in arrived:
         before = joined.get(i)
@@ -290,7 +293,7 @@ def _event(value: dict[str, Any]) -> str:
 
 
 def _described_error(error: BaseException) -> ApiError:
-    """Convert an error of generation to the error that the client gets. Log it if the user cannot fix it."""
+    """Convert an error of generation to the error that the client gets. Log an error that the user cannot fix."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):

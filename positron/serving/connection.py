@@ -33,7 +33,7 @@ _LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close
 
 
 class LimitedConnection(H11Protocol):
-    """Close a connection if there are too many, or if the client sends a request too slowly or does not read the answer."""
+    """Close a connection if the server has too many, or if the client is too slow to send a request or to read an answer."""
 
     connections: set[LimitedConnection]  # type: ignore[assignment]
     _receiving: asyncio.TimerHandle | None = None
@@ -42,8 +42,8 @@ class LimitedConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Limit the time for the first request of the connection.
 
-        If there are too many connections, end the one that has been sending a request for the longest time, so that slow
-        clients cannot keep others out. If none is sending, refuse the new connection.
+        If there are too many connections, end the connection that has been sending a request for the longest time, so that slow
+        clients cannot keep other clients out. If no connection is sending a request, refuse the new connection.
         """
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
@@ -56,9 +56,9 @@ class LimitedConnection(H11Protocol):
         self._expect_request()
 
     def handle_events(self) -> None:
-        """Start the timer of a request when its first byte arrives, and stop it after its last byte. Refuse a long head.
+        """Start a timer at the first byte of a request, and stop the timer after the last byte. Refuse a head that is too long.
 
-        h11 applies its limit only to incomplete heads, so it would accept a long head that arrives in one read.
+        h11 applies its limit only to incomplete heads, so h11 would accept a head that is too long but arrives in one read.
         """
         if self.conn.their_state is h11.IDLE and _is_head_too_long(self.conn.trailing_data[0]):
             self.send_400_response(f"the headers of this request are longer than {MAX_HEAD_BYTES} bytes: send fewer")
@@ -83,7 +83,7 @@ class LimitedConnection(H11Protocol):
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """Stop writing until the client has read what was sent, and close the connection if this takes too long."""
+        """Stop writing until the client has read what was sent, and close the connection if the client takes too long."""
         super().pause_writing()
         self._sending = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
@@ -146,7 +146,7 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on this address; raises UserError if that is not possible."""
+    """Return a socket that listens on this address and port. Raises UserError if listening there is not possible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sends small packets at once (TCP_NODELAY) only on sockets that name their protocol
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

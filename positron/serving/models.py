@@ -29,7 +29,11 @@ MAX_ON_DEMAND = 3  # number of models that are loaded on demand and in memory at
 
 @dataclass(frozen=True)
 class Served:
-    """Hold a model with its worker. `chats`: true if the run was fine-tuned on conversations."""
+    """Hold a model with its worker.
+
+    `chats`: true if the run was fine-tuned on conversations. `context`: the context length in tokens. `created`: the Unix time
+    of the checkpoint.
+    """
 
     name: str
     chats: bool
@@ -81,7 +85,7 @@ class Models:
         return [*self._fixed.values(), *(model for _, model in list(self._on_demand.values()))]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the description of each model: OpenAI's fields, vLLM's field for the context length, and Positron's own."""
+        """Return the description of each model: OpenAI's fields, `max_model_len` as in vLLM, and Positron's field `chats`."""
         described = {
             name: _object(name, model.created, model.context, model.chats) for name, model in self._fixed.items()
         }
@@ -95,9 +99,10 @@ class Models:
     def get(self, name: Any) -> Served:
         """Return the model `name`, and load it if it was not loaded at the start or by an earlier request.
 
-        If a request loaded the model and its run was trained further since then, the model is loaded again, or returned
-        without the new training while it generates texts. If `name` is None, the first model that was loaded at the start is
-        returned. Raises ApiError if there is no such model, if it cannot be loaded, or if too many other models are busy.
+        If an earlier request loaded the model and the run was trained further since then, the model is loaded again. But while
+        the model generates texts, it is returned without the new training. If `name` is None, the first model that was loaded
+        at the start is returned. Raises ApiError if there is no such model, if it cannot be loaded, or if too many other models
+        are busy.
         """
         if name is None and self._fixed:
             return next(iter(self._fixed.values()))
@@ -126,9 +131,10 @@ class Models:
             return model
 
     def _make_room(self) -> None:
-        """Close the least recently used model that is idle, if MAX_ON_DEMAND models are loaded on demand.
+        """Close an idle model if MAX_ON_DEMAND models are loaded on demand, so that another model can be loaded.
 
-        Raises ApiError if none of them is idle.
+        Among the idle models that were loaded on demand, the least recently used model is closed. Raises ApiError if none of
+        them is idle.
         """
         if len(self._on_demand) < MAX_ON_DEMAND:
             return

@@ -62,8 +62,10 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 class Call:
     """Hold a call of the API and, in `requests`, one request to the model for each text to generate.
 
-    The parameter `n` of the call is the number of texts for each prompt. The texts for the first prompt come first,
-    then those for the second one, and so on.
+    The parameter `n` of the call is the number of texts for each prompt. The texts for the first prompt come first, then those
+    for the second prompt, and so on. `prompt_tokens`: the number of tokens of all prompts. `echoed`: for each text, the prompt
+    that the answer repeats before the text, or "". `hidden`: the number of tokens that the server put before each prompt.
+    `dropped`: the number of oldest turns of the conversation that did not fit the context.
     """
 
     requests: list[Request]
@@ -76,7 +78,7 @@ class Call:
 
 
 class _Body:
-    """Hold the parameters of a request. `take` returns one of them; `refuse_others` refuses those that were not taken."""
+    """Hold the parameters of a request. `take` returns a parameter; `refuse_others` refuses parameters that were not taken."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values, self.known = values, {"model", *_IGNORED, *_WITHOUT_EFFECT}
@@ -171,7 +173,7 @@ def _stream_options(value: Any) -> bool:
 
 
 def _truncation(value: Any) -> bool:
-    """Tell whether the oldest turns of a too long conversation are dropped: "auto" means yes, "disabled" means no."""
+    """Tell whether the oldest turns are dropped if a conversation is too long: "auto" means yes, "disabled" means no."""
     if value not in ("auto", "disabled"):
         raise UserError(f"truncation must be auto or disabled, not {shown(value)}")
     return bool(value == "auto")
@@ -353,7 +355,11 @@ def _call(
     echoed: list[str] | None,
     hidden: int,
 ) -> Call:
-    """Read the parameters that chats and completions have in common, and return the call."""
+    """Read the parameters that chats and completions have in common, and return the call.
+
+    `prompts`: the token ids of each prompt. `default`: the values of missing sampling settings. `echoed`: the text of each
+    prompt if the answer repeats the prompts, else None. `hidden`: see `Call`.
+    """
     n = body.take("n", _number("n", 1, MAX_TEXTS), 1)
     texts = n * len(prompts)
     if texts > MAX_TEXTS:

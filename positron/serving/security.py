@@ -44,8 +44,8 @@ class Guard:
     def __init__(self, app: ASGIApp, key: str | None, public: frozenset[str]) -> None:
         """Store the API key and the `public` paths, which need no key.
 
-        Without a key, the Host header must be 127.0.0.1, localhost or [::1]. With a key, it may also be the machine's name or
-        any IP address.
+        Without a key, the Host header must be 127.0.0.1, localhost or [::1]. With a key, the Host header may also be the
+        machine's name or any IP address.
         """
         self.app, self.key, self.public = app, key, public
         own = socket.gethostname().lower()

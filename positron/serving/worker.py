@@ -28,8 +28,8 @@ class Job:
 class Worker:
     """Generate the texts of one model in a thread of its own.
 
-    This thread calls `deliver` of a job with each piece of its text or, if the text fails, with the error. Whoever
-    receives the pieces must call `taken` after each one, because a text with MAX_UNREAD pieces that were not taken is paused.
+    This thread calls the function `deliver` of a job with each piece of the job's text or, if the text fails, with the error.
+    The receiver must call `taken` after each piece, because a text with MAX_UNREAD pieces that were not taken is paused.
     """
 
     def __init__(self, sessions: Sessions, max_waiting: int) -> None:
@@ -53,7 +53,7 @@ class Worker:
             return len(self._running), len(self._waiting)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue all jobs. Raises QueueFull, and queues none, if there is no space for all of them or the worker is closed."""
+        """Queue all jobs. If there is no space for all of them, or the worker is closed, queue none and raise QueueFull."""
         with self._changed:
             if not self._is_closed and not self.is_alive:
                 raise RuntimeError("the thread that generates texts has ended: restart the server")
