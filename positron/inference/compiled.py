@@ -46,7 +46,7 @@ class CompiledDecoder(Decoder):
     """
 
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
-        """Pack the weights, and load the compiled function that computes a step from the cache on disk, or compile it.
+        """Pack the weights, and compile the function of a decoding step, or load it from Numba's cache on disk.
 
         The arguments are those of `Decoder`.
         """
@@ -71,7 +71,7 @@ class CompiledDecoder(Decoder):
         return Linear(weight, bias, activation, widen=self.weight_dtype != torch.float32)
 
     def _allocate(self, batch: int) -> None:
-        """Allocate an empty cache for `batch` sequences, and the arrays for the inputs and results of a step."""
+        """Allocate an empty cache for `batch` sequences, and the arrays for the inputs and results of a decoding step."""
         super()._allocate(batch)
         if not hasattr(self, "packed"):  # called by Decoder.__init__, before the packed weights exist
             return
@@ -110,7 +110,7 @@ class CompiledDecoder(Decoder):
             _compiled.add(self.weight_dtype)
 
     def _phases(self) -> Iterable[tuple[int, int, int]]:
-        """Yield the phases of a step in order, as (kind, layer, number of items).
+        """Yield the phases of a decoding step in order, as (kind, layer, number of items).
 
         `kind` is QKV, ATTEND, OUT, UP, DOWN or HEAD. An item is a block of 16 rows of a matrix or, in ATTEND, a key head. The
         items of a phase are independent.
@@ -128,9 +128,9 @@ class CompiledDecoder(Decoder):
         return sum(items for _, _, items in self._phases())
 
     def plan(self, threads: int) -> None:
-        """Divide each phase of a step, such as a matrix product, into chunks for the threads.
+        """Divide each phase of a decoding step, such as a matrix product, into chunks for the threads.
 
-        The chunks of a phase become smaller and smaller, so that all threads finish it at about the same time.
+        The chunks of a phase become smaller and smaller, so that all threads finish the phase at about the same time.
         """
         if threads == self.threads:
             return

@@ -469,7 +469,7 @@ def _cached(function: Callable[..., None]) -> Callable[..., None]:
 
 @_cached
 def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
-    """Start a step and compute it (thread 0), or help with the steps of `owner` (any other thread).
+    """Start a decoding step and compute it (thread 0), or help with the decoding steps of `owner` (any other thread).
 
     Thread 0 returns when the step is done. The other threads return when no step has started for a while, or when a step of
     another owner starts. The dimensions are R rows of the batch, N chunks, L layers, B rows of the cache, T positions of the

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Written(NamedTuple):
     """Hold a generated text with its number of tokens.
 
-    `ended` is true if the text ended by itself or at a stop string, and not at max_tokens.
+    `ended` is true if the text ended at a stop token or a stop string, and not at max_tokens.
     """
 
     text: str

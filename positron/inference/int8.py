@@ -22,9 +22,9 @@ ROW_MULTIPLE = 32  # the int8 operator reads beyond the end of rows whose length
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise W (out, in) to q (out, in) in int8 and scale (out,) in bf16, with |W - scale q| <= scale / 2.
 
-    The scale of a row is its largest |W| divided by 127. It is rounded to bf16 before W is divided by it, which makes W / scale
-    larger by at most 1 part in 256. So |W / scale| is at most 127 (1 + 1/256) = 127.496, which is rounded to 127, and no
-    number exceeds the range.
+    The scale of a row is the largest |W| of the row divided by 127, rounded to bf16. This rounding makes W / scale larger by at
+    most 1 part in 256. So |W / scale| is at most 127 (1 + 1/256) = 127.496, which is rounded to 127, and no number of q exceeds
+    the range.
     """
     weight = weight.detach().float()
     scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()

@@ -4,7 +4,7 @@ Each text has its own settings, its own random generator and its own row of the 
 the tokens that `Engine.stream` returns, and does not depend on the other texts, for two reasons. A step computes at most
 `exact_rows` rows together, so that each row gets the result that it would get alone. And a prompt is read in pieces that end
 at fixed positions. There is one exception: if a row still holds the earlier turns of a conversation, only the next turn is
-read. Its logits then differ from those of `Engine` by rounding.
+read. The logits of this text then differ from those of `Engine` by rounding.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Token(NamedTuple):
 class Piece(NamedTuple):
     """Hold the characters that a step adds to a text, and their tokens.
 
-    `tokens` is filled only if the request asks for log-probabilities. `finish`: "stop" if the text ended by itself or at a stop
-    string, "length" if it ended at max_tokens, None if it has not ended.
+    `tokens` is filled only if the request asks for log-probabilities. `finish`: "stop" if the text ended at a stop token or a
+    stop string, "length" if it ended at max_tokens, None if it has not ended.
     """
 
     text: str
@@ -210,7 +210,7 @@ class Sessions:
     def choose(self, sessions: Sequence[Session]) -> list[tuple[Session, Piece | Exception]]:
         """Choose the next token of each text, and return pairs of a session and the piece that its token adds.
 
-        If the choice raised an error, the pair contains the error instead. All sessions must be ready (see `is_ready`).
+        If choosing a token raised an error, the pair contains the error instead. All sessions must be ready (see `is_ready`).
         A text that ends or raises an error leaves the batch.
         """
         pieces: list[tuple[Session, Piece | Exception]] = []

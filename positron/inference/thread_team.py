@@ -1,4 +1,4 @@
-"""Run the steps of `CompiledDecoder` with several threads: the caller's thread, and helpers that sleep between texts.
+"""Run the decoding steps of `CompiledDecoder` with several threads: the caller's, and helpers that sleep between texts.
 
 OpenMP is not used, for two reasons. Numba and torch would each have a pool of threads in the same process. And at each of the
 about 30 matrix products of a step, the caller would wait for every thread, even for a thread whose core is used by another
@@ -26,7 +26,7 @@ MAX_THREADS = 8  # the matrices of a small model are too small for more threads
 
 
 class Steps(Protocol):
-    """Define the interface that `Team` needs of a decoder: the data of its next step, and a method to divide the step."""
+    """Define what `Team` needs of a decoder: the data of its next decoding step, and a method to divide the step."""
 
     owner: int  # number of the decoder, different for each decoder of the process
     arrays: tuple[Any, ...]  # the arguments of `compiled_step.work` after `sync`
@@ -36,7 +36,7 @@ class Steps(Protocol):
 
 
 class _Helper:
-    """Run a thread that helps with the steps of a team."""
+    """Run a thread that helps with the decoding steps of a team."""
 
     def __init__(self, team: Team, number: int) -> None:
         self.sleeps, self.wake = False, threading.Semaphore(0)
@@ -64,7 +64,7 @@ class _Helper:
 
 
 class Team:
-    """Hold the threads that compute the steps of all `CompiledDecoder`s of this process."""
+    """Hold the threads that compute the decoding steps of all `CompiledDecoder`s of this process."""
 
     def __init__(self) -> None:
         self.size = min(os.cpu_count() or 1, MAX_THREADS)
@@ -91,7 +91,7 @@ class Team:
             helper.thread.join(PATIENCE_S)
 
     def run(self, steps: Steps) -> None:
-        """Compute the next step of the decoder `steps`, with as many threads as torch uses, but at most MAX_THREADS.
+        """Compute the next decoding step of the decoder `steps` with as many threads as torch uses, at most MAX_THREADS.
 
         If another thread of the program is inside `run`, the caller computes with its own thread alone; the result is the same.
         """

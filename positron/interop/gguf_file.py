@@ -49,8 +49,8 @@ FILE = "model.gguf"
 class Architecture:
     """Describe an architecture of llama.cpp.
 
-    `name`: its name in the file. `rules`: a function that returns the rules for its tensors. `keys`: a function that writes the
-    metadata that only this architecture has.
+    `name`: the architecture's name in the file. `rules`: a function that returns the rules that convert its tensors. `keys`: a
+    function that writes the metadata that only this architecture has.
     """
 
     name: str
@@ -207,10 +207,10 @@ STARCODER2 = Architecture("starcoder2", _starcoder2, _layer_norm_keys)
 def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     """Write `model.gguf` into a folder, and read the weights back.
 
-    Returns the largest absolute difference between the logits with the weights read back and those of the run. f16 and
-    q8_0 round only the matrices; norms, biases and the position table stay fp32. q8_0 also leaves a matrix in fp32 if
-    its row length is not a multiple of 32. Raises UserError, before anything is written, if llama.cpp does not have the
-    architecture or the tokenizer.
+    Returns the largest absolute difference between the logits of the run's model and those of the same model with the weights
+    that were read back. f16 and q8_0 round only the matrices; norms, biases and the position table stay fp32. With q8_0, a
+    matrix whose row length is not a multiple of 32 stays fp32, too. Raises UserError, before anything is written, if llama.cpp
+    does not have the architecture or the tokenizer.
     """
     try:
         from gguf import GGUFReader, GGUFWriter, LlamaFileType, dequantize

@@ -32,8 +32,9 @@ _CHAT_TEMPLATE = (
 def write(source: Source, folder: Path) -> float:
     """Write weights, tokenizer and settings for transformers into an empty folder, and read the weights back.
 
-    Returns the largest absolute difference between the logits with the weights read back and those of the run. Raises
-    UserError, before anything is written, if transformers cannot express the model or the tokenizer.
+    Returns the largest absolute difference between the logits of the run's model and those of the same model with the weights
+    that were read back. Raises UserError, before anything is written, if transformers cannot express the model or the
+    tokenizer.
     """
     config = source.config
     architecture = hf_architectures.choose(config)

@@ -93,8 +93,8 @@ def id_order(tokenizer: SentencePieceTokenizer) -> list[int]:
 def write(source: Source, folder: Path) -> float:
     """Write `model.bin` and `tokenizer.bin` into a folder, and read the weights back.
 
-    Returns the largest absolute difference between the logits with the weights read back and those of the run. Raises
-    UserError, before anything is written, if llama2.c does not support the model or the tokenizer.
+    Returns the largest absolute difference between the logits of the run's model and those of the same model with the weights
+    that were read back. Raises UserError, before anything is written, if llama2.c does not support the model or the tokenizer.
     """
     config = source.config
     check_model(config)
@@ -164,7 +164,7 @@ def library_json(path: Path, vocab_size: int) -> bytes:
 
 
 def _text_of(piece: Piece) -> bytes:
-    """Return the text of a piece with spaces instead of U+2581, as run.c expects it. A single byte remains `<0x0A>`."""
+    """Return the text of a piece with spaces instead of U+2581, as run.c expects. A byte piece (`<0x0A>`) does not change."""
     return (piece.text if piece.kind == "byte" else piece.text.replace("▁", " ")).encode("utf-8")
 
 

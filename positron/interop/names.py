@@ -30,7 +30,7 @@ def run_name(name: str) -> str:
 def needs_import(name: str) -> bool:
     """Tell whether `init_from=name` names a model that must be imported first.
 
-    This is the case if `name` is not a run, but a folder with a tokenizer.json or a repository (see `is_repository`).
+    This is the case if `name` is not a run, and is either a folder with a tokenizer.json or a repository (see `is_repository`).
     """
     path = expanded(name)
     if any(Run(folder).exists for folder in (path, OUTPUTS / name)):

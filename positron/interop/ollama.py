@@ -17,7 +17,8 @@ _TEXT = "{{ .Prompt }}"
 def write(source: Source, folder: Path, precision: gguf_file.Precision = "f32") -> float:
     """Write `model.gguf` and `Modelfile` into a folder, and read the weights back.
 
-    Returns the largest absolute difference between the logits with the weights read back and those of the run.
+    Returns the largest absolute difference between the logits of the run's model and those of the same model with the weights
+    that were read back.
     """
     difference = gguf_file.write(source, folder, precision)
     write_text(folder / "Modelfile", modelfile(source))

@@ -18,7 +18,8 @@ ARCHITECTURE = "gpt_config"  # the metadata key whose value is the GPTConfig as 
 def write(source: Source, folder: Path) -> float:
     """Write the weights and the tokenizer of a run, `source`, into a folder, and read the weights back.
 
-    Returns the largest absolute difference between the logits with the weights read back and with the original weights.
+    Returns the largest absolute difference between the logits of the run's model and those of the same model with the weights
+    that were read back.
     """
     weights = {name: tensor.contiguous() for name, tensor in source.weights.items()}
     metadata = {ARCHITECTURE: json.dumps(dataclasses.asdict(source.config)), "tokenizer_hash": source.tokenizer.hash}
