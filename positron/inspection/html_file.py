@@ -270,7 +270,7 @@ def write_html(run: Run, prompt: str, path: Path) -> Written:
 def kept_look(subject: Subject, prompt: str, point: HistoryPoint) -> dict[str, Any]:
     """Return the data that `Subject.look` computes for the prompt with the weights that were kept at `point`.
 
-    The logits are rounded to three decimals, which halves their size.
+    The result also contains `point`. The logits are rounded to three decimals, which halves their size.
     """
     data = subject.look(prompt, step=point["step"], continuation=ANSWER if subject.chats else CONTINUATION)
     data["focus"]["logits"] = [round(value, 3) for value in data["focus"]["logits"]]

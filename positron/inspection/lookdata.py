@@ -121,7 +121,10 @@ class AblationResult(TypedDict):
 
 
 class LookData(TypedDict):
-    """Hold all data about a model and a prompt. If parts are ablated, all values are those of the ablated model."""
+    """Hold all data about a model and a prompt.
+
+    If parts are ablated, all values are those of the ablated model, except `shape`, `scores` and the loss `ablation["before"]`.
+    """
 
     version: Literal[1]
     run: str  # name of the run

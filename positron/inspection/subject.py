@@ -237,7 +237,7 @@ class Subject:
     def _true_stories(self) -> tuple[list[list[int]], list[StoryTruth]]:
         """Return the token ids of the first validation stories, and the exact next-token distributions of each story.
 
-        The ids of a story are cut at the context length.
+        The ids of a story are cut at the context length, or at MAX_TOKENS if this is smaller.
         """
         texts = self._validation_stories(REGRET_STORIES)
         end = self.tokenizer.special_id(END_OF_TEXT)
