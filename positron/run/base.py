@@ -1,7 +1,7 @@
 """Find the run that another run started from (`init_from`), and follow such links to the pretrained run.
 
 A fine-tuned run needs its base run only to read the base run's text. If the base run is gone, the fine-tuned run can still
-chat and be evaluated on files, and it can continue if it replays no text (sft.replay_ratio=0).
+chat and be evaluated on files. Its training can continue if it replays no text of the base run (sft.replay_ratio=0).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def lineage(run: Run) -> list[Run]:
 def tokens_seen(run: Run) -> int:
     """Return the number of training tokens of the run and of its base runs.
 
-    The tokens of a base run that no longer exists are counted only if the run recorded them.
+    The tokens of a base run that no longer exists are counted only if `run` recorded their number.
     """
     facts = run.facts()
     tokens = facts.tokens or 0
@@ -91,8 +91,10 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
     """Return `config` with `init_from` set to the recorded path of the run whose weights `run` started from.
 
     Returns `config` unchanged in three cases: `run` has no checkpoint; the recorded path is that of `run` itself, which older
-    versions allowed; or nothing exists at the recorded path, but `config.init_from` names an existing run. Raises UserError
-    if `config.init_from` names `run` itself or, if `run` has a checkpoint, a run from which `run` did not start.
+    versions allowed; or nothing exists at the recorded path, but `config.init_from` names an existing run.
+
+    Raises UserError if `config.init_from` names `run` itself. If `run` has a checkpoint, also raises UserError if
+    `config.init_from` names a run from which `run` did not start.
     """
     named_run = None if config.init_from is None else _find(config.init_from, None)
     if named_run is not None and _is_same(named_run, run):
@@ -120,10 +122,10 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
 
 
 def portable(folder: Path) -> str:
-    """Return the path of a run's folder as another run records it: `outputs/base`.
+    """Return the path of a run's folder in the form in which other runs record the path, for example `outputs/base`.
 
-    The path is relative if the folder is below the current folder, so that both runs can be moved together. It is written with
-    slashes, also on Windows.
+    The path is relative if the folder is below the current folder, so that all these runs can be moved together. The path is
+    written with slashes, also on Windows.
     """
     if folder.is_absolute() and folder.resolve().is_relative_to(Path.cwd().resolve()):
         folder = Path(os.path.relpath(folder.resolve(), Path.cwd().resolve()))
@@ -131,7 +133,7 @@ def portable(folder: Path) -> str:
 
 
 def _find(name: str, run: Run | None) -> Run | None:
-    """Return the run at the path `name`, or None if it does not exist.
+    """Return the run at the path `name`, or None if there is no such run.
 
     `run` is the run that recorded the path, or None if the path is a setting of the user. The path is tried relative to the
     folders above `run`, because `run` and the run at `name` may have been moved together, then relative to the current folder,
@@ -146,9 +148,9 @@ def _find(name: str, run: Run | None) -> Run | None:
 
 
 def _possible_roots(folder: Path) -> list[Path]:
-    """Return the folders from which a relative path in the records of a run may start.
+    """Return the folders to which a path that a run recorded may be relative; `folder` is the folder of this run.
 
-    They are the parents of the run's folder, up to the folder that contains `outputs/`. If the run is not below a folder
+    The result is the parents of `folder`, up to the folder that contains `outputs/`. If `folder` is not below a folder
     `outputs/`, only the first parent is returned.
     """
     parents = list(folder.parents)

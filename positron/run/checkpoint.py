@@ -78,7 +78,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
 
 
 def _saved_beside(path: Path) -> str:
-    """Return a note for the missing checkpoint `path`, such as ` (its folder contains best.ckpt)`; empty without such files."""
+    """Return a note that names the other checkpoints in the folder of the missing file `path`; empty if there are none."""
     names = [other.name for other in checkpoints(path.parent)[-3:]] + [BEST] * (path.parent / BEST).exists()
     return one_line(f" (its folder contains {', '.join(names)})") if names else ""
 
@@ -98,7 +98,7 @@ def _fault_of_contents(checkpoint: Any, needed: dict[str, type]) -> str | None:
 
 
 def run_of(path: Path) -> Path:
-    """Return the folder of the run if `path` is a file in its `checkpoints/`, otherwise the folder of the file.
+    """Return the folder of the run if the file `path` is in a run's `checkpoints/`, otherwise the folder of the file.
 
     When the file is opened, symbolic links below the returned folder are refused.
     """
@@ -138,9 +138,9 @@ def checkpoint_fault(path: Path) -> str | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the files `step-*.ckpt` of a run, oldest first.
+    """Return the files `step-*.ckpt` in `folder`, the folder of a run's checkpoints, oldest first.
 
-    `best.ckpt` is not among them, because it is a link to one of them or a copy.
+    `best.ckpt` is left out, because it is a link to one of these files, or a copy.
     """
     numbered = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(numbered)]
@@ -154,7 +154,7 @@ def step_of(path: Path) -> int:
 
 
 def best_or_newest(folder: Path) -> Path | None:
-    """Return the best checkpoint, or the newest one if no best was saved; None if there are no checkpoints.
+    """Return the best checkpoint in `folder`, or the newest one if no best was saved; None if there are no checkpoints.
 
     If the best checkpoint is damaged, logs a warning and returns the newest undamaged one. Raises UserError if every
     checkpoint is damaged.
@@ -181,7 +181,7 @@ def best_or_newest(folder: Path) -> Path | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest undamaged checkpoint, or `best.ckpt` if all others are damaged or missing.
+    """Return the newest undamaged checkpoint in `folder`, or `best.ckpt` if all others are damaged or missing.
 
     Logs each damaged checkpoint that is skipped. Returns None if all checkpoints are damaged or there are none.
     """
@@ -193,7 +193,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _newest_whole(saved: list[Path]) -> tuple[Path | None, dict[Path, str]]:
-    """Return the last undamaged file of `saved` (None if all are damaged), and the faults of the files after it."""
+    """Return the last undamaged file of `saved`, and a dict from each damaged file after it to what is wrong with the file.
+
+    If all files are damaged, the first value is None.
+    """
     faults: dict[Path, str] = {}
     for path in reversed(saved):
         fault = checkpoint_fault(path)

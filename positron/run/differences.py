@@ -51,7 +51,7 @@ def differences(run: Run, config: RunConfig) -> list[str]:
 
 
 def refuse_differences(run: Run, config: RunConfig) -> list[str]:
-    """Raise UserError if `config` is not for the command that trained the run, or would change what the run learns.
+    """Raise UserError if `config` is for another command than the one that trained the run, or changes what the run learns.
 
     One change is accepted: if `train.extend` is set, `train.max_steps` may be larger. Returns a list with a description
     of this change, or an empty list if there is none.

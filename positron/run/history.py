@@ -13,7 +13,9 @@ from positron.system.disk import refuse_links
 
 
 def cut_after(run: RunPaths, step: int) -> None:
-    """Remove metrics, samples, pictures and kept weights of steps after `step`, because training will write them again.
+    """Remove the metrics, samples, attention pictures and kept weights of steps after `step`.
+
+    Training that continues from `step` will write them again.
 
     Raises UserError, before anything is changed, if a line of the metrics or the samples is damaged.
     """

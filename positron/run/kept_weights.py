@@ -19,17 +19,18 @@ _NAME = re.compile(r"step-(\d{1,12})\.safetensors")
 
 
 class KeptWeights(NamedTuple):
-    """Hold an optimizer step, and the path of the file with the weights after it; step 0 is before training."""
+    """Hold an optimizer step, and the path of the file with the weights after that step; step 0 is before training."""
 
     step: int
     path: Path
 
 
 def history_steps(count: int, horizon: int) -> set[int]:
-    """Return `count` steps from 0 to `horizon` on a logarithmic scale: 0, 1, 3, 10, 32, 101, 318, 1000 for (8, 1000).
+    """Return `count` optimizer steps from 0 to `horizon`, spaced logarithmically.
 
-    Steps that would be less than 1 apart on this scale are consecutive, as in 0, 1, 2, 3, 5, 9, ... for (10, 100). Fewer steps
-    are returned if there are not `count` steps up to `horizon`. If `count` is 1, the only step is `horizon`.
+    For count=8 and horizon=1000, the steps are 0, 1, 3, 10, 32, 101, 318 and 1000. Steps that would be less than 1 apart are
+    consecutive: count=10 and horizon=100 give 0, 1, 2, 3, 5, 9, and so on. Fewer steps are returned if there are not `count`
+    steps up to `horizon`. If `count` is 1, the only step is `horizon`.
     """
     if count < 2:
         return {horizon} if count else set()
@@ -74,7 +75,7 @@ def write_weights(path: Path, weights: dict[str, Tensor], below: Path) -> bytes:
 
 
 def read_kept_weights(kept: KeptWeights) -> dict[str, Tensor]:
-    """Read the weights of a file. Raises UserError if the file is damaged or cannot be read."""
+    """Return the weights in the file `kept.path`, by name. Raises UserError if the file is damaged or cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

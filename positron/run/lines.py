@@ -1,4 +1,4 @@
-"""Read and append files of one JSON object per line, each with a step: `metrics.jsonl` and `samples.jsonl`.
+"""Read and write files with one JSON object per line, which contains a step: `metrics.jsonl` and `samples.jsonl`.
 
 A line is complete when it ends in a newline. Text after the last newline is a torn line: the process that wrote it was
 killed or is still writing. `read_lines` accepts a torn line that contains a complete object; a reader that follows a
@@ -42,8 +42,8 @@ def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
 def parse_line(line: bytes, step_before: int, check: Check) -> dict[str, Any]:
     """Return the JSON object in a line.
 
-    Raises DamagedLine if the line is not valid, if `check` refuses the object, or if the step in it is not greater than
-    `step_before`, the step of the line before.
+    Raises DamagedLine if the line is not a valid JSON object with a step, if `check` refuses the object, or if the step is not
+    greater than `step_before`, the step in the previous line.
     """
     try:
         values = json.loads(line.decode("utf-8"))

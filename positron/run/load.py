@@ -62,7 +62,7 @@ def _no_checkpoint(run: Run) -> UserError:
 
 
 def model_files(run: Run) -> tuple[Path, ...]:
-    """Return the files that decide what `load_model` returns: it may return another model when one of them has changed."""
+    """Return the files that decide which model `load_model` returns; after a change to one of them, load the model again."""
     from positron.run.checkpoint import BEST, checkpoints
 
     best = run.checkpoint_folder / BEST
@@ -87,7 +87,7 @@ def load_kept_model(run: Run, kept: KeptWeights) -> GPT:
 
 
 def load_draft(name: str | None, tokenizer: Tokenizer) -> GPT | None:
-    """Return the model of the run `name` as the draft model of speculative decoding; None without a name.
+    """Return the model of the run `name`, to be the draft model of speculative decoding; None if `name` is None.
 
     Raises UserError if the run has another tokenizer than `tokenizer`.
     """
@@ -125,8 +125,9 @@ def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
 def refuse_other_architecture(saved: dict[str, Any], config: GPTConfig, path: Path, config_path: Path) -> None:
     """Raise UserError if the checkpoint's architecture differs from `config`, the architecture of the run.
 
-    A difference may leave the shapes of the weights unchanged, so that loading them would not fail. Call this function before
-    the model is built, because a damaged file may describe a model of an absurd size.
+    A difference may leave the shapes of the weights unchanged; loading the weights would then not fail. Call this function
+    before the model is built, because a damaged file may describe a model of an absurd size. `path` and `config_path` are the
+    files of the checkpoint and of `config`, for the message.
     """
     ours = dataclasses.asdict(config)
     for key, value in saved["gpt_config"].items():

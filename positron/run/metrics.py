@@ -23,9 +23,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_row(line: bytes, step_before: int) -> dict[str, Any]:
-    """Return the row in one line of a file. `step_before`: the step of the line before.
+    """Return the row in one line of `metrics.jsonl`.
 
-    Raises DamagedLine for an invalid line, or if its step is not greater than `step_before`.
+    Raises DamagedLine for an invalid line, or if its step is not greater than `step_before`, the step in the previous line.
     """
     return parse_line(line, step_before, check_row)
 
@@ -40,8 +40,8 @@ def check_row(row: dict[str, Any]) -> None:
 def validation_curve(rows: list[dict[str, Any]], every: int = 1) -> dict[int, float]:
     """Return a dict from step to bits per byte for the validations at multiples of `every` steps.
 
-    A run is also validated where it is stopped. With `every=train.val_every`, two equal runs have the same curve, wherever they
-    were stopped.
+    A run is also validated at the step at which it is stopped. With `every=train.val_every`, two equal runs have the same
+    curve, even if they were stopped at different steps.
     """
     return {row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None and row["step"] % every == 0}
 

@@ -2,7 +2,7 @@
 
 The record holds the commit and diff of Positron's checkout, versions, hardware, threads, seed and command. It never holds
 environment variables, the name of the machine or the name of its user. What several starts have in common, such as code and
-hardware, is stored once in the list `environments`; each entry of `starts` has an index into it.
+hardware, is stored once in the list `environments`. Each entry of the list `starts` contains an index into `environments`.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weig
 def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
     """Return the record of the process that trained `step`: how it was started, and its environment.
 
-    If several processes trained the step, the last one counts, because it replaced what the others wrote. The result is empty
-    if no such process is recorded, as in runs of older versions.
+    If several processes trained the step, the last of them counts, because its results replaced those of the earlier ones. The
+    result is empty if no such process is recorded, as in runs of older versions.
     """
     starts = [start for start in provenance["starts"] if start["step"] < step]
     return {**starts[-1], **provenance["environments"][starts[-1]["environment"]]} if starts else {}

@@ -26,9 +26,10 @@ def find_teachers(names: Sequence[str]) -> list[Run]:
 
 
 def is_finished_student(run: Run, names: Sequence[str]) -> bool:
-    """Tell whether the run is a finished distillation from the teachers `names`, in any order; such a run no longer needs them.
+    """Tell whether the run is a finished distillation from the teachers `names`, in any order.
 
-    Only the names are compared, because the teachers may have been moved or trained further after the distillation.
+    Only the names are compared, because a finished run no longer needs its teachers: they may have been moved or trained
+    further after the distillation.
     """
     if not run.exists or run.facts().status != "finished" or run.kind != DISTILL:
         return False
