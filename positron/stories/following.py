@@ -41,9 +41,10 @@ _SENTENCE, _ALTERNATIVE, END = Rule("sentence", "sentence"), Rule("alternative",
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """Hold a frame of a stack: the remaining nodes of a sequence, the rule of its fixed texts, and the frame below it.
+    """Hold a frame of a stack, which is like a call stack: what is left to write of a sequence of nodes.
 
-    When the sequence is complete, writing continues with the frame below, `after`, as on a call stack.
+    `nodes` are the remaining nodes, and `rule` is the rule of the fixed texts among them. When the sequence is complete,
+    writing continues with the frame below, `after`.
     """
 
     nodes: tuple[Node, ...]
@@ -126,7 +127,7 @@ def _end_of_word(text: str, has_begun: bool) -> int:
 
 
 def _begins_with_space(frame: _Frame | None) -> bool:
-    """Tell whether every possible continuation begins with white space or is the end of the story."""
+    """Tell whether every text that `frame` can write next begins with white space or is the end of the story."""
     while frame is not None:
         if not frame.nodes:
             frame = frame.after
@@ -147,7 +148,7 @@ def _begins_with_space(frame: _Frame | None) -> bool:
 
 
 def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[float, Following]]:
-    """Yield each possible state after the next node as a pair (probability of the state, state)."""
+    """Yield each state that the next node of `frame` can lead to from the state `at`, as pairs (probability, state)."""
     if not frame.nodes:
         yield 1.0, Following(at.plot, at.bound, at.named, None, frame.after)
         return
@@ -174,7 +175,10 @@ def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[flo
 def _spelled(
     at: Following, slot: Slot, value: str, bound: tuple[tuple[str, str], ...], after: _Frame | None, grammar: Grammar
 ) -> Following:
-    """Return the state after `at` in which the next text to write is `value` in the form `slot.form`."""
+    """Return the state after `at` in which the next text to write is `value` in the form `slot.form`.
+
+    `bound` has the values of the slots in the returned state. `after` is the frame that writes the text after `value`.
+    """
     if slot.form in _PRONOUNS:
         group: Group = "pronoun"
     else:

@@ -167,10 +167,10 @@ def _tells(text: str, request: Request, *, forgiving: bool = False) -> bool:
 
 
 def first_error(text: str, request: Request, *, grammar: Grammar = GRAMMAR) -> int | None:
-    """Return the index of the first character at which the text stops being the beginning of a story as requested.
+    """Return the index of the first wrong character, or None if the text is the beginning of a story that fulfils the request.
 
-    Returns None if the whole text is the beginning of such a story. If other text follows a complete story, the index is the
-    length of the story.
+    No such story begins with the text up to and including the wrong character. If other text follows a complete story, the
+    index is the length of the story.
     """
     reader = _Reader(grammar, grammar.plots[request.plot], " " + text, notes=True)  # every beat begins with a separator
     ends = reader.read_beats(request.plot, _Path(0, request.slots, 0.0, ()))
