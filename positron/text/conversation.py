@@ -1,4 +1,4 @@
-"""Convert messages to token ids and a loss mask by the chat template of fine-tuning, chat, evaluation and export.
+"""Convert messages to token ids and a loss mask with the chat template, which fine-tuning, chat, evaluation and export share.
 
     <|endoftext|> [<|system|> text <|end|>] <|user|> text <|end|> <|assistant|> text <|end|> <|user|> ...
 
@@ -30,7 +30,10 @@ class Message:
 
 
 def encode(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Return the token ids of a conversation, and for each id whether it is a target; empty answers have no targets."""
+    """Return the token ids of a conversation, and for each id whether it is a target of the loss.
+
+    An empty answer has no targets.
+    """
     ids, scored = [tokenizer.special_id(END_OF_TEXT)], [False]
     for message in messages:
         text = [*tokenizer.encode(message.content), tokenizer.special_id(END)]
@@ -74,9 +77,9 @@ def fit(
 def _answer_tokens(messages: Sequence[Message], tokenizer: Tokenizer, context: int) -> int:
     """Return the number of tokens to reserve for the next answer.
 
-    It is the length of the longest answer so far, but at least a quarter of the context and at most ANSWER_TOKENS. If there is
-    no answer yet, it is ANSWER_TOKENS. So a model whose answers are short can read many earlier turns, and a model that writes
-    stories can finish another story.
+    The number is the length of the longest answer so far, but at least a quarter of the context and at most ANSWER_TOKENS. If
+    there is no answer yet, the number is ANSWER_TOKENS. So a model whose answers are short can read many earlier turns, and a
+    model that writes stories can finish another story.
     """
     answers = [len(tokenizer.encode(message.content)) + 1 for message in messages if message.role == "assistant"]
     return min(ANSWER_TOKENS, max(context // 4, *answers)) if answers else ANSWER_TOKENS

@@ -1,8 +1,8 @@
 """Use the tokenizer of an imported model: its `tokenizer.json`, with Hugging Face's tokenizers library.
 
-If the file lacks special tokens for chat (see `SPECIALS`), they get the ids after its last id, and the import adds rows to the
-embedding. `<|endoftext|>` is Positron's name for the token with which the imported model begins each text, such as `<s>`.
-Further tokens may end a text (see `LibraryTokenizer.end_ids`).
+If the file lacks special tokens for chat (see `SPECIALS`), these tokens get the ids after the last id of the file, and the
+import adds rows to the embedding. `<|endoftext|>` is Positron's name for the token with which the imported model begins each
+text, such as `<s>`. Further tokens may end a text (see `LibraryTokenizer.end_ids`).
 """
 
 from __future__ import annotations

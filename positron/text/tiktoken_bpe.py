@@ -1,9 +1,11 @@
 """Use the vocabularies of OpenAI's models with the tiktoken library: r50k_base (GPT-2's), p50k_base, cl100k_base, o200k_base.
 
-The definitions are copied from the library's `tiktoken_ext.openai_public`, because the library's loader waits for the network
-without a time limit and stores its files in a temporary folder. Instead, `fetch` downloads a rank file once and keeps it in the
-cache, and each run has a copy. A rank file lists the tokens of a vocabulary with their ids. The definitions must never change:
-the pattern is part of a tokenizer's hash, even if another pattern would split every text in the same way.
+The definitions of the vocabularies are copied from the library's `tiktoken_ext.openai_public`, because the library's loader
+waits for the network without a time limit and stores its files in a temporary folder. Instead, `fetch` downloads a rank file
+once and keeps it in the cache, and each run has a copy. A rank file lists the tokens of a vocabulary with their ids.
+
+A definition must never change, because its pattern is part of a tokenizer's hash. Even a pattern that splits every text in the
+same way would change the hash.
 """
 
 from __future__ import annotations
