@@ -1,7 +1,7 @@
 """Make the module of a command callable like the function of the same name.
 
 `positron.train` is the module of the command `python -m positron.train`, and `positron.train(model="nano")` calls a function of
-the same name. Importing the module binds the name to the module, so the module itself must be callable.
+the same name. After the module was imported, the name `positron.train` means the module, so the module itself must be callable.
 """
 
 from __future__ import annotations

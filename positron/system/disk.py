@@ -166,7 +166,7 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
 
     The temporary file is in the same folder, because a rename is atomic only within a file system. Raises UserError if
     the disk is full or not writable, or if a component of `path` below the folder `below` (default: the folder of the
-    file) is a symbolic link; an existing file is then unchanged.
+    file) is a symbolic link. After an error, a file that existed at `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     below = path.parent if below is None else below

@@ -78,7 +78,7 @@ def check_address(url: str) -> None:
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follow a redirect only if `check_address` accepts the new address, and never from another machine to this one."""
+    """Follow a redirect only if `check_address` accepts the new address, and never from another machine to localhost."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         try:

@@ -34,7 +34,7 @@ class Unreachable(Exception):
 
 
 class Interrupted(Exception):
-    """Report that a signal ended the run between two steps, so that the last complete step can be saved."""
+    """Report that a signal ended the run between two optimizer steps, so that the last complete step can be saved."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)

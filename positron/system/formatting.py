@@ -26,12 +26,15 @@ def amount(value: float) -> str:
 
 
 def with_prefix(value: float) -> str:
-    """Write a number with at most three digits and the prefix of the unit that follows: 4.25e12 bytes as `4.25 T`."""
+    """Write a number with at most three digits and a unit prefix: 4.25e12 as `4.25 T`, so that the caller can append `B`."""
     return " ".join(_three_digits(value, "kMGTPE"))
 
 
 def _three_digits(value: float, units: str) -> tuple[str, str]:
-    """Return the number of thousands, millions, ... with three digits, and the unit of `units`, which is empty for ones."""
+    """Divide a number by 1000 until it has at most three digits before the point; return it as text, and its unit.
+
+    `units` are the units for 1000, 1000², 1000³ and so on. The returned unit is empty for numbers below 999.5.
+    """
     unit = ""
     for larger in units:
         if value < 999.5:  # three digits would round a larger value up to the next unit
@@ -111,7 +114,10 @@ def aligned(rows: Sequence[Sequence[str]], *, underline: bool = False) -> str:
 
 
 def side_by_side(columns: Sequence[tuple[str, str]], width: int) -> str:
-    """Format (title, text) pairs as columns of at least 24 characters, as many beside each other as fit into `width`."""
+    """Format (title, text) pairs as columns, as many beside each other as fit into `width` characters.
+
+    A column has at least 24 characters, or `width` - 2 if `width` is less than 26.
+    """
     import textwrap
 
     per_row = max(1, min(len(columns), width // 26))

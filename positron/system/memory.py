@@ -12,7 +12,7 @@ import sys
 if sys.platform == "win32":
 
     class _MemoryStatus(ctypes.Structure):
-        """MEMORYSTATUSEX of sysinfoapi.h."""
+        """Declare the structure MEMORYSTATUSEX of the Windows header sysinfoapi.h."""
 
         _fields_ = (
             ("length", ctypes.c_uint32),
@@ -22,7 +22,7 @@ if sys.platform == "win32":
         )
 
     class _MemoryCounters(ctypes.Structure):
-        """PROCESS_MEMORY_COUNTERS of psapi.h."""
+        """Declare the structure PROCESS_MEMORY_COUNTERS of the Windows header psapi.h."""
 
         _fields_ = (
             ("size", ctypes.c_uint32),

@@ -9,9 +9,9 @@ def first_rank(processes: int) -> bool:
     """Tell whether this process is the first of the `processes` that train one run.
 
     The first process prints and writes for all of them. A single process is always the first, even if a container, a notebook,
-    a launcher or SLURM has set rank variables for another program. Of several processes, the first is the one with RANK=0,
-    the variable that torchrun sets. If RANK is not set, it is the one whose LOCAL_RANK, NODE_RANK and SLURM_PROCID are
-    0 or not set. RANK takes precedence, because torchrun may number the machines in another order than SLURM.
+    a launcher or SLURM has set rank variables for another program. Of several processes, the first is the one with RANK=0
+    (torchrun sets the variable RANK). If RANK is not set, the first process is the one whose LOCAL_RANK, NODE_RANK and
+    SLURM_PROCID are 0 or not set. RANK takes precedence, because torchrun may number the machines in another order than SLURM.
     """
     if processes == 1:
         return True

@@ -1,9 +1,9 @@
 """Set how long idle threads spin, before torch or NumPy is loaded, and measure how busy other programs keep the cores.
 
-A parallel region ends when its slowest thread does. By default a thread that has finished spins for milliseconds, in case the
-next region begins soon. If another program is busy, the finished thread spins on the core that the slower thread needs, and
-training becomes three to six times slower than necessary (scripts/bench/contention.py). A short spin keeps the speed of an idle
-machine and frees the core soon when another thread needs it.
+A parallel region ends when its slowest thread does. By default a thread that has finished spins (waits in a busy loop) for
+milliseconds, in case the next region begins soon. If another program is busy, the finished thread spins on the core that the
+slower thread needs, and training becomes three to six times slower than necessary (scripts/bench/contention.py). A short spin
+keeps the speed of an idle machine and frees the core soon when another thread needs it.
 
 This module imports only the standard library.
 """
