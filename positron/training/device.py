@@ -369,8 +369,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def batch_remedy(size: int, fits: int) -> list[str]:
     """Return what a user can change if a micro-batch of `size` sequences does not fit the memory.
 
-    This is ["train.micro_batch_size=4"] if `fits` is 4 and less than `size`, where `fits` is a size that may fit. Otherwise
-    it is ["a smaller model", "a smaller model.context_length="].
+    `fits` is a number of sequences that may fit. If `fits` is less than `size`, for example 4, the result is
+    ["train.micro_batch_size=4"]. Otherwise, the result is ["a smaller model", "a smaller model.context_length="].
     """
     return [f"train.micro_batch_size={fits}"] if fits < size else ["a smaller model", "a smaller model.context_length="]
 

@@ -41,7 +41,7 @@ def train_on_text(
     started: float,
     lesson_of: Callable[[Session], Lesson],
 ) -> Facts:
-    """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
+    """Train the run in `folder` to its last step, from its last checkpoint if there is one; return the content of run.json.
 
     `asked` holds the settings that the user gave, which `budget=` does not change. `started`: time.monotonic() at the start of
     the command. `lesson_of` returns the objective and the tokenizer; it is called after the run folder has been locked. Raises

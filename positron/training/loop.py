@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Records:
-    """Hold the metrics from before this process started, and the trackers, such as wandb, that receive new ones."""
+    """Hold the metrics from before this process started, and the trackers, such as wandb, that receive the new metrics."""
 
     rows: list[dict[str, Any]]  # the rows of metrics.jsonl when the process started
     trackers: list[Tracker]
@@ -181,7 +181,7 @@ class Steps:
 def floor_bpb(objective: Objective) -> float | None:
     """Return the entropy of the validation text in bits per byte, or None if it is unknown.
 
-    No model can have a lower expected loss, unless it has seen the text.
+    A model that has not seen the text cannot have a lower expected loss.
     """
     return None if objective.val_bits is None else objective.val_bits / objective.val_bytes
 

@@ -1,6 +1,6 @@
-"""Replace `auto` by numbers for a model and a machine: batch size, micro-batch, number of steps and precision.
+"""Replace `auto` by values for a model and a machine: batch size, micro-batch, number of steps and precision.
 
-This is done once per run; a run that continues keeps its numbers.
+The values are chosen once per run. A run that continues keeps them, except a precision that is slow on its new machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MIN_STEPS, MIN_BATCH_TOKENS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold the settings of a run after `auto` was replaced by numbers."""
+    """Hold the settings of a run after `auto` was replaced by values."""
 
     machine: Machine
     gpt: GPTConfig
@@ -132,10 +132,12 @@ def make_plan(
 def _with_usable_precision(asked: Precision | Literal["auto"], machine: Machine, at_start: str | None) -> Machine:
     """Return `machine` with the precision of the training.
 
-    If `asked` is auto, the precision is `at_start`, in which the run started (None: a new run, which keeps the precision of
-    `machine`). If `at_start` is slow on this CPU, the precision is fp32: a run that started in bf16 on another machine may
-    continue on a CPU whose matrix products take ten times as long in bf16 as in fp32. If the user asks for a slow precision,
-    it is kept, and a warning is logged.
+    `at_start` is the precision in which the run started, or None for a new run.
+
+    If `asked` is auto, a new run keeps the precision of `machine`, and a run that continues gets `at_start`. If `at_start` is
+    slow on this CPU, the run gets fp32 instead: a run that started in bf16 on another machine may continue on a CPU whose
+    matrix products take ten times as long in bf16 as in fp32. If `asked` is a slow precision, it is kept, and a warning is
+    logged.
     """
     chosen = machine.precision  # fast on this machine if it was not asked for
     if asked == "auto" and at_start is not None:
@@ -178,8 +180,8 @@ def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
 def default_batch_tokens(gpt: GPTConfig, machine: Machine) -> int:
     """Return the default number of tokens per optimizer step.
 
-    It is the default of the accelerator, halved until a run of 20 tokens per parameter has at least MIN_STEPS steps, but not
-    below MIN_BATCH_TOKENS.
+    The default of the accelerator is halved until a run of 20 tokens per parameter has at least MIN_STEPS steps, but not below
+    MIN_BATCH_TOKENS.
     """
     batch = BATCH_TOKENS[machine.accelerator]
     while batch // 2 >= MIN_BATCH_TOKENS and batch * MIN_STEPS > USUAL_TOKENS_PER_PARAMETER * gpt.n_params():

@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 def hold_run(run: Run, processes: int) -> Iterator[None]:
     """Hold the lock of a run during a `with` block, so that no other command trains the run in the meantime.
 
-    If the training has several processes, only the first one takes the lock. Raises UserError if it is already taken.
+    If the training has several processes, only the first process takes the lock. Raises UserError if another command holds the
+    lock.
     """
 
     def refuse() -> None:
@@ -244,7 +245,7 @@ def _refuse_damage(run: Run) -> None:
 
 
 def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None:
-    """Raise UserError if ckpt_path= names a checkpoint that is neither the run's newest nor the one it was started from."""
+    """Raise UserError if ckpt_path= names another checkpoint than the run's newest and the one from which the run started."""
     if named is None or named.resolve() == newest.resolve():
         return
     if without_home(str(named)) == without_home(run.facts().forked_from):
@@ -255,7 +256,9 @@ def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None
 
 
 def _refuse_lost_checkpoints(run: Run) -> None:
-    """Raise UserError if a run was trained but has no readable checkpoint.
+    """Raise UserError if all checkpoints of a run are damaged, or if a finished or pruned run has no checkpoint.
+
+    Call this function only if the run has no readable checkpoint.
 
     Without this check, a new training would erase the metrics of the run.
     """

@@ -9,14 +9,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor; any other tensor is returned as it is. All processes must call it together."""
+    """Gather a sharded tensor; any other tensor is returned as it is. All processes must call this function together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_state(state: Any) -> Any:
     """Copy nested dicts and lists, and replace each sharded tensor in them by a whole tensor on the CPU.
 
-    All processes must call it together.
+    All processes must call this function together.
     """
     match state:
         case DTensor():

@@ -67,7 +67,7 @@ class Signals:
         sys.unraisablehook = self._hook
 
     def _send_again(self, ignored: Any) -> None:
-        """Send a signal again whose handler raised LeftAtOnce inside a finalizer, where Python ignores exceptions.
+        """Repeat a signal whose handler raised LeftAtOnce inside a finalizer, where Python ignores exceptions.
 
         `ignored` is the argument with which Python calls `sys.unraisablehook`.
         """

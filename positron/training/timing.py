@@ -40,7 +40,10 @@ class MatmulPeak:
             self.look()
 
     def look(self) -> None:
-        """Measure the rate; keep it if it is the highest. On a GPU, only the first call measures: later its memory is full."""
+        """Measure the rate, and keep it if it is the highest so far.
+
+        On a GPU, only the first call measures, because the training then fills the memory of the GPU.
+        """
         if self.machine.accelerator != "cpu" and self.flops:
             return
         dtype = DTYPES[self.machine.precision]

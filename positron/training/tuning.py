@@ -126,7 +126,7 @@ def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
     """Return the pretrained run whose text can be replayed, or None if the model was imported and its text is unknown.
 
     To replay means to mix pretraining text into each batch, so that the model forgets less of it. `key` is the setting that
-    asks for replay, such as sft.replay_ratio. Raises UserError if the text is not available.
+    asks for replay, such as sft.replay_ratio. Raises UserError if the pretrained run is missing, or kept no copy of its text.
     """
     remedy = _without_replay(start, key)
     try:
@@ -166,7 +166,7 @@ def _without_replay(start: Start, key: str) -> str:
 
 
 def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> ValidationText | None:
-    """Return the validation text of the pretrained run that `config` descends from, up to train.val_tokens tokens.
+    """Return the validation text of the pretrained run that the run of `config` descends from, at most train.val_tokens tokens.
 
     If the text is not available, returns None and logs the reason and `instead`, which tells the user what is done instead.
     """

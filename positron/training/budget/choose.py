@@ -154,8 +154,8 @@ def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:
 def decay_for(rate: float, steps: int, embedding_ratio: float) -> float:
     """Return the weight decay for which learning rate x weight decay x steps is TOTAL_DECAY, but not more than a limit.
 
-    The limit is the weight decay with which one step removes the share MAX_STEP_DECAY of a weight. `embedding_ratio`: the
-    learning rate of the embeddings divided by `rate`.
+    The limit is the weight decay with which one step multiplies a weight by 1 - MAX_STEP_DECAY. `rate`: the learning rate.
+    `embedding_ratio`: the learning rate of the embeddings divided by `rate`.
     """
     return min(TOTAL_DECAY / steps, MAX_STEP_DECAY / max(1.0, embedding_ratio)) / rate
 
@@ -277,9 +277,9 @@ def choose(
 def larger_gains_nothing(candidates: list[Candidate], text_tokens: float) -> bool:
     """Tell whether to measure no larger models, because they would be worse or hardly better.
 
-    `candidates`: the models measured so far, smallest first. Returns True if their forecast loss has risen twice in a row, or
-    if the last model can read the whole text MAX_PASSES times in the budget and its forecast loss is less than the share
-    MIN_GAIN below that of the previous model.
+    `candidates`: the models measured so far, smallest first. Returns True if their forecast loss has risen twice in a row.
+    Also returns True if the last model can read the whole text MAX_PASSES times in the budget and its forecast loss is above
+    1 - MIN_GAIN times the forecast loss of the previous model.
     """
     last = candidates[-1]
     if len(candidates) > 2 and last.forecast > candidates[-2].forecast > candidates[-3].forecast:

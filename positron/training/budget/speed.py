@@ -109,8 +109,9 @@ def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
     """Compute the speed from the measured steps, except the first one.
 
     `gradients`: (tokens, seconds) of each forward and backward pass. `updates`: the seconds of each optimizer step. If the
-    steps had two sizes, the seconds per token are (difference of the median seconds) / (difference of the tokens). This can
-    be too small, because a small step leaves a GPU partly idle. The minimum is a fourth of (seconds / tokens) of a large step.
+    passes had two sizes, the seconds per token are (difference of the median seconds) / (difference of the tokens). This
+    quotient can be too small, because a small pass leaves a GPU partly idle. Therefore the result is at least a fourth of
+    (seconds / tokens) of a large pass.
     """
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:

@@ -14,11 +14,11 @@ from positron.training.module import TrainingModule
 class Clock(L.Callback):
     """Count the seconds and tokens of training steps, without validation, samples and saving. Checkpoints store the sums.
 
-    A GPU computes in the background. Every `log_every` steps, the callback waits for it, so that its time is counted.
+    A GPU computes in the background. Every `log_every` steps, the callback waits for the GPU, so that the GPU's time is
+    counted.
 
-    The tokens of a step are the input positions of its forward passes, with padding, on all devices; each device is assumed
-    to have as many as this one. `batch_tokens`: the number of tokens of a step if all its
-    windows are full.
+    The tokens of a step are the input positions of its forward passes, with padding, on all devices. All devices are assumed
+    to process the same number of tokens. `batch_tokens`: the number of tokens of a step if all its windows are full.
     """
 
     def __init__(self, log_every: int, batch_tokens: int) -> None:
@@ -35,7 +35,10 @@ class Clock(L.Callback):
         return {"time_s": self.time_s, "tokens": self.tokens}
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Suppose that all earlier steps were full, because older checkpoints do not store the number of tokens."""
+        """Set the number of tokens as if all windows of the earlier steps had been full.
+
+        `load_state_dict` then replaces this number, except if an older checkpoint does not store the number of tokens.
+        """
         self.tokens = checkpoint["global_step"] * self.batch_tokens
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:

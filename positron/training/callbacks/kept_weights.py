@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class WeightHistory(L.Callback):
-    """Write the weights before training, at steps with growing intervals, and at the last step.
+    """Write the weights at `count` steps with growing intervals, of which the first is before training, and at the last step.
 
     This callback must run before the one that saves checkpoints. If the process is killed between these callbacks, the
     continued run trains the step again and writes its weights again. In the other order, the weights of the step would be
@@ -33,12 +33,12 @@ class WeightHistory(L.Callback):
         self.folder, self.steps, self.is_last = folder, history_steps(count, horizon), is_last
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
-        """Write the weights before training, if training begins at step 0."""
+        """Write the weights before training, if training begins at step 0 and this is one of the planned steps."""
         if trainer.global_step == 0 and 0 in self.steps:
             self._write(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
-        """Write the weights if this step is one of the planned steps or the last step of the run."""
+        """Write the weights if they are finite and this step is one of the planned steps or the last step of the run."""
         is_due = trainer.global_step in self.steps or (trainer.should_stop and self.is_last(trainer))
         if self.steps and is_due and has_finite_state(trainer, module):
             self._write(trainer, module)

@@ -14,8 +14,8 @@ from positron.training.module import TrainingModule
 class Patience(L.Callback):
     """End the run after `limit` validations in a row without a new best one. The best checkpoint is kept.
 
-    Only validations at multiples of `every` steps count: a run is also validated where it is stopped, and has to end at the
-    same step as one that was never stopped.
+    Only validations at multiples of `every` steps count. A run is also validated at the step at which it is stopped; this
+    validation does not count, so that a run that is stopped and continued ends at the same step as an uninterrupted run.
     """
 
     def __init__(self, limit: int, every: int, rows: list[dict[str, Any]]) -> None:

@@ -50,8 +50,8 @@ def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_j
 class Pruning(L.Callback):
     """End this run of a sweep as soon as `is_hopeless` returns True after a validation, unless `last_step` has been reached.
 
-    Only validations at multiples of `every` steps count, as in `Patience`. In the order of callbacks, this one comes after
-    Validation and before the callbacks that write metrics and checkpoints.
+    Only validations at multiples of `every` steps count, as in `Patience`. This callback must run after Validation and before
+    the callbacks that write metrics and checkpoints.
     """
 
     def __init__(self, run: Run, startup_jobs: int, every: int, last_step: int, rows: list[dict[str, Any]]) -> None:

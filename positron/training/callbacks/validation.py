@@ -44,7 +44,7 @@ def measures(trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
 class Validation(L.Callback):
     """Add val/loss, val/bpb, val/perplexity and the objective's `measures` to the metrics, every `every` steps.
 
-    They are also added to the metrics of the last step.
+    The last step of a run is validated, too.
     """
 
     def __init__(self, objective: Objective, *, every: int) -> None:

@@ -67,7 +67,7 @@ class Monitor(L.Callback):
 
 
 class ProbeMonitor(Monitor, ABC):
-    """Run the model on the probe (a few fixed validation windows) and measure its activations.
+    """Run the model on the probe (a few fixed validation windows) and measure its activations or losses.
 
     The model runs without dropout and in the precision of the training.
     """

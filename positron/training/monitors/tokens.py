@@ -26,7 +26,7 @@ def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarr
     """Assign each token id to a bin by its frequency, `counts` (V,) -> (V,); bin 0 has the most frequent ids.
 
     The total frequency of the ids is about the same in each bin. An id that is frequent enough to fill several bins is in the
-    first of them, and the others stay empty. Ids that never occur are in the last bin.
+    first of these bins, and the other bins stay empty. Ids that never occur are in the last bin.
     """
     order = np.argsort(-counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
@@ -36,7 +36,7 @@ def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarr
 
 
 def position_edges(context: int, n_bins: int = POSITION_BINS) -> list[int]:
-    """Return the first position of each bin, and then `context`: [0, 8, 16, 32, ..., 512, 1024] for 1024 and 8 bins."""
+    """Return the first position of each of `n_bins` bins, and then `context`: [0, 8, 16, 32, ..., 512, 1024] for (1024, 8)."""
     powers = [1 << n for n in range(context.bit_length()) if 1 << n < context]
     return [0, *powers[1 - n_bins :], context]
 

@@ -1,7 +1,7 @@
 """Choose prompts that the model still answers badly, so that reinforcement learning asks them again.
 
-The model learns nothing from a prompt whose answers all have the same reward. When most answers are right, this is true of most
-prompts. If some prompts that got a wrong answer are asked again, the model can learn from more answers.
+The model learns nothing from a prompt whose answers all have the same reward. When most answers are right, most prompts have
+only right answers. If some prompts that got a wrong answer are asked again, the model can learn from more answers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class HardPrompts:
     def after(self, step: int) -> list[int]:
         """Return the indices of the prompts that are hard after optimizer step `step`.
 
-        If a later step has recorded results, they are ignored, because a signal may have interrupted that step.
+        Results that a later step has recorded are ignored, because a signal may have interrupted the later step.
         """
         newest, is_hard = self._newest
         if newest > step:
