@@ -5,7 +5,8 @@ An activation acts on every number separately, so its backward pass is dx = dy f
     relu    f = max(x, 0)                         f' = 1 where x > 0, else 0
     relu2   f = max(x, 0)^2                       f' = 2 max(x, 0)                       (Primer, arXiv:2109.08668)
     swish   f = x s(x),  s = 1 / (1 + e^-x)       f' = s + x s (1 - s)                   (arXiv:1710.05941)
-    gelu    f = x P(x),  P the normal distribution, P(x) = (1 + erf(x / sqrt 2)) / 2     (arXiv:1606.08415)
+    gelu    f = x P(x),  P the distribution function of the normal distribution,
+                         P(x) = (1 + erf(x / sqrt 2)) / 2                                (arXiv:1606.08415)
                                                   f' = P(x) + x p(x),  p(x) = e^(-x^2 / 2) / sqrt(2 pi)
     gelu by tanh, the model's option (the exact form is here for comparison, as `gelu_exact`):
         P(x) is replaced by (1 + t) / 2 with t = tanh(u), u = sqrt(2 / pi) (x + 0.044715 x^3); then

@@ -69,12 +69,12 @@ def attention_forward(
 
 
 def _causal_mask(n: int, dtype: np.dtype) -> Array:
-    """Return (n, n): -inf above the diagonal, where a key lies in the future, and 0 elsewhere."""
+    """Return a mask (n, n): -inf above the diagonal, where a key lies in the future, and 0 elsewhere."""
     return np.triu(np.full((n, n), -np.inf, dtype=dtype), 1)
 
 
 def window_mask(T: int, S: int, window: int) -> Array:
-    """Return (T, S), True where a query may attend to a key.
+    """Return a mask (T, S) that is True where a query may attend to a key.
 
     Query t is the token of key S - T + t. It may attend to this key and to the `window` - 1 keys before it.
     """

@@ -5,8 +5,8 @@ most frequent pair of neighbours becomes a new token. Every byte is a token, so 
 joins bytes: every text is restored exactly.
 
 Speed. Counting all pairs anew for each merge would cost words x merges. A merge changes only the words that contain the
-pair, and in these only the pairs beside it. So only the counts of these pairs are updated. A heap yields the most frequent
-pair; an entry of the heap with an outdated count is corrected when it comes to the top.
+merged pair. So only the pairs of these words are counted again. A heap yields the most frequent pair; an entry of the heap
+with an outdated count is corrected when it comes to the top.
 
 Encoding repeats the merges: of all pairs of neighbours in a word, the pair that was learned first is merged first.
 """

@@ -196,7 +196,7 @@ def from_safetensors(path: str | Path) -> dict[str, Array]:
 
 
 def check_sha256(path: Path) -> None:
-    """Raise InputError if the sha256 of the file differs from the one in `path`.sha256.
+    """Raise InputError if the sha256 of the file `path` differs from the sha256 that the file `path`.sha256 contains.
 
     Without the file `path`.sha256, which older runs do not have, nothing is checked.
     """

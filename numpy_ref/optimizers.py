@@ -102,7 +102,7 @@ def _adamw(
 ) -> None:
     """Update the parameters `names` in place, in blocks that fit the cache.
 
-    In plain NumPy:
+    In plain NumPy, for step t, with correct1 = 1 - b1**t and correct2 = 1 - b2**t:
 
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * g**2
@@ -261,5 +261,5 @@ def lr_at(
 
 
 def _progress(step: int, begin: int, end: int) -> float:
-    """Return which share of the way from `begin` to `end` is done at `step`: 0 before `begin`, 1 after `end`."""
+    """Return the share of the steps from `begin` to `end` that is done at `step`: 0 before `begin`, 1 after `end`."""
     return min(1.0, max(0.0, (step - begin) / max(1, end - begin)))

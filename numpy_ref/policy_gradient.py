@@ -104,7 +104,8 @@ def policy_gradient_forward(
 def policy_gradient_backward(dloss: Array | float, cache: Cache) -> tuple[Array]:
     """Compute the gradient of `policy_gradient_forward` by the logits: dloss () -> dlogits (N, T, V).
 
-    dlogits = dloss * advantage / denominator * (p - onehot(target)), where p = softmax(logits).
+    dlogits = dloss * advantage / denominator * (p - onehot(target)), where p = softmax(logits); 0 where the target is -100.
+    With `own_length`, dlogits is also divided by the answer's number of targets.
     """
     return log_probs_backward(-dloss / cache["denominator"] * cache["advantages"], cache["rows"])
 

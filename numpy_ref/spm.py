@@ -65,8 +65,9 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 class SentencePieceTokenizer:
     """Encode text with a byte-pair SentencePiece model that has byte fallback and no normalisation.
 
-    `model` is the content of the file `where`. Raises InputError if it is damaged, has no byte fallback, or has no
-    `<|endoftext|>`. Models that Positron trains can be read; whether another model uses byte pairs is not checked.
+    `model` is the content of a model file, and `where` names the file in messages. Raises InputError if the file is damaged,
+    has no byte fallback, or has no `<|endoftext|>`. Models that Positron trains can be read; whether another model uses byte
+    pairs is not checked.
     """
 
     kind = "sentencepiece"
@@ -101,8 +102,7 @@ class SentencePieceTokenizer:
         """Convert text to ids.
 
         Words are encoded one by one, or all together if a piece of the vocabulary contains a space that is not its first
-        character.
-        The character U+2581 is encoded as its bytes, because it stands for a space in the vocabulary.
+        character. The character U+2581 is encoded as its bytes, because it stands for a space in the vocabulary.
         """
         ids: list[int] = []
         for i, part in enumerate(text.split(SPACE)):

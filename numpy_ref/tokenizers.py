@@ -1,8 +1,8 @@
 """Tokenizers: from text to ids and back, by characters, words, or merged bytes (`bpe.py`).
 
-The three have `encode(text) -> ids`, `decode(ids) -> text`, `vocab_size` and `to_json`; the function `from_json` restores a
-saved tokenizer. The first ids are the special tokens of SPECIALS. 0 is `<unk>`, for a character or word that is not in the
-vocabulary; `encode` never returns the other special tokens.
+All three tokenizers have `encode(text) -> ids`, `decode(ids) -> text`, `vocab_size` and `to_json`; the function `from_json`
+restores a saved tokenizer. The first ids are the special tokens of SPECIALS. Id 0 is `<unk>`, for a character or word that is
+not in the vocabulary; `encode` never returns the other special tokens.
 
 Fewer, longer tokens mean more text per context and per FLOP, but a larger table, and rare tokens learn little. Losses
 per token cannot be compared between tokenizers; bits per byte of text can.
@@ -103,7 +103,7 @@ class CharTokenizer(_TableTokenizer):
 
 
 class WordTokenizer(_TableTokenizer):
-    """Give an id to each frequent word, punctuation mark and run of white space, so that decoding only joins them."""
+    """Give an id to each frequent word, punctuation mark and run of white space; decoding joins the texts of the ids."""
 
     kind = "word"
 

@@ -1,9 +1,9 @@
 """Training: repeat batch, loss, gradients, clipping and optimizer step a thousand times.
 
 A batch is a pure function of (seed, step): each epoch cuts the text into windows, starting at a random offset, and takes
-them in random order; dropout draws from a generator of (seed, step). The state of a training is therefore only the
-weights, AdamW's moments and the step, and a training that was stopped by Ctrl-C or killed continues with the same results
-as if it had not been interrupted.
+them in random order; dropout draws from a generator that is seeded with (seed, step). The state of a training is therefore
+only the weights, AdamW's moments and the step, and a training that was stopped by Ctrl-C or killed continues with the same
+results as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def run(training: Training, folder: Path, name: str, save_every_s: float = 30.0)
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Append the first SIGINT or SIGTERM to the yielded list, without interrupting; a second one raises KeyboardInterrupt."""
+    """Yield a list to which the first SIGINT or SIGTERM is appended; a second signal raises KeyboardInterrupt."""
     caught: list[int] = []
 
     def note(number: int, _: Any) -> None:
