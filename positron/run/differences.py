@@ -37,7 +37,7 @@ _RESOLVED = ("max_steps", "batch_tokens")  # settings whose `auto` is compared a
 def differences(run: Run, config: RunConfig) -> list[str]:
     """Return `key: recorded -> requested` for each setting in which the run and `config` differ.
 
-    Only settings that decide what the model learns, or when it is measured, are compared.
+    Only settings that decide what the model learns, or when the model is validated, are compared.
     """
     resolved = run.resolved()
     recorded, requested = (learned_settings(settings, resolved) for settings in (run.settings(), config))

@@ -89,7 +89,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Facts:
-    """Hold the contents of `run.json`; a field that is not known (yet) is None."""
+    """Hold the contents of `run.json`; a field whose value is not known, or not known yet, is None."""
 
     name: str | None = _fact(_TEXT)
     status: str | None = _fact(_TEXT)  # running, finished, stopped, pruned, diverged or failed
@@ -174,7 +174,7 @@ def _facts_in(record: dict[str, Any], path: Path) -> Facts:
 
 
 def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
-    """Return `group`, the object `resolved` of run.json; None if batch_tokens, micro_batch_size or max_steps is missing."""
+    """Convert `group`, the object `resolved` of run.json; None if batch_tokens, micro_batch_size or max_steps is missing."""
     known = group or {}
     for field in dataclasses.fields(Resolved):
         _check(known, field.name, field.metadata["type"], path, "resolved.")

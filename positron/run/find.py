@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:
     """Return the run whose folder or name in `outputs` is `name`, or the run that was trained last if `name` is None.
 
-    If `name` is None, only runs for which `which` returns True are considered. Among these, runs made by `reproduce` and
-    runs without a checkpoint are used only if there are no others. Raises UserError if no run is found.
+    If `name` is None, only runs for which `which` returns True are considered. Among these, runs made by the command
+    `reproduce` and runs without a checkpoint are used only if there are no other runs. Raises UserError if no run is found.
     """
     if name is None:
         newest_first = sorted(outputs.glob(f"**/{FACTS}"), key=_changed, reverse=True)
@@ -125,7 +125,7 @@ def _names(outputs: Path) -> list[str]:
 
 
 def _is_preferred(run: Run) -> bool:
-    """Tell whether the run has a checkpoint and was not made by `reproduce`."""
+    """Tell whether the run has a checkpoint and was not made by the command `reproduce`."""
     if not any(run.checkpoint_folder.glob("*.ckpt")):
         return False
     try:

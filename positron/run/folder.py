@@ -69,15 +69,15 @@ class Run(RunPaths):
     def is_measured_on_answers(self) -> bool:
         """Tell whether validation scores only answers, as in supervised fine-tuning on conversations.
 
-        If so, the best validation of the run is reported as its result; otherwise the last one is.
+        If so, the best validation of the run is reported as its result; otherwise the last validation is reported.
         """
         return self.is_chat and self.kind == SFT
 
     @property
     def base(self) -> str | None:
-        """Return the recorded path of the run whose weights this one started from; None for random weights.
+        """Return the recorded path of the base run, whose weights this run started from; None for random weights.
 
-        The other run may have been moved since then; `base_of` in run/base.py finds it.
+        The base run may have been moved since then; `base_of` in run/base.py finds it.
         """
         facts = self.facts()
         if facts.kind is None:  # a run of an older version

@@ -42,8 +42,8 @@ def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
 def parse_line(line: bytes, step_before: int, check: Check) -> dict[str, Any]:
     """Return the JSON object in a line.
 
-    Raises DamagedLine if the line is not a valid JSON object with a step, if `check` refuses the object, or if the step is not
-    greater than `step_before`, the step in the previous line.
+    Raises DamagedLine if the line is not a valid JSON object with a step, if `check`, which gets the object, raises
+    DamagedLine, or if the step is not greater than `step_before`, the step in the previous line.
     """
     try:
         values = json.loads(line.decode("utf-8"))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def gpt_config(config: dict[str, Any], vocab_size: int) -> GPTConfig:
-    """Return the architecture that a run's `config.json` records, independently of `conf/`."""
+    """Return the architecture in `config`, the contents of a run's `config.json`; the files in `conf/` are not read."""
     return from_dict(ModelConfig, config["model"], "model").with_vocab(vocab_size)
 
 

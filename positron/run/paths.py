@@ -1,4 +1,4 @@
-"""Define the names of the files in a run folder; no other module contains such a name."""
+"""Define the names of the files in a run folder; no other module contains these names."""
 
 from __future__ import annotations
 

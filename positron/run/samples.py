@@ -1,6 +1,6 @@
 """Read and write the texts that a run samples during training: `samples.jsonl`, and `samples.md` rendered from it.
 
-Runs of older versions have only `samples.md`. It is read, and converted to `samples.jsonl` when the run continues.
+Runs of older versions have only `samples.md`. This file is read, and converted to `samples.jsonl` when the run continues.
 """
 
 from __future__ import annotations
