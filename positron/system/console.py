@@ -86,7 +86,7 @@ class Screen:
         self._put(text.replace("\r\n", "\n"))
 
     def flush(self) -> None:
-        """Write the last word of the text. Until now it was held back, because more letters could have followed."""
+        """Write the last word of the text, which was held back because more letters could have followed."""
         carriage_return, self._return = self._return, ""
         self._put(carriage_return)
         self._end_word()

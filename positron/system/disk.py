@@ -264,7 +264,7 @@ def replace_folder(source: Path, target: Path) -> None:
 def sweep_temporary_files(folder: Path) -> None:
     """Remove the temporary files of ended processes and of this process from `folder` and the folders directly in it.
 
-    Call it only while this process is not writing a file.
+    Call this function only while this process is not writing a file.
     """
     for directory in (folder, *(entry for entry in _entries(folder) if entry.is_dir() and not entry.is_symlink())):
         for path in _entries(directory):
@@ -292,7 +292,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append text to a file of a run folder. Raises OSError if it cannot be written, UserError if it is a symbolic link."""
+    """Append text to a file of a run folder. Raises OSError on failure, and UserError if the file is a symbolic link."""
     with open_inside(path, "ab") as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
@@ -367,7 +367,7 @@ def json_ready(value: Any) -> Any:
 
 
 def read_json(path: Path, below: Path | None = None, limit: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file. Raises UserError as `read_bytes` does, and if it is not JSON or nested too deeply for Python."""
+    """Read a JSON file. Raises UserError as `read_bytes` does, and if the content is not JSON or nested too deeply."""
     content = read_bytes(path, below, limit)
     try:
         return json.loads(content.decode("utf-8"))

@@ -111,7 +111,7 @@ _handlers: ContextVar[tuple[logging.Handler, ...]] = ContextVar(
 
 
 class _ContextHandler(_Handler):
-    """Pass each record to the handlers that are set in the context in which it is logged."""
+    """Pass each record to the handlers that the context variable holds in the thread or task that logs the record."""
 
     def emit(self, record: logging.LogRecord) -> None:
         for handler in _handlers.get():
@@ -153,7 +153,7 @@ def screen_log(write: Callable[[str], None] = show, *, level: int = logging.INFO
 def run_log(path: Path, *, prefix: str = "", is_first_rank: bool = True) -> Iterator[None]:
     """Show the lines that the block logs, and append them to `path`, the log file of a run.
 
-    If an error ends the block, it is appended, too.
+    If an error ends the block, the error is appended, too.
 
     `prefix` begins each line on the screen, so that jobs that run at the same time can be distinguished. If several
     processes train the run, only the first (`is_first_rank`) shows and writes lines.
