@@ -53,7 +53,7 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
 
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids that end an answer: <|end|>, and the other special tokens, in case the model writes one instead."""
+    """Return the ids that end an answer: <|end|>, and all other special tokens, which a model may write instead of <|end|>."""
     ids = [tokenizer.special_id(token) for token in (END, END_OF_TEXT, *MARKERS)]
     return list(dict.fromkeys([*ids, *tokenizer.end_ids]))
 

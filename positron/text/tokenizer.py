@@ -63,7 +63,7 @@ class Tokenizer(Protocol):
 def separator(tokenizer: Tokenizer) -> list[int]:
     """Return the ids between two documents: the token that ends the first one, and the token that begins the second one.
 
-    If both are the same token, it is returned once.
+    If both are the same token, its id is returned once.
     """
     begin, end = tokenizer.special_id(END_OF_TEXT), tokenizer.end_ids[0]
     return [begin] if begin == end else [end, begin]
