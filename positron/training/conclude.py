@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 def conclude(run: Run, status: str, error: str | None, signals: Signals, *, keeps_best: bool) -> None:
     """Write run.json, the exported weights, the loss curve and the report when a run ends, whatever its `status`.
 
-    `error`: the message of the error that ended the run, or None. `keeps_best`: True if the best validation in run.json is the
-    one with the lowest bits per byte, False if it is the last one. If a file cannot be written, a warning is logged and no
-    error is raised.
+    `error`: the message of the error that ended the run, or None. `keeps_best`: True if run.json records the validation with
+    the lowest bits per byte as the best one, False if it records the last validation as the best one. If a file cannot be
+    written, a warning is logged and no error is raised.
     """
     try:
         rows = read_metrics(run.metrics_path)

@@ -116,7 +116,8 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
 def mps_fallback() -> str:
     """Return a remark if the environment variable PYTORCH_ENABLE_MPS_FALLBACK is set, otherwise an empty string.
 
-    With this variable, operators that MPS lacks run on the CPU, which is slow. Without it, torch raises an error for them.
+    With this variable, operators that MPS lacks run on the CPU, which is slow. Without the variable, these operators raise an
+    error.
     """
     if os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK", "0") in ("", "0"):
         return ""

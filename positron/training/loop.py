@@ -73,9 +73,9 @@ def fit(
 ) -> Facts:
     """Train from the session's start to `plan.last_step` and return the content of run.json.
 
-    run.json records the status of the run, also if an error or a signal ends it. `callbacks` are the user's own. They run
-    after validation and the monitors, and before metrics, samples and checkpoints are written, so values that they add to
-    `module.metrics` are recorded. An error that ends the training is raised again.
+    run.json records the status of the run, also if an error or a signal ends the run. `callbacks` are the user's own
+    callbacks. They run after validation and the monitors, and before metrics, samples and checkpoints are written, so values
+    that they add to `module.metrics` are recorded. An error that ends the training is raised again.
     """
     run = session.run
     trackers: list[Tracker] = []

@@ -27,10 +27,11 @@ def open_reference(session: Session, plan: Plan, objective: PreferenceObjective,
     """Return the log-probabilities of the reference model, which is the model before this training.
 
     Log-probabilities that the run folder already contains are read, even if the base run has changed since they were computed.
-    Log-probabilities that are missing for the steps of the plan are computed and stored. `plan.machine` computes them, because
-    with precision=auto `session.machine` does not have the final precision. `model`: the model to train; in a new run it still
-    has the weights of the reference model. Raises UserError if a run that continues lacks log-probabilities and the base run
-    has changed or cannot be read.
+    Log-probabilities that are missing for the steps of the plan are computed and stored. They are computed with the precision
+    of `plan.machine`, because with precision=auto `session.machine` does not have the final precision. `model`: the model to
+    train; in a new run it still has the weights of the reference model.
+
+    Raises UserError if a run that continues lacks log-probabilities and the base run has changed or cannot be read.
     """
     run, config, start = session.run, session.config, session.start
     if start.is_own:

@@ -147,8 +147,8 @@ def refuse_before_start(run: Run, start: Start, *, last_step: int, fingerprint: 
 def decide_start(run: Run, config: RunConfig) -> Start:
     """Return the state from which the run starts.
 
-    This is the newest checkpoint of the run; without one, the checkpoint that ckpt_path= names, or the weights of the run that
-    init_from= names, or new weights at step 0.
+    The run starts from its newest checkpoint. If it has no checkpoint, it starts from the checkpoint that ckpt_path= names,
+    else from the weights of the run that init_from= names, else with new weights at step 0.
 
     Raises UserError if the start would mix two configurations, or overwrite or lose checkpoints and metrics of the run.
     Raises Diverged, with the recorded message, if the run has diverged before, because it would diverge again.

@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
     """Load the best checkpoint of each teacher of the session's run, and return the teachers and their tokenizer.
 
-    If the run continues, the teachers have the same order as when it began, because the order changes the rounding of
-    the mean of their probabilities. A finished run that is not extended gets no models, because it needs none. Raises
-    UserError if a teacher does not exist, does not fit the run, or has changed since the run began.
+    If the run continues, the teachers have the same order as when the run began, because the order changes the rounding of
+    the mean of their probabilities. For a finished run that is not extended, no models are loaded, because none are needed.
+    Raises UserError if a teacher does not exist, does not fit the run, or has changed since the run began.
     """
     config, start = session.config, session.start
     assert config.distill is not None

@@ -14,8 +14,8 @@ class Agreement(L.Callback):
     """Raise UserError before the first step if two processes chose different values for a setting that is `auto`.
 
     Each process measures its own device, so the precision and the micro-batch size of two processes may differ. Without this
-    check, such processes would score the wrong parts of the validation text, and with sharded weights they would wait for
-    each other forever.
+    check, two processes with different values would score the wrong parts of the validation text, and with sharded weights
+    they would wait for each other forever.
     """
 
     def __init__(self, resolved: Resolved) -> None:

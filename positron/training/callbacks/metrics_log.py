@@ -31,7 +31,7 @@ class MetricsLog(L.Callback):
         self._since = (0, 0.0)  # tokens and seconds of this process at the last row
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Append a row to metrics.jsonl and pass it to the trackers, if the step is one to log."""
+        """Append a row to metrics.jsonl and pass it to the trackers, if this step is to be logged."""
         step = trainer.global_step
         due = any(step % interval == 0 for interval in self.intervals)
         if not due and "val/bpb" not in module.metrics and not trainer.should_stop:

@@ -38,7 +38,8 @@ def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_j
 
     `own` and `others`: dicts from step to validation bits per byte, of this run and of the finished runs. The lowest value of
     this run is compared with the median of the values that the finished runs had at this run's newest step (Akiba et al. 2019,
-    arXiv:1907.10902). Returns False until `startup_jobs` runs have finished, and if none of them was validated at this step.
+    arXiv:1907.10902). Returns False if fewer than `startup_jobs` runs have finished, or if none of the finished runs was
+    validated at this step.
     """
     step = max(own)
     values = [curve[step] for curve in others if step in curve]

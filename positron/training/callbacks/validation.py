@@ -51,7 +51,7 @@ class Validation(L.Callback):
         self.objective, self.every = objective, every
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Score the validation text and add the result to the metrics, if the step is one to validate."""
+        """Score the validation text and add the result to the metrics, if the model is to be validated after this step."""
         if trainer.global_step % self.every and not trainer.should_stop:
             return
         score = validate(trainer, module, self.objective.validation(trainer.global_rank, trainer.world_size))

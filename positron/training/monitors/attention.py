@@ -30,7 +30,8 @@ def normalised_entropy(p: Tensor, visible: Tensor) -> Tensor:
 def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor]:
     """Return the mean normalised entropy of each head over those tokens that see at least two keys and are not padding.
 
-    `real` (B, T) is False for padding. Only the attention scores of one head at a time are in memory.
+    `inputs` are the arguments of `Attention.forward`. `real` (B, T) is False for padding. Only the attention scores of one
+    head at a time are in memory.
     """
     visible = visible_keys(attn, inputs)
     counted = real & (visible.sum(dim=-1) > 1)

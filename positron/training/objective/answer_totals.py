@@ -68,7 +68,7 @@ class AnswerTotals:
     def measures(self, copies: int) -> dict[str, float]:
         """Return the mean reward, its standard error, the tokens per answer, the entropy in nats per token, and five shares.
 
-        The shares, from 0 to 1: answers that passed (`pass_1`), prompts for which at least one of `copies` answers
+        The shares, from 0 to 1: answers that passed (`pass_1`), prompts for which at least one of the `copies` answers
         passed (`pass_8` for 8 copies), answers that the limit of tokens cut off (`truncated`), different answers among
         all answers to a prompt (`distinct`), and prompts whose answers all have the same reward (`silent_prompts`).
         """

@@ -228,8 +228,8 @@ class PreferenceObjective(NextToken):
     ) -> Reference:
         """Return the log-probabilities of the answers that the validation and `n_steps` optimizer steps read.
 
-        `model`: the reference model, which must be in evaluation mode. `reference`: the result of an earlier call; it
-        is extended in place and returned, and only what it lacks is computed. `precision` returns an autocast context
+        `model`: the reference model, which must be in evaluation mode. `reference`: the result of an earlier call, which
+        is extended in place and returned; only missing values are computed. `precision` returns an autocast context
         with the precision of the training. Training pairs are scored in this context, and validation pairs outside of
         it, as in `measures`. `keep` is called after each micro-batch with the results so far.
         """

@@ -266,7 +266,8 @@ class ReinforceObjective(NextToken):
     def count(self, part: Part) -> Tensor:
         """Return the micro-batch's contribution to the denominator of the step's loss.
 
-        It is the rank's number of answers x `config.max_tokens` for the first micro-batch of a rank, and 0 for the others.
+        The contribution of the first micro-batch of a rank is the rank's number of answers x `config.max_tokens`. The
+        contribution of every other micro-batch is 0.
         """
         return part[4]
 

@@ -31,8 +31,8 @@ _DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # as the user has set it
 class Wandb:
     """Log to Weights & Biases, online or offline. A file in the run folder stores the run id of wandb.
 
-    The environment variable WANDB_MODE chooses the mode. If it is not set, the mode is online if there is an API key. If wandb
-    cannot connect, the mode is offline.
+    The environment variable WANDB_MODE chooses the mode. If it is not set, the mode is online with an API key, and offline
+    without one. If wandb cannot connect, the mode is offline.
 
     When a run is continued, its earlier steps are logged first, from metrics.jsonl and the samples. Online, these are only the
     steps after the last step that wandb has, because wandb accepts no step twice. Offline, these are all steps, because
