@@ -285,11 +285,11 @@ def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
     For each token, each layer keeps about 8 vectors of width d_model for attention and norms, 3 vectors of the MLP's width (4
     with a gate), and the fp32 inputs of the norms. On a CPU, `BlockedCausalAttention` also keeps the attention probabilities.
     With `checkpoint_activations`, each layer keeps only its fp32 input. In the backward pass the other tensors are computed
-    again, for one layer at a time.
+    again, for one layer at a time. Dropout keeps a mask of one byte for each number that it may set to 0.
     """
     width = DTYPES[machine.precision].itemsize
     mlp = (4 if config.is_gated else 3) * config.ff_width
-    has_masks = config.dropout > 0  # dropout keeps a byte for each number that it may set to 0
+    has_masks = config.dropout > 0
     block = (8 * config.d_model + mlp) * width + (8 + 2 * has_masks) * config.d_model
     T = config.context_length
     seen = min(T, config.window or T)
