@@ -50,10 +50,10 @@ def distillation_forward(
     temperature: float = 1.0,
     denominator: int | None = None,
 ) -> tuple[Array, Cache]:
-    """Compute the loss () = (1 - alpha) CE + alpha temperature^2 KL from the student's `logits` (..., V) and `targets` (...).
+    """Compute (1 - alpha) CE + alpha temperature^2 KL, a scalar, from the student's `logits` (..., V) and `targets` (...).
 
-    CE is the cross-entropy of the target, and KL is KL(teacher, softmax(logits / temperature)). `teacher` (..., V) is the
-    result of `teacher_probs` at the same temperature. The loss is in nats per target: the sum over the targets is divided by
+    CE is the cross-entropy of softmax(logits) with the targets, and KL is KL(teacher, softmax(logits / temperature)). `teacher`
+    (..., V) is the result of `teacher_probs` at the same temperature. CE and KL are sums over the targets, in nats, divided by
     `denominator` (None: by the number of targets). The cache also contains CE and KL as `ce` and `kl`.
     """
     ce, ce_cache = cross_entropy_forward(logits, targets, denominator)

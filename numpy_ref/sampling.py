@@ -74,9 +74,11 @@ def filtered(
     repetition_penalty: float = 1.0,
     exempt: Iterable[int] = (),
 ) -> Array:
-    """Apply repetition penalty, temperature, top-k, top-p and min-p, in this order: logits (V,) -> float64 (V,).
+    """Return logits (V,), in float64, after repetition penalty, temperature, top-k, top-p and min-p, applied in this order.
 
-    The repetition penalty is applied to the ids in `recent`, except those in `exempt`. `temperature` must be above 0.
+    The repetition penalty changes the logits of the ids in `recent`, except those in `exempt`. The logits are then divided by
+    `temperature`, which must be above 0. The logits of tokens that top-k, top-p or min-p remove become -inf; None switches one
+    of these three off.
     """
     logits = logits.astype(np.float64)
     if repetition_penalty != 1:

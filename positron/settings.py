@@ -186,7 +186,7 @@ def leaf_keys() -> list[str]:
 
 
 def keys_read_by(recipe: Recipe) -> list[str]:
-    """Return the full keys of the settings that a command reads."""
+    """Return the keys, such as optimizer.lr, of all settings that the command with this recipe reads."""
     return [key for key in leaf_keys() if key.split(".")[0] not in NOT_READ_BY[recipe]]
 
 

@@ -14,7 +14,7 @@ MAX_VALUE_LENGTH = 200  # number of characters of a value that are shown
 def text_of(config: dict[str, Any]) -> str:
     """Return the name of the text that a run is trained on, such as book.txt or OWNER/NAME; "" if it is unknown.
 
-    For the built-in stories, the name contains their size, because stories of another size are another text.
+    The name of the built-in stories contains the size of the corpus in MB, because each size is another text.
     """
     data = config.get("data")
     if not isinstance(data, dict):

@@ -34,12 +34,13 @@ def usable_splits(
     remedy: str,
     instead: str,
 ) -> tuple[list[tuple[ExampleT, RowT]], list[tuple[ExampleT, RowT]]]:
-    """Return the examples for training and those for validation, each with the row that `convert` returned for it.
+    """Divide examples by their attribute `is_val`, and return two lists: for training and for validation.
 
-    If `convert` returned None, the example is left out. `noun` is the name of an example in messages, in the singular. The
-    number of examples left out is logged with the reason `unusable`, such as "have no answer". If one of the two lists would be
-    empty, both contain all usable examples; `instead`, which is logged then, explains what the validation measures in this
-    case. Raises UserError if no example can be used; its message ends with the advice `remedy`.
+    An item of the lists is a pair: an example, and the row to which `convert` converted it. If `convert` returned None, the
+    example is left out, and the number of these examples is logged with the reason `unusable`, such as "have no answer". If one
+    of the two lists would be empty, both contain all usable examples. The text `instead` is then logged; it explains what the
+    validation measures in this case. `noun` is the name of an example in messages, in the singular. Raises UserError if no
+    example can be used; the message ends with the advice `remedy`.
     """
     train: list[tuple[ExampleT, RowT]] = []
     val: list[tuple[ExampleT, RowT]] = []

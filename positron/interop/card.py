@@ -79,12 +79,18 @@ _LIMITS = """- A small model: it has the style of its training text, and no know
 
 
 def model_card(source: Source, architecture: str) -> str:
-    """Return README.md for a folder in the format of transformers. `architecture`: the transformers class of the model."""
+    """Return the text of README.md for a run that is exported for transformers.
+
+    `architecture`: the name of the model's class in transformers.
+    """
     return _card(source, "transformers", architecture, _USE_CHAT if source.is_chat else _USE_BASE)
 
 
 def onnx_card(source: Source, precision: str) -> str:
-    """Return README.md for a folder with ONNX graphs, with an example program that always takes the likeliest next token."""
+    """Return the text of README.md for a run that is exported as ONNX graphs.
+
+    The text contains an example program, which always takes the likeliest next token.
+    """
     config, tokenizer = source.config, source.tokenizer
     stops = stop_ids(tokenizer) if source.is_chat else list(tokenizer.end_ids)
     use = _ONNX_USE.format(

@@ -84,9 +84,10 @@ def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
 
 
 def _beside(path: Path, vocabulary: Path | None) -> Path:
-    """Return the vocabulary file for the model file `path`: `vocabulary` if it is given, else a file in the model's folder.
+    """Return the vocabulary file for the model file `path`.
 
-    Raises UserError if there is neither.
+    This is `vocabulary` if it is given; otherwise tokenizer.bin or, if there is none, tok512.bin in the folder of the model.
+    Raises UserError if `vocabulary` is None and the folder has neither file.
     """
     if vocabulary is not None:
         return vocabulary

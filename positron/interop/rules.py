@@ -124,7 +124,11 @@ def norm(theirs: str, ours: str, config: GPTConfig, *, always_bias: bool) -> lis
 
 
 def qk_norm(theirs: str, ours: str, config: GPTConfig) -> Rule:
-    """Return the rule that converts the scale (D,) of QK-norm; an export writes ones if Positron has no such scale."""
+    """Return the rule that converts the learned scale (D,) of QK-norm.
+
+    `theirs` and `ours`: the name of the scale in the other program and in Positron. If the model in Positron has no learned
+    scale, an export writes a scale of ones.
+    """
     return same(theirs, ours) if config.qk_scale else constant(theirs, torch.ones(config.d_head))
 
 

@@ -149,9 +149,10 @@ def read_facts(path: Path) -> tuple[Facts, bool]:
 
 
 def update_facts(path: Path, **changes: Any) -> None:
-    """Write some facts, named by the fields of `Facts`, into `run.json` and keep everything else in it.
+    """Change some values in the file `path`, the run.json of a run, and keep all other values.
 
-    Logs a warning if the checksum of the file is wrong. Raises TypeError for a name that is not a field, and UserError if the
+    The keywords are fields of `Facts`. If the checksum of the file is wrong, logs a warning and changes the values all the
+    same. Raises TypeError for a name that is not a field, and UserError if the
     file is not a JSON object or a value has a wrong type.
     """
     dataclasses.replace(Facts(), **changes)

@@ -127,7 +127,10 @@ def _end_of_word(text: str, has_begun: bool) -> int:
 
 
 def _begins_with_space(frame: _Frame | None) -> bool:
-    """Tell whether every text that `frame` can write next begins with white space or is the end of the story."""
+    """Tell whether all text that `frame` can write next begins with white space.
+
+    If the story ends here, the result is True. None stands for the end of the story.
+    """
     while frame is not None:
         if not frame.nodes:
             frame = frame.after

@@ -1,4 +1,7 @@
-"""Train a base run further: load its model and pretraining text, train, and measure how much of this text it forgets."""
+"""Train the model of a finished run, the base run, on other data: conversations, pairs of answers, or prompts.
+
+The pretraining text of the base run is loaded, too, to measure how much the loss on this text rises (forgetting).
+"""
 
 from __future__ import annotations
 

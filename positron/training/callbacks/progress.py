@@ -1,4 +1,7 @@
-"""Show the progress of a run: a bar or lines, the speed after 20 steps, and the time that is left."""
+"""Show the progress of a run and the time that is left: by a bar on a terminal, else by lines.
+
+After 20 steps, a line with the speed and the expected duration is logged once.
+"""
 
 from __future__ import annotations
 

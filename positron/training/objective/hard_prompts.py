@@ -1,7 +1,7 @@
 """Choose prompts that the model still answers badly, so that reinforcement learning asks them again.
 
 The model learns nothing from a prompt whose answers all have the same reward. When most answers are right, most prompts have
-only right answers. If some prompts that got a wrong answer are asked again, the model can learn from more answers.
+only right answers. If some prompts that got a wrong answer are asked again, more prompts of a step have different rewards.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ class PreferenceObjective(NextToken):
         return [(x[i], y[i]) for x, y in self.val_pairs for i in range(0, len(x), 2)]
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
-        """Return how often each id (V,) occurs in the chosen answers of the training pairs."""
+        """Return how often each token id occurs in the chosen answers of the training pairs, as an array (vocab_size,)."""
         return np.bincount(np.concatenate([y[y != IGNORE] for (_, y), _ in self.train]), minlength=vocab_size)
 
     def sample_prompt(self, asked: str | None) -> Prompt:

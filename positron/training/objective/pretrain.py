@@ -114,7 +114,7 @@ class PretrainObjective(NextToken):
         return list(zip(self.val_x, self.val_y, strict=True))
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
-        """Return how often each id (V,) occurs in the training text, or in about 4M of its tokens if it is longer."""
+        """Return how often each token id occurs in the training text, or in about 4M of its tokens if the text is longer."""
         tokens = self.train.tokens
         if tokens.n_tokens <= SAMPLE_POSITIONS * SAMPLE_TOKENS:
             return np.bincount(tokens.read(0, tokens.n_tokens), minlength=vocab_size)

@@ -372,7 +372,7 @@ class ReinforceObjective(NextToken):
             logger.info(f"reward {float(rewards[i]):.2f} for {asked[answers[i].prompt].text[:60]!r}: {text}")
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
-        """Return how often each id (V,) is a target of the validation text."""
+        """Return how often each token id is a target in the validation text, as an array (vocab_size,)."""
         return np.bincount(self.text.y[self.text.y != IGNORE], minlength=vocab_size)
 
     def sample_prompt(self, asked: str | None) -> Prompt:

@@ -85,7 +85,7 @@ class SFTObjective(NextToken):
         return self.train.batch(step, rank, world_size)
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
-        """Return how often each id (V,) occurs in the answers of the training conversations."""
+        """Return how often each token id occurs in the answers of the training conversations, as an array (vocab_size,)."""
         return np.bincount(np.concatenate([y[y != IGNORE] for _, y in self.train.rows]), minlength=vocab_size)
 
     def sample_prompt(self, asked: str | None) -> Prompt:

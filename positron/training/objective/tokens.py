@@ -99,7 +99,10 @@ class NextToken:
         return {}
 
     def progress(self: Objective, metrics: dict[str, float], loss: float) -> str:
-        """Return the loss of the last step as text, also in bits per byte if `bytes_per_token` is known."""
+        """Return `loss`, the loss of the last step in nats per token, as text.
+
+        The text also gives the loss in bits per byte if the objective's attribute `bytes_per_token` is not None.
+        """
         size = self.bytes_per_token
         return f"loss {loss:.3f}" + ("" if size is None else f" · {loss / math.log(2) / size:.3f} bpb")
 
