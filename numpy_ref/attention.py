@@ -76,7 +76,8 @@ def _causal_mask(n: int, dtype: np.dtype) -> Array:
 def window_mask(T: int, S: int, window: int) -> Array:
     """Return a mask (T, S) that is True where a query may attend to a key.
 
-    Query t is the token of key S - T + t. It may attend to this key and to the `window` - 1 keys before it.
+    The queries belong to the last T of S tokens, so that query t and key S - T + t belong to the same token. Query t may attend
+    to this key and to the `window` - 1 keys before it.
     """
     behind = np.arange(S - T, S)[:, None] - np.arange(S)
     return (behind >= 0) & (behind < window)

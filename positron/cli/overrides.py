@@ -55,7 +55,7 @@ def checked_overrides(
 ) -> list[str]:
     """Check the settings of a command that Hydra starts, and return them in the form that Hydra reads.
 
-    `has_own_conf` tells whether the command line has --config-dir=FOLDER; FOLDER may contain further choices of a group.
+    `has_own_conf` tells whether the command line has --config-dir=FOLDER, because FOLDER may add choices to the config groups.
     `is_sweep` tells whether -m is given. If a setting is wrong, raises UserError, which names the wrong word and what to type
     instead.
     """

@@ -163,7 +163,7 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
 def _check_each_job(config: Any, parsed: list[Any]) -> None:
     """Print how many jobs of a grid cannot start because of their settings, and why the first of these jobs cannot start.
 
-    The other jobs start, because some combinations of values in a grid may be impossible. Raises UserError if no job can start.
+    A grid may contain impossible combinations of values. Therefore an error is raised only if no job can start (UserError).
     """
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf

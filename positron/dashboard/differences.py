@@ -32,7 +32,7 @@ def shorten_overrides(rows: list[dict[str, Any]]) -> None:
     """Add `differs` to each row of /api/runs: the overrides of the run that are not common to all jobs of its sweep.
 
     An override is a setting of the command line, such as optimizer.lr=1e-3. For a run that is not part of a sweep, `differs`
-    contains all overrides. The list `overrides` of each row is joined to one string.
+    contains all overrides. Also replaces the list `overrides` of each row by one string that contains all of them.
     """
     sweeps: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:

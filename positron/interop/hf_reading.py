@@ -102,7 +102,7 @@ class _Keys:
         raise UserError(f"{self._path}: {name} must be a list of one or more texts, not {json_line(value)}: {_CORRECT}")
 
     def section(self, name: str) -> _Keys | None:
-        """Return the keys of the object that is the value of a key, or None if the key is null or missing.
+        """Return the keys of the object that is stored under `name`, or None if `name` is missing or its value is null.
 
         Raises UserError for any other value.
         """

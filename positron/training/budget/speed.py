@@ -110,8 +110,8 @@ def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
 
     `gradients`: (tokens, seconds) of each forward and backward pass. `updates`: the seconds of each optimizer step. If the
     passes had two sizes, the seconds per token are (difference of the median seconds) / (difference of the tokens). This
-    quotient can be too small, because a small pass leaves a GPU partly idle. Therefore the result is at least a fourth of
-    (seconds / tokens) of a large pass.
+    quotient can be too small, because a small pass leaves a GPU partly idle. If it is less than a fourth of (seconds / tokens)
+    of a large pass, this fourth is used instead.
     """
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:

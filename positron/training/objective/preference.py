@@ -142,7 +142,11 @@ class PreferenceObjective(NextToken):
         return self._losses(log_probs, reference.to(log_probs.dtype), y)[0].sum()
 
     def _losses(self, log_probs: Tensor, reference: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return losses and margins, (N,) each, from the log-probabilities (B,) of whole answers under model and reference."""
+        """Return the losses and margins of N pairs of answers, (N,) each.
+
+        `log_probs` and `reference` (2 N,): the log-probabilities of whole answers under the model and under the reference
+        model. The chosen and the rejected answer of a pair follow each other. `y` (2 N, T): the targets of the answers.
+        """
         if is_mean(self.settings):
             counts = (y != IGNORE).sum(1)
             log_probs, reference = log_probs / counts, reference / counts
