@@ -82,7 +82,8 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
         raise UserError(f"the text that {run.folder} was trained on has changed since then: restore it, or {instead}")
     if changed:
         logger.info(
-            f"the text that {run.folder} was trained on has changed or is missing: using its token files in {folder}"
+            f"the text that {run.folder} was trained on has changed or is missing: using the stored token files of the "
+            f"earlier text in {folder}"
         )
     if data.tokens_per_epoch is not None:
         epochs = (path.parent for path in folder.glob("epoch-*/tokens.json"))
@@ -99,7 +100,7 @@ def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
     """
     if known is None and (data.path or data.url):
         raise UserError(
-            f"whether it is {data.path or data.url} cannot be checked, because run.json has no data_fingerprint"
+            f"run.json has no data_fingerprint, so it cannot be checked whether {data.path or data.url} is still the same text"
         )
     has_corpora = any(Path(data.dir).expanduser().glob("*/lock"))
     return data if has_corpora else dataclasses.replace(data, dir=DataConfig.dir)
@@ -195,7 +196,7 @@ def floor_of(texts: list[str]) -> float:
         return sum(map(stories.bits, texts)) / sum(len(text.encode("utf-8")) for text in texts)
     except ValueError as error:
         if any(isinstance(text, Beginning) for text in texts):
-            reason = "--stories needs whole built-in stories, but --limit cuts a document: give a larger --limit, or 0"
+            reason = "--stories needs whole built-in stories, but --limit cuts a document: give a larger --limit, or --limit 0"
         else:
             reason = "--stories needs built-in stories as the text: name a run trained with data=stories, and leave --text out"
         raise UserError(reason) from error

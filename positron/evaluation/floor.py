@@ -308,7 +308,7 @@ def as_text(result: Check, seed: int) -> str:
     """Return the result as lines of text."""
     exact = f"{result.floor:.4f} bits per byte, exact for these documents"
     if result.floor_error is not None:
-        exact += f" (the corpus: standard error {result.floor_error:.4f})"
+        exact += f" (as an estimate for all stories: standard error {result.floor_error:.4f})"
     lines = [
         f"given           {counted(result.documents, 'document')} (--seed {seed}), {result.bytes:,} bytes, "
         f"and {counted(result.controls, 'control text')} of random words",
@@ -329,7 +329,9 @@ def as_text(result: Check, seed: int) -> str:
         lines.append(f"chance          {_chance(result.evidence_bits)}")
     lines.append(f"verdict         {_in_words(result)}")
     for gain in result.gains if result.verdict == "impossible" else ():
-        lines.append(f"largest gains   {gain.id}: {gain.bits:.1f} bits too few, {one_line(gain.beginning)}...")
+        lines.append(
+            f"largest gains   {gain.id}: {gain.bits:.1f} bits below the exact value, {one_line(gain.beginning)}..."
+        )
     return "\n".join(lines)
 
 

@@ -157,10 +157,10 @@ def as_text(result: Difference) -> str:
     lines += _tests(result)
     if not result.share_batches:
         lines.append(
-            "note            the runs of a pair do not read the same batches, so a pair shares less of its noise"
+            "note            the runs of a pair do not read the same batches, so the difference between them has more noise"
         )
     if not result.changes:
-        lines.append("note            no setting differs; the runs differ only in what follows")
+        lines.append("note            the runs of a pair have the same settings")
     lines += [f"note            the runs also differ in {text}" for text in result.surroundings]
     return "\n".join(lines)
 
@@ -171,7 +171,7 @@ def _pairs_of(result: Difference) -> str:
 
 def _interval(difference: float, half: float | None, units: str) -> str:
     if half is None:
-        return f"no interval, which needs more than {units}"
+        return f"none: an interval needs more than {units}"
     digits = max(5, 1 - math.floor(math.log10(half))) if half > 0 else 5  # at least two significant digits
     low, high = (f"{edge:+.{digits}f}" for edge in (difference - half, difference + half))
     return f"{low} to {high} (± {half:.{digits}f}, 95% interval over {units})"
@@ -193,11 +193,9 @@ def _tests(result: Difference) -> list[str]:
 def _further(result: Difference) -> str:
     match result.further_seeds:
         case 0:
-            return f"none: the t-test gives p < {LEVEL}"
+            return f"none needed: the t-test already gives p < {LEVEL}"
         case None:
-            return (
-                f"unknown: compared with its variation between seeds, the difference is too small to give p < {LEVEL}"
-            )
+            return f"unknown: the difference is too small, compared with its variation between seeds, to expect p < {LEVEL}"
         case further:
             return (
                 f"{further:,} (with {result.seeds_needed:,} pairs, the t-test gives p < {LEVEL} with a probability of "

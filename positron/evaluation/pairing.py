@@ -36,7 +36,7 @@ _MAX_GROUPS_NAMED = 8
 _REMEDIES = {  # for a variant one of whose runs ended with this status of LOST
     "pruned": "train the variant again under another name=, without sweep.prune=median",
     "diverged": "train the variants again under another name=, with lower learning rates",
-    "failed": "give the command of this run or of its sweep again, which continues it or shows the cause",
+    "failed": "start this run or its sweep again with the same command",
 }
 _PYTHON_NAMES = {"true": "True", "false": "False", "null": "None"}  # by the name on the command line
 _SURROUNDINGS = (
@@ -177,7 +177,8 @@ def _members(name: str, outputs: Path) -> list[Member]:
             members.append(member)
         else:
             logger.info(
-                f"left out: {member.run.folder}, which is not finished; continue it with the command that started it"
+                f"left out: {member.run.folder}, because its training is not finished; to continue the training, give the "
+                "command that started it again"
             )
     if not members:
         unfinished = f"the {len(selected)} runs in {name}" if len(selected) > 1 else selected[0].run.folder
@@ -195,7 +196,7 @@ def _why_none(key: str, value: str, members: Sequence[Member]) -> str:
         if key in member.choices or key in member.settings
     ]
     if values:
-        return one_line(f"{key} is {' or '.join(dict.fromkeys(values))} there, not {value}", 200)
+        return one_line(f"{key} is {' or '.join(dict.fromkeys(values))} in these runs, not {value}", 200)
     if is_changeable(key):
         return f"{key} does not change what a run learns, so it cannot select runs"
     groups = [known for known in leaf_keys() if known.startswith(f"{key}.")]
@@ -234,8 +235,8 @@ def _is_trained(run: Run) -> bool:
     facts = run.facts()
     if facts.status in LOST:
         raise UserError(
-            f"{run.folder} ended with the status {facts.status}, and a comparison without this run would favour its variant: "
-            f"{_REMEDIES[facts.status]}, or compare other variants"
+            f"{run.folder} ended with the status {facts.status}, and without this run, its variant would seem better than it "
+            f"is: {_REMEDIES[facts.status]}, or compare other variants"
         )
     return facts.status == "finished" or (facts.status == "stopped" and facts.error is None)
 
@@ -256,7 +257,7 @@ def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list
         runs = f"the runs in {folder}/" if name == folder else f"the runs of {name}"
         shown = "; ".join(labels[:_MAX_GROUPS_NAMED]) + ("; ..." if len(groups) > _MAX_GROUPS_NAMED else "")
         raise UserError(
-            f"{runs} differ in more than the seed and form {len(groups)} groups ({shown}): name two of them"
+            f"{runs} form {len(groups)} variants ({shown}), but --paired compares two: name two of these variants"
             if len(groups) > 2
             else f"{runs} differ only in the seed: name a second run or folder to compare them with"
         )

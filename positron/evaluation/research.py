@@ -116,7 +116,8 @@ def begin(folder: Path, plan: Plan) -> str:
             or not isinstance(known["candidates"], list)
         ):
             raise UserError(
-                f"{path} is damaged or of another version of Positron: restore it from a copy, or give another name="
+                f"{path} is damaged, or another version of Positron wrote it: restore this file from a copy, or give another "
+                "name="
             )
         started = str(known["started"])
         old, listed = known["candidates"], _listed(plan)
@@ -128,9 +129,9 @@ def begin(folder: Path, plan: Plan) -> str:
                     + (
                         f"{known[key]} -> {new[key]}"
                         if key != "candidates"
-                        else "new candidates are possible only at the end, and the others must stay as they are"
+                        else "new candidates can only be added after the earlier ones, which must not change"
                     )
-                    + "; restore the earlier value, or give another name= to begin anew"
+                    + "; restore the earlier content of this key, or give another name= to begin anew"
                 )
     write_json(path, {"started": started, **new, "candidates": _listed(plan)})
     return started
@@ -275,6 +276,6 @@ def _read_job(path: Path) -> dict[str, Any]:
     ):
         return {"bpb": None, "failed": None, **job}
     raise UserError(
-        f"{path} is damaged: restore it from a copy, or delete it and repeat the command, which then continues the training "
-        "of this run or, if the training is finished, records its result again"
+        f"{path} is damaged: restore this file from a copy, or delete it and give the same command again (a finished training "
+        "is not repeated)"
     )

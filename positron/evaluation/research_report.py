@@ -27,7 +27,7 @@ COLUMNS: list[dict[str, str]] = [
     {"key": "bpb_without", "title": "bits per byte without", "format": ".4f"},
     {"key": "bpb_with", "title": "with", "format": ".4f"},
     {"key": "gain", "title": "gain ± 95 % over seeds", "format": ".4f", "pair": "±"},
-    {"key": "p", "title": "p, all looks", "format": ".2g"},
+    {"key": "p", "title": "p, corrected", "format": ".2g"},
     {"key": "verdict", "title": "verdict"},
 ]
 
@@ -121,12 +121,12 @@ def _seeds(plan: Plan, count: int) -> str:
 
 def rule(plan: Plan) -> str:
     """Return a paragraph that explains when a candidate is adopted or rejected."""
-    looks = f"each of the pairs {FIRST_ADOPTION} to {plan.pairs} and corrected for all these looks"
+    when = f"each of the pairs {FIRST_ADOPTION} to {plan.pairs} and corrected for the number of these tests"
     if plan.pairs == FIRST_ADOPTION:
-        looks = f"pair {FIRST_ADOPTION}"
+        when = f"pair {FIRST_ADOPTION}"
     return (
-        f"A candidate is adopted if p < {LEVEL}; p is computed after {looks}. It is rejected early, from pair "
-        f"{FIRST_REJECTION} on, if a gain of {plan.min_gain:g} is excluded with {1 - MISS:.0%} confidence over all looks. An "
+        f"A candidate is adopted if p < {LEVEL}; p is computed after {when}. A candidate is rejected early, from pair "
+        f"{FIRST_REJECTION} on, if a gain of {plan.min_gain:g} is excluded with {1 - MISS:.0%} confidence over all tests. An "
         "adopted candidate belongs to the base recipe of the candidates after it."
     )
 

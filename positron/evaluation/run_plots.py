@@ -94,7 +94,9 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
     title_of_scores = "last validation" + (
         ", lines through the means of the seeds" if len(variants) < len(jobs) else ""
     )
-    lower.set_title(title_of_scores + (" (a failed job has none)" if any(s == "failed" for _, _, s in jobs) else ""))
+    lower.set_title(
+        title_of_scores + (" (failed jobs have no value)" if any(s == "failed" for _, _, s in jobs) else "")
+    )
     if upper.get_legend_handles_labels()[0] and len(variants) <= 16:
         upper.legend(fontsize=8)
     return as_png(figure)

@@ -38,7 +38,7 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
     finished = []
     for run, (reason, size) in read_runs(runs, _size_or_reason):
         if size is None:
-            logger.info(f"left out: {run.folder}: {reason}")
+            logger.info(f"left out: {run.folder}, because {reason}")
         else:
             finished.append((run, size))
     if len(finished) < MIN_RUNS:
@@ -54,7 +54,7 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
         if floor is not None and size.bpb <= floor:
             raise UserError(
                 f"{size.run} has {size.bpb:.4f} bits per byte, but no model can be below {floor:.4f}, the entropy of the text: "
-                "the model has seen the validation text (a leak); delete this run, or name the others instead of a folder"
+                "the model has seen the validation text (a leak); delete this run, or name the other runs instead of a folder"
             )
     return sizes, floor
 

@@ -55,7 +55,7 @@ def look(gains: Sequence[float], pairs: int, min_gain: float) -> Look:
         if limit < min_gain:
             return Look(mean, p, "rejected", f"the gain is below {min_gain:g}: its upper limit is {limit:+.5f}")
     if p is not None and p < LEVEL:
-        return Look(mean, p, "adopted", f"p = {p:.2g} over all looks")
+        return Look(mean, p, "adopted", f"p = {p:.2g}, corrected for the number of tests")
     if n == pairs:
         return Look(mean, p, "rejected", f"no gain is shown by {n} pairs")
     return Look(mean, p, "open", f"{n} of at most {pairs} pairs")

@@ -55,7 +55,7 @@ def own_measure(rows: list[dict[str, Any]]) -> str | None:
             )
         if row.get("preference/accuracy") is not None:
             return (
-                f"the chosen answer is preferred in {percent(row['preference/accuracy'])} of the pairs for validation"
+                f"the model prefers the chosen answer in {percent(row['preference/accuracy'])} of the validation pairs"
             )
     return None
 

@@ -215,11 +215,11 @@ def test_runs_with_a_time_limit_are_compared_if_their_steps_may_differ(grid: Pat
 def test_a_run_that_ended_because_of_its_result_is_not_left_out_in_silence(grid: Path, logged: list[str]) -> None:
     edit(grid / "3", status="running")
     assert find_pairs([str(grid)], Path("outputs")).seeds == [1, 2]
-    assert any("grid/3, which is not finished" in line for line in logged)
+    assert any("grid/3, because its training is not finished" in line for line in logged)
     remedies = {
         "diverged": "with lower learning rates",
         "pruned": "without sweep.prune=median",
-        "failed": "shows the cause",
+        "failed": "with the same command",
     }
     for status, has_checkpoint in (("diverged", True), ("pruned", True), ("failed", True), ("diverged", False)):
         edit(grid / "5", status=status)
@@ -227,7 +227,7 @@ def test_a_run_that_ended_because_of_its_result_is_not_left_out_in_silence(grid:
             shutil.rmtree(grid / "5" / "checkpoints")
         with pytest.raises(
             UserError,
-            match=f"ended with the status {status}, and a comparison without this run.*: .*{remedies[status]}",
+            match=f"ended with the status {status}, and without this run, its variant .*: .*{remedies[status]}",
         ):
             find_pairs([str(grid)], Path("outputs"))
 
@@ -249,12 +249,12 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
         rf"to choose the runs with one of these values, give {grid}:seed=0,optimizer.lr=0.001 instead of {grid}:seed=0$",
     )
     for choice, says in {
-        "optimizer.lr=5": "selects no run: optimizer.lr is 0.001 or 0.01 there, not 5",
-        "optimizer.lr=1e-3,seed=9": "selects no run: seed is 0 or 1 or 2 there, not 9",
+        "optimizer.lr=5": "selects no run: optimizer.lr is 0.001 or 0.01 in these runs, not 5",
+        "optimizer.lr=1e-3,seed=9": "selects no run: seed is 0 or 1 or 2 in these runs, not 9",
         "optimizer.lrr=1": "unknown key optimizer.lrr: did you mean optimizer.lr",
         "device.threads=2": "device.threads does not change what a run learns",
         "=1": "does not name runs: write FOLDER:KEY=VALUE",
-        "optimizer.lr=1e-3,seed": "optimizer.lr is 0.001 or 0.01 there, not 1e-3,seed",
+        "optimizer.lr=1e-3,seed": "optimizer.lr is 0.001 or 0.01 in these runs, not 1e-3,seed",
         "model=nano": "model is a group: give one of its settings, such as model.",
     }.items():
         refuse([f"{grid}:{choice}", str(grid / "3")], says)
@@ -271,7 +271,7 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
     ):
         find_pairs([str(grid), str(grid / "3")], Path("outputs"), ["optimizer.lr"])
     (grid / "6" / "job.json").write_text(json.dumps({"overrides": ["optimizer.lr=0.1", "seed=0"], "failed": None}))
-    refuse([str(grid)], r"form 3 groups .*:optimizer.lr=0.1\): name two of them")
+    refuse([str(grid)], r"form 3 variants .*:optimizer.lr=0.1\), but --paired compares two: name two of these variants")
 
 
 def test_other_code_and_hardware_are_named(grid: Path) -> None:

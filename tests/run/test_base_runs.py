@@ -194,7 +194,7 @@ def test_another_text_under_the_same_name_is_not_taken_for_the_runs_own(here: Pa
     logged.clear()
     shutil.copy("other.txt", "my.txt")
     assert texts_of_run(run, "val", 0) == own
-    assert "has changed or is missing: using its token files in" in logged[0]
+    assert "has changed or is missing: using the stored token files of the earlier text in" in logged[0]
     shutil.rmtree("outputs/data")
     for name in ("base", "s1"):
         with pytest.raises(UserError, match="the text that outputs/base was trained on has changed since then"):

@@ -360,7 +360,7 @@ def test_commands_that_use_a_run_write_no_data_where_its_config_says(tmp_path: P
     assert "nobody may see" not in "".join(texts)
     facts, _ = read_record(run.facts_path)
     run.facts_path.write_text(json.dumps({key: value for key, value in facts.items() if key != "data_fingerprint"}))
-    with pytest.raises(UserError, match=r"cannot be checked, because run.json has no data_fingerprint"):
+    with pytest.raises(UserError, match=r"run.json has no data_fingerprint, so it cannot be checked"):
         texts_of_run(run, "val", 1000)
     assert not list((tmp_path / "outputs" / "data").glob("text-*"))
 
