@@ -35,7 +35,10 @@ def make_decoder(model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -
     try:
         from positron.inference.compiled import CompiledDecoder
     except ImportError as error:  # this version of Numba does not know the installed version of NumPy
-        logger.warning(f"text generation is slower than usual, because Numba cannot be imported: {error}")
+        logger.warning(
+            f"text generation is slower than usual, because Numba cannot be imported ({error}): install a version of Numba "
+            "that supports the installed version of NumPy"
+        )
         return Decoder(model, batch, dtype)
     return CompiledDecoder(model, batch, dtype)
 

@@ -63,7 +63,9 @@ class Dialogue:
             ids = [tokenizer.special_id(END_OF_TEXT), *tokenizer.encode(text)]
             if len(ids) > engine.context - 1:
                 ids = ids[-max(1, engine.context * 3 // 4) :]
-                logger.info(f"the text is longer than the context: the model reads its last {len(ids)} tokens")
+                logger.info(
+                    f"the text is longer than the context: the model reads only the last {len(ids)} tokens of the text"
+                )
         most = max(1, engine.context - len(ids)) if self.max_tokens is None else self.max_tokens
         turn = 1 + sum(message.role != "system" for message in self.messages)
         self.messages.append(question)
@@ -120,8 +122,8 @@ class Dialogue:
     def system(self, text: str | None) -> None:
         if not self.chats:
             raise UserError(
-                "a system prompt needs a run that was fine-tuned on conversations: leave it out, or chat with a run that "
-                f"{command('sft')} made"
+                "a system prompt needs a run that was fine-tuned on conversations: leave the system prompt out, or chat with a "
+                f"run that {command('sft')} made"
             )
         rest = [message for message in self.messages if message.role != "system"]
         self.messages = [Message("system", text_of("the system prompt", text)), *rest] if text else rest
@@ -202,11 +204,13 @@ class Dialogue:
                 max_tokens = whole_number("max_tokens", max_tokens, least=1)
             sampling, messages = Sampling(**values), _messages(state["messages"])
         except UserError as error:
-            raise UserError(f"cannot load {where}: {error}; correct it, or load a file as /save wrote it") from error
+            raise UserError(
+                f"cannot load {where}: {error}; correct the file, or load another file that /save wrote"
+            ) from error
         if not self.chats and any(message.role == "system" for message in messages):
             raise UserError(
-                f"cannot load {where}: it has a system prompt, and this run was not fine-tuned on conversations: load it with "
-                f"a run that {command('sft')} made"
+                f"cannot load {where}: the file has a system prompt, and this run was not fine-tuned on conversations; load "
+                f"the file in a chat with a run that {command('sft')} made"
             )
         self.sampling, self.max_tokens, self.seed = sampling, max_tokens, seed
         self.messages, self.saved = messages, list(messages)

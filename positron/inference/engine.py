@@ -108,7 +108,7 @@ class Engine:
         full = [i for i, length in enumerate(decoder.lengths[: len(seen)]) if length >= self.context]
         active = [i for i in full if not ended[i]]
         if active:
-            logger.debug(f"the context of {self.context} tokens is full: continuing with its last half")
+            logger.debug(f"the context of {self.context} tokens is full: continuing with the last half of these tokens")
             decoder.prefill(active, [self.last_half(seen[i]) for i in active])
         for i in full:  # `step` below reads the newest token again, with the same result; rows that ended are not used
             decoder.lengths[i] = decoder.lengths[i] - 1 if i in active else 0

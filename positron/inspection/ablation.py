@@ -26,8 +26,8 @@ def ablation_of(name: str) -> Ablation:
     found = _NAME.fullmatch(name)
     if found is None:
         raise UserError(
-            f"{name!r} does not name a part of the model: write LAYER.HEAD, LAYER.attn or LAYER.mlp, such as 0.3"
-            + (", and give --ablate once for each part" if "," in name or " " in name.strip() else "")
+            f"{name!r} does not name a part of the model: write LAYER.HEAD, LAYER.attn or LAYER.mlp, such as 0.3 for head 3 of "
+            "layer 0" + (", and give --ablate once for each part" if "," in name or " " in name.strip() else "")
         )
     layer = int(found[1])
     match found[2]:

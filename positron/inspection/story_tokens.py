@@ -131,7 +131,7 @@ def refuse_joining(tokenizer: Tokenizer) -> None:
         words[-1] += character
     if tokenizer.encode(text) != [i for word in words for i in tokenizer.encode(word)]:
         raise UserError(
-            f"the exact probabilities of stories cannot be computed for this tokenizer ({tokenizer.kind}), because it joins "
-            "punctuation with the white space after it: name a run that was trained with another tokenizer, such as "
-            "tokenizer=spm_4k"
+            f"the exact probabilities of stories cannot be computed for this tokenizer ({tokenizer.kind}), because its "
+            "tokens join punctuation with the following white space: name a run that was trained with another tokenizer, "
+            "such as tokenizer=spm_4k"
         )

@@ -100,7 +100,8 @@ class Subject:
                     advice = (
                         "choose one of them"
                         if len(known) > 1
-                        else "choose it, or train a run with train.keep_history=20, which keeps the weights of more steps"
+                        else f"choose {choice}, or train a run with train.keep_history=20, which keeps the weights of "
+                        "more steps"
                     )
                     raise UserError(f"{self.run.folder} has only the weights of {choice}, not of step {step}: {advice}")
                 self._earlier[step] = load_kept_model(self.run, kept[step])
@@ -176,9 +177,9 @@ class Subject:
             data = from_dict(DataConfig, base.config()["data"])
             if find_token_files(data, self.tokenizer, base.facts().data_fingerprint) is None:
                 return []  # preparing it again could take hours
-            return texts_of_run(self.run, "val", VALIDATION_BYTES)
+            return texts_of_run(self.run, "val", VALIDATION_BYTES, "continue without this measurement")
         except UserError as error:
-            logger.info(f"heads are not measured on validation text, which is not available: {error}")
+            logger.info(f"the heads are not measured on validation text: {error}")
             return []
 
     def history(self) -> HistoryData:

@@ -179,7 +179,7 @@ def _departure(tokenizer: Tokenizer, truth: StoryTruth, ids: list[int]) -> Depar
     words = [word.strip() for word in truth.story.words(SHOWN_WORDS) if word]
     is_cut = truth.story.is_within_word(rest)
     if is_cut:
-        message = "no story is tokenized in this way, because the prompt ends within a word or with a space"
+        message = "the exact probabilities are not known here, because the prompt ends within a word or with a space"
     elif words:
         shown = tokenizer.bytes_of(ids[place]).decode("utf-8", errors="replace").strip() or "a space"
         options = ", ".join(f'"{word}"' for word in words)

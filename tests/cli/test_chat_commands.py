@@ -176,7 +176,7 @@ def test_a_base_model_refuses_a_system_text() -> None:
         command(base, "/system You are a pirate")
     assert base.messages == []
     state = base.state() | {"messages": [{"role": "system", "content": "be kind"}]}
-    with pytest.raises(UserError, match=r"^cannot load talk\.json: it has a system prompt"):
+    with pytest.raises(UserError, match=r"^cannot load talk\.json: the file has a system prompt"):
         base.restore(state, "talk.json")
 
 
@@ -228,7 +228,7 @@ WRONG_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"settings": {"max_tokens": 3, "temperature": "hot"}}, "temperature must be a number, not 'hot'"),
     (
         {"settings": {"max_tokens": 3, "heat": 1}},
-        r"cannot load .*: settings has the unknown key 'heat' \(known: temperature, .*\); correct it",
+        r"cannot load .*: settings has the unknown key 'heat' \(known: temperature, .*\); correct the file",
     ),
 ]
 

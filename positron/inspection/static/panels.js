@@ -257,7 +257,7 @@ export function createParts(act) {
           ? `Previous, induction and first: mean attention to the token before, to the token after an earlier occurrence of the same one, ` +
             `and to the first token, on ${scores.sequences} sequences of ${scores.repeated} random tokens, twice each. ` +
             (scores.validation
-              ? `Text and cost: on ${whole(scores.validation)} tokens of validation text, where a head that attends to all alike has an induction of ` +
+              ? `Text and cost: on ${whole(scores.validation)} tokens of validation text, where a head that attends equally to all earlier tokens has an induction of ` +
                 `${decimal(scores.text_chance)}; cost is what the loss, ${decimal(scores.bits, 3)} bits per token, rises by without the part. All at the best checkpoint.`
               : "The validation text is not on this machine, so there are no costs.")
           : "A part that is switched off gives zeros.";
