@@ -140,7 +140,8 @@ class Models:
             return
         idle = next((name for name, (_, model) in self._on_demand.items() if model.worker.close_if_idle()), None)
         if idle is None:
-            raise ApiError(503, f"{MAX_ON_DEMAND} other models are answering: try again in a moment", code="overloaded")
+            message = f"no other model can be loaded while {MAX_ON_DEMAND} models are answering: try again in a moment"
+            raise ApiError(503, message, code="overloaded")
         del self._on_demand[idle]
 
     def close(self) -> None:

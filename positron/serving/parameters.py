@@ -257,7 +257,7 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
         )
     most = _max_tokens(body, 1, ("max_tokens", "max_completion_tokens"))
     dropped = 0
-    advice = "shorten it, or give truncation=auto to drop the oldest turns"
+    advice = "shorten the conversation, or give truncation=auto to drop the oldest turns"
     if body.take("truncation", _truncation, False):
         advice = "shorten the last message"
         last = messages[-1:] if continues else []

@@ -77,7 +77,11 @@ class Guard:
         hosts = [value.decode("latin-1").lower() for value in given.get(b"host", [])]
         if len(hosts) != 1 or not self._is_own(hosts[0]):
             names = "127.0.0.1 or localhost" if self.key is None else "this machine's name or one of its IP addresses"
-            host = f"the host {one_line(hosts[0], 100)}" if len(hosts) == 1 else "a request without exactly one host"
+            host = (
+                f"the host {one_line(hosts[0], 100)}"
+                if len(hosts) == 1
+                else "a request that does not have exactly one Host header"
+            )
             message = f"this server does not answer to {host}: use {names} in the address"
             return ApiError(403, message, code="wrong_host")
         origins = [value.decode("latin-1").lower() for value in given.get(b"origin", [])]
