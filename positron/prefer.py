@@ -76,7 +76,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
             seed=config.seed,
             val_tokens=config.train.val_tokens,
         )
-        text = validation_text(config, tokenizer, "validation measures the chosen answers instead")
+        text = validation_text(config, tokenizer, "let the run validate on the chosen answers instead")
         if text is not None:
             objective.validate_on_text(text)
 
@@ -88,8 +88,8 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
                 bpb = record_beginning(session.run, objective, model, measured)
                 chosen, rejected = measured["preference/chosen_tokens"], measured["preference/rejected_tokens"]
                 logger.info(
-                    f"before the first step: loss {measured['preference/loss']:.4f}, answers of {chosen:.0f} (chosen) and "
-                    f"{rejected:.0f} tokens (rejected), {bpb:.4f} bits per byte"
+                    f"before the first step: loss {measured['preference/loss']:.4f}, chosen answers of {chosen:.0f} and "
+                    f"rejected answers of {rejected:.0f} tokens on average, {bpb:.4f} bits per byte"
                 )
 
         return train_further(session, plan, model, objective, tokenizer, callbacks, prepare=prepare)
@@ -99,8 +99,8 @@ def _notice_untaught(base: Run) -> None:
     """Log a notice if the base run was not fine-tuned on conversations and so has not learned to answer."""
     if not base.is_chat:
         logger.info(
-            f"{base.folder} was not fine-tuned on conversations: it will learn which answers are better, but it has not "
-            f"learned to answer; to teach it this first, use {command('sft')}"
+            f"the base run {base.folder} was not fine-tuned on conversations, so the new run learns which answers are better, "
+            f"but not how to answer: fine-tune the base run with {command('sft')} first"
         )
 
 

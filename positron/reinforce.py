@@ -82,7 +82,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
             micro_batch_size=plan.micro_batch_size,
             seed=config.seed,
             initial=load_model(base)[0],
-            text=validation_text(config, tokenizer, "validation measures the answers of the data instead")
+            text=validation_text(config, tokenizer, "let the run validate on the answers of the data instead")
             or _answers(config, conversations, tokenizer),
             replay=_replay(config, start),
             is_exact=plan.machine.precision == "fp32" and settings.weights == "fp32",
@@ -202,7 +202,8 @@ def _within_budget(
     left = budget - (time.monotonic() - started) - 2 * validation  # without the last validation and the report
     steps = max(1, int(left / (step + validation / config.train.val_every)))
     logger.info(
-        f"{steps} steps of {step:.1f} s, and a validation of {validation:.1f} s every {config.train.val_every} steps"
+        f"the budget allows {steps} steps of {step:.1f} s, and a validation of {validation:.1f} s every "
+        f"{config.train.val_every} steps"
     )
     return dataclasses.replace(plan, horizon=steps, last_step=min(steps, config.train.stop_at or steps))
 

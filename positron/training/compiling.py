@@ -36,7 +36,7 @@ def compile_in_place(model: GPT, part: Part, machine: Machine) -> bool:
         model.compile()
         compiled = _loss_and_norm(model, part, machine)
         if not torch.allclose(compiled, eager, rtol=TOLERANCE[machine.precision], atol=0.0):
-            reason = f"the compiled model has the loss and gradient norm {_shown(compiled)} instead of {_shown(eager)}"
+            reason = f"loss and gradient norm are {_shown(compiled)} when compiled, but {_shown(eager)} otherwise"
     except Exception as error:  # a compiler and its tools can fail in many ways, and no failure should end the run
         reason = one_line(" ".join(str(error).split()), 200) or type(error).__name__
     finally:

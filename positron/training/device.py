@@ -97,7 +97,9 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         dtype = "bf16" if bf16_is_fast(accelerator) else "fp32"
         faster = "faster" if dtype == "bf16" else "no faster"
         on_this_model = (
-            "; timed steps of this model may still choose fp32" if dtype == "bf16" and accelerator == "cpu" else ""
+            "; fp32 is used nevertheless if steps of this model are faster in fp32"
+            if dtype == "bf16" and accelerator == "cpu"
+            else ""
         )
         why += f", {dtype} (precision=auto: matrix products in bf16 are {faster} on this machine{on_this_model})"
     else:
@@ -107,9 +109,9 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     local = local_rank(config.processes)
     if config.share < 1:
         device = torch.device("cuda", local) if accelerator == "cuda" else torch.device(accelerator)
-        why += f", a share of {config.share:.0%}: {torch.get_num_threads()} of {os.cpu_count()} cores"
+        why += f", {config.share:.0%} of the machine: {torch.get_num_threads()} of {os.cpu_count()} cores"
         free = free_memory(device)
-        why += f" and {free * config.share / 1e9:.1f} of {free / 1e9:.1f} GB that are free" if free else ""
+        why += f" and {free * config.share / 1e9:.1f} of {free / 1e9:.1f} GB of free memory" if free else ""
     return Machine(accelerator, dtype, why, config.share, config.checkpoint_activations, local, config.shards_weights)
 
 

@@ -56,8 +56,11 @@ def why_it_is_over(session: Session, plan: Plan, ends: Ends, was_pruned: bool) -
             "to the end"
         )
     if step >= plan.last_step:
-        until = "" if plan.last_step == plan.horizon else f" up to step {plan.last_step}"
-        return f"nothing to do{until}: {folder} is at step {step} of {plan.horizon}"
+        until, remedy = "", "to train longer, give train.extend=true and a larger train.max_steps="
+        if plan.last_step < plan.horizon:
+            until = f" up to step {plan.last_step}"
+            remedy = "to continue, leave train.stop_at= out, or give a larger step"
+        return f"nothing to do{until}: {folder} is at step {step} of {plan.horizon}; {remedy}"
     return None
 
 

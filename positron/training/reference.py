@@ -84,12 +84,15 @@ def _compute_reference(
     run = session.run
     n_known = 0 if known is None else known.n_pairs
     n_needed = n_known + sum(len(pairs) for _, pairs in objective.missing(known, plan.horizon))
-    logger.info(f"computing the log-probabilities of {counted(n_needed, 'pair')} under the reference, once")
+    logger.info(
+        f"computing the log-probabilities of {counted(n_needed, 'pair')} with the weights of the base run; this "
+        "run stores the results for later starts"
+    )
     if known is not None:
         logger.info(f"continuing at {n_known / n_needed:.0%}: an earlier start computed {counted(n_known, 'pair')}")
     elif run.reference_path.exists():
         logger.info(
-            f"{run.reference_path.name} is damaged or belongs to other weights, pairs or settings: it is computed again"
+            f"{run.reference_path.name} is damaged or belongs to other weights, pairs or settings, so it is computed again"
         )
     began = time.monotonic()
     due = began + WRITE_SECONDS

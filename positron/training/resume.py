@@ -290,5 +290,5 @@ def _refuse_differences(run: Run, config: RunConfig, step: int) -> None:
     if extended:
         before, after = run.resolved().max_steps, config.train.max_steps
         logger.info(
-            f"extending the horizon, {before} -> {after} steps: the learning rate follows the schedule of {after} steps"
+            f"extending the training from {before} to {after} steps: the learning rate follows the schedule of {after} steps"
         )

@@ -49,8 +49,8 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
         logger.info(f"teacher {run.folder}: {parameter_count(model.config.n_params())}, step {step}")
         if not start.is_own and facts.status in ("running", "stopped"):
             logger.warning(
-                f"the training of the teacher {run.folder} has not ended: if it continues, its weights change, and "
-                f"{session.run.folder} can only be continued with a copy of this teacher as it is now"
+                f"the training of the teacher {run.folder} has not ended, so its weights may still change; keep a "
+                f"copy of this folder, because {session.run.folder} can be continued only with the present weights"
             )
     if start.is_own:
         known = _refuse_changed(session.run, runs, hashes)

@@ -138,7 +138,9 @@ def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
         why = f"{key} mixes the text of the pretraining into each batch"
         raise UserError(f"{error} ({why})" if start.is_own else f"{error}, or {remedy}") from error
     if base.config()["data"].get("source") == "imported":
-        logger.info("the training text of the imported model is unknown, so no text is replayed")
+        logger.info(
+            "the training text of the imported model is unknown, so no pretraining text is mixed into the batches"
+        )
         return None
     if base.config()["data"].get("tokens_per_epoch") is not None:
         raise UserError(
@@ -176,7 +178,7 @@ def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> Va
     try:
         files = token_files(base_run(config), "val", instead)
         if files.n_tokens < 2:
-            raise UserError(f"it has no validation part: {instead}")
+            raise UserError(f"the text has no validation part: {instead}")
     except (UserError, Unreachable) as error:
         logger.info(f"the text of the base run cannot be used for validation: {error}")
         return None
@@ -193,7 +195,7 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> No
     """Write the bits per byte of the base run and of this run, on the validation text of the pretraining, into run.json."""
     try:
         base = base_run(config)
-        files = token_files(base, "val", "training does not need it")
+        files = token_files(base, "val", "ignore this message, because the training does not need the text")
     except (UserError, Unreachable) as error:
         logger.info(f"the loss on the pretraining text was not measured: {error}")
         return

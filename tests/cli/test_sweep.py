@@ -189,7 +189,7 @@ def test_several_jobs_at_once_share_the_machine(run_command, tmp_path):
     result = run_command("train", *jobs)
     folder = tmp_path / "outputs" / "sweeps" / "sweep"
     assert result.code == 1, result.err  # of the job with lr=-1
-    assert result.err.count("a share of 50%: ") == 2
+    assert result.err.count("50% of the machine: ") == 2
     assert "\n0: step 1/6" in result.err
     assert [line.split()[0] for line in result.out.splitlines()[-3:]][-1] == "1"
     assert json.loads((folder / "2" / "run.json").read_text())["status"] == "finished"

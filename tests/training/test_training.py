@@ -261,7 +261,7 @@ def test_train_extend_lengthens_a_run(tmp_path, whole):
     )
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=50, extend=True))
     assert train(longer, tmp_path / "run").step == 50
-    assert "extending the horizon, 40 -> 50" in (tmp_path / "run" / "train.log").read_text()
+    assert "extending the training from 40 to 50 steps" in (tmp_path / "run" / "train.log").read_text()
     rates = [row["train/lr"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert rates[40] > rates[39]
 

@@ -263,7 +263,8 @@ def choose(
                 if not candidates or not is_out_of_memory(error):
                     raise
                 logger.info(
-                    f"  {gpt.n_layer} x {gpt.d_model} does not fit in the memory, so larger sizes are not measured"
+                    f"  a model with {counted(gpt.n_layer, 'layer')} of width {gpt.d_model} does not fit in the memory, so "
+                    "larger sizes are not measured"
                 )
                 break
             batch, tokens = tokens_in(seconds_left(), speed, config, asked, text_tokens)
@@ -292,7 +293,9 @@ def _log_ranking(candidates: list[Candidate]) -> None:
     """Log a line for each candidate, with its rank if there are several."""
     ranking = sorted(candidate.forecast for candidate in candidates)
     if len(candidates) > 1:
-        logger.info("model sizes, ranked by a power law that was fitted to TinyStories (rank 1: lowest loss):")
+        logger.info(
+            "model sizes (layers x width), ranked by a power law that was fitted to TinyStories (rank 1: lowest loss):"
+        )
     for candidate in candidates:
         gpt = candidate.gpt
         rank = f": rank {ranking.index(candidate.forecast) + 1}" if len(candidates) > 1 else ""
@@ -323,7 +326,7 @@ def _settle(
         gain = "learn hardly more" if reads_all else "read too little text in this time"
         reasons.append(f"a larger model would {gain}")
     logger.info(
-        f"chosen: {counted(gpt.n_layer, 'layer')} of {gpt.d_model}, {counted(steps, 'step')} of {batch:,} tokens, "
+        f"chosen: {counted(gpt.n_layer, 'layer')} of width {gpt.d_model}, {counted(steps, 'step')} of {batch:,} tokens, "
         f"learning rate {rate:.2g}, weight decay {choice.applied(config, asked).optimizer.weight_decay:.3f}"
         + (f"; {', and '.join(reasons)}" if reasons else "")
     )

@@ -43,7 +43,7 @@ class Overfitting(L.Callback):
             return
         self._has_said = True
         logger.info(
-            f"the model overfits: {bpb:.4f} validation bits per byte, after {self._best:.4f} at step {self._best_step}, "
+            f"the model overfits: {bpb:.4f} validation bits per byte, up from {self._best:.4f} at step {self._best_step}, "
             "while the training loss still falls. The text is too small for this model and this number of steps: give more "
             f"text, a smaller model= or a smaller train.max_steps=. generate, chat and evaluate use step {self._best_step}, "
             "which is kept as best.ckpt"

@@ -114,7 +114,7 @@ class Progress(L.Callback):
         return (
             f"{speed:,.0f} tokens/s, {self.speed.mfu(speed):.0%} of this machine's matmul rate "
             f"({self.speed.peak.flops / 1e9:,.0f} GFLOP/s), {peak_memory(module.device) / 1e9:.1f} GB of memory at most; "
-            f"{clock(whole)} for the whole run" + (f"; {busy}, so it may be faster later" if busy else "")
+            f"{clock(whole)} for the whole run" + (f"; {busy}, so the training may be faster later" if busy else "")
         )
 
     def close(self) -> None:

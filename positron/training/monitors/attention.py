@@ -70,7 +70,7 @@ class AttentionEntropy(ProbeMonitor):
                 self._named.add(key)
                 layer, head = key.rpartition("/")[2].split(".")
                 logger.warning(
-                    f"head {head} of layer {layer} has collapsed: its attention is on one token only (in {PATIENCE} "
-                    f"measurements its entropy was below {COLLAPSED:.0%} of the entropy of equal attention to all tokens): if "
-                    "the loss no longer falls, train again under another name= with a lower optimizer.lr="
+                    f"head {head} of layer {layer} has collapsed: it attends to a single token only (in {PATIENCE} "
+                    f"measurements, the entropy of its attention was below {COLLAPSED:.0%} of that of equal attention to all "
+                    "tokens). If the loss no longer falls, train again under another name= with a lower optimizer.lr="
                 )

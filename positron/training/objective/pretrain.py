@@ -72,7 +72,7 @@ class PretrainObjective(NextToken):
         if self.val.n_tokens < 2:
             n = getattr(self.train, "tokens", self.val).n_documents
             raise UserError(
-                f"no text is left for validation: data.val_fraction={config.val_fraction:g} put none of the {n:,} documents "
+                f"data.val_fraction={config.val_fraction:g} puts none of the {n:,} documents "
                 "into validation: give more text, a larger data.val_fraction= or another data.seed="
             )
         self.document_start = end_id if config.document_mask else None

@@ -331,8 +331,8 @@ class ReinforceObjective(NextToken):
         """Return metrics of the last step's answers as text, without the loss, which does not show progress."""
         hard = f" ({metrics['train/hard_prompts']:.0%} hard prompts)" if "train/hard_prompts" in metrics else ""
         return (
-            f"reward {metrics['train/reward']:.3f}{hard} · {metrics['train/pass_1']:.0%} complete · "
-            f"{metrics['train/truncated']:.0%} cut off · {metrics['train/answer_tokens']:.0f} tokens"
+            f"reward {metrics['train/reward']:.3f}{hard} · {metrics['train/pass_1']:.0%} full reward · "
+            f"{metrics['train/truncated']:.0%} cut off · {metrics['train/answer_tokens']:.0f} tokens per answer"
         )
 
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
