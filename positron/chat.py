@@ -132,7 +132,7 @@ def answer_lines(dialogue: Dialogue) -> None:
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
     if not asked:
-        note("there is no question: give it as an argument or by a pipe, or start the chat in a terminal")
+        note("there is no question: give a question as an argument or by a pipe, or start the chat in a terminal")
 
 
 def terminal_prompt() -> Callable[[], str]:
@@ -178,7 +178,7 @@ def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
             return
         except KeyboardInterrupt:
             if time.monotonic() - answered_at < STOP_GRACE_SECONDS:
-                note("the answer had ended")
+                note("the answer was already complete, so Ctrl-C had no effect")
                 answered_at = -math.inf
             elif leaving or dialogue.is_saved:
                 return
@@ -207,7 +207,7 @@ def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["qu
             more = (
                 ""
                 if tokens is None
-                else f": settings max_tokens {2 * tokens} allows more; settings max_tokens none fills the context"
+                else f": for longer answers enter /settings max_tokens {2 * tokens}, or /settings max_tokens none for no limit"
             )
             note(dialogue.cut + more)
         return "answered"

@@ -49,8 +49,8 @@ def arguments() -> argparse.ArgumentParser:
         "--limit",
         type=int,
         default=200_000,
-        help="score the first documents until they have this number of bytes; a single longer document is cut "
-        "(default %(default)s; 0: all documents)",
+        help="score documents from the beginning of the text until this number of bytes is reached; a document that is longer "
+        "than this number is cut (default %(default)s; 0: all documents)",
     )
     parser.add_argument(
         "--prompt",

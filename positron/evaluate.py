@@ -59,14 +59,14 @@ def arguments() -> argparse.ArgumentParser:
         "--limit",
         type=int,
         default=1_000_000,
-        help="score the first documents until they have this number of bytes; a single longer document is cut "
-        "(default %(default)s; 0: all documents)",
+        help="score documents from the beginning of the text until this number of bytes is reached; a document that is longer "
+        "than this number is cut (default %(default)s; 0: all documents)",
     )
     parser.add_argument(
         "--stride",
         type=int,
-        help="move the window, which is as long as the context, by this many tokens and score only the new ones; smaller is "
-        "slower and more exact (default: half the context length)",
+        help="move the window, which is as long as the context, by this many tokens and score only the new tokens; a smaller "
+        "number is slower and more exact (default: half the context length)",
     )
     parser.add_argument(
         "--stories",
@@ -74,7 +74,9 @@ def arguments() -> argparse.ArgumentParser:
         help="let the run write stories, and check them by the grammar of the built-in stories",
     )
     parser.add_argument(
-        "--instruct", action="store_true", help="ask the run for stories, and check whether they are as requested"
+        "--instruct",
+        action="store_true",
+        help="ask the run for stories, and check whether the stories are as requested",
     )
     parser.add_argument(
         "--count", type=int, default=200, help="number of stories (and of requests) to check (default %(default)s)"
@@ -151,7 +153,7 @@ def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace)
     else:
         texts, name = (
             common_texts(runs, options.split, options.limit),
-            f"the {'validation' if options.split == 'val' else 'training'} part of its own text",
+            f"the {'validation' if options.split == 'val' else 'training'} part of the run's own text",
         )
     texts = up_to(texts, options.limit)
     floor: float | None = None
@@ -309,7 +311,7 @@ def as_text(facts: dict[str, Any]) -> str:
         f"bits per byte   {facts['bpb']:.4f}"
         + (f" ± {half:.4f} (95% interval over {facts['interval_over']})" if half is not None else ""),
         f"loss            {facts['loss']:.4f} nats per token",
-        f"perplexity      {facts['perplexity']:.3f} (of this tokenizer's tokens: {facts['tokenizer']})",
+        f"perplexity      {facts['perplexity']:.3f} (per token of the run's tokenizer: {facts['tokenizer']})",
         f"window          {facts['context']} tokens, the last {facts['stride']} of them scored at a time",
         f"speed           {facts['tokens_per_second']:,.0f} tokens/s",
     ]

@@ -55,20 +55,20 @@ def arguments() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PART",
-        help="replace the output of a part by zeros: LAYER.HEAD, LAYER.attn or LAYER.mlp, counted from 0; "
-        "may be given several times",
+        help="replace the output of a part of the model by zeros: LAYER.HEAD (a head), LAYER.attn or LAYER.mlp; layers and "
+        "heads are counted from 0; may be given several times",
     )
     parser.add_argument(
         "--heads",
         action="store_true",
         help="measure what each head does: its attention to the previous token, to the first token, and to the token after "
-        "an earlier occurrence (induction), and how much the loss rises without it; takes seconds to minutes",
+        "an earlier occurrence (induction), and how much the loss rises without the head; takes seconds to minutes",
     )
     parser.add_argument(
         "--history",
         action="store_true",
         help="show the loss on the prompt in bits at each step whose weights train.keep_history kept; for the built-in stories "
-        "also the regret (the loss above that of the exact probabilities) for each kind of text",
+        "also the regret for each kind of grammar rule (how much the loss is above that of the exact probabilities)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print all results, including attention and logit lens, as one JSON object"
@@ -235,7 +235,8 @@ def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
     lines.append("prompt: bits of the whole prompt")
     if regrets is not None:
         lines.append(
-            f"regret: bits per story that the model loses, on {regrets['stories']} validation stories; then by rules"
+            f"regret: bits per story that the model loses, on {regrets['stories']} validation stories; the "
+            "columns after regret show how much of it belongs to each kind of grammar rule"
         )
     return lines
 
@@ -255,15 +256,15 @@ def head_table(scores: Scores) -> list[str]:
             lines.append(f"{f'{layer}.{part}':<8} {'':>58} {_number(costs[layer], 8)}")
     lines.append("")
     lines.append(
-        f"previous, induction, first: mean attention to the token before, to the token after the same token's earlier "
-        f"occurrence, and to the first token, on {scores['sequences']} rows of {scores['repeated']} random tokens, each "
-        "repeated once"
+        f"previous, induction, first: mean attention to the token just before, to the token that followed the earlier "
+        f"occurrence of the same token, and to the first token; measured on {scores['sequences']} rows, each with "
+        f"{scores['repeated']} random tokens followed by the same tokens again"
     )
     if scores["text_chance"] is not None:
         lines.append(
-            f"on text and cost: on {scores['validation']:,} tokens of validation text; a head that attends to all alike has an "
-            f"induction of {scores['text_chance']:.3f}; cost is the rise of the loss ({scores['bits']:.3f} bits per token) "
-            "when the part is removed"
+            f"on text: measured on {scores['validation']:,} tokens of validation text, where a head that attends equally to "
+            f"all earlier tokens has an induction of {scores['text_chance']:.3f}; cost: how much the loss on this text, "
+            f"{scores['bits']:.3f} bits per token, rises without the part"
         )
     return lines
 

@@ -194,7 +194,7 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
         return True, text + (f", although these differ:{list_of}" if changed else "")
     before = len([s for s in steps if s < step])
     verb = "is" if before == 1 else "are"
-    text = f"different: at step {step} {different[1]}; {counted(before, 'logged step')} before it {verb} identical"
+    text = f"different: at step {step} {different[1]}; {counted(before, 'logged step')} before step {step} {verb} identical"
     if changed:
         return False, f"{text}\nwhat differs ({run.folder} -> {new.folder}):{list_of}"
     return (
@@ -218,10 +218,11 @@ def differences(
         for key in TRACE:
             if key in a and key in b:
                 if a[key] != b[key]:
-                    by = "" if a[key] is None or b[key] is None else f", by {b[key] - a[key]:+.2g}"
-                    yield step, f"{key} was {a[key]} and is {b[key]}{by}"
+                    by = "" if a[key] is None or b[key] is None else f" ({b[key] - a[key]:+.2g})"
+                    yield step, f"{key} is {a[key]} in the first run and {b[key]} in the new run{by}"
             elif (key in a or key in b) and is_due(key, step, train, is_logged=bool(a and b)):
-                yield step, f"{key} was {a.get(key, 'missing')} and is {b.get(key, 'missing')}"
+                first, new = (row.get(key, "missing") for row in (a, b))
+                yield step, f"{key} is {first} in the first run and {new} in the new run"
 
 
 def is_due(key: str, step: int, train: TrainConfig, *, is_logged: bool) -> bool:

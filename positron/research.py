@@ -97,7 +97,7 @@ def read_words(words: list[str]) -> dict[str, str]:
                 if not equal and (word.endswith((".yaml", ".yml")) or Path(word).is_file())
                 else f"did you mean {near[0]}={value or 'VALUE'}?"
                 if near
-                else "settings of runs belong in the file of candidates=, below base"
+                else "write settings of runs into the file of candidates=, below the key base"
                 if equal
                 else f"give {', '.join(f'{key}=' for key in SETTINGS[:-1])} or {SETTINGS[-1]}= with a value"
             )

@@ -35,7 +35,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--predict",
         metavar="N[,D]",
-        help="predict the loss of N parameters after D training tokens (default: twice the largest run)",
+        help="predict the loss of a model with N parameters after D training tokens (default: twice the size of the largest "
+        "run)",
     )
     parser.add_argument(
         "--png",
@@ -195,11 +196,11 @@ def lines(law: Law, facts: dict[str, Any]) -> list[str]:
     if law.sigma is not None:
         out.append(
             f"  the runs differ from the law by about {law.sigma:.1%} of {above} ({counted(law.dof, 'run')} more than "
-            "fitted numbers)"
+            "fitted constants)"
         )
     if law.covariance is None:
         out.append(
-            "  these runs are too few or too similar: other numbers may fit as well, and the uncertainty is unknown"
+            "  these runs are too few or too similar: other constants may fit as well, and their uncertainty is unknown"
         )
     n, d = facts["next"]["parameters"], facts["next"]["tokens"]
     out += [
@@ -211,7 +212,7 @@ def lines(law: Law, facts: dict[str, Any]) -> list[str]:
         best = facts["best_split"]
         out.append(
             f"the compute of the largest run ({best['flops']:.2g} operations) is spent best on {amount(best['parameters'])} "
-            f"parameters and {amount(best['tokens'])} tokens: {best['bpb']:.4f}"
+            f"parameters and {amount(best['tokens'])} tokens: {best['bpb']:.4f} bits per byte"
         )
     return out
 

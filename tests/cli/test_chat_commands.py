@@ -307,7 +307,7 @@ def test_a_ctrl_c_just_after_an_answer_does_not_count(
     monkeypatch.setattr("positron.chat.STOP_GRACE_SECONDS", 1e9)
     stop = KeyboardInterrupt
     converse(dialogue, typing("Is it 1?", stop, stop, stop))
-    assert "the answer had ended" in capsys.readouterr().err
+    assert "the answer was already complete" in capsys.readouterr().err
 
 
 def test_settings_and_help_name_the_preset_that_holds(dialogue: Dialogue, capsys: pytest.CaptureFixture[str]) -> None:

@@ -278,7 +278,10 @@ def test_the_file_of_the_guide_can_be_read(tmp_path):
         ([], "give the file of candidates"),
         (["c.yaml"], ".research: give candidates=c.yaml"),
         (["candidate=c.yaml"], "did you mean candidates=c.yaml"),
-        (["candidates=c.yaml", "optimizer.lr=1"], "settings of runs belong in the file of candidates=, below base"),
+        (
+            ["candidates=c.yaml", "optimizer.lr=1"],
+            "write settings of runs into the file of candidates=, below the key base",
+        ),
         (["candidates=c.yaml", "budget=night"], "budget=night is not a time"),
         (["candidates=c.yaml", "name=../x"], "cannot be called '../x'"),
         (["candidates=c.yaml", "name="], "cannot be called '', which is empty"),

@@ -73,8 +73,10 @@ def test_a_run_is_reproduced_and_an_edited_trace_is_said_to_differ_at_its_step(p
         Path("outputs/x/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         code, out, _ = said(monkeypatch, capsys, "x", "--steps", "7")  # the same command goes on, with nothing to do
         assert code == 1
-        assert f"different: at step {rows[3]['step']} train/loss was {rows[3]['train/loss']}" in out
-        assert "by -1e-07; 2 logged steps before it are identical" in out
+        assert (
+            f"different: at step {rows[3]['step']} train/loss is {rows[3]['train/loss']} in the first run and " in out
+        )
+        assert f" in the new run (-1e-07); 2 logged steps before step {rows[3]['step']} are identical" in out
         assert "no recorded difference explains this" in out
 
         def others(value):
@@ -122,7 +124,9 @@ def test_a_validation_because_one_of_two_runs_stopped_is_no_difference(stopped, 
     rewrite_metrics(Run(Path("outputs/stopped-again")), lambda rows: rows[5].pop("val/loss"))
     code, out, _ = said(monkeypatch, capsys, "stopped", "--steps", "8")
     assert code == 1
-    assert re.search(r"^different: at step 5 val/loss was \d\.\d+ and is missing; 2 logged steps before it", out, re.M)
+    assert re.search(
+        r"^different: at step 5 val/loss is \d\.\d+ in the first run and missing in the new run; 2 logged", out, re.M
+    )
 
 
 @pytest.mark.slow
@@ -134,12 +138,12 @@ def test_a_metric_that_one_of_two_runs_lacks_is_a_difference(stopped, tmp_path, 
     rewrite_metrics(lacking, lambda rows: rows[step].pop(key))
     value = next(row[key] for row in read_metrics(stopped.metrics_path) if row["step"] == step)
     for pair, values in (
-        ((stopped, lacking), f"{value} and is missing"),
-        ((lacking, stopped), f"missing and is {value}"),
+        ((stopped, lacking), f"{value} in the first run and missing in the new run"),
+        ((lacking, stopped), f"missing in the first run and {value} in the new run"),
     ):
         same, text = reproduce.verdict(*pair, 12)
         assert not same
-        assert text.startswith(f"different: at step {step} {key} was {values}; ")
+        assert text.startswith(f"different: at step {step} {key} is {values}; ")
 
 
 @pytest.mark.parametrize("step", [4, 5, 10])
@@ -149,7 +153,7 @@ def test_a_row_that_one_of_two_runs_lacks_is_a_difference(stopped, tmp_path, ste
     for pair in ((stopped, lacking), (lacking, stopped)):
         same, text = reproduce.verdict(*pair, 12)
         assert not same
-        assert text.startswith(f"different: at step {step} train/loss was ")
+        assert text.startswith(f"different: at step {step} train/loss is ")
         assert "missing" in text
 
 
