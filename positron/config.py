@@ -73,7 +73,8 @@ class ModelConfig:
     tie_embeddings: bool = True  # the output head uses the embedding's weights
     qk_norm: bool = False  # normalise queries and keys of each head
     qk_scale: bool = False  # with qk_norm: learn a scale for each channel of a head, applied before rope
-    smear: bool = False  # add a learned share of the previous token's embedding to each embedding, per channel
+    # add to each embedding the embedding of the previous token, multiplied by one learned factor per channel
+    smear: bool = False
     rope_base: Positive = 10_000.0  # base of the wavelengths of rope; a larger base suits a longer context
     norm_eps: Positive = 1e-5  # constant that a norm adds to the mean square before the square root
     window: Count | None = None  # sliding window: number of latest tokens a token attends to; null: the whole context
@@ -275,9 +276,9 @@ class DataConfig:
     """Hold the settings of the data (`conf/data/*`). Token files are kept below `dir`, one folder per corpus."""
 
     # kind of data; addition: sums, for train and reinforce; instruct and story_instruct: conversations, for sft and reinforce;
-    # preferences and story_preference: pairs of answers, for prefer; imported: not for new runs; `positron import` records
-    # it, because the training text of an imported model is unknown; data=custom is recorded as text (train, distill), instruct
-    # (sft, reinforce) or preferences (prefer)
+    # preferences and story_preference: pairs of answers, for prefer; imported: only in runs of `positron import`, because the
+    # training text of an imported model is unknown; data=custom is recorded as text (train, distill), instruct (sft,
+    # reinforce) or preferences (prefer)
     source: Literal[
         "stories",
         "addition",
@@ -313,7 +314,8 @@ class DataConfig:
     # documents: a training window begins at the start of a document where possible; windows: the text is cut into equal
     # windows, wherever documents begin
     packing: Packing = "documents"
-    document_mask: bool = False  # keep attention and positions inside each document of a window
+    # each token attends only to tokens of its own document, and positions are counted from the beginning of the document
+    document_mask: bool = False
     dir: str = "outputs/data"  # folder for prepared corpora (token files)
 
     def __post_init__(self) -> None:
@@ -417,7 +419,8 @@ class DeviceConfig:
 
     accelerator: Accelerator | Literal["auto"] = "auto"  # kind of device; auto: CUDA, else MPS, else the CPU
     devices: Count = 1  # GPUs (or CPU processes) per machine that train one run together
-    # number of machines; start the same command on each, with MASTER_ADDR, MASTER_PORT and its NODE_RANK set
+    # number of machines; start the same command on each machine, with the environment variables MASTER_ADDR and MASTER_PORT,
+    # and with the number of the machine, from 0, as NODE_RANK
     num_nodes: Count = 1
     # how several devices share the work; fsdp also shards the weights
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
@@ -549,7 +552,8 @@ class TrainConfig:
     max_steps: Count | Literal["auto"] = "auto"  # length of training; auto: 20 tokens per parameter (sft: sft.epochs)
     stop_at: Count | None = None  # stop at this step for now; max_steps and the learning rate stay as planned
     max_time: float | str | None = None  # save and stop before this time has passed: seconds, or 10m, 2h
-    extend: bool = False  # accept a larger max_steps for an existing run; the learning rate is planned for it
+    # accept a larger max_steps for an existing run; the learning rate is then planned for the new number of steps
+    extend: bool = False
     batch_tokens: Count | Literal["auto"] = "auto"  # batch size: tokens per optimizer step, on all devices together
     micro_batch_size: Count | Literal["auto"] = (
         "auto"  # sequences computed at once on one device (gradient accumulation)
@@ -566,7 +570,7 @@ class TrainConfig:
     # prompt of the samples; null (sft only): the first validation question
     sample_prompt: str | None = "Once upon a time"
     sample_tokens: Count = 200  # length of a sample text in tokens
-    # the run stops after this many steps in a row with NaN or infinite gradients; each is skipped
+    # the run stops after this many steps in a row with NaN or infinite gradients; each such step is skipped
     max_bad_steps: Count = 5
 
     def __post_init__(self) -> None:
@@ -642,7 +646,8 @@ class LoraConfig:
     """Hold the settings of low-rank adapters, LoRA (`sft.lora`, `preference.lora`, `reinforce.lora`)."""
 
     rank: CountOrZero = 0  # LoRA: rank of the matrices that are trained instead of the weights; 0: train all weights
-    markers: bool = True  # with LoRA, also train the embeddings of the tokens that mark the turns, so that answers end
+    # with LoRA, also train the embeddings of the tokens that mark the turns, so that the model learns to end its answers
+    markers: bool = True
 
 
 @dataclass(frozen=True)
@@ -731,9 +736,8 @@ class RewardConfig:
     target: Count | None = None  # for length: number of characters
     # for sum: rewards and their weights, such as [{kind:story_request},{kind:length,target:400,weight:0.2}]
     terms: tuple[RewardTerm, ...] = ()
-    max_seconds: Positive = (
-        10.0  # time limit of one call of a reward; a slower call is repeated once, and then ends the run
-    )
+    # seconds that one call of a reward may take; a slower call is repeated once, and a second slow call ends the run
+    max_seconds: Positive = 10.0
 
     def __post_init__(self) -> None:
         check_ranges(self, "reward")
@@ -794,7 +798,9 @@ def _check_reward(reward: RewardTerm | RewardConfig, prefix: str) -> None:
         if isinstance(reward, RewardConfig):
             raise UserError(f"reward={reward.kind} needs {prefix}{key}=, such as {prefix}{key}={example}")
         example = example.replace("'", '"')  # because the whole list is in single quotes
-        raise UserError(f"{prefix.rstrip('.')} has kind:{reward.kind} without {key}: add it, such as {key}:{example}")
+        raise UserError(
+            f"{prefix.rstrip('.')} has kind:{reward.kind} without {key}: add {key}, such as {key}:{example}"
+        )
 
 
 def _check_pattern(pattern: str, key: str) -> None:
@@ -812,7 +818,7 @@ class ReinforceConfig:
     """Hold the settings of reinforcement learning."""
 
     prompts: Count = 16  # prompts per optimizer step
-    # share of a step's prompts that are asked again, taken from those whose answers did not all pass when they were last asked
+    # share of a step's prompts that are asked again, because at least one of their last answers did not get the full reward
     hard_share: Ratio = 0.0
     samples: Count = 8  # answers to each prompt, at least 2; they are compared with each other
     # what an answer's reward is compared with; rloo: the mean of the other answers; dr_grpo: the mean of all answers
@@ -820,12 +826,14 @@ class ReinforceConfig:
     temperature: Positive = 1.0  # temperature at which answers are sampled, and by which training divides the logits
     max_tokens: Count = 256  # longest answer; a longer one is cut off
     mask_truncated: bool = False  # ignore answers that were cut off at max_tokens
-    kl: NotNegative = 0.0  # weight of the KL divergence from the model before the training; 0: it is only measured
+    kl: NotNegative = (
+        0.0  # weight of the KL divergence from the model before the training; 0: the divergence is only measured
+    )
     # weight of the mean loss on windows of the pretraining text, so that the model forgets less; 0: no such text is read
     replay: NotNegative = 0.1
     weights: Literal["fp32", "bf16", "int8"] = "fp32"  # number format of the weights with which answers are sampled
     # if answers are sampled in another precision than that of the training, each token's loss is multiplied by the ratio of
-    # its two probabilities (training / sampling): largest value of this ratio
+    # the token's probabilities in training and in sampling; this is the largest value of the ratio
     max_ratio: Positive = 2.0
     val_prompts: Count = 32  # number of prompts that are answered at each validation
     val_samples: Count = 8  # number of answers to each validation prompt
@@ -863,7 +871,7 @@ class DistillConfig:
 class RunConfig:
     """Hold all settings of a run, as `positron train --cfg job` prints them."""
 
-    name: str  # name of the run: its folder is outputs/NAME; giving the same command again continues it
+    name: str  # name of the run: its folder is outputs/NAME; giving the same command again continues the run
     seed: Seed = 0  # random seed of the initial weights, the order of the text, and dropout
     model: ModelConfig
     tokenizer: TokenizerConfig
@@ -881,13 +889,14 @@ class RunConfig:
     reinforce: ReinforceConfig | None = None  # set by the command reinforce only
     reward: RewardConfig | None = None  # set by the command reinforce only
     distill: DistillConfig | None = None  # set by the command distill only
-    # continue from a checkpoint FILE, a RUN, or latest (of this run); everything is restored
+    # continue from a checkpoint FILE, from the newest checkpoint of a RUN, or from latest, the newest checkpoint of this run;
+    # weights, optimizer and step are restored
     ckpt_path: str | None = None
-    init_from: str | None = None  # start with the weights of this run; optimizer and step are new
-    # auto: continue if the run exists; must: refuse to start a new one; never: refuse to continue
+    init_from: str | None = None  # run with whose weights this run starts; optimizer and step are new
+    # auto: continue if the run exists; must: refuse to start a new run; never: refuse to continue
     resume: Literal["auto", "must", "never"] = "auto"
     # time to train, such as 10m or 2h; default with model=auto: 10m; batch size, steps, learning rate and weight decay are
-    # chosen for it; reinforce: only the number of steps
+    # chosen for this time; reinforce: only the number of steps is chosen
     budget: float | str | None = None
 
     def __post_init__(self) -> None:
@@ -908,8 +917,8 @@ class RunConfig:
             seconds(self.budget, "budget")
             if self.sft is not None:
                 raise UserError(
-                    "budget= is not read by SFT: leave it out (also in the file of experiment=), and give train.max_steps= or "
-                    "train.max_time="
+                    "budget= is not read by SFT: leave budget= out, also in the file that experiment= names, and give "
+                    "train.max_steps= or train.max_time="
                 )
             if self.device.processes > 1:
                 raise UserError(

@@ -120,7 +120,7 @@ def _not_a_group(key: str, value: Any) -> str:
         return f"the configuration is a dict of settings, not {value!r}"
     what = f"{key}={value!r} is not a group of settings"
     if key.endswith("]"):  # an entry of a list such as reward.terms, whose braces bash would expand
-        return f"{what}: give {{NAME:VALUE,...}}; a shell needs the whole list in single quotes"
+        return f"{what}: give {{NAME:VALUE,...}}, and put the whole list in single quotes for the shell"
     return f"{what}: give {key}.NAME=VALUE, or in Python {{NAME: VALUE, ...}}"
 
 
@@ -235,7 +235,7 @@ def expected(key: str) -> str:
     """Return a phrase that tells the user which values a key accepts."""
     options = _alternatives(type_of(key))
     if any(map(dataclasses.is_dataclass, options)):
-        return f"{key} is a group of settings: set them one by one, as {key}.NAME=VALUE"
+        return f"{key} is a group of settings: give its keys one by one, as {key}.NAME=VALUE"
     return _describe(options, "")
 
 

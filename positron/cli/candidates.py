@@ -67,7 +67,7 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
         raise UserError(f"{path}: pairs must be a whole number of at least {FIRST_ADOPTION}, not {pairs!r}")
     if isinstance(min_gain, str) and re.fullmatch(r"\d+(\.\d*)?[eE]-?\d{1,2}", min_gain):
         raise UserError(
-            f"{path}: in YAML, {min_gain} is a text and not a number: write min_gain: {Decimal(min_gain):f}"
+            f"{path}: YAML reads min_gain: {min_gain} as a text and not as a number: write min_gain: {Decimal(min_gain):f}"
         )
     if not is_number(min_gain) or min_gain <= 0:
         raise UserError(
@@ -82,15 +82,17 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
 
 
 def _fault_of_candidate(name: Any) -> str | None:
-    """Return None if a candidate can have this name, else a reason such as "is the name of the base recipe: rename it"."""
+    """Return None if a candidate can have this name, else what is wrong, such as "is empty: give the candidate a name"."""
     if not isinstance(name, str):
         kind = type(name).__name__
         also = " (YAML reads yes, no, on and off as True and False)" if isinstance(name, bool) else ""
-        return f"is not a text but a YAML value of type {kind}{also}: write it in quotation marks"
-    if not 1 <= len(name) <= _MAX_NAME:
-        return f"does not have 1 to {_MAX_NAME} characters: rename it"
+        return f"is not a text but a YAML value of type {kind}{also}: write the name in quotation marks"
+    if not name:
+        return "is empty: give the candidate a name"
+    if len(name) > _MAX_NAME:
+        return f"has {len(name)} characters, more than {_MAX_NAME}: give a shorter name"
     fault = "is the name of the base recipe" if name.casefold() == BASE else fault_of_name(name)
-    return fault and f"{fault}: rename it"
+    return fault and f"{fault}: rename the candidate"
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
@@ -120,7 +122,8 @@ def _refuse_repeated_keys(node: Any, path: Path) -> None:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):  # which Python cannot use as a key
             raise UserError(
-                f"{path}, line {line}: a list or a mapping cannot be a key: write single braces, {{NAME: [...]}}"
+                f"{path}, line {line}: a key must be a name, not a list or a mapping: write single braces, not double "
+                "ones: {NAME: [...]}"
             )
         if key.value in known:
             raise UserError(f"{path}, line {line}: the key {key.value} is given twice: rename or remove one")
@@ -183,9 +186,11 @@ def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig, over
     if changed:
         key, given = changed[0], given_keys(overrides)
         setter = next((name for name in (key, key.split(".")[0], "experiment") if name in given), key)
-        change = f"{key}= differs from base" if setter == key else f"{setter}={given[setter]} changes {key}"
+        change = (
+            f"{key}= differs from its value in base" if setter == key else f"{setter}={given[setter]} changes {key}"
+        )
         remedy = "remove this candidate" if len(overrides) == 1 else f"leave {setter}= out of the candidate"
         raise UserError(
-            f"{where}: {change}, but a candidate and base are compared with the same seed and on the same validation text: "
-            f"{remedy}, or set {setter}= in base, for all runs"
+            f"{where}: {change}, but a candidate can be compared with base only with the same seed and the same validation "
+            f"text: {remedy}, or set {setter}= in base, for all runs"
         )

@@ -26,13 +26,14 @@ COMMANDS = {
     "settings NAME VALUE": "change a setting: preset, temperature, top_p, top_k, min_p, repetition_penalty, last_n, "
     "max_tokens, seed",
     "reset": "delete the conversation and begin a new one",
-    "/system TEXT": "set the system prompt (without TEXT: clear it)",
-    "save FILE, load FILE": "save the conversation, load it again; /save! FILE replaces an existing file",
+    "/system TEXT": "set the system prompt (without TEXT: remove the system prompt)",
+    "save FILE, load FILE": "save the conversation to FILE, or load it from FILE; /save! FILE replaces an existing file",
     "quit": "end the chat, as Ctrl-D and Ctrl-C do at an empty prompt; during an answer, Ctrl-C stops the answer",
 }
 RULE = (
-    "A line that begins with / is a command. Without the slash, a command must stand alone (help, settings, reset, "
-    "quit), be settings NAME VALUE, or name a file with a suffix (save talk.json). All other lines go to the model."
+    "A line that begins with / is a command. Without the slash, only these lines are commands: help, settings, reset or quit "
+    "alone on a line, settings NAME VALUE, and save or load with a file name that has a suffix, such as save talk.json. All "
+    "other lines go to the model."
 )
 NAMES = ("help", "settings", "reset", "system", "save", "save!", "load", "quit")
 ALIASES = {"exit": "quit"}
@@ -66,7 +67,10 @@ def parse(line: str) -> Command | None:
             hint = f"did you mean /{near}?" if near else "/help lists the commands"
             raise UserError(f"there is no command {word}: {hint}")
         if text and name not in TAKES_TEXT:
-            raise UserError(f"/{name} must stand alone on its line; a line without the slash is sent to the model")
+            raise UserError(
+                f"/{name} must stand alone on the line: remove the text after /{name}, or remove the slash to send the line "
+                "to the model"
+            )
         return Command(name, text)
     if name in NAMES:
         return Command(name, text) if _is_exact(name, text) else None
@@ -88,7 +92,7 @@ def remark(line: str, reads_system: bool = True) -> str | None:
     if word not in TAKES_TEXT:
         return None
     if word == "system" and not reads_system:
-        return "this line goes to the model, which was not fine-tuned on conversations and so has no system prompt"
+        return "this line goes to the model; there is no system prompt, because the model was not fine-tuned on conversations"
     return f"this line goes to the model; the command is /{word} ..."
 
 

@@ -116,4 +116,4 @@ def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) ->
         return f"there is no option {name}: {hint}"
     is_same = value and key.replace(".", "_").endswith(bare) and key.split(".")[0] not in NOT_READ_BY[recipe]
     setting = f"{key}={value}" if is_same else advice(key, value)
-    return f"there is no option {name}; settings are given as key=value: {setting}"
+    return f"there is no option {name}; settings are given as key=value: write {setting}"

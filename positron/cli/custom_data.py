@@ -36,8 +36,8 @@ def write_custom_data(values: dict[str, Any]) -> None:
         return
     if not isinstance(target, str):
         raise UserError(
-            f"data=custom needs {KEY}=my_module.my_function, a function that returns texts, conversations (sft, reinforce) or "
-            "pairs (prefer)"
+            f"data=custom needs {KEY}=my_module.my_function, your Python function, which returns texts (train, distill), "
+            "conversations (sft, reinforce) or pairs of answers (prefer)"
         )
     function = load_object(target, KEY)
     if not callable(function):
@@ -62,7 +62,7 @@ def write_custom_data(values: dict[str, Any]) -> None:
                 data |= {"source": "preferences", "path": str(write_pairs(rows, data["dir"]))}
             case other:
                 assert_never(other)
-    print(f"the texts of {KEY}={target} are in {data['path']}", file=sys.stderr)
+    print(f"the data that {KEY}={target} returned was written to {data['path']}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -33,19 +33,20 @@ _USAGE: dict[Recipe, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "distill": (
-        "Train a new model on a text and on what trained models, its teachers, predict there. Model and text are those of\n"
-        "the first teacher unless model= and data= are given; the tokenizer is always that of the teachers.",
+        "Train a new model on a text and on the probabilities that trained models, its teachers, predict for this text.\n"
+        "Without model= and data=, the new model has the architecture of the first teacher and learns from its training\n"
+        "text. The tokenizer is always that of the teachers.",
         (
             "teachers=quickstart experiment=quickstart name=student",
             "teachers=RUN,RUN model=debug distill.alpha=0.9 distill.temperature=2",
         ),
     ),
     "sft": (
-        "Fine-tune a run on conversations. Model and tokenizer come from init_from=RUN (default: the one pretrained last).",
+        "Fine-tune a run on conversations. Model and tokenizer come from init_from=RUN (default: the run pretrained last).",
         ("init_from=quickstart experiment=story_instruct", "init_from=quickstart data=instruct data.path=my.jsonl"),
     ),
     "prefer": (
-        "Teach a run which of two answers is better. Model and tokenizer come from init_from=RUN (default: the one "
+        "Teach a run which of two answers is better. Model and tokenizer come from init_from=RUN (default: the run "
         "fine-tuned last).",
         (
             "init_from=sft-story_instruct experiment=story_preference",
@@ -53,8 +54,8 @@ _USAGE: dict[Recipe, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "reinforce": (
-        "Train a run on its own answers, weighted by a reward. Model and tokenizer come from init_from=RUN (default: the run\n"
-        "that chats and was trained last).",
+        "Train a run on its own answers, weighted by a reward. Model and tokenizer come from init_from=RUN (default: of\n"
+        "the runs that can chat, the one trained last).",
         (
             "init_from=sft-story_instruct experiment=story_reward",
             "init_from=RUN reward=custom reward.function=mine.reward",

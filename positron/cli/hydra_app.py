@@ -67,7 +67,10 @@ def _hydra_reason(error: BaseException) -> str:
         return f"--config-dir: there is no folder {no_folder[1]}: correct the path"
     if (no_group := re.match(r"Error merging override (.*)", text)) and cause.startswith("Cannot merge DictConfig"):
         key = no_group[1].partition("=")[0]
-        return f"{no_group[1]} is not possible, because {key} is a group of settings: set them one by one, as {key}.NAME=VALUE"
+        return (
+            f"{no_group[1]} is not possible, because {key} is a group of settings: give its keys one by one, as "
+            f"{key}.NAME=VALUE"
+        )
     return text
 
 
@@ -81,7 +84,10 @@ def _reference_reason(text: str) -> str:
             return f"${{{no_key[1]}}} names no key: write {variable} for the environment variable, or a plain value"
         return f"${{{no_key[1]}}} names no key: write a full key, such as ${{train.max_steps}}, or a plain value"
     if no_resolver := re.match(r"Unsupported interpolation type (\S+)", text):
-        return f"there is no function {no_resolver[1]} for ${{{no_resolver[1]}:...}}: give a plain value, or ${{oc.env:NAME}}"
+        return (
+            f"there is no function {no_resolver[1]} for ${{{no_resolver[1]}:...}}: give a plain value, or ${{oc.env:NAME}} "
+            "for an environment variable"
+        )
     if no_variable := re.search(r"Environment variable '([^']*)' not found", text):
         return f"the environment variable {no_variable[1]} is not set: set it, or give a plain value"
     return text

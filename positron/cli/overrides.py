@@ -210,7 +210,7 @@ class _Reader:
             hint = (
                 f"give {group}={empty} instead; choices: "
                 if empty
-                else f"every run of a sweep over {group}= needs one; choices: "
+                else f"every run of a sweep over {group}= needs a choice; choices: "
                 if group in self.optional
                 else f"every run needs a choice of {group}=; choices: "
             )
@@ -254,7 +254,7 @@ class _Reader:
             if key in _MULTIPLE_CHOICE and "(" not in text:
                 remedies.append(f"give '{key}=[{text}]' to use all of them in one run")
         else:
-            several, sweep = "is an interval, which only a search reads", "add -m hydra/sweeper=optuna"
+            several, sweep = "is an interval, from which only a search takes values", "add -m hydra/sweeper=optuna"
         if self.can_sweep:
             remedies.append(sweep)
         remedy = f"{', '.join(remedies)}, or give one value" if remedies else "give one value"
@@ -291,7 +291,7 @@ class _Reader:
         name = word.removeprefix(f"{OUTPUTS}/")
         is_own = bool(name) and _is_file(Run(OUTPUTS / name).config_path)
         if is_own and self.recipe == "train":
-            return f"did you mean name={name}, to continue this run, or init_from={name}, to start with its weights?"
+            return f"did you mean name={name}, to continue this run, or init_from={name}, to start a new run with its weights?"
         if is_own or _is_file(Run(Path(word)).config_path):
             return f"did you mean {'teachers' if self.recipe == 'distill' else 'init_from'}={word}?"
         if _is_file(word):

@@ -79,7 +79,10 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
     With `is_sweep`, `folder` is the folder of a sweep below outputs/sweeps/.
     """
     if long := next((part for part in folder.parts if len(part.encode()) > _MAX_NAME_BYTES), None):
-        raise UserError(f"{long[:40]}... in name= is too long ({_MAX_NAME_BYTES} bytes at most): give a shorter name=")
+        raise UserError(
+            f"name= contains {long[:40]}..., a folder name of {len(long.encode())} bytes, but at most {_MAX_NAME_BYTES} are "
+            "possible: give a shorter name="
+        )
     if Run(folder).exists:
         return
     try:
@@ -95,13 +98,15 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
         )
     for part in parts:
         if fault := fault_of_name(part):
-            of_part = "" if part == name else f": the part {part!r}"
+            of_part = "" if part == name else f": the folder name {part!r}"
             raise UserError(f"name={name!r}{of_part} {fault}: give another name=")
     for parent in folder.parents:
         if parent == OUTPUTS:
             break
         if Run(parent).exists:
-            raise UserError(f"name={name} lies inside the run {parent}: give a name= outside of it")
+            raise UserError(
+                f"name={name} would be a folder inside the run {parent}: give a name= that is not inside a run"
+            )
 
 
 def check_source_run(config: RunConfig, asked: Asked) -> None:
@@ -178,8 +183,8 @@ def _source_run(config: RunConfig) -> Run | None:
         run = find_run(config.init_from)
         if not any(run.checkpoint_folder.glob("*.ckpt")):
             raise UserError(
-                f"init_from={config.init_from}: the run {run.folder} has no checkpoint: train it until it saves one, or name "
-                "another run"
+                f"init_from={config.init_from}: the run {run.folder} has no checkpoint: train this run until it saves a "
+                "checkpoint, or name another run"
             )
         return run
     if config.ckpt_path is None or config.ckpt_path == "latest":

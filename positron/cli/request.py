@@ -45,7 +45,7 @@ class Request:
         config = configure(self.values)
         if self.asked.auto_size and config.budget is None:
             raise UserError(
-                "model=auto needs budget=, the time for which it chooses the best model, such as budget=10min"
+                "model=auto chooses the best model for a training time, which is not given: add budget=, such as budget=10min"
             )
         return config
 

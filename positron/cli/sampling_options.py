@@ -21,8 +21,8 @@ def run_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that names the run, or several runs that are used as one model."""
     parser.add_argument(
         "--run",
-        help="run folder, or name below outputs/ (default: the one trained last); A,B,C: use several runs as one model, an "
-        "ensemble, which predicts each token with the mean of their probabilities",
+        help="run folder, or name below outputs/ (default: the run trained last); A,B,C: use several runs as one model, an "
+        "ensemble, whose probability of each token is the mean of the runs' probabilities",
     )
 
 
@@ -48,7 +48,8 @@ def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") 
     parser.add_argument(
         "--min-p",
         type=float,
-        help="sample only from tokens with at least this share of the most likely token's probability",
+        metavar="P",
+        help="sample only from tokens whose probability is at least P times that of the most likely token (P from 0 to 1)",
     )
     parser.add_argument("--repetition-penalty", type=float, help="above 1: make recently used tokens less likely")
     parser.add_argument(
@@ -82,8 +83,8 @@ def draft_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft",
         metavar="RUN",
-        help="a smaller run with the same tokenizer proposes tokens, which this run checks (speculative decoding): faster, "
-        "and the text follows the same probabilities as without it",
+        help="a smaller run with the same tokenizer, which proposes tokens that the model of --run checks (speculative "
+        "decoding): faster, and texts have the same probabilities as without --draft",
     )
 
 

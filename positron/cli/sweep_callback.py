@@ -51,7 +51,11 @@ class SweepTable(Callback):
             jobs = write_sweep_report(self.folder)
             print(f"\n{self.folder}  (sweep.md, sweep.csv, sweep.png)\n{as_text(jobs)}")
             if arguments := paired_arguments(jobs, self.folder):
-                print(f"\nhow sure the best is: {command('compare', '--paired', *arguments)}", file=sys.stderr)
+                comparison = command("compare", "--paired", *arguments)
+                print(
+                    f"\nto check whether the best settings are better by more than chance: {comparison}",
+                    file=sys.stderr,
+                )
             if any(job.status in ("failed", "refused") for job in jobs):
                 raise SystemExit(1)
 
@@ -83,7 +87,7 @@ class SweepTable(Callback):
         if "optuna" in config.hydra.sweeper._target_ and config.hydra.sweeper.sampler.get("seed", 0) is None:
             # with a fixed seed, a search that is started again asks for the same jobs, and finished jobs are not run again
             _set(config, "sweeper.sampler.seed", str(config.seed), config.seed)
-        busy = f"another process runs a sweep in {self.folder}: wait until it ends, or give another name="
+        busy = f"another process runs a sweep in {self.folder}: wait until that sweep ends, or give another name="
 
         def refuse() -> None:
             raise UserError(busy)
@@ -116,7 +120,7 @@ def count_jobs(config: Any, parsed: list[Any]) -> int | None:
         if not override.is_discrete_sweep():
             interval = override.input_line.lstrip("+")
             raise UserError(
-                f"{interval}: only a search reads an interval: add hydra/sweeper=optuna, or list values, such as KEY=1,2"
+                f"only a search can take values from {interval}: add hydra/sweeper=optuna, or list the values, such as KEY=1,2"
             )
     return math.prod(len(list(override.sweep_iterator())) for override in parsed)
 
@@ -125,8 +129,8 @@ def _refuse_search_over_seeds(config: Any, swept: set[str]) -> None:
     """Raise UserError if a search would choose the seed, because the search would choose the luckiest seed."""
     if SEED in swept and not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         raise UserError(
-            "a search cannot choose the seed, because it would choose the luckiest one: search with one seed=, then train the "
-            "best settings with several seeds, such as -m seed=0,1,2,3,4 without hydra/sweeper="
+            "a search (hydra/sweeper=) cannot choose the seed, because the luckiest seed would win: search with a single "
+            "seed=, then train the best settings without hydra/sweeper= and with several seeds, such as -m seed=0,1,2,3,4"
         )
 
 
@@ -137,8 +141,8 @@ def _refuse_repeated_values(parsed: list[Any]) -> None:
         repeated = next((value for value in values if values.count(value) > 1), None)
         if repeated is not None:
             raise UserError(
-                f"{override.input_line.lstrip('+')} has the value {repeated} twice, and two jobs with it would train the same "
-                "run: give each value once"
+                f"{override.input_line.lstrip('+')} has the value {repeated} twice, so two jobs would train the same run: "
+                "give each value once"
             )
 
 
@@ -188,13 +192,16 @@ def _check_each_job(config: Any, parsed: list[Any]) -> None:
     values, reason = next(iter(refusals.items()))
     if len(refusals) < len(jobs):
         print(
-            f"{len(refusals)} of {len(jobs)} jobs cannot start, the first one ({' '.join(values)}) because {reason}",
+            f"{len(refusals)} of {len(jobs)} jobs cannot start; the reason for the first of these jobs "
+            f"({' '.join(values)}): {reason}",
             file=sys.stderr,
         )
     elif len(set(refusals.values())) == 1:
         raise UserError(reason)
     else:
-        raise UserError(f"none of the {len(jobs)} jobs can start, the first one ({' '.join(values)}) because {reason}")
+        raise UserError(
+            f"none of the {len(jobs)} jobs can start; the reason for the first job ({' '.join(values)}): {reason}"
+        )
 
 
 def _share_machine(config: Any, jobs: int | None) -> None:
@@ -213,7 +220,8 @@ def _share_machine(config: Any, jobs: int | None) -> None:
     if kind == "LocalLauncher":
         if parallel > cores:
             raise UserError(
-                f"hydra/launcher=submitit_local starts all {parallel} jobs at once on {cores} cores: give hydra/launcher=joblib"
+                f"hydra/launcher=submitit_local starts all {parallel} jobs at once, but this machine has {cores} cores: give "
+                "hydra/launcher=joblib, which starts one job per core"
             )
         if launcher.cpus_per_task is None:
             _set(config, "launcher.cpus_per_task", str(cores // parallel), cores // parallel)

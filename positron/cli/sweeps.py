@@ -153,7 +153,8 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
         write_sweep_report(folder.parent)
     except Exception as error:  # the next job writes the table again
         print(
-            f"positron: sweep.md was not written now, the next job tries again: {describe(error)[1]}", file=sys.stderr
+            f"positron: could not write sweep.md ({describe(error)[1]}); the next job writes this file again",
+            file=sys.stderr,
         )
     return math.inf if facts.val_bpb is None else facts.val_bpb
 

@@ -277,16 +277,16 @@ def _batch(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, 
             is_set = f"train.{key}" in given
             remedy = f"leave device.{key}= out" if is_set else f"give train.{key}={default} instead"
             raise UserError(
-                f"device.{key}={default} has no effect, because it is only the default of train.{key}, which is {used} here: "
-                f"{remedy}"
+                f"device.{key}={default} has no effect, because it is only the default of train.{key}, which is {used} in this "
+                f"run: {remedy}"
             )
 
 
 def no_batch_tokens(key: str) -> str:
     """Return the message that reinforcement learning does not read `key`, which sets the tokens of a batch."""
     return (
-        f"{key}= has no effect in reinforcement learning: a batch has reinforce.prompts= times reinforce.samples= answers, so "
-        "give these two instead"
+        f"{key}= has no effect in reinforcement learning, because a batch has reinforce.prompts= times reinforce.samples= "
+        f"answers: give these two keys instead of {key}="
     )
 
 

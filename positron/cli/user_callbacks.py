@@ -39,11 +39,11 @@ def _make(key: str, target: str, arguments: dict[str, Any]) -> Callback:
 
     cls = load_object(target, f"{key}._target_")
     if not (isinstance(cls, type) and issubclass(cls, Callback)):
-        raise UserError(f"{key}._target_={target} is not a callback: it must be a subclass of lightning.Callback")
+        raise UserError(f"{key}._target_={target} is not a callback: give a subclass of lightning.Callback")
     try:
         return cls(**arguments)
     except TypeError as error:
         raise UserError(
-            f"{key}: {target} cannot be made ({' '.join(str(error).split())}): give its arguments as {key}.NAME=VALUE, or "
-            "correct the class"
+            f"{key}: the class {target} refuses its arguments ({' '.join(str(error).split())}): give the arguments as "
+            f"{key}.NAME=VALUE, or correct the class"
         ) from error

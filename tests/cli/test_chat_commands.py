@@ -61,7 +61,7 @@ def test_a_model_of_short_answers_remembers_many_turns_and_one_of_long_answers_h
 def test_a_sentence_that_begins_like_a_command_is_said_to_go_to_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert remark("system failure at noon") == "this line goes to the model; the command is /system ..."
     assert remark("save the princess") is not None
-    assert "has no system prompt" in str(remark("system You are a pirate", reads_system=False))
+    assert "there is no system prompt" in str(remark("system You are a pirate", reads_system=False))
     assert remark("Once upon a time") is None
 
 

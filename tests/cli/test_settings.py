@@ -87,7 +87,10 @@ def composed(*words: str, recipe: str = "train") -> dict:
         (("sft.epochs=2",), "positron.sft"),
         (("+sft.lora.rank=2",), "positron.sft"),
         (("experiment=quickstart", "device.batch_tokens=512"), "give train.batch_tokens=512 instead"),
-        (("train.batch_tokens=1024", "device.batch_tokens=512"), "which is 1024 here: leave device.batch_tokens= out"),
+        (
+            ("train.batch_tokens=1024", "device.batch_tokens=512"),
+            "which is 1024 in this run: leave device.batch_tokens= out",
+        ),
         (("monitor=gradients,weights",), "give 'monitor=[gradients,weights]' to use all of them in one run"),
         (("data=instruct",), "positron.sft"),
         (("data=story_instruct",), "positron.sft"),
@@ -191,7 +194,7 @@ def test_model_and_data_may_be_given_as_null_only_if_they_come_from_a_teacher():
         (("data=my.txt",), "data=text data.path=my.txt"),
         (("data=[text,stories]",), "is a list: give one choice, such as data=stories"),
         (("model=[1]",), "is a list: give one choice, one of auto, debug"),
-        (("train=[1]",), "train is a group of settings: set them one by one, as train.NAME=VALUE"),
+        (("train=[1]",), "train is a group of settings: give its keys one by one, as train.NAME=VALUE"),
         (("model=_defaults",), "choose from auto, debug"),
         (("experiment=0",), "size_sweep, ten_minutes"),  # without the experiments of other commands
         (("logger=null",), "logger=files"),
@@ -208,11 +211,14 @@ def test_model_and_data_may_be_given_as_null_only_if_they_come_from_a_teacher():
         (("given=[a]",), "unknown key given"),
         (("schedule=cosine,linear",), "add -m"),
         (("optimizer.lr=1e-3,3e-3",), "add -m"),
-        (("optimizer.lr=interval(1e-4,1e-3)",), "an interval, which only a search reads: add -m hydra/sweeper=optuna"),
+        (
+            ("optimizer.lr=interval(1e-4,1e-3)",),
+            "an interval, from which only a search takes values: add -m hydra/sweeper=optuna",
+        ),
         (("name=a,b",), "add -m"),
         (("optimizer.betas=0.9,0.99",), "'optimizer.betas=[0.9,0.99]'"),
         (("optimizer.lr=1e-3;",), "give a number"),
-        (("train=[x",), "train is a group of settings: set them one by one, as train.NAME=VALUE"),
+        (("train=[x",), "train is a group of settings: give its keys one by one, as train.NAME=VALUE"),
         (("--max_iters=2000",), "train.max_steps=2000"),
         (("--max-iters", "2000"), "train.max_steps=2000"),
         (("--learning_rate", "1e-3"), "optimizer.lr=1e-3"),
@@ -474,7 +480,7 @@ def test_a_name_that_another_system_cannot_have_is_refused_on_every_system(tmp_p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         UserError,
-        match=r"^name='a/nul\.txt': the part 'nul\.txt' is the name of a device on Windows: give another name=$",
+        match=r"^name='a/nul\.txt': the folder name 'nul\.txt' is the name of a device on Windows: give another name=$",
     ):
         check_name(Path("outputs/a/nul.txt"))
     (tmp_path / "outputs/nul").mkdir(parents=True)

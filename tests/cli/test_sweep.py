@@ -26,7 +26,10 @@ def test_a_failing_job_is_visible_and_the_others_go_on_and_again_only_the_rest_i
     first = run_command("train", *jobs)
     folder = tmp_path / "outputs" / "sweeps" / "sweep"
     assert first.code == 1, first.err
-    assert "1 of 3 jobs cannot start, the first one (model.n_head=5) because model.d_model=32 is not" in first.err
+    assert (
+        "1 of 3 jobs cannot start; the reason for the first of these jobs (model.n_head=5): model.d_model=32 is not"
+        in first.err
+    )
     table = first.out.strip().splitlines()[-3:]
     assert table[-1].split()[0] == "1"
     assert "failed" in table[-1]
@@ -60,7 +63,7 @@ def test_a_mistake_of_all_jobs_is_said_once_before_the_first_job(run_command, tm
     assert not list(tmp_path.glob("outputs/sweeps/sweep/*/job.json"))
     different = run_command("train", *SWEEP, "optimizer.lr=-1,-2")
     assert (different.code, different.out) == (2, ""), different.err
-    assert "none of the 2 jobs can start, the first one (optimizer.lr=-1) because optimizer.lr" in different.err
+    assert "none of the 2 jobs can start; the reason for the first job (optimizer.lr=-1): optimizer.lr" in different.err
 
 
 @pytest.mark.slow
@@ -179,7 +182,7 @@ def test_two_sweeps_into_one_folder_at_once_are_refused(run_command, tmp_path):
         result = run_command("train", *SWEEP, "optimizer.lr=1e-3,1e-2")
     assert result.code == 2
     assert result.err.splitlines() == [
-        "positron: another process runs a sweep in outputs/sweeps/sweep: wait until it ends, or give another name="
+        "positron: another process runs a sweep in outputs/sweeps/sweep: wait until that sweep ends, or give another name="
     ]
 
 

@@ -264,7 +264,7 @@ def test_other_rewards_read_any_prompt():
         ({"kind": "length", "target": 3, "max_seconds": 0.0}, "reward.max_seconds=0.0 must be positive"),
         ({"kind": "sum", "terms": [{"kind": "addition", "weight": float("nan")}]}, "must be a finite number"),
         ({"kind": "sum", "terms": [{"kind": "length"}]}, "reward.terms[0] has kind:length without target"),
-        ({"kind": "sum", "terms": [{"kind": "regex"}]}, 'without pattern: add it, such as pattern:"[0-9]+"'),
+        ({"kind": "sum", "terms": [{"kind": "regex"}]}, 'without pattern: add pattern, such as pattern:"[0-9]+"'),
         ({"kind": "sum", "terms": [{"kind": "length", "target": 0}]}, "reward.terms[0].target=0 must be at least 1"),
         (
             {"kind": "sum", "terms": [{"kind": "addition"}, {"kind": "regex", "pattern": "["}]},
