@@ -45,7 +45,7 @@ class Request:
         config = configure(self.values)
         if self.asked.auto_size and config.budget is None:
             raise UserError(
-                "model=auto chooses the best model for a training time, which is not given: add budget=, such as budget=10min"
+                "model=auto needs budget=, the training time for which the best model is chosen, such as budget=10min"
             )
         return config
 

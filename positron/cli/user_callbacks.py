@@ -39,7 +39,7 @@ def _make(key: str, target: str, arguments: dict[str, Any]) -> Callback:
 
     cls = load_object(target, f"{key}._target_")
     if not (isinstance(cls, type) and issubclass(cls, Callback)):
-        raise UserError(f"{key}._target_={target} is not a callback: give a subclass of lightning.Callback")
+        raise UserError(f"{key}._target_={target} is not a callback: name a subclass of lightning.Callback")
     try:
         return cls(**arguments)
     except TypeError as error:
