@@ -298,7 +298,7 @@ def _part(part: Any, field: str) -> str:
     kind = one_line(kind, 40) if isinstance(kind, str) else _kind_of(part)
     raise Malformed(
         f"with a part of {kind} in `{field}`",
-        f"has a part in `{field}` that is not text but {kind}: remove it, because only text is supported",
+        f"has a part in `{field}` that is not text but {kind}: remove this part, because only text is supported",
     )
 
 

@@ -46,7 +46,7 @@ def prepare(
     except UserError as error:
         if tokenizer is None or existing is None:
             raise
-        logger.info(f"{error}; using the token files that were written when the run was started: {existing}")
+        logger.info(f"using the token files in {existing}, because the text cannot be read now: {error}")
         return tokenizer, existing
     if tokenizer is not None and existing is not None and known == source.earlier_fingerprint != source.fingerprint:
         return tokenizer, existing

@@ -73,7 +73,9 @@ class Reading:
             case False, _:
                 return f"give a file with a text in this field; this file has: {listed}"
             case True, 1:
-                several = ", if all files have it; otherwise leave this file out" if self.is_one_of_several else ""
+                several = (
+                    ", if all files have this field; otherwise leave this file out" if self.is_one_of_several else ""
+                )
                 return f"give data.field={listed}{several}"
             case _:
                 return f"give data.field= with one of: {listed}"
@@ -154,7 +156,8 @@ def explain_read_error(error: Exception, path: Path) -> str:
     """Return the reason why a file could not be read and, if known, what to do."""
     reason = getattr(error, "strerror", None) or str(error)
     if "too much memory" in reason:
-        return f"it was compressed with a long window: unpack it with zstd -d --long=31 {_quoted_path(path)}"
+        long = f"zstd -d --long=31 {_quoted_path(path)}"
+        return f"zstd compressed the file with a window larger than 128 MB: unpack it with {long}"
     if "incorrect header check" in reason or "Unknown frame descriptor" in reason:
         return (
             f"its name ends in {path.suffix}, but its content is not (or not only) {compression_of(path)} data: correct "
@@ -190,7 +193,7 @@ def _utf8(file: Any, path: Path, reading: Reading) -> Iterator[str]:
             if not reading.replaces:
                 at = place - len(waiting) + error.start
                 remedy = (
-                    "; or give data.on_invalid=replace to replace invalid bytes by �, if they are few"
+                    "; or, if only a few bytes are invalid, give data.on_invalid=replace to replace them by �"
                     if reading.has_settings
                     else ""
                 )

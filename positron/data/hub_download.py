@@ -98,8 +98,8 @@ _OF_THIS_MACHINE = {
 
 
 _CONTINUES = (
-    "Finished work is kept: run the same command again when the network is back; files on this machine and data=stories need "
-    "no network"
+    "Finished work is kept: run the same command again when the network is back, or train on data=stories or files on this "
+    "machine, which need no network"
 )
 
 

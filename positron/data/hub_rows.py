@@ -71,7 +71,7 @@ class HubRowsSource:
 
     def summary(self) -> str:
         """Return a line with the name of the dataset."""
-        return f"read the rows of {self.repository.repo}; it has no Parquet files, so no checksums were verified"
+        return f"read the rows of {self.repository.repo}; no checksums were verified, because the dataset has no Parquet files"
 
     def release(self, tasks_done: int | None) -> None:
         """Delete the caches of the library `datasets` if all tasks were read (`tasks_done` is None); otherwise do nothing."""
@@ -285,7 +285,7 @@ def _describe_split(repo: str, config_name: str | None, splits: list[str]) -> st
         )
     others = [split for split in splits if split != TRAIN] if len(splits) > 1 else []
     return f"{repo} has no Parquet files: its rows are read by load_dataset" + (
-        f", the split {TRAIN} (not read: {', '.join(others)})" if others else ""
+        f", from the split {TRAIN} (splits not read: {', '.join(others)})" if others else ""
     )
 
 

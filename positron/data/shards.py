@@ -187,7 +187,7 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
     before = _progress(partial, head)
     tasks, done, splits = before["tasks"], before["bytes"], before["splits"]
     if tasks:
-        logger.info(f"continuing after {done / 1e6:,.0f} MB of text that an earlier call tokenized")
+        logger.info(f"an earlier command already tokenized {done / 1e6:,.0f} MB of the text; continuing with the rest")
     end = tokenizer.special_id(END_OF_TEXT)
     writers = {split: SplitWriter(partial, split, dtype, end, splits.get(split)) for split in SPLITS}
     with Meter("tokenizing", source.total_bytes, done, unit=1e-6) as meter:
@@ -349,7 +349,7 @@ def _open_shard(folder: Path, name: str, tokens: int, sha256: str, dtype: str) -
 
 
 def _remedy(folder: Path) -> str:
-    return f"delete {folder}; the next command that needs it writes it again"
+    return f"delete the folder {folder}; the next command that needs these tokens writes them again"
 
 
 def verify(folder: Path) -> None:

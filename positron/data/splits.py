@@ -58,7 +58,7 @@ def usable_splits(
         empty, other, reason = ("validation", "training", "0") if train else ("training", "validation", "large")
         logger.info(
             f"no {noun} is left for {empty} (data.val_fraction is {reason}, or there are too few different questions), so the "
-            f"{noun}s for {other} are used for both: {instead}"
+            f"{noun}s for {other} are used for training and validation: {instead}"
         )
         train = val = train or val
     return train, val

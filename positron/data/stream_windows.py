@@ -44,7 +44,7 @@ class StreamWindows:
         self.n_windows = self.stream.size // context
         if self.n_windows < 1:
             raise UserError(
-                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than one window of {context} tokens: "
+                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than model.context_length={context}: "
                 "give a larger number, such as data.tokens_per_epoch=10M"
             )
         self._files: dict[int, TokenFiles] = {}
@@ -158,7 +158,11 @@ class _Filler:
                     log_received(report)
                 case Unreachable():
                     unreachable = report
-                    logger.info(str(report) if waits else f"training continues with the text on the disk; {report}")
+                    logger.info(
+                        str(report)
+                        if waits
+                        else f"training continues with the text that is already on the disk; {report}"
+                    )
                 case UserError():
                     self._fatal = report
         if self._fatal is not None:

@@ -52,9 +52,10 @@ class Windows:
                 mean = f"{tokens.n_bytes // tokens.n_tokens:,} bytes"
                 remedy = f"use tokenizer=char or tokenizer=spm_4k, because a token now has {mean} on average"
             elif tokens.n_tokens > 1:
-                remedy += f", or a model with model.context_length={tokens.n_tokens - 1} or less"
+                remedy += f", or model.context_length={tokens.n_tokens - 1} or less"
             raise UserError(
-                f"the training text has {counted(tokens.n_tokens, 'token')}, but one window needs {context + 1:,}: {remedy}"
+                f"the training text has {counted(tokens.n_tokens, 'token')}, but model.context_length={context} "
+                f"needs at least {context + 1:,}: {remedy}"
             )
         self.starts: np.ndarray | None = None
         if end_id is not None:

@@ -374,7 +374,9 @@ def test_small_sets_validate_on_the_training_rows_and_say_so(
     assert sum(len(x) for x, _ in data.val_parts) == len(questions)
     assert any(
         re.search(
-            r"the conversations for \w+ are used for both: the validation loss shows how well they are memorised", line
+            r"the conversations for \w+ are used for training and validation: the validation loss shows how well they are "
+            "memorised",
+            line,
         )
         for line in logged
     )

@@ -54,7 +54,7 @@ def test_rows_become_tokens_once_and_nothing_is_kept_elsewhere(
     tokenizer, folder = prepare(chosen(tmp_path), CHAR, None)
     assert sorted(documents(folder, tokenizer)) == sorted(TEXTS)
     assert (
-        "some/stories has no Parquet files: its rows are read by load_dataset, the split train (not read: test)"
+        "some/stories has no Parquet files: its rows are read by load_dataset, from the split train (splits not read: test)"
         in logged
     )
     assert not (folder.parent / "raw").exists()

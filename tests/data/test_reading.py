@@ -238,7 +238,9 @@ def test_an_error_in_a_later_row_group_names_the_row_of_the_file(tmp_path: Path)
 def test_the_field_of_one_file_is_not_advised_for_several(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 9)
     (tmp_path / "b.jsonl").write_text('{"body": "y"}\n')
-    with pytest.raises(UserError, match=r"give data\.field=body, if all files have it; otherwise leave this file out$"):
+    with pytest.raises(
+        UserError, match=r"give data\.field=body, if all files have this field; otherwise leave this file out$"
+    ):
         texts(source(tmp_path))
 
 
