@@ -73,8 +73,8 @@ print(chat(messages, max_new_tokens=100)[0]["generated_text"][-1]["content"])
 
 _LIMITS = """- A small model: it has the style of its training text, and no knowledge of the world to rely on.
 - It reads at most {context} tokens at once. It was not trained on longer texts.
-- A special token that is written in a text, such as `<|end|>`, is read as that token. Positron reads it as ordinary text;
-  `tokenizer(text, split_special_tokens=True)` does so too.
+- transformers reads a special token that is written in a text, such as `<|end|>`, as the special token. Positron reads such
+  characters as ordinary text, as `tokenizer(text, split_special_tokens=True)` does in transformers.
 - If the vocabulary is SentencePiece's, the character U+2581 is read as a space."""
 
 

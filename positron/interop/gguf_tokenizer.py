@@ -119,8 +119,8 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
             pre = pre_tokenizer_name(facts)
             if pre is None:
                 raise UserError(
-                    "the imported tokenizer splits texts in another way than GPT-2, SmolLM, Qwen2 and Llama 3, and Positron "
-                    "does not know llama.cpp's name for this way: use --to hf, and convert the exported folder with "
+                    "the imported tokenizer splits texts by another rule than GPT-2, SmolLM, Qwen2 and Llama 3, and Positron "
+                    "does not know llama.cpp's name for this rule: use --to hf, and convert the exported folder with "
                     "llama.cpp's convert_hf_to_gguf.py"
                 )
             added = {token["id"] for token in facts.get("added_tokens") or ()}

@@ -130,8 +130,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         for name in sorted(set(places.values())):
             if Path(name).name != name:
                 raise UserError(
-                    f"{index} lists the file {one_line(name, 200)!r}, but files are read only from the folder of the index: "
-                    "put all files with weights into this folder, and list them without a path"
+                    f"{index} lists the file {one_line(name, 200)!r}, but Positron reads files only from the folder of the "
+                    "index: put all files with weights into this folder, and list them without a path"
                 )
             yield from _safetensors(folder / name)
     elif (folder / "model.safetensors").exists():
@@ -167,7 +167,7 @@ def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
     except Exception as error:  # torch raises many types of errors, whose texts advise to execute the file
         raise UserError(
             f"{path} contains something other than tensors, or is damaged; nothing in it was executed: "
-            "use a copy of the model with model.safetensors"
+            "use a copy of the model that contains model.safetensors"
         ) from error
     if not isinstance(content, dict) or not any(isinstance(tensor, Tensor) for tensor in content.values()):
         raise UserError(

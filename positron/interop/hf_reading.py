@@ -125,8 +125,8 @@ class _Keys:
         actual = self._facts.pop(name, value)
         if actual != value and not (actual is None and not value):
             raise UserError(
-                f"{self._path}: Positron does not support this {name}, which changes what the model computes: choose another "
-                f"model ({name} is {json_line(actual)})"
+                f"{self._path}: Positron does not support {name}={json_line(actual)}, which changes what the model computes: "
+                "choose another model"
             )
 
     def activation(self, name: str, default: str) -> Any:

@@ -89,7 +89,9 @@ def read_model(path: Path, vocabulary: Path | None = None) -> Imported:
         path.suffix != ".bin" or path.name == "pytorch_model.bin"
     )
     if is_of_folder:
-        raise UserError(one_line(f"{path} is one of several files of a model: give its folder, {path.parent}, instead"))
+        raise UserError(
+            one_line(f"{path} is one of several files of a model: give the folder of the model, {path.parent}, instead")
+        )
     if path.suffix == ".bin":
         return read_llama2c(path, vocabulary)
     raise UserError(

@@ -180,7 +180,9 @@ def to_ours(rules: Iterable[Rule], tensors: Weights) -> dict[str, Tensor]:
         theirs = tensors[rule.theirs] if rule.theirs else torch.empty(0)
         for name, tensor in zip(rule.ours, rule.back(theirs), strict=True):
             if name in weights and not torch.equal(weights[name], tensor):
-                raise Contradiction(f"the tensor {rule.theirs} is not equal to the other tensor for Positron's {name}")
+                raise Contradiction(
+                    f"the tensor {rule.theirs} differs from another tensor, but Positron has only one, {name}, for both"
+                )
             weights[name] = tensor
     return weights
 
