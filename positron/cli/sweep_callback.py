@@ -129,8 +129,8 @@ def _refuse_search_over_seeds(config: Any, swept: set[str]) -> None:
     """Raise UserError if a search would choose the seed, because the search would choose the luckiest seed."""
     if SEED in swept and not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         raise UserError(
-            "a search (hydra/sweeper=) cannot choose the seed, because the luckiest seed would win: search with a single "
-            "seed=, then train the best settings without hydra/sweeper= and with several seeds, such as -m seed=0,1,2,3,4"
+            "a search cannot choose the seed, because the luckiest seed would win: search with a single seed=, "
+            "then train the best settings without hydra/sweeper= and with several seeds, such as -m seed=0,1,2,3,4"
         )
 
 

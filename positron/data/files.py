@@ -252,8 +252,8 @@ def not_downloaded(folder: Path) -> str:
     The caller must append what to do.
     """
     return (
-        f"the text that {folder} was trained on is not on this machine, and Positron does not download it automatically, "
-        "because the web address in the run folder may come from another person: if you trust the address, "
+        f"the text that {folder} was trained on is not on this machine, and Positron does not download this text "
+        "automatically, because the web address in the run folder may come from another person: if you trust the address, "
     )
 
 

@@ -31,7 +31,7 @@ def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) ->
             except TooSlow:
                 result = call_within(max_seconds, lambda: reward(prompt, completion))
         except TooSlow as error:
-            what = f"took longer than reward.max_seconds={max_seconds:g}, twice"
+            what = f"took longer than reward.max_seconds={max_seconds:g}, also when it was called again"
             remedy = "make this reward faster, or give a larger reward.max_seconds="
             raise UserError(_message(name, what, prompt, completion, remedy)) from error
         except (Exception, SystemExit) as error:  # a function of the user may fail in any way

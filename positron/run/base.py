@@ -34,8 +34,8 @@ def base_of(run: Run) -> Run | None:
     if base is None:
         raise UserError(
             one_line(
-                f"{run.folder} was trained from {origin}, but that run does not exist, neither at this path nor "
-                f"in {OUTPUTS}/: if its folder was moved or renamed, undo this; otherwise restore the folder from a copy"
+                f"{run.folder} was trained from {origin}, but that run does not exist, neither at this path nor in {OUTPUTS}/: "
+                f"if the folder {origin} was moved or renamed, undo this; otherwise restore the folder from a copy"
             )
         )
     return base
@@ -60,7 +60,8 @@ def lineage(run: Run) -> list[Run]:
             origins = ", which was trained from ".join(str(known.folder) for known in [*runs[1:], base])
             raise UserError(
                 one_line(
-                    f"{run.folder} was trained from {origins}: one of their run.json files is damaged; restore it from a copy"
+                    f"{run.folder} was trained from {origins}: one of these runs has a damaged run.json; "
+                    "restore this file from a copy"
                 )
                 if len(runs) > 1
                 else f"{run.facts_path} is damaged: it says that the run was trained from itself; restore it from a copy"

@@ -62,7 +62,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(
             f"{path} is not a checkpoint of a Positron run, because it has no state_dict; {_REMEDY} "
-            f"({command('import')} makes a run of the model of another program)"
+            f"({command('import', 'PATH')} converts a model of another program to a run)"
         )
     fault = _fault_of_contents(checkpoint, _NEEDED)
     if fault:
@@ -174,8 +174,8 @@ def best_or_newest(folder: Path) -> Path | None:
         )
     if newest is not None and fault is not None:
         logger.warning(
-            f"{best} cannot be used: {fault}. Using {newest.name} instead, which may not be the best model of "
-            f"this run; restore {BEST} from a copy, or delete it to use the newest without this warning"
+            f"{best} cannot be used: {fault}. Using {newest.name} instead, which may not be the best model of this run; to "
+            f"avoid this warning, restore {BEST} from a copy, or delete {BEST}: then the newest checkpoint is used"
         )
     return newest
 

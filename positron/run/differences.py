@@ -84,10 +84,8 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
                 else f"{advice} (train.max_steps may be larger with train.extend=true)"
             )
         more = f"; and {len(refused) - _SHOWN_DIFFERENCES} more" if len(refused) > _SHOWN_DIFFERENCES else ""
-        raise UserError(
-            f"{run.folder} was trained with other settings: {advice}, or another name= "
-            f"({'; '.join(refused[:_SHOWN_DIFFERENCES])}{more})"
-        )
+        shown = "; ".join(refused[:_SHOWN_DIFFERENCES])
+        raise UserError(f"{run.folder} was trained with other settings ({shown}{more}): {advice}, or another name=")
     return extended
 
 

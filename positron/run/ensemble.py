@@ -31,7 +31,7 @@ def find_runs(name: str | None, outputs: Path = OUTPUTS) -> list[Run]:
     names = [name] if name is None else split_names(name, outputs)
     if len(names) > 1 and "" in names:
         raise UserError(
-            f"the list of runs '{one_line(str(name))}' has an empty name before or after a comma: name runs as in a,b,c"
+            f"the list of runs '{one_line(str(name))}' has an empty name before or after a comma: write the list as in A,B,C"
         )
     return refuse_repeated([find_run(each, outputs) for each in names])
 

@@ -47,8 +47,8 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     if len(names) > 1 and all(each and named_run(each, outputs) for each in names):
         raise UserError(
             one_line(f"{name} names {len(names)} runs, but only one run can be named here: ")
-            + "only evaluate, generate and chat use several runs as one model (--run a,b); compare, scaling and serve take "
-            "several runs separated by spaces"
+            + "name one of these runs (evaluate, generate and chat can use several runs as one model, as --run A,B; compare, "
+            "scaling and serve take several runs, separated by spaces)"
         )
     if folder := next((path for path in (outputs / name, Path(name)) if path.is_dir()), None):
         if inner := min((path.parent for path in folder.glob(f"*/{FACTS}") if Run(path.parent).exists), default=None):

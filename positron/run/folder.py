@@ -133,7 +133,7 @@ class Run(RunPaths):
         resolved = self.facts().resolved
         if resolved is None:
             raise UserError(
-                f"{self.facts_path} is damaged: resolved must contain batch_tokens, micro_batch_size and max_steps; "
+                f"{self.facts_path} is damaged: the key resolved must contain batch_tokens, micro_batch_size and max_steps; "
                 "restore it from a copy, or train under another name="
             )
         return resolved

@@ -57,7 +57,7 @@ def _no_checkpoint(run: Run) -> UserError:
             f"{run.checkpoint_folder} from a copy, or name another run"
         )
     return UserError(
-        f"{run.folder} has no checkpoint yet: continue it with the command that started it, until it saves a checkpoint"
+        f"{run.folder} has no checkpoint yet: give the command that started this run again, and wait for its first checkpoint"
     )
 
 
@@ -134,7 +134,7 @@ def refuse_other_architecture(saved: dict[str, Any], config: GPTConfig, path: Pa
         if key in ours and ours[key] != value:
             raise UserError(
                 f"{path} contains a model with {key}={value}, but {config_path} says {key}={ours[key]}: one of "
-                "them is damaged or was edited; restore it from a copy, or train again under another name="
+                "these two files is damaged or was edited; restore this file from a copy, or train again under another name="
             )
 
 
@@ -165,9 +165,9 @@ def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, pat
     """Raise UserError if the checkpoint was trained with another tokenizer than `tokenizer`."""
     if checkpoint["tokenizer_hash"] != tokenizer.hash:
         remedy = (
-            "restore the one that was changed from a copy"
+            "restore the checkpoint or the tokenizer, whichever was changed, from a copy"
             if Run(path.parent.parent).exists
-            else "name the file in the folder of the run that saved it"
+            else "name the checkpoint in the folder of the run that saved the checkpoint"
         )
         raise UserError(
             f"{path} and the tokenizer of the run do not belong together: the checkpoint was trained with another tokenizer "

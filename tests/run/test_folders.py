@@ -342,7 +342,9 @@ def test_commands_that_use_a_run_send_nothing_to_the_address_that_it_names(
     moved = {"source": "text", "url": url, "sha256": "0" * 64, "dir": str(tmp_path / "nowhere")}
     edit(run.folder / "config.json", data={**config["data"], **moved})
     # a file downloaded without its checksum is stored under another name, where the next call would not find it
-    with pytest.raises(UserError, match=rf"not downloaded automatically, .* data.url={url} data.sha256={'0' * 64}; or"):
+    with pytest.raises(
+        UserError, match=rf"does not download this text automatically, .* data.url={url} data.sha256={'0' * 64}; or"
+    ):
         texts_of_run(run, "val", 1000)
     assert not loopback.requests
 

@@ -398,7 +398,7 @@ def test_a_tuned_teacher_lends_the_text_of_its_base_and_an_unknown_address_is_no
     strange.write_text(json.dumps(record))
     refused = run_command("distill", "teachers=a", *SMALL, "name=t")
     assert refused.code == 2
-    assert "is not downloaded automatically" in refused.err
+    assert "does not download this text automatically" in refused.err
 
 
 @pytest.fixture
