@@ -117,7 +117,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 def _not_a_group(key: str, value: Any) -> str:
     """Return the message for a `value` that is not a group of settings; `key` is empty for the whole configuration."""
     if not key:
-        return f"the configuration is a dict of settings, not {value!r}"
+        return f"the configuration must be a dict of settings, not {value!r}"
     what = f"{key}={value!r} is not a group of settings"
     if key.endswith("]"):  # an entry of a list such as reward.terms, whose braces bash would expand
         return f"{what}: give {{NAME:VALUE,...}}, and put the whole list in single quotes for the shell"

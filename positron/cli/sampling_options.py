@@ -36,7 +36,7 @@ def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") 
     parser.add_argument(
         "--temperature",
         type=float,
-        help="randomness of the choice; 0: always the most likely token (default: set by the preset)",
+        help="randomness with which each token is chosen; 0: always the most likely token (default: set by the preset)",
     )
     parser.add_argument("--top-k", type=int, help="sample only from the k most likely tokens")
     parser.add_argument(

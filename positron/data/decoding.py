@@ -67,7 +67,7 @@ class Reading:
         listed = one_line(", ".join(fields), 200)
         match self.has_settings, len(fields):
             case True, 0:
-                return "it has no fields; give another file"
+                return "the file has no fields; give another file"
             case False, 0:
                 return "give a file with a text in this field; this file has no fields"
             case False, _:

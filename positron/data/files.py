@@ -102,7 +102,7 @@ class FileSource:
         if self._split.place is not None:
             parts.append("the end of the text is used for validation")
         if self.reading.line_ends:
-            parts.append(f"line ends \\r\\n or \\r became \\n in {self.reading.line_ends:,} of them")
+            parts.append(f"line ends \\r\\n or \\r became \\n in {self.reading.line_ends:,} of the files")
         if self.reading.replaced:
             parts.append(f"WARNING: {self.reading.replaced:,} invalid characters were replaced by �")
         if self._skipped:

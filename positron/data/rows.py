@@ -190,7 +190,7 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
         if isinstance(row, dict):
             advice = reading.choice_of(list(row)) if place[1] == 1 else "add it, or remove this row"
         else:
-            advice = f"it is {_KINDS[type(row)]}, not an object with fields; correct or remove it"
+            advice = f"the row is {_KINDS[type(row)]}, not an object with fields; correct or remove this row"
         raise FieldMissing(f"{where} has no field {reading.field_name}: {advice}")
     return reading.replace_surrogates(text, where)
 

@@ -260,8 +260,8 @@ class TokenFiles:
             raise UserError(f"{folder / 'tokens.json'} is damaged: {_remedy(folder)}") from error
         if tokenizer_hash != tokenizer.hash:
             raise UserError(
-                f"the tokens in {folder} were made by another tokenizer (hash {tokenizer_hash[:12]}) than that of this run "
-                f"(hash {tokenizer.hash[:12]}): {_remedy(folder)}"
+                f"the tokens in {folder} were made by another tokenizer (hash {tokenizer_hash[:12]}) than the tokenizer of "
+                f"this run (hash {tokenizer.hash[:12]}): {_remedy(folder)}"
             )
         self._shards = [_open_shard(folder, *shard, dtype) for shard in shards]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])

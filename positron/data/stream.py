@@ -82,7 +82,7 @@ class Stream:
                 is_chosen = self.config.files != "*"
                 remedy = "give a data.files= that matches more, or " if is_chosen else "give "
                 raise UserError(
-                    "data.tokens_per_epoch needs at least two Parquet files, because the first one is for validation, but "
+                    "data.tokens_per_epoch needs at least two Parquet files, one for validation and others for training, but "
                     + (f"data.files={self.config.files} matches" if is_chosen else f"data.repo={self.config.repo} has")
                     + f" only one: {remedy}data.tokens_per_epoch=null"
                 )

@@ -97,7 +97,7 @@ def no_checkpoint(run: Run, setting: str, instead: str) -> UserError:
     if run.exists:
         return UserError(f"{setting}, but {run.folder} has no checkpoint to continue from: {instead}")
     near = _similar(run.folder.name, _names(run.folder.parent))
-    hint = "correct name=" if near is None else f"did you mean name={near}? Correct it"
+    hint = "correct name=" if near is None else f"did you mean name={near}? Correct name="
     return UserError(one_line(f"{setting}, but there is no run {run.folder}: {hint}, or {instead}"))
 
 

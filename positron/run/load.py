@@ -53,7 +53,7 @@ def _no_checkpoint(run: Run) -> UserError:
     facts = run.facts()
     if facts.status in ("finished", "pruned"):
         return UserError(
-            f"the checkpoints of {run.folder} are missing, though it was trained to step {facts.step}: restore "
+            f"the checkpoints of {run.folder} are missing, though the run was trained to step {facts.step}: restore "
             f"{run.checkpoint_folder} from a copy, or name another run"
         )
     return UserError(

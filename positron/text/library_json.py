@@ -180,8 +180,8 @@ def spelling_of(facts: dict[str, Any]) -> Spelling:
         )
     if "BPEDecoder" in kinds:
         raise ValueError(
-            "a vocabulary whose tokens mark the ends of words (decoder BPEDecoder) is not supported, because they do not "
-            "contain the spaces between words; byte-level BPE is supported"
+            "a vocabulary whose tokens mark the ends of words (decoder BPEDecoder) is not supported, because its tokens do "
+            "not contain the spaces between words; byte-level BPE is supported"
         )
     if "ByteLevel" in kinds:
         return "bytes"
