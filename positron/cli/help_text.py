@@ -34,8 +34,8 @@ _USAGE: dict[Recipe, tuple[str, tuple[str, ...]]] = {
     ),
     "distill": (
         "Train a new model on a text and on the probabilities that trained models, its teachers, predict for this text.\n"
-        "Without model= and data=, the new model has the architecture of the first teacher and learns from its training\n"
-        "text. The tokenizer is always that of the teachers.",
+        "Without model=, the new model has the architecture of the first teacher; without data=, the text is the training\n"
+        "text of the first teacher. The tokenizer is always that of the teachers.",
         (
             "teachers=quickstart experiment=quickstart name=student",
             "teachers=RUN,RUN model=debug distill.alpha=0.9 distill.temperature=2",

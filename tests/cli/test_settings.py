@@ -546,7 +546,7 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
         check(dataclasses.replace(config, name="made"), run.folder, Asked())
     many = OptimizerConfig("muon", lr=0.1, eps=1e-5, betas=(0.5, 0.6), embedding_ratio=2.0)
     with pytest.raises(
-        UserError, match=r"other settings: give the same .*, or another name= \(.*; .*; .*; and \d more\)$"
+        UserError, match=r"other settings \(.*; .*; .*; and \d more\): give the same .*, or another name=$"
     ):
         check(dataclasses.replace(config, optimizer=many), run.folder, Asked())
     with pytest.raises(
