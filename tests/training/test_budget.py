@@ -149,7 +149,7 @@ def test_the_search_ends_at_a_size_that_does_not_fit_the_memory(tmp_path, monkey
     machine = choose_machine(config.device, config.precision)
     if isinstance(fault, torch.OutOfMemoryError):
         assert budget.choose(config, AUTO, machine, tokenizer, folder).d_model == 64
-        assert any("2 x 128 does not fit" in line for line in logged)
+        assert any("2 layers of width 128 does not fit" in line for line in logged)
     else:
         with pytest.raises(RuntimeError, match="no such kernel"):
             budget.choose(config, AUTO, machine, tokenizer, folder)

@@ -236,7 +236,7 @@ def test_overfitting_is_told_once_with_the_checkpoint_that_is_kept(logged):
     for step in (50, 60):
         validated(step, 2.28, 1.3, overfitting)
     assert len(logged) == 1
-    assert "overfits: 2.2800 validation bits per byte, after 2.2500 at step 20" in logged[0]
+    assert "overfits: 2.2800 validation bits per byte, up from 2.2500 at step 20" in logged[0]
     assert "use step 20, which is kept as best.ckpt" in logged[0]
 
 
