@@ -1,7 +1,7 @@
 """Set random numbers of an activation to 0 in training (dropout, Srivastava et al. 2014), fast on a CPU.
 
-torch's dropout draws a float for each number on one core: 16 ms for 4,096 tokens of width 384, about as long as the product of
-these tokens with a square matrix. Here each draw of 64 random bits decides about four numbers.
+torch's dropout draws a float for each number on one core: 16 ms for 4,096 tokens of width 384, longer than their product with
+a square matrix takes. Here each draw of 64 random bits decides about four numbers.
 """
 
 from __future__ import annotations
