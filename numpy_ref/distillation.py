@@ -79,7 +79,7 @@ def distillation_backward(dloss: Array | float, cache: Cache) -> tuple[Array, No
     """Compute dlogits = dloss ((1 - a) (p - onehot(target)) + a T (s - q)) / count; teacher and targets have no gradient.
 
     Here a = alpha, T = temperature, p = softmax(logits), s = softmax(logits / T), and q = teacher. `count` is the number by
-    which the sum of the loss was divided. dloss () -> dlogits (..., V), 0 where the target is -100.
+    which the sum of the loss was divided. dloss, a scalar -> dlogits (..., V), 0 where the target is -100.
     """
     alpha, temperature = cache["alpha"], cache["temperature"]
     (dlogits,) = cross_entropy_backward((1 - alpha) * dloss, cache["cross_entropy"])

@@ -1,8 +1,9 @@
 """Generation: one token after the other, each appended to the input of the next.
 
 Without a cache, token n costs a forward pass over n tokens. Keys and values of past tokens never change, because a token
-attends only to earlier ones. So a cache keeps them, and each new token costs a forward pass over one token. Positions in the
-cache are absolute: when the context is full, its last half is read again from position 0, and generation continues.
+attends only to earlier ones. So a cache keeps them, and each new token costs a forward pass over one token. Keys and values
+depend on the positions of their tokens. So when the context is full, the cache is emptied, the last half of the tokens passes
+through the model again, now at positions 0, 1, ..., and generation continues.
 
     python -m numpy_ref.generate "Once upon a time" --temperature 0.5 --top-k 50 --top-p 0.9
     python -m numpy_ref.generate "Once upon a time" --run outputs/quickstart
@@ -45,8 +46,8 @@ def generate_ids(
 ) -> Iterator[int]:
     """Yield up to `max_tokens` new token ids that continue `ids`; stop early at the id `stop`, which is not yielded.
 
-    `sampling` holds further arguments of `sampling.sample`; the repetition penalty applies to the last `last_n` tokens. With
-    `cached` False, the same ids are computed without a key/value cache. Raises InputError if `ids` is empty.
+    The keyword arguments `sampling` are passed to the function `sample`, whose repetition penalty applies to the last `last_n`
+    tokens. With `cached` False, the same ids are computed without a key/value cache. Raises InputError if `ids` is empty.
     """
     if not ids:
         raise InputError("the prompt is empty: give at least one token")

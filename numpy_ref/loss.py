@@ -60,7 +60,7 @@ def softmax_backward(dp: Array, cache: Cache) -> tuple[Array]:
 
 
 def cross_entropy_forward(logits: Array, targets: Array, denominator: int | None = None) -> tuple[Array, Cache]:
-    """Compute the mean cross-entropy, in nats per target: logits (..., V), targets (...) -> loss (), of logits' dtype.
+    """Compute the mean cross-entropy, in nats per target: logits (..., V), targets (...) -> a scalar, of logits' dtype.
 
     The sum over the targets is divided by `denominator` (None: by the number of targets). Targets of -100 are not counted; the
     loss of a batch without any target is 0.
@@ -93,7 +93,7 @@ def _block_losses(z: Array, y: Array, p: Array) -> Array:
 
 
 def cross_entropy_backward(dloss: Array | float, cache: Cache) -> tuple[Array]:
-    """Compute dlogits = dloss (p - onehot(target)) / count, 0 where the target is -100: dloss () -> dlogits (..., V).
+    """Compute dlogits (..., V) = dloss (p - onehot(target)) / count, 0 where the target is -100; dloss is a scalar.
 
     `count` is the number by which `cross_entropy_forward` divided the sum of the losses.
     """

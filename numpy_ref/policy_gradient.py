@@ -89,7 +89,7 @@ def grpo_advantages(rewards: Array, eps: float = 1e-4) -> Array:
 def policy_gradient_forward(
     logits: Array, targets: Array, advantages: Array, denominator: float, own_length: bool = False
 ) -> tuple[Array, Cache]:
-    """Compute the loss () = -1 / denominator sum_i advantages_i sum_t log p(target_it), where p = softmax(logits).
+    """Compute the scalar loss = -1 / denominator sum_i advantages_i sum_t log p(target_it), where p = softmax(logits).
 
     logits (N, T, V), targets (N, T) and advantages (N,) are those of N answers. The targets of the prompt, of padding
     and of masked answers are -100 and are not counted. `denominator` is B K L_max, for B prompts with K answers each
@@ -102,7 +102,7 @@ def policy_gradient_forward(
 
 
 def policy_gradient_backward(dloss: Array | float, cache: Cache) -> tuple[Array]:
-    """Compute the gradient of `policy_gradient_forward` by the logits: dloss () -> dlogits (N, T, V).
+    """Compute the gradient of `policy_gradient_forward` by the logits: dloss, a scalar -> dlogits (N, T, V).
 
     dlogits = dloss * advantage / denominator * (p - onehot(target)), where p = softmax(logits); 0 where the target is -100.
     With `own_length`, dlogits is also divided by the answer's number of targets.

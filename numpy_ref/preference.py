@@ -122,7 +122,7 @@ def dpo_forward(
     label_smoothing: float = 0.0,
     denominator: int | None = None,
 ) -> tuple[Array, Cache]:
-    """Compute DPO's loss () of N pairs from the log-probabilities (N,) of their answers under the model and the reference.
+    """Compute DPO's loss, a scalar, from the answers' log-probabilities (N,) under the model and the reference, for N pairs.
 
     The log-probability of an answer is the sum over its tokens. The sum of the pairs' losses is divided by `denominator`
     (None: by N).
@@ -146,7 +146,7 @@ def ipo_forward(
     tau: float = 0.1,
     denominator: int | None = None,
 ) -> tuple[Array, Cache]:
-    """Compute IPO's loss () of N pairs from the log-probabilities (N,) of their answers under the model and the reference.
+    """Compute IPO's loss, a scalar, from the answers' log-probabilities (N,) under the model and the reference, for N pairs.
 
     The log-probability of an answer is the sum over its tokens, as in the paper, or the mean; the caller chooses. The sum
     of the pairs' losses is divided by `denominator` (None: by N).
@@ -166,7 +166,7 @@ def ipo_backward(dloss: Array | float, cache: Cache) -> tuple[Array, Array, None
 def simpo_forward(
     chosen: Array, rejected: Array, beta: float = 2.0, gamma: float = 1.0, denominator: int | None = None
 ) -> tuple[Array, Cache]:
-    """Compute SimPO's loss () from the mean log-probabilities per token (N,) of the answers of N pairs.
+    """Compute SimPO's loss, a scalar, from the mean log-probabilities per token (N,) of the answers of N pairs.
 
     The sum of the pairs' losses is divided by `denominator` (None: by N).
     """
@@ -184,7 +184,7 @@ def simpo_backward(dloss: Array | float, cache: Cache) -> tuple[Array, Array]:
 def orpo_forward(
     chosen: Array, rejected: Array, weight: float = 0.1, denominator: int | None = None
 ) -> tuple[Array, Cache]:
-    """Compute ORPO's loss () from the mean log-probabilities per token (N,) of the answers of N pairs, all below 0.
+    """Compute ORPO's loss, a scalar, from the mean log-probabilities per token (N,), all below 0, of the answers of N pairs.
 
     `weight` is lambda. The sum of the pairs' losses is divided by `denominator` (None: by N).
     """

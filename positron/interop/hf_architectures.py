@@ -26,13 +26,13 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 class Architecture:
     """Describe a model class of Hugging Face's transformers.
 
-    `settings`: a function that returns the entries of config.json that not every class has. `rules`: a function that returns
-    the rules that convert the tensors.
+    `settings`: a function that returns the entries that config.json has for this class, in addition to those that it has for
+    every class. `rules`: a function that returns the rules that convert the tensors.
     """
 
     name: str
     model_type: str
-    settings: Callable[[GPTConfig], dict[str, Any]]  # in addition to those that `config_json` writes for every class
+    settings: Callable[[GPTConfig], dict[str, Any]]  # `config_json` writes those of every class
     rules: Callable[[GPTConfig], list[Rule]]
 
 

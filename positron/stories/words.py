@@ -57,12 +57,19 @@ def _things(words: str, **forms: str) -> list[Forms]:
 
 
 def _places(words: str) -> list[Forms]:
-    """Return places from phrases. For `in the park`, the plain form is `the park`, and the form `in` is `in the park`."""
+    """Return places from phrases that begin with a preposition, such as `at the zoo`.
+
+    The plain form is the phrase without its preposition (`the zoo`). The form named `in` is the whole phrase, whatever its
+    preposition.
+    """
     return [{"": phrase.split(" ", 1)[1], "in": phrase} for phrase in _words(words)]
 
 
 def _skills(words: str) -> list[Forms]:
-    """Return skills from phrases. For `ride a bike`, the plain form is `bike`, and the form `doing` is `riding a bike`."""
+    """Return skills from phrases such as `ride a bike`.
+
+    The plain form is `bike`; the forms named `a`, `do` and `doing` are `a bike`, `ride a bike` and `riding a bike`.
+    """
     skills: list[Forms] = []
     for phrase in _words(words):
         verb, article, thing = phrase.split(" ", 2)

@@ -65,7 +65,8 @@ def fetch(url: str, path: Path, sha256: str | None, *, instead: str, sha256_key:
 def check_address(url: str) -> None:
     """Raise UserError unless the address is https, or http to localhost.
 
-    With another scheme, such as file:, a shared configuration could read local files, and a third party can change http data.
+    Another scheme, such as file:, is refused because a shared configuration could read local files with it. Plain http to other
+    hosts is refused because a third party could change the data on the way.
     """
     try:
         scheme, host = urlsplit(url).scheme, urlsplit(url).hostname

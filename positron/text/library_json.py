@@ -214,14 +214,14 @@ def first_token(facts: dict[str, Any], *, config: dict[str, Any]) -> int | None:
     return next((i for key in ("bos_token_id", "eos_token_id") for i in _ids(config.get(key))), None)
 
 
-def ends_of_text(first: int, *, config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
-    """Return the ids that end a text: eos_token_id of `config`, eos_token_id of `generation`, and `first`.
+def ends_of_text(begin: int, *, config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
+    """Return the ids that end a text: first eos_token_id of `config`, then eos_token_id of `generation`, then `begin`.
 
-    `config` and `generation`: the contents of config.json and generation_config.json. `first`: the id that begins a text.
-    Positron writes the first id of the result after each document. Therefore the ids of `config` come first, because the
-    model was trained with them.
+    `config` and `generation`: the contents of config.json and generation_config.json. `begin`: the id that begins a text; it
+    also ends one, because it begins the next. Positron writes the first id of the result after each document, and the model
+    was trained with the ids of `config`, so these come first.
     """
-    return tuple(dict.fromkeys([*_ids(config.get("eos_token_id")), *_ids(generation.get("eos_token_id")), first]))
+    return tuple(dict.fromkeys([*_ids(config.get("eos_token_id")), *_ids(generation.get("eos_token_id")), begin]))
 
 
 def _ids(value: Any) -> list[int]:

@@ -76,10 +76,10 @@ def open_reference(session: Session, plan: Plan, objective: PreferenceObjective,
 def _compute_reference(
     session: Session, plan: Plan, objective: PreferenceObjective, model: GPT, known: Reference | None, identity: str
 ) -> Reference:
-    """Compute the log-probabilities of the reference `model` that `known` does not have, and store all of them.
+    """Compute with the reference `model` the log-probabilities that are missing in `known`, and return the complete Reference.
 
-    Each process computes all pairs. The first process stores the results at the end and every few seconds before, so that a
-    command that is killed loses only the last seconds of work.
+    Each process computes all missing pairs. The first process stores the results, those of `known` included, at the end and
+    every few seconds before, so that a command that is killed loses only the last seconds of work.
     """
     run = session.run
     n_known = 0 if known is None else known.n_pairs

@@ -51,9 +51,10 @@ class _Dropout(torch.autograd.Function):
 
 
 def draw_kept(shape: torch.Size, p: float) -> Tensor:
-    """Draw a mask on the CPU: each number is True with probability 1 - p, rounded to a multiple of 2^-16.
+    """Draw a mask on the CPU whose elements are True with probability 1 - p.
 
-    The mask depends only on the state of torch's default generator, and not on the number of threads.
+    The probability is rounded to a multiple of 2^-16. The mask depends only on the state of torch's default generator, and not
+    on the number of threads.
     """
     n = shape.numel()
     bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None)
