@@ -42,7 +42,7 @@ def arguments() -> argparse.ArgumentParser:
         "--differ-in",
         metavar="KEYS",
         help="with --paired: the settings (or groups, such as optimizer), separated by commas, in which the runs of a pair may "
-        "differ (default: one setting that leaves the data order unchanged)",
+        "differ (default: any one setting that does not change the data order)",
     )
     parser.add_argument("--text", metavar="FILE", help="score this text (default: the validation text of the runs)")
     parser.add_argument(

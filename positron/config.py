@@ -277,8 +277,8 @@ class DataConfig:
 
     # kind of data; addition: sums, for train and reinforce; instruct and story_instruct: conversations, for sft and reinforce;
     # preferences and story_preference: pairs of answers, for prefer; imported: only in runs of `positron import`, because the
-    # training text of an imported model is unknown; data=custom is recorded as text (train, distill), instruct (sft,
-    # reinforce) or preferences (prefer)
+    # training text of an imported model is unknown. With data=custom, the value is text in train and distill, instruct in
+    # sft and reinforce, and preferences in prefer
     source: Literal[
         "stories",
         "addition",
@@ -618,7 +618,7 @@ class LoggerConfig:
 class SweepConfig:
     """Hold the settings of a sweep (-m): whether jobs with poor results are stopped early."""
 
-    # median: stop a job that is worse than the median of the other jobs at the same step
+    # median: stop a job that is worse than the median of the finished jobs with the same seed at the same step
     prune: Literal["median"] | None = None
     startup_jobs: Count = 5  # jobs that must finish before any job is stopped early
 

@@ -77,7 +77,10 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
     config = _configured(f"{path}, base", base, configure)
     for name, overrides in named.items():
         where = f"{path}, candidate {name!r}"
-        _refuse_other_judgement(where, config, _configured(where, merged(base, overrides), configure), overrides)
+        changed = _configured(where, merged(base, overrides), configure)
+        if changed == config:
+            raise UserError(f"{where}: base has these settings already: remove the candidate, or give other values")
+        _refuse_other_judgement(where, config, changed, overrides)
     return Plan(base, named, pairs, float(min_gain), config.seed)
 
 

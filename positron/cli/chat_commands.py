@@ -32,8 +32,8 @@ COMMANDS = {
 }
 RULE = (
     "A line that begins with / is a command. Without the slash, only these lines are commands: help, settings, reset or quit "
-    "alone on a line, settings NAME VALUE, and save or load with a file name that has a suffix, such as save talk.json. All "
-    "other lines go to the model."
+    "alone on a line, settings NAME VALUE, and save or load with a file name that has a suffix or a folder, such as save "
+    "talk.json. All other lines go to the model."
 )
 NAMES = ("help", "settings", "reset", "system", "save", "save!", "load", "quit")
 ALIASES = {"exit": "quit"}

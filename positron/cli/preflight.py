@@ -243,8 +243,8 @@ def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
     listing = list_files(data.path, called) if data.source == "text" else list_files(data.path, called, SUFFIXES)
     if data.source == "text" and "data.field" in given and all(format_of(path) == "text" for path in listing.files):
         raise UserError(
-            f"data.field= is read only for .jsonl, .json, .csv, .parquet and .arrow files, but {called} is read as plain text: "
-            "leave data.field= out"
+            f"data.field= is read only for {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]} files, but {called} is read as plain "
+            "text: leave data.field= out"
         )
     refuse_unreadable(
         listing.files, called, Reading(data.field, data.on_invalid, is_one_of_several=len(listing.files) > 1)

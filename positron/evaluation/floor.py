@@ -318,7 +318,7 @@ def as_text(result: Check, seed: int) -> str:
     if result.claimed is not None and result.difference is not None:
         side = "below" if result.difference < 0 else "above"
         away = result.standard_errors
-        by = f", {abs(away):,.1f} standard errors" if away is not None else ""
+        by = f", {abs(away):,.1f} times the standard error of this difference" if away is not None else ""
         lines.append(
             f"claimed         {result.claimed:.4f} bits per byte: {abs(result.difference):.4f} {side} the entropy{by}"
         )

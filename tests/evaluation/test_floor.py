@@ -333,7 +333,7 @@ def test_the_command_runs_a_program_and_tells_its_verdict(run_command: Callable[
     assert "printed by the program" in honest.err
     broken = run_command("floor", "--command", f"{command} 0.1", "--documents", "30")
     assert broken.code == 1, broken.err
-    assert "standard errors" in broken.out
+    assert "times the standard error of this difference" in broken.out
     assert "verdict         impossible" in broken.out
     written = run_command("floor", "--write", "d.jsonl", "--documents", "30", "--seed", "4")
     assert written.out == "wrote 30 stories and 5 control texts to d.jsonl\n"

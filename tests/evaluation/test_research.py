@@ -225,6 +225,7 @@ WRONG = {
     "candidates: {x: [train.max_time=9]}": "leave train.max_time= out, and set the length by train.max_steps= or budget=",
     "candidates: {x: [train.stop_at=2]}": "leave train.stop_at= out",
     "candidates: {x: [device.num_nodes=2, device.strategy=ddp]}": "on one device: leave device.num_nodes= out",
+    "candidates: {x: [data.packing=documents]}": "'x': base has these settings already: remove the candidate, or give other",
     "pairs: 5": 'has no key "candidates"',
     "candidates: [": ", line 3, column 1, is not valid YAML: expected the node content, but found '<stream end>'; correct",
 }
