@@ -47,7 +47,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
     from positron.data.preferences import read_pairs
     from positron.training.objective.preference import PreferenceObjective
     from positron.training.reference import open_reference
-    from positron.training.resolve import make_plan
+    from positron.training.resolve import log_plan, make_plan
     from positron.training.resume import open_session
     from positron.training.tuning import base_model, base_run, record_beginning, train_further, validation_text
 
@@ -76,6 +76,8 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
             seed=config.seed,
             val_tokens=config.train.val_tokens,
         )
+        at_once = counted(objective.micro_pairs, "pair")
+        log_plan(plan, f"{counted(objective.batch_pairs, 'pair')} of answers ({at_once} at a time)")
         text = validation_text(config, tokenizer, "let the run validate on the chosen answers instead")
         if text is not None:
             objective.validate_on_text(text)

@@ -24,6 +24,7 @@ from positron.run.folder import REINFORCE, Run
 from positron.system.callable_module import make_callable
 from positron.system.commands import command
 from positron.system.errors import UserError
+from positron.system.formatting import counted
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -58,9 +59,16 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
     from positron.rewards import open_reward
     from positron.run.load import load_model
     from positron.training.objective.reinforce import ReinforceObjective, RewardRule
-    from positron.training.resolve import make_plan
+    from positron.training.resolve import log_plan, make_plan
     from positron.training.resume import open_session
-    from positron.training.tuning import base_model, base_run, record_beginning, train_further, validation_text
+    from positron.training.tuning import (
+        and_replayed,
+        base_model,
+        base_run,
+        record_beginning,
+        train_further,
+        validation_text,
+    )
 
     config = with_origin(Run(folder), config)
     settings = config.reinforce
@@ -94,6 +102,9 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
             measured = objective.measures(model.to(plan.machine.device), 0, 1)
             if has_budget:
                 plan = _within_budget(config, plan, model, objective, started, time.perf_counter() - before)
+        asked = f"{counted(settings.prompts, 'prompt')} with {counted(settings.samples, 'answer')} each"
+        at_once = f"training on {counted(plan.micro_batch_size, 'sequence')} at a time"
+        log_plan(plan, f"{asked}{and_replayed(objective.replay)} ({at_once})")
 
         def prepare() -> None:
             if session.is_first_rank and not start.is_own:
@@ -154,7 +165,6 @@ def _questions(
     from itertools import takewhile
 
     from positron.data.splits import usable_splits
-    from positron.system.formatting import counted
     from positron.text import conversation
     from positron.text.tokenizer import END_OF_TEXT
     from positron.training.objective.reinforce import Question

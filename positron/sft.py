@@ -21,6 +21,7 @@ from positron.run.base import with_origin
 from positron.run.facts import Facts
 from positron.run.folder import OUTPUTS, SFT, TUNED, Run
 from positron.system.errors import UserError
+from positron.system.formatting import counted
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -44,9 +45,9 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
 
     from positron.data.conversations import read_conversations
     from positron.training.objective.sft import SFTObjective
-    from positron.training.resolve import make_plan
+    from positron.training.resolve import log_plan, make_plan
     from positron.training.resume import open_session
-    from positron.training.tuning import base_model, train_further
+    from positron.training.tuning import and_replayed, base_model, train_further
 
     config = with_origin(Run(folder), config)
     assert config.sft is not None
@@ -58,6 +59,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
         count = sum(not each.is_val for each in conversations) or len(conversations)
         epochs = config.sft.epochs
         plan = make_plan(config, model, session.machine, start, lambda batch: math.ceil(epochs * count / batch))
+        replay = _replay(config, start, plan.batch_size, context)
         objective = SFTObjective(
             conversations,
             tokenizer,
@@ -67,9 +69,11 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
             seed=config.seed,
             packing=config.sft.packing,
             val_tokens=config.train.val_tokens,
-            replay=_replay(config, start, plan.batch_size, context),
+            replay=replay,
             patience=config.sft.patience,
         )
+        learned = counted(objective.train.n_conversations, "conversation")
+        log_plan(plan, f"{learned}{and_replayed(replay)} ({counted(plan.micro_batch_size, 'sequence')} at a time)")
         return train_further(session, plan, model, objective, tokenizer, callbacks)
 
 

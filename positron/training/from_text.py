@@ -21,7 +21,7 @@ from positron.text.tokenizer import Tokenizer
 from positron.training.budget.choose import choose, restore_choice
 from positron.training.loop import fit
 from positron.training.objective.pretrain import PretrainObjective
-from positron.training.resolve import make_plan
+from positron.training.resolve import log_plan, make_plan
 from positron.training.resume import Session, open_session, refuse_before_start, refuse_untrainable
 
 
@@ -63,6 +63,7 @@ def train_on_text(
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
         model.checkpoint_activations = config.device.checkpoint_activations
         plan = make_plan(config, model, machine, start)
+        log_plan(plan)
         task = lesson.objective(
             config.data,
             tokens,

@@ -118,15 +118,29 @@ def make_plan(
         machine, reason = faster_precision(model, machine, micro)
         if reason:
             logger.info(reason)
-    logger.info(
-        f"{parameter_count(gpt.n_params())}, vocabulary {gpt.vocab_size:,}, context {gpt.context_length}; "
-        f"{counted(horizon, 'step')} of {counted(batch_tokens, 'token')} ({counted(micro, 'sequence')} at a time)"
-        + ("" if auto_steps else f", {tokens_per_parameter(horizon * batch_tokens, gpt.n_params())}")
-        + (f"; stopping at step {last_step:,}" if last_step < horizon else "")
-    )
     if config.schedule.warmup_steps >= horizon:
         logger.warning(too_long_warmup(config.schedule.warmup_steps, horizon, is_own=start.is_own))
     return Plan(machine, gpt, world, batch_size, batch_tokens, micro, horizon, last_step)
+
+
+def log_plan(plan: Plan, batch: str | None = None) -> None:
+    """Log the size of the model, the number of steps and the batch of a step.
+
+    `batch` describes the batch and the micro-batches of a training whose rows are padded, for example "14 pairs of answers (7
+    pairs at a time)", because `plan.batch_tokens` is more than the tokens that such a training reads. None: every row is a
+    full window of text, so tokens are logged.
+    """
+    gpt, size = plan.gpt, plan.gpt.n_params()
+    if batch is None:
+        batch = (
+            f"{counted(plan.batch_tokens, 'token')} ({counted(plan.micro_batch_size, 'sequence')} at a time), "
+            f"{tokens_per_parameter(plan.horizon * plan.batch_tokens, size)}"
+        )
+    logger.info(
+        f"{parameter_count(size)}, vocabulary {gpt.vocab_size:,}, context {gpt.context_length}; "
+        f"{counted(plan.horizon, 'step')} of {batch}"
+        + (f"; stopping at step {plan.last_step:,}" if plan.last_step < plan.horizon else "")
+    )
 
 
 def _with_usable_precision(asked: Precision | Literal["auto"], machine: Machine, at_start: str | None) -> Machine:

@@ -27,6 +27,7 @@ from positron.run.metrics import append_row
 from positron.settings import from_dict
 from positron.system.disk import write_json
 from positron.system.errors import Unreachable, UserError
+from positron.system.formatting import counted
 from positron.text.conversation import END, MARKERS, TEMPLATE
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -158,6 +159,11 @@ def replayed_text(base: Run, config: RunConfig, start: Start, key: str, *, rows:
     """
     files = token_files(base, "train", _without_replay(start, key))
     return Windows(files, context=context, batch_size=rows, seed=config.seed)
+
+
+def and_replayed(replay: Windows | None) -> str:
+    """Return the end of the description of a batch: the number of windows of `replay` in it, or "" without replay."""
+    return "" if replay is None else f" and {counted(replay.batch_size, 'piece')} of the pretraining text"
 
 
 def _without_replay(start: Start, key: str) -> str:

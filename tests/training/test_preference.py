@@ -350,6 +350,19 @@ def test_without_the_text_of_the_base_run_the_answers_are_validated(base: Path, 
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val/bpb"] > 0
 
 
+@pytest.mark.parametrize(
+    ("micro_batch_size", "at_once"),
+    [(4, "2 pairs"), (1, "1 pair")],  # the two answers of a pair are always computed together
+)
+def test_the_plan_counts_pairs_because_their_rows_are_padded(
+    base: Path, tmp_path: Path, micro_batch_size: int, at_once: str
+) -> None:
+    # 576 tokens are 9 sequences of 64, of which one has no second answer
+    prefer(preferred(base, batch_tokens=576, micro_batch_size=micro_batch_size, stop_at=1), tmp_path / "run")
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert f"context 64; 12 steps of 4 pairs of answers ({at_once} at a time); stopping at step 1\n" in log
+
+
 def test_a_batch_without_room_for_a_pair_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"too small for a pair of answers: give train\.batch_tokens=128"):
         prefer(preferred(base, batch_tokens=64), tmp_path / "run")

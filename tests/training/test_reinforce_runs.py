@@ -29,6 +29,7 @@ from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.sft import sft
 from positron.system.errors import Interrupted, UserError
+from positron.system.formatting import counted
 from positron.train import train
 
 MEASURES = ("reward", "reward_se", "pass_1", "pass_4", "truncated", "answer_tokens", "entropy", "kl", "distinct")
@@ -156,12 +157,22 @@ def test_a_faster_number_format_is_corrected_and_learns(base: Path, tmp_path: Pa
     assert rows[-1]["train/ratio_gap"] > 0
 
 
+def test_the_plan_counts_prompts_and_answers_because_their_rows_are_padded(base: Path, tmp_path: Path) -> None:
+    reinforce(reinforced(base, reinforce={"prompts": 2}, train={"stop_at": 1}), tmp_path / "run")
+    log = Run(tmp_path / "run").log_path.read_text()
+    batch = "2 prompts with 4 answers each and 2 pieces of the pretraining text (training on 4 sequences at a time)"
+    assert f"context 64; 6 steps of {batch}; stopping at step 1\n" in log
+
+
 def test_a_budget_chooses_the_number_of_steps(base: Path, tmp_path: Path) -> None:
     config = reinforced(base, budget="4s", train={"max_steps": "auto"})
     facts = reinforce(config, tmp_path / "run")
     assert facts.status == "finished"
     assert facts.resolved is not None
     assert facts.step == facts.resolved.max_steps
+    steps = counted(facts.step, "step")
+    log = Run(tmp_path / "run").log_path.read_text()
+    assert re.findall(r"context 64; (.+) of 4 prompts", log) == [steps]  # the plan is logged when the number is known
     assert reinforce(config, tmp_path / "run").step == facts.step
 
 

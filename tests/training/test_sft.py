@@ -365,6 +365,20 @@ def test_a_fine_tuned_run_is_whole_and_leaves_the_base_alone(base: Path, tmp_pat
     assert (tmp_path / "run" / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("replay_ratio", "batch"),
+    [(0.2, "6 conversations and 2 pieces of the pretraining text"), (0.0, "8 conversations")],
+)
+def test_the_plan_counts_conversations_because_their_rows_are_padded(
+    base: Path, tmp_path: Path, replay_ratio: float, batch: str
+) -> None:
+    # 512 tokens are 8 sequences of 64, in micro-batches of 4
+    config = tuned(base, sft=SFTConfig(replay_ratio=replay_ratio))
+    sft(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=1)), tmp_path / "run")
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert f"context 64; 12 steps of {batch} (4 sequences at a time); stopping at step 1\n" in log
+
+
 def test_an_extended_run_measures_its_new_weights_on_the_pretraining_text(base: Path, tmp_path: Path) -> None:
     config = tuned(base)
     first = sft(config, tmp_path / "run")

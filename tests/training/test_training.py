@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
@@ -444,6 +445,13 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(tmp_path, 
     with pytest.raises(UserError, match=r"pip install 'positron\[tensorboard\]'"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_counts_the_tokens_that_the_run_reads(whole):
+    log = (whole / "train.log").read_text()
+    plans = re.findall(r"context 32; (\d+) steps of (\d+) tokens \(16 sequences at a time\), ", log)
+    steps, tokens = plans[0]  # other tests start the finished run again
+    assert int(steps) * int(tokens) == read_metrics(whole / "metrics.jsonl")[-1]["tokens"]
 
 
 def test_a_batch_of_less_than_a_sequence_is_said_to_be_one(tmp_path):
