@@ -13,7 +13,7 @@ from positron.evaluation.plots import learning_rate_curve, loss_curve
 from positron.evaluation.summary import own_measure, quality
 from positron.evaluation.tuning_plots import tuning_pictures
 from positron.run.facts import Facts
-from positron.run.folder import PREFERENCE, PRETRAIN, REINFORCE, Run
+from positron.run.folder import PREFERENCE, PRETRAIN, REINFORCE, TUNED, Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
 from positron.run.samples import read_samples
@@ -92,9 +92,15 @@ def _environment(run: Run, facts: Facts) -> dict[str, str]:
     The process that writes the report may run on another machine or with other versions.
     """
     resolved = run.resolved()
+    # in fine-tuning, batch_tokens is the number of sequences times the context, although most sequences are shorter
+    batch = (
+        counted(resolved.batch_tokens // run.config()["model"]["context_length"], "sequence")
+        if run.kind in TUNED
+        else counted(resolved.batch_tokens, "token")
+    )
     lines = {
         "device": f"{resolved.accelerator}, {resolved.precision}, {counted(resolved.threads or 0, 'thread')}",
-        "batch": f"{counted(resolved.batch_tokens, 'token')}, {counted(resolved.micro_batch_size, 'sequence')} at a time",
+        "batch": f"{batch}, {counted(resolved.micro_batch_size, 'sequence')} at a time",
     }
     start = start_of(read_provenance(run.folder), sys.maxsize)
     if not start:  # an old run, which has no provenance.json

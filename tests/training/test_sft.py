@@ -377,6 +377,7 @@ def test_the_plan_counts_conversations_because_their_rows_are_padded(
     sft(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=1)), tmp_path / "run")
     log = (tmp_path / "run" / "train.log").read_text()
     assert f"context 64; 12 steps of {batch} (4 sequences at a time); stopping at step 1\n" in log
+    assert "8 sequences, 4 sequences at a time" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_an_extended_run_measures_its_new_weights_on_the_pretraining_text(base: Path, tmp_path: Path) -> None:
