@@ -1,6 +1,10 @@
-"""What wandb gets, read back from its own files, and what its own `wandb sync` makes of them on a server."""
+"""What wandb gets, read back from its own files, and what its own `wandb sync` makes of them on a server.
+
+The fast tests log without a training. Where wandb has to fail, a stand-in takes the place of `wandb.init`.
+"""
 
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -9,18 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST, PATIENCE, tiny
+from conftest import FAST, ONE_PIXEL, PATIENCE, tiny
 from traces import same
 from wandb_server import Logged, WandbServer, logged
 
 from positron.config import GPTConfig, LoggerConfig, TensorboardConfig, WandbConfig
 from positron.model.gpt import GPT
 from positron.model.probes import attention_probabilities
-from positron.run.metrics import read_metrics
+from positron.run.metrics import append_row, read_metrics
 from positron.run.paths import RunPaths
-from positron.run.samples import read_samples
+from positron.run.samples import Sample, append_sample, read_samples
+from positron.system.errors import UserError
 from positron.train import train
 from positron.training.trackers import wandb as tracker
+from positron.training.trackers.open import open_trackers
 
 WITH_WANDB = LoggerConfig(wandb=WandbConfig())
 
@@ -39,9 +45,11 @@ def no_network(monkeypatch, tmp_path):
     """wandb in this process writes below the test's folder, and its service ends with the test."""
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in {"WANDB_MODE": "offline", **outside(tmp_path)}.items():
+    no_list = {"WANDB_X_SAVE_REQUIREMENTS": "false"}  # of all packages, which takes a while to make
+    for name, value in {"WANDB_MODE": "offline", **no_list, **outside(tmp_path)}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    monkeypatch.setenv("WANDB_DATA_DIR", "")  # so that what a tracker sets is undone
+    monkeypatch.delenv("WANDB_DATA_DIR")
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()
@@ -278,3 +286,221 @@ def test_without_an_answer_it_is_logged_offline(tmp_path, online, monkeypatch):
     assert facts.status == "finished"
     (part,) = folders(tmp_path / "run")
     assert [row["_step"] for row in part.history] == list(range(1, 13))
+
+
+EARLIER = [
+    {"step": 1, "train/loss": 4.5, "val/bpb": 3.25},
+    {"step": 2, "train/loss": 3.5, "train/grad_norm": None},  # it was infinite
+    {"step": 4, "train/loss": 1.5},
+]
+SAMPLES = [Sample(3, 2.5, 3.0, "Once"), Sample(5, 0.5, None, "Once upon")]  # one between two rows, and one to come
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """The folder of a run that recorded three rows, and a sample with its picture, and has the id `kept` in wandb."""
+    run = RunPaths(tmp_path / "run")
+    run.attention_picture(3).parent.mkdir(parents=True)
+    for row in EARLIER:
+        append_row(run.metrics_path, row)
+    append_sample(run, SAMPLES[0])
+    run.attention_picture(3).write_bytes(ONE_PIXEL)
+    run.wandb_id_path.write_text("kept")
+    # else wandb imports pandas, to see that a list is not one of its tables
+    monkeypatch.setattr("wandb.util.pd_available", False)
+    return run.folder
+
+
+def continue_to_step_5(folder: Path, config: WandbConfig, exit_code: int) -> None:
+    (mine,) = open_trackers(LoggerConfig(wandb=config), folder, {"seed": 7}, 5)
+    mine.log({"step": 5, "train/loss": 0.5}, 5)
+    mine.sample(SAMPLES[1])
+    mine.finish(exit_code)
+
+
+class StandIn:
+    """Stands in for `wandb.init` and for the run that it returns; `faults`: name of a call -> the error that it raises."""
+
+    starting_step = 0  # the first step that wandb accepts
+
+    def __init__(self, faults: dict[str, Exception]) -> None:
+        import wandb
+
+        self.real, self.faults = inspect.signature(wandb.init), faults
+        self.starts: list[dict] = []
+        self.calls: list[str] = []
+
+    def init(self, **options):
+        self.real.bind(**options)
+        self.starts.append(options)
+        self._call(f"init_{options['mode']}")
+        self.offline = options["mode"] == "offline"
+        self.dir = f"{options['dir']}/wandb/run-1/files"
+        return self
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.faults:
+            raise self.faults[name]
+
+    def define_metric(self, *_, **__):
+        self._call("define_metric")
+
+    def log(self, row, step):
+        self._call(f"log {step}")
+
+    def finish(self, exit_code):
+        self._call("finish")
+
+    def teardown(self):
+        self._call("teardown")
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    def stand_in(faults: dict[str, Exception] | None = None) -> StandIn:
+        made = StandIn(faults or {})
+        monkeypatch.setattr("wandb.init", made.init)
+        monkeypatch.setattr("wandb.teardown", made.teardown)
+        return made
+
+    return stand_in
+
+
+STEPS = ["log 1", "log 2", "log 3", "log 4"]  # of a run that begins with what `begun` recorded
+
+
+def test_a_step_that_wandb_does_not_accept_again_is_not_offered(stand_in, begun, monkeypatch):
+    made = stand_in()
+    monkeypatch.setattr(made, "starting_step", 4)
+    continue_to_step_5(begun, WandbConfig(), exit_code=0)
+    assert made.calls[2:] == ["log 4", "log 5", "log 5", "finish"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode", "resume"),
+    [
+        ({}, "offline", None),
+        ({"WANDB_API_KEY": "0123456789" * 4}, "online", "allow"),
+        ({"WANDB_API_KEY": "0123456789" * 4, "WANDB_MODE": "offline"}, "offline", None),
+        ({"WANDB_API_KEY": "0123456789" * 4, "WANDB_MODE": "disabled"}, "disabled", "allow"),
+        ({"WANDB_MODE": "online"}, "online", "allow"),
+    ],
+    ids=["no key", "a key", "offline with a key", "disabled", "online without a key"],
+)
+def test_the_mode_is_that_of_the_user_or_follows_from_the_key(
+    environment, mode, resume, monkeypatch, stand_in, tmp_path
+):
+    monkeypatch.delenv("WANDB_MODE")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    made = stand_in()
+    config = WandbConfig(project="p", entity="e", group="g", name="n", tags=("t",))
+    ids = set()
+    for _ in range(2):
+        tracker.Wandb(config, tmp_path, {"seed": 7})
+        given = made.starts.pop()
+        assert (given["mode"], given["resume"]) == (mode, resume)
+        assert [given[name] for name in ("project", "entity", "group", "name", "tags")] == ["p", "e", "g", "n", ["t"]]
+        assert (given["dir"], given["config"]) == (str(tmp_path), {"seed": 7})
+        assert given["settings"].init_timeout == tracker.INIT_SECONDS
+        assert given["settings"].finish_timeout == tracker.FINISH_SECONDS
+        ids.add(given["id"])
+    assert ids == {(tmp_path / "wandb_id").read_text()}, "a run has one id, and keeps it"
+
+
+def test_a_server_that_refuses_a_run_leaves_it_offline_with_the_command_that_uploads_it(
+    stand_in, begun, monkeypatch, caplog
+):
+    from wandb.errors import CommError
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    caplog.set_level("INFO")
+    made = stand_in({"init_online": CommError("project p\n is full")})
+    (mine,) = open_trackers(WITH_WANDB, begun, {}, 5)
+    assert made.calls == ["init_online", "teardown", "init_offline", "define_metric", *STEPS]
+    first, second = made.starts
+    assert (first["id"], first["resume"], second["id"], second["resume"]) == ("kept", "allow", "kept", None)
+    assert "wandb cannot be used online, so the run is logged offline: project p is full" in caplog.messages
+    assert caplog.messages[-1].endswith(f"upload it later with wandb sync {begun / 'wandb' / 'run-1'}")
+    mine.log({"step": 5}, 5)
+    assert made.calls[-1] == "log 5"
+
+
+@pytest.mark.parametrize("fails_at", ["init_offline", "define_metric", "log 2", "log 5"])
+def test_any_other_failure_of_wandb_disables_it_with_one_warning(fails_at, stand_in, begun, caplog):
+    made = stand_in({fails_at: RuntimeError("no\nluck")})
+    continue_to_step_5(begun, WandbConfig(), exit_code=0)
+    mine = [record for record in caplog.records if record.name.startswith("positron.")]
+    warnings = [record.getMessage() for record in mine if record.levelname == "WARNING"]
+    assert warnings == ["wandb failed and is disabled for this run: RuntimeError: no luck"]
+    assert made.calls[-1] == fails_at, "a disabled tracker is called no more"
+
+
+def test_an_upload_that_takes_too_long_ends_with_the_command_that_completes_it(stand_in, begun, caplog):
+    caplog.set_level("INFO")
+    stand_in({"finish": TimeoutError()})
+    continue_to_step_5(begun, WandbConfig(), exit_code=0)
+    command = f"wandb sync {begun / 'wandb' / 'run-1'}"
+    assert caplog.messages[-1] == f"wandb: the upload is incomplete after 30 s; complete it with {command}"
+    assert not any("disabled" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("content", ["", "../../other", "two words", "x" * 129])
+def test_a_file_without_the_id_of_a_run_is_named_before_wandb_starts(content, stand_in, begun):
+    made = stand_in()
+    (begun / "wandb_id").write_text(content)
+    with pytest.raises(UserError, match=r"wandb_id is damaged: .*; delete it to begin a new wandb run$"):
+        open_trackers(WITH_WANDB, begun, {}, 5)
+    assert made.calls == []
+
+
+def test_a_link_to_another_folder_is_not_followed(stand_in, begun, tmp_path):
+    made = stand_in()
+    (tmp_path / "elsewhere").mkdir()
+    (begun / "wandb").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="link"):
+        open_trackers(WITH_WANDB, begun, {}, 5)
+    assert made.calls == []
+
+
+@pytest.mark.parametrize("chosen", [None, "/somewhere/else"])
+def test_tables_are_staged_in_the_run_unless_the_user_names_a_folder(chosen, stand_in, begun, monkeypatch):
+    monkeypatch.setattr(tracker, "_DATA_DIR", chosen)
+    stand_in()
+    tracker.Wandb(WandbConfig(), begun, {})
+    assert os.environ["WANDB_DATA_DIR"] == (chosen or str(begun / "wandb"))
+
+
+def test_a_run_that_continues_offline_is_logged_from_its_beginning(begun):
+    continue_to_step_5(begun, WandbConfig(group="rates"), exit_code=1)
+    (mine,) = folders(begun)
+    assert (mine.id, mine.name, mine.group, mine.exit_code) == ("kept", "run", "rates", 1)
+    assert mine.config["seed"] == 7
+    names = {"step", "train/loss", "train/grad_norm", "val/bpb"}
+    assert [{name: row[name] for name in names & row.keys()} for row in mine.history] == [
+        {"step": 1, "train/loss": 4.5, "val/bpb": 3.25},
+        {"step": 2, "train/loss": 3.5},
+        {"step": 3},
+        {"step": 4, "train/loss": 1.5},
+        {"step": 5, "train/loss": 0.5},
+    ]
+    assert mine.table() == {"columns": ["step", "loss", "bpb", "text"], "data": [list(sample) for sample in SAMPLES]}
+    pictures = {row["_step"]: row["attention.path"] for row in mine.history if "attention.path" in row}
+    assert list(pictures) == [3]
+    assert (mine.folder / "files" / pictures[3]).read_bytes() == ONE_PIXEL
+
+
+def test_a_run_that_continues_online_sends_only_the_steps_that_wandb_does_not_have(begun, server, monkeypatch):
+    for name, value in server.environment.items():  # with a key, and without WANDB_MODE, the mode is online
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_MODE")
+    sent = [{"_step": step, "step": step, "train/loss": "sent before"} for step in (1, 2)]
+    server.runs["kept"] = {"config": "{}"}
+    server.history["kept"] = dict(enumerate(sent))
+    continue_to_step_5(begun, WandbConfig(tags=("long", "small")), exit_code=0)
+    assert server.steps("kept") == [1, 2, 3, 4, 5]
+    losses = [row.get("train/loss") for _, row in sorted(server.history["kept"].items())]
+    assert losses == ["sent before", "sent before", None, 1.5, 0.5]
+    assert server.exit_codes == {"kept": 0}
+    assert server.runs["kept"]["tags"] == ["long", "small"]
