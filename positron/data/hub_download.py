@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from positron.system.console import one_line
 from positron.system.disk import make_folder
@@ -131,7 +131,7 @@ def retry_network(
                 f"{what} does not exist on {host}, or is private: check the name, or run hf auth login for a private one"
             ) from error
         except (HTTPError, LocalEntryNotFoundError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE:
+            if is_of_this_machine(error):
                 raise
             status = getattr(getattr(error, "response", None), "status_code", None)
             # without the address of the request, if the server gave a reason
@@ -147,6 +147,11 @@ def retry_network(
             logger.info(f"{what}: {reason}; trying again in {pause:.0f} s")
             time.sleep(pause)
             pause = min(60.0, 2 * pause)
+
+
+def is_of_this_machine(error: BaseException) -> TypeGuard[OSError]:
+    """Tell whether an error is a fault of this machine, such as a full disk, which another attempt would meet again."""
+    return isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE
 
 
 def _is_unresolved(error: BaseException) -> bool:

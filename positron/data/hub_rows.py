@@ -21,7 +21,7 @@ from typing import Any
 from positron.config import DataConfig
 from positron.data.decoding import Reading
 from positron.data.hub import HubSource, Repository
-from positron.data.hub_download import patience_s, retry_network
+from positron.data.hub_download import is_of_this_machine, patience_s, retry_network
 from positron.data.records import parquet_rows
 from positron.data.sources import ROWS_FILE, WAIT, Document, is_validation
 from positron.system.children import PipeEnd, end_with_parent, leave_interrupts_to_parent
@@ -120,7 +120,7 @@ def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator
     Each chunk is a pair: the number of its first row in the dataset, counted from 1, and its rows. If `field` is not None,
     the chunks contain the non-empty texts in this field instead of the rows. After a failure of the network, the rows are read
     again, and the first chunk that is still missing comes next. Raises Unreachable if `retry_network` gives up, UserError if
-    the rows cannot be read.
+    the rows cannot be read, and OSError for a fault of this machine, such as a full disk.
     """
     process = _Process(repository, field, skip)
     try:
@@ -143,7 +143,8 @@ class _Process:
     def next(self) -> tuple[int, list[Any]] | None:
         """Return the next chunk as (number of the first row, rows), or None after the last chunk.
 
-        Raises ConnectionError if the network fails, UserError if the rows cannot be read.
+        Raises ConnectionError if the network fails, UserError if the rows cannot be read, and OSError for a fault of this
+        machine, such as a full disk.
         """
         while True:
             if self._connection is None:
@@ -178,6 +179,8 @@ class _Process:
                 case "network":
                     self.stop()
                     raise ConnectionError(content)
+                case "machine":
+                    raise OSError(*content)
                 case _:
                     raise UserError(content)
 
@@ -222,7 +225,7 @@ def _serve(
     """Read the rows of a dataset and send them to the parent process; this is the main function of the child process.
 
     It sends the pair ("log", line), then the pair ("chunk", (number of the first row, rows)) for each chunk after the first
-    `skip` chunks, and then ("end", None). After a failure, it sends ("network", message) or ("user", message) as the last pair.
+    `skip` chunks, and then ("end", None). After a failure, the last pair is the one that `_reason` returns.
     """
     leave_interrupts_to_parent()
     end_with_parent()
@@ -316,13 +319,18 @@ def _chunks(rows: Any) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _reason(error: BaseException, repo: str) -> tuple[str, str]:
-    """Return ("network", message) for a failure of the network, or ("user", message) for any other error."""
+def _reason(error: BaseException, repo: str) -> tuple[str, Any]:
+    """Return ("network", message) for a failure of the network, or ("user", message) for any other error.
+
+    For a fault of this machine, return ("machine", arguments of OSError).
+    """
     from huggingface_hub.errors import HTTPError
 
     text = one_line(" ".join(str(error).split()), 300)
     if isinstance(error, UserError):
         return "user", text
+    if is_of_this_machine(error):
+        return "machine", (error.errno, error.strerror, error.filename)
     is_network = isinstance(error, (HTTPError, OSError)) and not isinstance(error, FileNotFoundError)
     if is_network:
         return "network", text or type(error).__name__

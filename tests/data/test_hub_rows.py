@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
@@ -367,6 +368,14 @@ def test_rows_without_a_text_are_skipped_if_it_is_empty_and_refused_if_it_is_non
     library.splits = {"train": [*empty, row]}
     with pytest.raises(UserError, match=says):
         next(row_chunks(Repository(chosen(tmp_path)), "text", 0))
+
+
+def test_a_full_disk_is_reported_at_once_and_not_as_a_failure_of_the_network(library: Library, tmp_path: Path) -> None:
+    library.answers = [OSError(errno.ENOSPC, "No space left on device", "/cache/x")]
+    with pytest.raises(OSError, match="No space left on device: '/cache/x'") as error:
+        next(row_chunks(Repository(chosen(tmp_path)), "text", 0))
+    assert error.value.errno == errno.ENOSPC
+    assert len(library.calls) == 1
 
 
 def test_half_of_a_surrogate_pair_is_refused_with_its_place_or_replaced(library: Library, tmp_path: Path) -> None:
