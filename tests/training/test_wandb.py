@@ -472,6 +472,14 @@ def test_tables_are_staged_in_the_run_unless_the_user_names_a_folder(chosen, sta
     assert os.environ["WANDB_DATA_DIR"] == (chosen or str(begun / "wandb"))
 
 
+def test_a_run_that_is_refused_for_another_tracker_does_not_begin_in_wandb(stand_in, begun, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if tensorboard were not installed
+    made = stand_in()
+    with pytest.raises(UserError, match=r"pip install 'positron\[tensorboard\]'"):
+        open_trackers(LoggerConfig(wandb=WandbConfig(), tensorboard=TensorboardConfig()), begun, {}, 5)
+    assert made.calls == []
+
+
 def test_a_run_that_continues_offline_is_logged_from_its_beginning(begun):
     continue_to_step_5(begun, WandbConfig(group="rates"), exit_code=1)
     (mine,) = folders(begun)

@@ -17,8 +17,9 @@ def open_trackers(config: LoggerConfig, folder: Path, settings: dict[str, Any], 
     Raises UserError if a tracker's package is missing, or if a file of the tracker in the run folder is damaged.
     """
     trackers: list[Tracker] = []
-    if (wandb_config := config.wandb) is not None:
-        trackers.append(GuardedTracker(lambda: Wandb(wandb_config, folder, settings), "wandb"))
+    # TensorBoard is first: if it is not installed, the run is refused before wandb has begun a run
     if (tb_config := config.tensorboard) is not None:
         trackers.append(GuardedTracker(lambda: TensorBoard(tb_config, folder, first_step), "tensorboard"))
+    if (wandb_config := config.wandb) is not None:
+        trackers.append(GuardedTracker(lambda: Wandb(wandb_config, folder, settings), "wandb"))
     return trackers
