@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,15 @@ from positron.system.disk import read_json
 from positron.system.errors import UserError
 from positron.train import train
 from positron.training.budget import choose as budget
-from positron.training.budget.choose import Candidate, Choice, batch_for_tokens, forecast_bpb, restore_choice, tokens_in
+from positron.training.budget.choose import (
+    Candidate,
+    Choice,
+    Course,
+    batch_for_tokens,
+    course_in,
+    forecast_bpb,
+    restore_choice,
+)
 from positron.training.budget.speed import Speed, SpeedMeasurement, speed_of
 from positron.training.device import choose_machine
 from positron.training.optim.groups import MUON_RATE
@@ -51,17 +60,42 @@ def test_a_batch_has_whole_sequences_and_grows_with_the_square_root_of_the_token
 
 def test_a_run_reads_as_many_tokens_as_fit_into_its_time():
     speed, config = Speed(token_s=1e-4, update_s=0.05), tiny(Path(), model__context_length=256)
-    batch, tokens = tokens_in(600.0, speed, config, Asked(), math.inf)
-    assert batch == batch_for_tokens(tokens, 256)
-    assert tokens / speed.tokens_per_s(batch) == pytest.approx(600.0, rel=0.02)
-    assert tokens_in(600.0, speed, config, Asked(), tokens / 10)[1] == pytest.approx(budget.MAX_PASSES * tokens / 10)
+    course = course_in(600.0, speed, config, Asked(), math.inf)
+    assert course.batch_tokens == batch_for_tokens(course.tokens, 256)
+    assert course.tokens / speed.tokens_per_s(course.batch_tokens) == pytest.approx(600.0, rel=0.02)
+    assert (course.dropout, course.reads_all) == (0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("passes", "read", "dropout", "reads_all"),
+    [
+        (0.5, 0.5, 0.0, False),
+        (3.9, 3.9, 0.0, False),
+        (7.9, 6.0, 0.0, True),
+        (8.1, 7.04, 0.1, False),
+        (40, 12.0, 0.1, True),
+    ],
+)
+def test_a_text_is_read_more_than_six_times_only_with_dropout(passes, read, dropout, reads_all):
+    speed, config = Speed(token_s=1e-4, update_s=0.0), tiny(Path(), model__context_length=256)
+    text_tokens = 600.0 * 1e4 / passes
+    course = course_in(600.0, speed, config, Asked(), text_tokens)
+    assert course.tokens / text_tokens == pytest.approx(read, rel=0.01)
+    assert (course.dropout, course.reads_all) == (dropout, reads_all)
+
+
+@pytest.mark.parametrize(("dropout", "read"), [(0.0, 6.0), (0.3, 12.0)])
+def test_a_given_dropout_limits_the_passes_and_is_kept(dropout, read):
+    speed, config = Speed(token_s=1e-4, update_s=0.0), tiny(Path(), model__dropout=dropout)
+    course = course_in(600.0, speed, config, Asked(given={"model.dropout": str(dropout)}), 1e5)
+    assert (course.tokens, course.dropout, course.reads_all) == (pytest.approx(read * 1e5), dropout, True)
 
 
 def test_a_given_batch_determines_the_number_of_tokens():
     config = tiny(Path(), model__context_length=256, train__batch_tokens=1000)
     asked = Asked(given={"train.batch_tokens": "1000"})
     speed = Speed(token_s=1e-4, update_s=0.05)
-    assert tokens_in(600.0, speed, config, asked, math.inf) == (768, 600.0 * speed.tokens_per_s(768))
+    assert course_in(600.0, speed, config, asked, math.inf) == Course(768, 600.0 * speed.tokens_per_s(768), 0.0, False)
 
 
 def test_idle_time_in_small_steps_is_not_counted_as_the_time_of_a_token():
@@ -98,10 +132,11 @@ def test_steps_of_two_sizes_are_measured_on_a_machine_with_faster_large_steps(tm
 
 
 def candidates_with(forecasts: list[float], tokens: list[float]) -> list[Candidate]:
-    """Return candidates of growing size, for a text of 100,000 tokens."""
+    """Return candidates of growing size, for a text of 100,000 tokens; a run reads at most 600,000."""
     config = tiny(Path()).model.with_vocab(100)
     sizes = [dataclasses.replace(config, n_layer=n) for n in range(1, len(forecasts) + 1)]
-    return [Candidate(g, Speed(1e-4, 0.0), 1024, d, b) for g, b, d in zip(sizes, forecasts, tokens, strict=True)]
+    courses = [Course(1024, count, 0.0, count >= 6e5) for count in tokens]
+    return [Candidate(g, Speed(1e-4, 0.0), c, b) for g, b, c in zip(sizes, forecasts, courses, strict=True)]
 
 
 def test_the_size_of_rank_1_is_chosen_with_a_reason(logged):
@@ -109,20 +144,34 @@ def test_the_size_of_rank_1_is_chosen_with_a_reason(logged):
     choice = budget._settle(tiny(Path(), optimizer__kind="muon"), Asked(), candidates, 100.0, math.inf)
     assert (choice.n_layer, choice.lr) == (2, MUON_RATE)
     assert choice.max_steps * choice.batch_tokens * 1e-4 == pytest.approx(100.0, rel=0.01)
-    assert choice.lr * choice.weight_decay * choice.max_steps == pytest.approx(budget.TOTAL_DECAY)
+    assert choice.lr * choice.weight_decay * choice.max_steps == pytest.approx(1.0)
     assert "a smaller model would learn less, and a larger model would read too little text" in logged[-1]
 
 
 def test_a_small_text_gets_the_smallest_size_that_is_nearly_the_best(logged):
     """The power law alone would choose the largest model for a few kilobytes."""
-    candidates = candidates_with([2.0, 1.9, 1.895], [4e5] * 3)
-    assert not budget.larger_gains_nothing(candidates[:2], 1e5)
-    assert budget.larger_gains_nothing(candidates, 1e5)
-    assert budget._settle(tiny(Path()), Asked(), candidates, 1e4, 1e5).n_layer == 2
+    candidates = candidates_with([2.0, 1.9, 1.895], [6e5] * 3)
+    assert not budget.larger_gains_nothing(candidates[:2])
+    assert budget.larger_gains_nothing(candidates)
+    assert budget._settle(tiny(Path()), Asked(), candidates, 70.0, 1e5).n_layer == 2
     assert "a larger model would learn hardly more" in logged[-2]
     assert "10,000 tokens/s" in logged[1]  # of the machine, although the text limits the tokens of the run
     # a small gain counts if the larger model reads less text
-    assert not budget.larger_gains_nothing(candidates_with([2.0, 1.9, 1.895], [4e5, 3e5, 2e5]), 1e5)
+    assert not budget.larger_gains_nothing(candidates_with([2.0, 1.9, 1.895], [6e5, 3e5, 2e5]))
+
+
+def test_the_end_of_a_small_text_names_a_budget_that_is_enough_for_dropout(logged):
+    candidates = candidates_with([2.0], [6e5])
+    budget._settle(tiny(Path()), Asked(), candidates, 70.0, 1e5)  # seven passes
+    assert "the run reads it 6 times" in logged[-1]
+    (minutes,) = re.findall(r"; with budget=(\d+)min the run reads it more often, with dropout$", logged[-1])
+    left = int(minutes) * 60 * (1 - budget.RESERVED_SHARE - budget.MEASURING_SHARE)
+    assert budget._settle(tiny(Path()), Asked(), candidates, left, 1e5).dropout == budget.DROPOUT
+    assert budget._settle(tiny(Path()), Asked(), candidates, 1000.0, 1e5).dropout == budget.DROPOUT
+    assert logged[-1].endswith(
+        "reads it 12 times and ends before the budget is used up. Give more text for a better model; "
+        "more time does not help"
+    )
 
 
 def test_users_see_the_rank_of_each_size_and_no_loss(logged):
@@ -158,10 +207,13 @@ def test_the_search_ends_at_a_size_that_does_not_fit_the_memory(tmp_path, monkey
 @pytest.mark.parametrize("steps", [1, 3, 29, 1000])
 def test_decay_removes_at_most_a_tenth_of_a_weight_in_a_step(steps):
     rate, ratio = MUON_RATE, 3.0
-    decay = budget.decay_for(rate, steps, ratio)
+    decay = budget.decay_for(rate, steps, 4.0, ratio)
     assert rate * ratio * decay <= budget.MAX_STEP_DECAY * (1 + 1e-9)
-    if steps > 100:
-        assert decay == pytest.approx(budget.TOTAL_DECAY / (rate * steps))
+
+
+@pytest.mark.parametrize(("passes", "steps_of_the_average"), [(0.3, 1000), (1.0, 1000), (4.0, 250)])
+def test_weights_are_an_average_over_one_pass_or_over_a_shorter_run(passes, steps_of_the_average):
+    assert 1 / (MUON_RATE * budget.decay_for(MUON_RATE, 1000, passes, 1.0)) == pytest.approx(steps_of_the_average)
 
 
 def test_given_layers_and_heads_restrict_the_candidates():
@@ -271,6 +323,7 @@ def test_a_restored_choice_equals_the_original(ended):
         int(saved.train.max_steps),
         saved.optimizer.lr,
         saved.optimizer.weight_decay,
+        saved.model.dropout,
     )
     assert choice.applied(asked(folder), AUTO) == saved
 
@@ -279,7 +332,7 @@ def test_given_values_take_precedence_over_the_choice(tmp_path):
     given = dict.fromkeys(("optimizer.lr", "train.log_every", "train.batch_tokens"), "as the config has it")
     config = asked(tmp_path, optimizer__lr=0.0123, train__log_every=3)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_tokens=96))
-    choice = Choice(1, 64, 1, 512, 200, 7e-3, 0.5).applied(config, Asked(auto_size=True, given=given))
+    choice = Choice(1, 64, 1, 512, 200, 7e-3, 0.5, 0.1).applied(config, Asked(auto_size=True, given=given))
     assert (choice.optimizer.lr, choice.train.log_every, choice.train.batch_tokens) == (0.0123, 3, 96)
     assert (choice.optimizer.weight_decay, choice.train.max_steps, choice.model.d_model) == (0.5, 200, 64)
 
@@ -302,7 +355,7 @@ def test_values_of_the_command_line_reach_the_choice(monkeypatch):
     ((config, asked),) = reached
     assert asked.auto_size
     assert list(asked.given) == ["model", "model.n_layer", "optimizer.lr", "train.keep_last"]
-    chosen = Choice(2, 64, 1, 512, 200, 7e-3, 0.5).applied(config, asked)
+    chosen = Choice(2, 64, 1, 512, 200, 7e-3, 0.5, 0.0).applied(config, asked)
     assert (chosen.model.n_layer, chosen.model.d_model, chosen.optimizer.lr) == (1, 64, 0.0123)
 
 

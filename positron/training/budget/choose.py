@@ -38,9 +38,12 @@ from positron.training.optim.groups import suitable_rate
 logger = logging.getLogger(__name__)
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
-# How many times a text is read at most. With more passes a model memorises the text (Muennighoff et al.; docs/LOG.md).
-MAX_PASSES = 4.0
-# A larger model that reads the whole text MAX_PASSES times is chosen only if it lowers the loss by this share. Otherwise the
+# How many times a text is read at most, without and with dropout. With more passes a model memorises the text (docs/LOG.md).
+MAX_PASSES, MAX_PASSES_WITH_DROPOUT = 6.0, 12.0
+DROPOUT = 0.1  # used if the time is enough for DROPOUT_PASSES passes; with fewer passes it makes the model worse
+DROPOUT_PASSES = 8.0
+DROPOUT_TIME = 1.15  # the time of a step with dropout, divided by that of a step without it
+# A larger model that reads the whole text as often as allowed is chosen only if it lowers the loss by this share. Otherwise the
 # power law, which does not describe memorisation, would choose the largest model for a text of a few kilobytes.
 MIN_GAIN = 0.01
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
@@ -50,16 +53,14 @@ MAX_MEASURING_S = 60.0  # seconds that all measurements together take at most
 RESERVED_SHARE = 0.05  # share of the budget that is reserved for imports, validation, samples and saving
 # The best batch grows with the square root of the tokens of a run (arXiv:2410.21676); it is 4,096 tokens for a run of 4M.
 REFERENCE_BATCH, REFERENCE_TOKENS = 4096, 4e6
-TOTAL_DECAY = (
-    1.0  # learning rate x weight decay x steps, so that each run forgets its initial weights to the same degree
-)
 MAX_STEP_DECAY = 0.1  # the largest share of a weight that one step removes; it matters only for runs of a few steps
 
 # The keys that a budget chooses, unless the command line gives them (Asked.given).
 SIZE_KEYS = ("model.n_layer", "model.d_model", "model.n_head")
 INTERVAL_KEYS = ("train.log_every", "train.val_every", "train.save_every", "train.sample_every")
 RATE_KEYS = ("optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps")
-CHOSEN_KEYS = (*SIZE_KEYS, "train.max_steps", "train.batch_tokens", *INTERVAL_KEYS, "train.val_tokens", *RATE_KEYS)
+LENGTH_KEYS = ("train.max_steps", "train.batch_tokens", "train.val_tokens")
+CHOSEN_KEYS = (*SIZE_KEYS, *LENGTH_KEYS, *INTERVAL_KEYS, *RATE_KEYS, "model.dropout")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Choice:
     max_steps: int
     lr: float
     weight_decay: float
+    dropout: float
 
     def applied(self, config: RunConfig, asked: Asked) -> RunConfig:
         """Return `config` with the values that the budget chose; keys that the command line gives keep their values.
@@ -85,6 +87,7 @@ class Choice:
             "model.n_layer": self.n_layer,
             "model.d_model": self.d_model,
             "model.n_head": self.n_head,
+            "model.dropout": self.dropout,
             "train.max_steps": steps,
             "train.batch_tokens": self.batch_tokens,
             "train.log_every": max(1, steps // 100),
@@ -151,13 +154,17 @@ def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:
     return suitable_rate(config.optimizer, d_model)
 
 
-def decay_for(rate: float, steps: int, embedding_ratio: float) -> float:
-    """Return the weight decay for which learning rate x weight decay x steps is TOTAL_DECAY, but not more than a limit.
+def decay_for(rate: float, steps: int, passes: float, embedding_ratio: float) -> float:
+    """Return the weight decay for a run of `steps` steps that reads its text `passes` times.
 
-    The limit is the weight decay with which one step multiplies a weight by 1 - MAX_STEP_DECAY. `rate`: the learning rate.
+    With weight decay, weights are a moving average of the updates of the last 1 / (learning rate x weight decay) steps. These
+    steps are one pass over the text here, or the whole run if it is shorter: an average of less than a pass would forget parts
+    of the text, and a longer one favours memorisation (Wang and Aitchison, arXiv:2405.13698; docs/LOG.md).
+
+    The result is limited, so that one step multiplies a weight by at least 1 - MAX_STEP_DECAY. `rate`: the learning rate.
     `embedding_ratio`: the learning rate of the embeddings divided by `rate`.
     """
-    return min(TOTAL_DECAY / steps, MAX_STEP_DECAY / max(1.0, embedding_ratio)) / rate
+    return min(max(1.0, passes) / steps, MAX_STEP_DECAY / max(1.0, embedding_ratio)) / rate
 
 
 def batch_for_tokens(tokens: float, context: int) -> int:
@@ -169,19 +176,36 @@ def batch_for_tokens(tokens: float, context: int) -> int:
     return max(1, round(wanted / context)) * context
 
 
-def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, text_tokens: float) -> tuple[int, float]:
-    """Return the number of tokens per optimizer step and the number of tokens that a run reads in `seconds`.
+@dataclass(frozen=True)
+class Course:
+    """Hold how a model of one size is trained in the given time."""
 
-    A run reads its text, which has `text_tokens` tokens, at most MAX_PASSES times. The batch size depends on the number of
-    tokens, which depends on the speed, which depends on the batch size. Therefore both results are computed four times in turn.
+    batch_tokens: int  # tokens per optimizer step
+    tokens: float  # tokens that the run reads, including repetitions
+    dropout: float
+    reads_all: bool  # the run ends because it has read its text as often as allowed, and not because the time is over
+
+
+def course_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, text_tokens: float) -> Course:
+    """Return the batch, the length and the dropout of a run on a text of `text_tokens` tokens that takes at most `seconds`.
+
+    `speed` is that of `config`. A model with dropout may read its text more often. Dropout is used if the time is enough for
+    DROPOUT_PASSES passes, or if the command line or the model's configuration sets it. The batch size depends on the number
+    of tokens, which depends on the speed, which depends on the batch size. Therefore all are computed four times in turn.
     """
     batch, context = REFERENCE_BATCH, config.model.context_length
     given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
+    dropout, is_set = config.model.dropout, config.model.dropout > 0 or "model.dropout" in asked.given
+    tokens, readable = 0.0, 0.0
     for _ in range(4):
         batch = batch if given == "auto" else max(1, given // context) * context
-        tokens = min(seconds * speed.tokens_per_s(batch), MAX_PASSES * text_tokens)
+        readable = seconds * speed.tokens_per_s(batch)
+        if not is_set:
+            dropout = DROPOUT if readable >= DROPOUT_PASSES * text_tokens else 0.0
+            readable = readable / DROPOUT_TIME if dropout else readable
+        tokens = min(readable, (MAX_PASSES_WITH_DROPOUT if dropout else MAX_PASSES) * text_tokens)
         batch = batch_for_tokens(tokens, context) if given == "auto" else batch
-    return batch, tokens
+    return Course(batch, tokens, dropout, reads_all=tokens < readable)
 
 
 def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
@@ -220,12 +244,11 @@ def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hold a model size, the tokens that it reads in the budget, and the loss by which candidates are compared."""
+    """Hold a model size, how it is trained in the budget, and the loss by which candidates are compared."""
 
     gpt: GPTConfig
     speed: Speed
-    batch_tokens: int
-    tokens: float
+    course: Course
     forecast: float  # the result of `forecast_bpb`, meaningful only in comparison with other candidates
 
 
@@ -267,26 +290,26 @@ def choose(
                     "larger sizes are not measured"
                 )
                 break
-            batch, tokens = tokens_in(seconds_left(), speed, config, asked, text_tokens)
-            forecast = forecast_bpb(gpt.matmul_params(), tokens, text_tokens)
-            candidates.append(Candidate(gpt, speed, batch, tokens, forecast))
-            if larger_gains_nothing(candidates, text_tokens):
+            course = course_in(seconds_left(), speed, config, asked, text_tokens)
+            forecast = forecast_bpb(gpt.matmul_params(), course.tokens, text_tokens)
+            candidates.append(Candidate(gpt, speed, course, forecast))
+            if larger_gains_nothing(candidates):
                 break
     return _settle(config, asked, candidates, seconds_left(), text_tokens)
 
 
-def larger_gains_nothing(candidates: list[Candidate], text_tokens: float) -> bool:
+def larger_gains_nothing(candidates: list[Candidate]) -> bool:
     """Tell whether to measure no larger models, because they would be worse or hardly better.
 
     `candidates`: the models measured so far, smallest first. Returns True if their forecast loss has risen twice in a row.
-    Also returns True if the last model can read the whole text MAX_PASSES times in the budget and its forecast loss is above
-    1 - MIN_GAIN times the forecast loss of the previous model.
+    Also returns True if the last model can read the whole text as often as allowed in the budget and its forecast loss is
+    above 1 - MIN_GAIN times the forecast loss of the previous model.
     """
     last = candidates[-1]
     if len(candidates) > 2 and last.forecast > candidates[-2].forecast > candidates[-3].forecast:
         return True
-    reads_all = last.tokens >= MAX_PASSES * text_tokens
-    return reads_all and len(candidates) > 1 and last.forecast > (1 - MIN_GAIN) * candidates[-2].forecast
+    is_small_gain = len(candidates) > 1 and last.forecast > (1 - MIN_GAIN) * candidates[-2].forecast
+    return last.course.reads_all and is_small_gain
 
 
 def _log_ranking(candidates: list[Candidate]) -> None:
@@ -297,12 +320,12 @@ def _log_ranking(candidates: list[Candidate]) -> None:
             "model sizes (layers x width), ranked by a power law that was fitted to TinyStories (rank 1: lowest loss):"
         )
     for candidate in candidates:
-        gpt = candidate.gpt
+        gpt, course = candidate.gpt, candidate.course
         rank = f": rank {ranking.index(candidate.forecast) + 1}" if len(candidates) > 1 else ""
         logger.info(
             f"  {gpt.n_layer:>2} x {gpt.d_model:<4} {gpt.n_params() / 1e6:6.2f}M parameters, "
-            f"{candidate.speed.tokens_per_s(candidate.batch_tokens):>9,.0f} tokens/s, {candidate.tokens / 1e6:7.2f}M tokens "
-            f"in steps of {candidate.batch_tokens:,}{rank}"
+            f"{candidate.speed.tokens_per_s(course.batch_tokens):>9,.0f} tokens/s, {course.tokens / 1e6:7.2f}M tokens "
+            f"in steps of {course.batch_tokens:,}{rank}"
         )
 
 
@@ -312,27 +335,36 @@ def _settle(
     """Log the candidates and return the best choice for the time that is left, `seconds_left`."""
     _log_ranking(candidates)
     best = min(candidates, key=lambda candidate: candidate.forecast)
-    if best is candidates[-1] and larger_gains_nothing(candidates, text_tokens):
+    if best is candidates[-1] and larger_gains_nothing(candidates):
         best = candidates[-2]
     gpt = best.gpt
-    batch, tokens = tokens_in(seconds_left, best.speed, config, asked, text_tokens)
-    steps = max(1, int(tokens / batch))
+    course = course_in(seconds_left, best.speed, config, asked, text_tokens)
+    batch, passes = course.batch_tokens, course.tokens / text_tokens
+    steps = max(1, int(course.tokens / batch))
     rate = rate_for(config, asked, gpt.d_model)
-    decay = decay_for(rate, steps, config.optimizer.embedding_ratio)
-    choice = Choice(gpt.n_layer, gpt.d_model, gpt.n_head, batch, steps, rate, decay)
-    reads_all = tokens >= MAX_PASSES * text_tokens
+    decay = decay_for(rate, steps, passes, config.optimizer.embedding_ratio)
+    choice = Choice(gpt.n_layer, gpt.d_model, gpt.n_head, batch, steps, rate, decay, course.dropout)
     reasons = ["a smaller model would learn less"] if best is not candidates[0] else []
     if best is not candidates[-1]:
-        gain = "learn hardly more" if reads_all else "read too little text in this time"
+        gain = "learn hardly more" if course.reads_all else "read too little text in this time"
         reasons.append(f"a larger model would {gain}")
     logger.info(
         f"chosen: {counted(gpt.n_layer, 'layer')} of width {gpt.d_model}, {counted(steps, 'step')} of {batch:,} tokens, "
         f"learning rate {rate:.2g}, weight decay {choice.applied(config, asked).optimizer.weight_decay:.3f}"
+        + (f", dropout {course.dropout:g}" if course.dropout else "")
         + (f"; {', and '.join(reasons)}" if reasons else "")
     )
-    if reads_all:
+    if course.reads_all:
+        more_time = (
+            DROPOUT_PASSES * text_tokens / best.speed.tokens_per_s(batch) / (1 - RESERVED_SHARE - MEASURING_SHARE)
+        )
+        helps = (
+            "more time does not help"
+            if course.dropout or "model.dropout" in asked.given
+            else f"with budget={math.ceil(more_time / 60)}min the run reads it more often, with dropout"
+        )
         logger.info(
-            f"the text is small: the run reads it {MAX_PASSES:g} times and ends before the budget is used up. Give more text "
-            "for a better model; more time does not help"
+            f"the text is small: the run reads it {passes:.0f} times and ends before the budget is used up. Give more text for "
+            f"a better model; {helps}"
         )
     return choice
