@@ -306,8 +306,9 @@ def begun(tmp_path, monkeypatch):
     append_sample(run, SAMPLES[0])
     run.attention_picture(3).write_bytes(ONE_PIXEL)
     run.wandb_id_path.write_text("kept")
-    # else wandb imports pandas, to see that a list is not one of its tables
+    # not needed, and slow: pandas, to see that a list is not one of its tables, and the code that starts jobs
     monkeypatch.setattr("wandb.util.pd_available", False)
+    monkeypatch.setattr("wandb.Run._detect_and_apply_job_inputs", lambda _: None, raising=False)
     return run.folder
 
 
