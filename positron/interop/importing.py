@@ -42,11 +42,14 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
 
     `name` is a folder, a .bin file of llama2.c, or a repository of the Hugging Face hub, tried in this order. `tokenizer` is
     the vocabulary of a .bin file; `revision` is a branch, tag or commit of a repository. Raises UserError if `folder` exists,
-    or if a file of the model is missing, damaged, contradictory or not supported. Raises Unreachable if the network fails.
+    if `name` is a run, or if a file of the model is missing, damaged, contradictory or not supported. Raises Unreachable if
+    the network fails.
     """
+    place = expanded(name)
+    if RunPaths(place).facts_path.exists():
+        raise UserError(one_line(f"{name} is a run of Positron already, so every command can use it without an import"))
     if folder.exists():
         raise UserError(one_line(f"{folder} exists already: give another --name, or delete this folder"))
-    place = expanded(name)
     if not place.exists():
         if not is_repository(name):
             raise UserError(

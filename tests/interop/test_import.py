@@ -17,7 +17,7 @@ from saved_runs import SHAPES, char, corpus, gpt_config, greedy, odd_lines, rand
 import positron
 from positron.interop import hf_folder, hf_reading, importing
 from positron.interop.formats import export
-from positron.interop.importing import read_model, write_run
+from positron.interop.importing import import_run, read_model, write_run
 from positron.interop.source import open_source
 from positron.model.gpt import GPT
 from positron.run.differences import refuse_differences
@@ -293,6 +293,12 @@ def test_a_name_that_is_taken_is_refused(tmp_path, run_command):
     again = run_command("import_", "model")
     assert again.code == 2
     assert "exists already" in again.err
+
+
+def test_a_run_is_not_imported_and_its_deletion_is_not_advised(tmp_path):
+    run = write_run(read_model(hub_folder(tmp_path / "gpt2", "gpt2")[0]), tmp_path / "run")
+    with pytest.raises(UserError, match="is a run of Positron already, so every command can use it"):
+        import_run(str(run.folder), run.folder)
 
 
 def test_an_imported_run_is_not_continued_under_its_own_name(tmp_path):
