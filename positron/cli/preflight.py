@@ -22,6 +22,7 @@ from positron.settings import from_dict
 from positron.system.disk import expanded, read_json
 from positron.system.errors import UserError
 from positron.system.paths import fault_of_name
+from positron.system.ranks import refuse_unknown_machines
 
 RESERVED = ("data", "sweeps", "numpy_ref")  # folders of outputs/ that other commands write
 _MAX_NAME_BYTES = 200  # of one folder's name; file systems allow 255, and temporary files beside it have longer names
@@ -64,6 +65,7 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     if not run.exists:
         check_files(config.data, asked.given)
     check_packages(config.logger)
+    refuse_unknown_machines(config.device.num_nodes)
     return config
 
 

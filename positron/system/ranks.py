@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 
+from positron.system.errors import UserError
+
+# Lightning finds the other machines itself if one of these variables is set by a launcher: SLURM's srun, LSF, MPI
+_SET_BY_LAUNCHERS = ("SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
 
 def first_rank(processes: int) -> bool:
     """Tell whether this process is the first of the `processes` that train one run.
@@ -28,3 +33,20 @@ def local_rank(processes: int) -> int:
     if processes == 1:
         return 0
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
+def refuse_unknown_machines(machines: int) -> None:
+    """Raise UserError if this process of a training on several machines does not know how to reach the first one.
+
+    Without the address, each process would wait for the others on its own machine, without an end.
+    """
+    if machines == 1 or any(name in os.environ for name in _SET_BY_LAUNCHERS):
+        return
+    number = "NODE_RANK" if "GROUP_RANK" not in os.environ else "GROUP_RANK"  # torchrun sets GROUP_RANK
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", number) if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"device.num_nodes={machines} needs {', '.join(missing)} in the environment: start the command with torchrun, or "
+            "set MASTER_ADDR (the address of the first machine), MASTER_PORT (a free port there) and NODE_RANK (the number of "
+            "this machine, from 0) on each machine"
+        )

@@ -21,6 +21,7 @@ from positron.run.history import cut_after
 from positron.run.metrics import best_so_far, read_metrics
 from positron.run.provenance import record_start
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, UserError
+from positron.system.formatting import counted
 from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks.agreement import Agreement
 from positron.training.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
@@ -155,6 +156,10 @@ def _train(
     _without_notices()
     module = _module(session.config, plan, model, objective, tokenizer)
     trainer = _trainer(session, plan, _callbacks(session, plan, objective, tokenizer, records, ends, callbacks))
+    others = session.config.device.num_nodes - 1
+    if others:
+        logger.info(f"waiting for {counted(others, 'other machine')}; Ctrl-C ends the run")
+        ends.stopping.signals.release()
     trainer.fit(module, Steps(objective, trainer), ckpt_path=session.start.checkpoint)
 
 

@@ -60,6 +60,14 @@ class Signals:
                 return
             self._handlers.setdefault(signum, previous)
 
+    def release(self) -> None:
+        """Let signals end the process at once until `install` is called.
+
+        While torch waits for other machines, it runs no Python code, so that no handler of Python could react.
+        """
+        for signum in self._handlers:
+            signal.signal(signum, signal.SIG_DFL)
+
     def __exit__(self, *_: Any) -> None:
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)

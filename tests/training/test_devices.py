@@ -1,13 +1,18 @@
 """Two processes train what one trains, and runs move between them."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import FAST, PATIENCE
 from traces import assert_same_trace
 from two_processes import TWO, free_port, run
+
+import positron
+from positron.system.errors import UserError
 
 
 @pytest.mark.slow
@@ -66,6 +71,41 @@ def test_two_machines_have_the_trace_of_one(run_command, tmp_path, strategy, lau
     said = [process.communicate(timeout=PATIENCE)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert_same_trace(tmp_path / "outputs" / "two", tmp_path / "outputs" / "one")
+
+
+MACHINES = ("model=debug", *FAST, "device=cpu", "device.num_nodes=2", "device.strategy=ddp")
+
+
+@pytest.mark.parametrize(
+    ("environment", "missing"),
+    [
+        ({}, "MASTER_ADDR, MASTER_PORT, NODE_RANK"),
+        ({"MASTER_ADDR": "10.0.0.1", "NODE_RANK": "0"}, "MASTER_PORT"),
+        ({"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}, "NODE_RANK"),
+    ],
+)
+def test_machines_without_an_address_are_refused_instead_of_waiting_for_each_other(monkeypatch, environment, missing):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        UserError, match=f"device.num_nodes=2 needs {missing} in the environment: start the command with"
+    ):
+        positron.train("debug", device="cpu", **{"device.num_nodes": 2, "device.strategy": "ddp"})
+
+
+def test_a_signal_ends_a_command_that_waits_for_other_machines(tmp_path):
+    command, environment = with_node_ranks(free_port(), "0")
+    process = subprocess.Popen(
+        [*command, *MACHINES], cwd=tmp_path, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    line = next(line for line in process.stderr if "waiting for 1 other machine" in line)
+    time.sleep(1)  # torch listens at the port, and does not return to Python
+    process.terminate()
+    said = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == -signal.SIGTERM, line + said
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(run_command):
