@@ -57,6 +57,10 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
     return next((recipe for recipe, groups in OWN_GROUPS.items() if groups and groups[0] in values), "train")
 
 
+class UnknownKey(UserError):
+    """Report a key that no setting has."""
+
+
 def from_dict(cls: type[T], values: Any, path: str = "") -> T:
     """Build dataclass `cls` from plain nested dicts, refusing unknown keys, missing keys and wrong types.
 
@@ -71,7 +75,7 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
         if key not in fields:
             if "[" in prefix:  # an entry of a list, whose keys `unknown_key` does not know
                 raise UserError(f"unknown key {prefix}{key}: choose from {', '.join(fields)}")
-            raise UserError(unknown_key(f"{prefix}{key}"))
+            raise UnknownKey(unknown_key(f"{prefix}{key}"))
     missing = [
         name
         for name, f in fields.items()
@@ -221,6 +225,16 @@ def is_optional(key: str) -> bool:
     return type(None) in _alternatives(type_of(key))
 
 
+def is_group(key: str) -> bool:
+    """Tell whether a key names a group of settings, such as optimizer, and not a single setting."""
+    return any(map(dataclasses.is_dataclass, _alternatives(type_of(key))))
+
+
+def check_value(key: str, value: Any) -> None:
+    """Raise UserError if a value of the setting `key` has the wrong type."""
+    _convert(type_of(key), value, key)
+
+
 def is_list(key: str) -> bool:
     """Tell whether the value of a key is a list."""
     return any(typing.get_origin(option) is tuple for option in _alternatives(type_of(key)))
@@ -233,10 +247,9 @@ def is_list_of_texts(key: str) -> bool:
 
 def expected(key: str) -> str:
     """Return a phrase that tells the user which values a key accepts."""
-    options = _alternatives(type_of(key))
-    if any(map(dataclasses.is_dataclass, options)):
+    if is_group(key):
         return f"{key} is a group of settings: give its keys one by one, as {key}.NAME=VALUE"
-    return _describe(options, "")
+    return _describe(_alternatives(type_of(key)), "")
 
 
 def _similar_last_word(word: str, keys: Sequence[str], least: float) -> list[str]:

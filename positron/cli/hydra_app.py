@@ -36,6 +36,8 @@ def hydra_errors_as_ours() -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.startswith(("hydra", "omegaconf")):
             raise UserError(_hydra_reason(error)) from error
+        if type(error).__module__.startswith("yaml"):
+            raise UserError(_yaml_reason(error)) from error
         raise
 
 
@@ -72,6 +74,14 @@ def _hydra_reason(error: BaseException) -> str:
             f"{key}.NAME=VALUE"
         )
     return text
+
+
+def _yaml_reason(error: Any) -> str:
+    """Return the message for the user about a file of --config-dir or conf/ that is not valid YAML."""
+    mark = getattr(error, "problem_mark", None)
+    place = f"{mark.name}, line {mark.line + 1}" if mark is not None else "a file of --config-dir or conf/"
+    reason = " ".join(str(getattr(error, "problem", None) or error).split())
+    return f"{place} is not valid YAML: {reason}; correct the file"
 
 
 def _reference_reason(text: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.cli.other_tools import question, same_option
-from positron.cli.unused_settings import OWN_FILES, SOURCES_OF, fits
+from positron.cli.unused_settings import OWN_FILES, SOURCES_OF, TUNING_EXPERIMENTS, fits
 from positron.settings import (
     BASE_GROUPS,
     BUDGET_KEYS,
@@ -22,7 +22,9 @@ from positron.settings import (
     OWN_GROUPS,
     SHORT_KEYS,
     Recipe,
+    check_value,
     expected,
+    is_group,
     is_list,
     is_list_of_texts,
     is_optional,
@@ -157,15 +159,22 @@ class _Reader:
 
     def _check_command(self, key: str) -> None:
         """Raise UserError for a key that only another command reads, or whose value the run takes from other runs."""
+        if self._is_unread(key):
+            remedy = "give train.max_time=, or train.max_steps=" if key in BUDGET_KEYS else f"leave {key}= out"
+            raise UserError(f"{self._why_unread(key)}: {remedy}")
+
+    def _is_unread(self, key: str) -> bool:
+        return key.split(".")[0] in NOT_READ_BY[self.recipe]
+
+    def _why_unread(self, key: str) -> str:
+        """Return why the command does not read `key`."""
         top, ours = key.split(".")[0], command(self.recipe)
-        if top not in NOT_READ_BY[self.recipe]:
-            return
         if top in BASE_GROUPS:
-            raise UserError(f"{ours} takes {_FROM_OTHER_RUNS.get(self.recipe, _FROM_BASE)}: leave {key}= out")
+            return f"{ours} takes {_FROM_OTHER_RUNS.get(self.recipe, _FROM_BASE)}"
         if top in BUDGET_KEYS:
-            raise UserError(f"{key}= is not read by {ours}: give train.max_time=, or train.max_steps=")
+            return f"{key}= is not read by {ours}"
         reader = next(recipe for recipe, groups in OWN_GROUPS.items() if top in groups)
-        raise UserError(f"{key}= is read by {command(reader)}, not by {ours}: leave {key}= out")
+        return f"{key}= is read by {command(reader)}, not by {ours}"
 
     def _check_group(self, group: str, text: str, parser: OverridesParser) -> None:
         choices = self.groups[group]
@@ -194,6 +203,14 @@ class _Reader:
                 continue
             if name not in choices and not self.has_own_conf:
                 raise UserError(self._no_choice(group, name))
+            if group == "experiment" and name in choices and not fits(self.recipe, group, name, self.conf):
+                reader = next((recipe for recipe, names in TUNING_EXPERIMENTS.items() if name in names), "train")
+                own = (
+                    f"choose from {', '.join(self._usable(group))}" if self._usable(group) else "leave experiment= out"
+                )
+                raise UserError(
+                    f"experiment={name} is an experiment of {command(reader)}, not of {command(self.recipe)}: {own}"
+                )
 
     def _no_choice(self, group: str, name: str) -> str:
         choices = self.groups[group]
@@ -235,6 +252,7 @@ class _Reader:
             raise UserError(f"{key}='{text}' cannot be read; {expected(key)}")
         if parsed.is_sweep_override():
             if self.is_sweep:
+                self._check_values(key, parsed)
                 return text
             if is_text(key) and key != "name":
                 return _quoted(text)
@@ -242,10 +260,19 @@ class _Reader:
                 raise UserError(f"{key}={text}: write a list in brackets: '{key}=[{text}]'")
             raise UserError(self._several_values(key, text, parsed))
         value = parsed.value()
+        if is_group(key) and not (isinstance(value, dict) or (value is None and is_optional(key))):
+            raise UserError(f"{key}={text} is not possible: {expected(key)}")
         as_is = value is None or isinstance(value, str) or hasattr(value, "quote")
         if is_text(key) and (not as_is or text != text.strip()):
             return _quoted(text)
         return text
+
+    def _check_values(self, key: str, parsed: Any) -> None:
+        """Raise UserError for a value of a sweep that has the wrong type, before the jobs with other values are trained."""
+        for value in getattr(parsed.value(), "list", []):  # a range of numbers or an interval has no list
+            text = getattr(value, "text", value)
+            if not is_text(key) and "${" not in str(text):
+                check_value(key, text)
 
     def _several_values(self, key: str, text: str, parsed: Any) -> str:
         remedies = []
@@ -305,7 +332,15 @@ class _Reader:
         )
 
     def _unknown(self, key: str, value: str) -> str:
+        last = key.rpartition(".")[2]
+        same_word = [leaf for leaf in leaf_keys() if leaf.rpartition(".")[2] == last]
         other = same_option(key, self.recipe)
+        if other is None and all(map(self._is_unread, same_word)):
+            other = next(iter(same_word), None)
+        if other is not None and self._is_unread(other):
+            steps = "give train.max_steps=, the number of optimizer steps, instead"
+            remedy = steps if last.endswith(("epochs", "epoch")) else f"leave {key}= out"
+            return f"unknown key {key}: {self._why_unread(other)}: {remedy}"
         near_group = difflib.get_close_matches(key, self.groups, 1, 0.75)
         if other is not None and not near_group:
             return f"unknown key {key}: {question(other, value)}"

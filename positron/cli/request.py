@@ -17,7 +17,7 @@ from positron.cli.unused_settings import refuse_unread
 from positron.config import Asked, RunConfig
 from positron.interop.names import needs_import
 from positron.run.folder import OUTPUTS
-from positron.settings import BESIDE_VALUES, Recipe, from_dict, recipe_of
+from positron.settings import BESIDE_VALUES, Recipe, UnknownKey, from_dict, recipe_of
 from positron.system.errors import UserError
 
 
@@ -42,10 +42,24 @@ class Request:
 
         Raises UserError if the values contradict each other.
         """
-        config = configure(self.values)
-        if self.asked.auto_size and config.budget is None:
+        file = (
+            f"the file of experiment={self.asked.given['experiment']}" if "experiment" in self.asked.given else "conf/"
+        )
+        if (
+            "experiment" in self.values
+        ):  # the settings of the file, without the line below, are read as a group of this name
             raise UserError(
-                "model=auto needs budget=, the training time for which the best model is chosen, such as budget=10min"
+                f"{file} does not begin with the line `# @package _global_`: add this line, so that its settings are those of "
+                "the run"
+            )
+        try:
+            config = configure(self.values)
+        except UnknownKey as error:  # the keys of the command line have already been checked
+            raise UserError(f"in {file}: {error}") from error
+        if self.asked.auto_size and config.budget is None:
+            auto = "auto_size=true" if "auto_size" in self.asked.given else "model=auto"
+            raise UserError(
+                f"{auto} needs budget=, the training time for which the best model is chosen, such as budget=10min"
             )
         return config
 

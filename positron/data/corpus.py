@@ -52,6 +52,7 @@ def prepare(
         return tokenizer, existing
     corpus = make_folder(expanded(data.dir) / source.name)
     with lock(corpus / "lock", lambda: logger.info(f"waiting for another process that prepares {corpus}")):
+        is_own = tokenizer is None
         if tokenizer is None:
             home = corpus / "-".join(str(part) for part in (choice.kind, choice.name, choice.vocab_size) if part)
             tokenizer = _own_tokenizer(source, choice, home, streams=data.tokens_per_epoch is not None)
@@ -63,7 +64,7 @@ def prepare(
             size = f"{amount(source.total_bytes)}B of" if source.total_bytes else "the"
             logger.info(f"writing {size} text as tokens to {tokens}")
             write_tokens(source, tokenizer, home, tokens)
-            _report(source, tokens, tokenizer)
+            _report(source, tokens, tokenizer, is_own=is_own)
     if data.tokens_per_epoch is not None:
         return tokenizer, open_stream(data, home)
     return tokenizer, tokens
@@ -83,10 +84,11 @@ def find_token_files(data: DataConfig, tokenizer: Tokenizer | None, known: str |
     return None
 
 
-def _report(source: Source, tokens: Path, tokenizer: Tokenizer) -> None:
+def _report(source: Source, tokens: Path, tokenizer: Tokenizer, *, is_own: bool) -> None:
     """Log the sizes of the training and validation texts, and what was skipped.
 
-    Log a warning if the tokenizer does not suit the text.
+    Log a warning if the tokenizer does not suit the text. `is_own`: the run has chosen the tokenizer; otherwise the tokenizer
+    belongs to the weights with which the run starts.
     """
     train, val = (TokenFiles(tokens, split, tokenizer) for split in SPLITS)
     if summary := source.summary():
@@ -100,9 +102,15 @@ def _report(source: Source, tokens: Path, tokenizer: Tokenizer) -> None:
         unknown = float((train.read(0, min(train.n_tokens, UNKNOWN_SAMPLE_TOKENS)) == 0).mean())
         if unknown > 0.01:
             larger = "a larger tokenizer.vocab_size=, or " if tokenizer.kind == "word" else ""
+            remedy = (
+                f"give {larger}tokenizer=spm_16k, which encodes any text"
+                if is_own
+                else "it belongs to the weights with which the run starts; a new run without them can have tokenizer=spm_16k, "
+                "which encodes any text"
+            )
             logger.warning(
                 f"{unknown:.1%} of the tokens are <unk> (unknown), because the {tokenizer.kind} tokenizer cannot encode "
-                f"this part of the text: give {larger}tokenizer=spm_16k, which encodes any text"
+                f"this part of the text: {remedy}"
             )
 
 
@@ -123,7 +131,7 @@ def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, streams:
             assert_never(choice.kind)
     tokenizer = train_tokenizer(choice, _sample(source, TOKENIZER_SAMPLE_BYTES if reads_sample else None))
     tokenizer.save(home)
-    if choice.vocab_size and tokenizer.vocab_size < choice.vocab_size:
+    if choice.kind in ("word", "sentencepiece") and choice.vocab_size and tokenizer.vocab_size < choice.vocab_size:
         logger.info(
             f"the vocabulary has {tokenizer.vocab_size:,} tokens, fewer than tokenizer.vocab_size={choice.vocab_size}, "
             "because the text is too small for more"

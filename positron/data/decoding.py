@@ -240,7 +240,7 @@ def _convert(path: Path, encoding: str) -> str:
     if compression_of(path) is not None:
         return f"{condition}unpack it, convert it by iconv -f {encoding} -t UTF-8, and use the new file instead"
     conversion = f"iconv -f {encoding} -t UTF-8 {_quoted_path(path)} > {_quoted_path(target)}"
-    return f"{condition}convert it by {conversion} and use the new file instead"
+    return f"{condition}convert it by {conversion}, and use the new file instead (in a folder, move the old file out)"
 
 
 def _quoted_path(path: Path) -> str:

@@ -109,6 +109,10 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
             )
         elif given.is_symlink():
             raise UserError(f"cannot read {called}: it is a link to a missing file, {one_line(os.readlink(given))}")
+        elif path.startswith(("http://", "https://")):
+            raise UserError(
+                f"{called} is an address, not a file: to download a text, give data.url= instead of data.path="
+            )
         else:
             raise UserError(f"cannot read {called}: No such file or directory{CHECK_SPELLING}")
         for file in listing.files:

@@ -26,7 +26,7 @@ CHOSEN, REJECTED = "chosen", "rejected"
 _SIDES = (CHOSEN, REJECTED)
 _ANSWER = "completion"  # the field in which an answer is given to the parser of conversations
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # how HH-RLHF (arXiv:2204.05862) marks the turns in a text
-_FORMATS = "give prompt, chosen and rejected, or chosen and rejected with whole conversations"
+_FORMATS = "give `prompt`, `chosen` and `rejected`, or only `chosen` and `rejected`, each with a whole conversation"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def parse_pair(value: Any) -> ParsedPair:
     row = {str(name).strip().lower(): cell for name, cell in value.items()}
     for side in _SIDES:
         if row.get(side) in (None, "", []):
-            raise Malformed(f"without `{side}`", f"has no answer in `{side}`: {_FORMATS}")
+            raise Malformed(f"without `{side}`", f"has no answer in the field `{side}`: {_FORMATS}")
     sides = [_as_turns(row[side]) for side in _SIDES]
     if all(_is_whole(side) for side in sides):
         shape, parsed, used = "chosen and rejected conversations", *_whole(row, sides)

@@ -47,7 +47,7 @@ class Windows:
         self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
         self.n_windows = (tokens.n_tokens - 1) // context
         if self.n_windows < 1:
-            remedy = "give a longer text"
+            remedy = "give a longer text or a smaller data.val_fraction="
             if tokens.n_bytes > MAX_BYTES_PER_TOKEN * tokens.n_tokens:
                 mean = f"{tokens.n_bytes // tokens.n_tokens:,} bytes"
                 remedy = f"use tokenizer=char or tokenizer=spm_4k, because a token now has {mean} on average"

@@ -71,9 +71,11 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     refused = [difference for difference in changed if not (config.train.extend and difference in extended)]
     if len(refused) == 1 and refused[0].startswith("name: "):
         recorded = run.settings().name
+        original = OUTPUTS / recorded
+        remedy = f"continue {original} by name={recorded}" if original.exists() else f"rename it to {original} again"
         raise UserError(
-            f"{run.folder} contains a run that was trained with name={recorded}, so the folder was renamed or copied: rename "
-            f"it to {OUTPUTS / recorded} again, or give another name="
+            f"{run.folder} contains a run that was trained with name={recorded}, so the folder was renamed or copied: "
+            f"{remedy}, or give another name="
         )
     if refused:
         advice = "give the same settings as before"

@@ -55,10 +55,14 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
             raise UserError(
                 one_line(f"{folder} contains runs, but is not a run itself: name one of them, such as {inner}")
             )
+        if inside := next((parent for parent in folder.parents if Run(parent).exists), None):
+            raise UserError(one_line(f"{folder} is inside the run {inside}: name the run, {inside}"))
         raise UserError(
             one_line(f"{folder} has no {CONFIG}, so it cannot be read as a run: ")
             + "restore the file from a copy, or name another run"
         )
+    if Path(name).is_file() and (inside := next((path for path in Path(name).parents if Run(path).exists), None)):
+        raise UserError(one_line(f"{name} is a file of the run {inside}: name the run, {inside}"))
     known = _names(outputs)
     near = _similar(name, known)
     shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")

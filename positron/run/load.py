@@ -56,6 +56,11 @@ def _no_checkpoint(run: Run) -> UserError:
             f"the checkpoints of {run.folder} are missing, though the run was trained to step {facts.step}: restore "
             f"{run.checkpoint_folder} from a copy, or name another run"
         )
+    if facts.status == "diverged":
+        return UserError(
+            f"{run.folder} has no checkpoint, because its loss diverged before the first one: train a new run with a lower "
+            "optimizer.lr=, or name another run"
+        )
     return UserError(
         f"{run.folder} has no checkpoint yet: give the command that started this run again, and wait for its first checkpoint"
     )

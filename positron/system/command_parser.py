@@ -45,4 +45,9 @@ class CommandParser(argparse.ArgumentParser):
             a.dest == "prompt" for a in self._get_positional_actions()
         ):
             advice = "put a prompt of several words in quotes"
+            key, equal, text = message.removeprefix("unrecognized arguments: ").partition("=")
+            if equal and (near := difflib.get_close_matches(key.replace("_", "-"), options, 1, 0.6)):
+                advice = f"did you mean --{near[0]} {text}?"
+            elif "--run" in self._option_string_actions:
+                advice += ", and name the run with --run"
         raise UserError(f"{' '.join(message.split())}; {advice}")

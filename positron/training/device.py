@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,9 +75,9 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         accelerator = asked
     else:
         choices = " or ".join(f"device={name}" for name, is_available in available.items() if is_available)
+        remedy = f", or install a PyTorch with {asked.upper()}" if asked == "cuda" or sys.platform == "darwin" else ""
         raise UserError(
-            f"device={asked}, but PyTorch finds no {asked.upper()} device: give {choices} or device=auto, or install a "
-            f"PyTorch with {asked.upper()}"
+            f"device={asked}, but PyTorch finds no {asked.upper()} device: give {choices} or device=auto{remedy}"
         )
     match accelerator:
         case "cuda":

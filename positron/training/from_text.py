@@ -77,7 +77,7 @@ def train_on_text(
         source = start.weights or start.checkpoint
         if source is not None:
             restore(model, tokenizer, source)  # Lightning restores the optimizer and the loops, if the run continues
-        refuse_before_start(run, start, last_step=plan.last_step, fingerprint=task.fingerprint)
+        refuse_before_start(session, last_step=plan.last_step, fingerprint=task.fingerprint)
         if session.is_first_rank:
             run.begin(config, tokenizer, kind=task.kind, new=not start.is_own, forked_from=start.checkpoint)
         return fit(session, plan, model, task, tokenizer, callbacks)

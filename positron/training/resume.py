@@ -126,14 +126,21 @@ def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
         raise
 
 
-def refuse_before_start(run: Run, start: Start, *, last_step: int, fingerprint: str) -> None:
-    """Raise UserError if the training text has changed, or if a run that starts from another run's checkpoint has no step left.
+def refuse_before_start(session: Session, *, last_step: int, fingerprint: str) -> None:
+    """Raise UserError if the training text is another one, or if a run from another run's checkpoint has no step left.
 
     Call this function before a file of the run is changed. `last_step`: the last step of this run; the checkpoint must be at an
     earlier step. `fingerprint`: the hash of the training text.
     """
+    run, start = session.run, session.start
     known = run.facts().data_fingerprint
     if known and known != fingerprint:
+        before, now = run.settings().data.path, session.config.data.path
+        if before != now:
+            raise UserError(
+                f"{run.folder} was trained on another text, data.path={before}: give this path to continue the run, or another "
+                "name= to start a new one"
+            )
         raise UserError(
             f"the training text of {run.folder} has changed since the run started: restore the text, or give another name="
         )

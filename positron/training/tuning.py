@@ -79,7 +79,7 @@ def train_further(
     and `fit`.
     """
     run, config, start = session.run, session.config, session.start
-    refuse_before_start(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
+    refuse_before_start(session, last_step=plan.last_step, fingerprint=objective.fingerprint)
     if session.is_first_rank:
         run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
         if not start.is_own:

@@ -46,7 +46,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["Tom \udce9t\udce9"], "the prompt is not UTF-8: byte 4 is 0xe9"),
         (["--file", "utf16.txt"], "is not UTF-8: byte 0 is 0xff; it looks like UTF-16"),
         (["--file", "latin.txt"], "is not UTF-8: byte 4 is 0xe9; give it as UTF-8"),
-        (["Once", "upon"], "unrecognized arguments: upon; put a prompt of several words in quotes"),
+        (
+            ["Once", "upon"],
+            "unrecognized arguments: upon; put a prompt of several words in quotes, and name the run with --run",
+        ),
+        (["Once", "max_tokens=4"], "unrecognized arguments: max_tokens=4; did you mean --max-tokens 4?"),
         (["Tom", "--stop", ""], "an empty stop string"),
         (
             ["Tom", "--weights", "int3"],

@@ -265,11 +265,14 @@ def test_a_word_that_is_not_ours_is_answered_with_what_to_type(words, said):
         ("prefer", "lora_r=8", "preference.lora.rank"),
         ("reinforce", "lora_r=8", "reinforce.lora.rank"),
         ("prefer", "model_name_or_path=mine", "init_from"),
-        ("train", "num_generations=8", "did you mean reinforce.samples?"),
+        ("train", "num_generations=8", "reinforce.samples= is read by"),
+        ("train", "epochs=3", "give train.max_steps=, the number of optimizer steps, instead"),
+        ("train", "rank=8", "sft.lora.rank= is read by"),
+        ("sft", "vocab_size=8000", "of the base run, which init_from= names: leave vocab_size= out"),
         ("distill", "alpha=0.3", "did you mean distill.alpha? (read by"),
         ("distill", "--temperature=2", "distill.temperature=2"),
         ("distill", "teacher_model=x", "did you mean distill.teachers? (read by"),
-        ("train", "teacher=x", "did you mean distill.teachers?"),
+        ("train", "teacher=x", "distill.teachers= is read by"),
     ],
 )
 def test_a_name_of_another_tool_has_the_meaning_of_the_command(recipe, word, said):
@@ -580,6 +583,7 @@ def test_data_field_is_refused_where_no_file_has_fields(tmp_path):
         (b"", "data.path=.* is empty"),
         (b'{"text": "caf\xe9 au lait"}', r"is not UTF-8 \(byte 13 is 0xe9\)"),
         (b"PK\x03\x04", "a zip archive"),
+        ("Once".encode("utf-16"), "and use the new file instead"),
         (None, "no file"),
     ],
 )
@@ -592,6 +596,11 @@ def test_a_text_that_cannot_be_read_is_refused_before_anything_is_loaded(tmp_pat
         path.write_bytes(content)
     with pytest.raises(UserError, match=says):
         check_files(DataConfig(source=data, path=str(path)), {})
+
+
+def test_an_address_is_not_looked_for_among_the_files():
+    with pytest.raises(UserError, match=r"is an address, not a file: .* give data.url= instead of data.path="):
+        check_files(DataConfig(source="text", path="https://example.org/a.txt"), {})
 
 
 def test_a_folder_of_empty_files_is_not_called_empty(tmp_path: Path) -> None:
@@ -656,10 +665,52 @@ def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, 
     [
         (("--model", "debug"), "there is no option --model; settings are given as key=value: write model=debug"),
         (("callbacks=mine",), "write FOLDER/callbacks/mine.yaml and add --config-dir FOLDER"),
+        (
+            ("train=4",),
+            "train=4 is not possible: train is a group of settings: give its keys one by one, as train.NAME=",
+        ),
+        (
+            ("experiment=addition_reward",),
+            "is an experiment of python -m positron.reinforce, not of python -m positron.train",
+        ),
+        (("-m", "optimizer.lr=1e-3,x"), "optimizer.lr='x' is not a possible value: give a number"),
+        (("-m", "seed=0,1.5"), "seed=1.5 is not a possible value: give a whole number"),
     ],
 )
 def test_a_choice_is_answered_with_the_way_to_give_it(words, said):
     assert said in refused(*words)
+
+
+def test_an_experiment_of_another_command_is_refused():
+    message = refused("experiment=quickstart", recipe="sft")
+    assert "is an experiment of python -m positron.train" in message
+    assert message.endswith("choose from story_instruct")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "# @package _global_\ntrain: {max_steps: 3\n",
+            r"mine\.yaml, line 3 is not valid YAML: expected .*; correct the file",
+        ),
+        (
+            "train: {max_steps: 3}\n",
+            "the file of experiment=mine does not begin with the line `# @package _global_`: add",
+        ),
+        (
+            "# @package _global_\ntrain: {max_stepz: 3}\n",
+            "in the file of experiment=mine: unknown key train.max_stepz: did you",
+        ),
+    ],
+)
+def test_a_fault_in_the_users_experiment_is_reported_with_its_file(run_command, tmp_path, text, said):
+    (tmp_path / "own/experiment").mkdir(parents=True)
+    (tmp_path / "own/experiment/mine.yaml").write_text(text)
+    result = run_command("train", "--config-dir", "own", "experiment=mine")
+    assert result.code == 2
+    assert re.search(said, result.err), result.err
+    assert "Traceback" not in result.err
 
 
 # Sweeps

@@ -406,6 +406,27 @@ def test_a_folder_without_its_settings_is_not_said_to_be_missing(tmp_path):
         find_run("noconf", tmp_path)
 
 
+def test_a_path_inside_a_run_is_answered_with_the_run(tmp_path):
+    (tmp_path / "mine/checkpoints").mkdir(parents=True)
+    for file in ("config.json", "run.json", "checkpoints/best.ckpt"):
+        (tmp_path / "mine" / file).write_text("{}")
+    run = re.escape(str(tmp_path / "mine"))
+    with pytest.raises(UserError, match=rf"checkpoints is inside the run {run}: name the run, {run}$"):
+        find_run(str(tmp_path / "mine/checkpoints"), tmp_path)
+    with pytest.raises(UserError, match=rf"best\.ckpt is a file of the run {run}: name the run, {run}$"):
+        find_run(str(tmp_path / "mine/checkpoints/best.ckpt"), tmp_path)
+
+
+def test_a_diverged_run_without_a_checkpoint_is_not_to_be_waited_for(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/run.json").write_text('{"status": "diverged", "step": 3}')
+    (tmp_path / "mine/config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"because its loss diverged before the first one: train a new run with a lower"
+    ):
+        load_model(Run(tmp_path / "mine"))
+
+
 def test_a_folder_that_is_not_a_run_is_told_from_a_damaged_run(tmp_path):
     for name in ("sweep/0", "sweep/1"):
         (tmp_path / name).mkdir(parents=True)

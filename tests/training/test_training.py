@@ -20,7 +20,7 @@ from conftest import FAST, PATIENCE, tiny
 from faults import full_disk
 from traces import same, trace, weights
 
-from positron.config import GPTConfig, LoggerConfig, PrecisionConfig, TensorboardConfig
+from positron.config import DataConfig, GPTConfig, LoggerConfig, PrecisionConfig, TensorboardConfig
 from positron.evaluation import plots, report
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
@@ -341,6 +341,24 @@ def test_a_named_run_whose_checkpoints_are_all_damaged_is_not_to_be_trained_firs
     shutil.rmtree(tmp_path / "torn" / "checkpoints")
     with pytest.raises(UserError, match="has no checkpoint: train it first"):
         train(dataclasses.replace(tiny(tmp_path), ckpt_path=str(tmp_path / "torn")), tmp_path / "run2")
+
+
+def test_a_run_continues_on_no_other_text(tmp_path):
+    for name, word in (("a.txt", "one "), ("b.txt", "two ")):
+        (tmp_path / name).write_text(word * 2000)
+    text = DataConfig(source="text", path=str(tmp_path / "a.txt"), dir=str(tmp_path / "data"))
+    config = tiny(tmp_path, data=text)
+    train(config, tmp_path / "run")
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(tmp_path / "b.txt")))
+    with pytest.raises(
+        UserError, match=r"was trained on another text, data\.path=\S+a\.txt: give this path to continue"
+    ):
+        train(other, tmp_path / "run")
+    (tmp_path / "a.txt").write_text("three " * 2000)
+    with pytest.raises(
+        UserError, match=r"the training text of \S+run has changed since the run started: restore the text"
+    ):
+        train(config, tmp_path / "run")
 
 
 def test_a_tokenizer_that_does_not_belong_is_refused(tmp_path, whole):
