@@ -116,7 +116,7 @@ def _run(command: str, given: list[Document]) -> list[Claim]:
                 f"the program {words[0]} of --command did not write the file {{out}}: write a line for each document, "
                 'such as {"id": "0/7", "logprob": -131.2, "bytes": 871}'
             )
-        return floor.read_claims(out)
+        return floor.read_claims(out, f"the file {{out}} that {words[0]} wrote")  # it is deleted when this command ends
 
 
 if __name__ == "__main__":

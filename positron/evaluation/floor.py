@@ -98,20 +98,22 @@ def write_documents(path: Path, given: Iterable[Document]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def read_claims(path: Path) -> list[Claim]:
+def read_claims(path: Path, called: str | None = None) -> list[Claim]:
     """Read the scores that a user's program wrote: JSON lines with `id`, `logprob` in nats, and `bytes`.
 
-    Raises UserError if a line is invalid; the message names the line.
+    `called` is the name of the file in messages (default: its path). Raises UserError if a line is invalid; the message names
+    the line.
     """
+    called = called or str(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {why_unreadable(error)}") from error
+        raise UserError(f"cannot read {called}: {why_unreadable(error)}") from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 (the byte at offset {error.start} is invalid): write it as UTF-8"
+            f"{called} is not UTF-8 (the byte at offset {error.start} is invalid): write it as UTF-8"
         ) from error
-    return [_claim(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return [_claim(line, f"{called}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _claim(line: str, place: str) -> Claim:

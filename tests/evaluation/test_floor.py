@@ -357,6 +357,13 @@ def test_the_command_refuses_in_one_line(run_command: Callable[..., Result], tmp
         (("--command", python("-c", "'raise SystemExit(3)'", "{text}", "{out}")), "ended with exit code 3"),
         (("--command", "python 'x.py {text} {out}"), "--command cannot be divided into words (No closing quotation)"),
         (("--command", python("-c", "pass", "{text}", "{out}")), "did not write the file {out}"),
+        (
+            (
+                "--command",
+                python("-c", "'import sys; open(sys.argv[2], str(chr(119))).write(str(4))'", "{text}", "{out}"),
+            ),
+            " wrote, line 1 must be an object with id, logprob and bytes",
+        ),
         (("--scores", "none.jsonl"), "cannot read none.jsonl"),
         (("--write", "d.jsonl", "--documents", "1"), "--documents must be at least 2"),
         (("--write", "d.jsonl", "--seed", "-1"), "--seed must be at least 0"),
