@@ -139,7 +139,16 @@ def _draw_scores(
             axes.plot(list(by_x), means, color="0.6", linewidth=1, zorder=1)
         axes.scatter(xs, ys, color=shades, zorder=2)
         if others and len(lines) > 1:
-            axes.annotate(", ".join(others), (xs[-1], means[-1]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+            at_the_frame = axes.get_yaxis_transform()  # x as a share of the width, y as a score
+            axes.annotate(
+                ", ".join(others),
+                (1, means[-1]),
+                xycoords=at_the_frame,
+                textcoords="offset points",
+                xytext=(5, 0),
+                va="center",
+                fontsize=8,
+            )
     if x_key is None:
         names = [", ".join(values) or f"{place:.0f}" for values, place in places.items()]
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
@@ -229,7 +238,7 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     left.set_ylim(0.8 * lowest, 1.25 * max(above))
     for axis_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         axis_formatter(ScalarFormatter())
-    right.axhline(e, color="tab:green", linestyle="--")
+    right.axhline(e, color="tab:green", linestyle="--", label=f"E = {e:.4f}")
     right.set(ylabel="bits per byte", title="loss")
     fit_range(right, [*map(float, bpb), *map(float, curve), e])
     right.legend()
