@@ -18,10 +18,10 @@ The sigmoid is computed as (1 + tanh(x / 2)) / 2, the same function. Written as 
 overflows at x = -89: e^89 is inf, with a warning, before 1 / inf gives the right 0. tanh does not overflow. In hardware,
 swish and gelu are tables of about 256 entries with linear interpolation; relu needs only the sign bit, relu2 also a multiplier.
 
-Cost: a few FLOPs per number, but 8 bytes of memory traffic (one read, one written), so memory is the limit. Therefore
-all steps of an activation are done on a block of `BLOCK_NUMBERS` numbers that fits the cache, into buffers that already
-exist, and the derivative is computed at the same time: backward is then a single product. Each function below begins
-with the same computation in plain NumPy.
+Cost: a few FLOPs per number, but 8 bytes of memory traffic (one float32 read, one written), so memory is the limit. Therefore
+all steps of an activation are done on a block of `BLOCK_NUMBERS` numbers that fits the cache, into buffers that already exist,
+and the derivative is computed at the same time: backward is then a single product. Each function below begins with the same
+computation in plain NumPy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CUBIC = 0.044715
 
 
 def _relu(x: Array, f: Array, slope: Array) -> None:
-    """Write the activation of x into f, and its derivative into slope.
+    """Write ReLU(x) into f, and its derivative into slope.
 
     In plain NumPy:
 
@@ -51,7 +51,7 @@ def _relu(x: Array, f: Array, slope: Array) -> None:
 
 
 def _relu2(x: Array, f: Array, slope: Array) -> None:
-    """Write the activation of x into f, and its derivative into slope.
+    """Write ReLU(x)^2 into f, and its derivative into slope.
 
     In plain NumPy:
 
@@ -64,7 +64,7 @@ def _relu2(x: Array, f: Array, slope: Array) -> None:
 
 
 def _swish(x: Array, f: Array, slope: Array) -> None:
-    """Write the activation of x into f, and its derivative into slope.
+    """Write swish(x) into f, and its derivative into slope.
 
     In plain NumPy, with s = 1 / (1 + np.exp(-x)):
 
@@ -80,7 +80,7 @@ def _swish(x: Array, f: Array, slope: Array) -> None:
 
 
 def _gelu(x: Array, f: Array, slope: Array) -> None:
-    """Write the activation of x into f, and its derivative into slope.
+    """Write GELU(x), computed by tanh, into f, and its derivative into slope.
 
     In plain NumPy, with t = np.tanh(_GELU * (x + _CUBIC * x**3)):
 
@@ -106,7 +106,7 @@ def _gelu(x: Array, f: Array, slope: Array) -> None:
 
 
 def _gelu_exact(x: Array, f: Array, slope: Array) -> None:
-    """Write the activation of x into f, and its derivative into slope.
+    """Write GELU(x), computed by erf, into f, and its derivative into slope.
 
     In plain NumPy, with P = (1 + erf(x / sqrt(2))) / 2:
 
@@ -124,8 +124,9 @@ def _gelu_exact(x: Array, f: Array, slope: Array) -> None:
 def erf(x: Array) -> Array:
     """Compute the error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x, to the precision of x's dtype.
 
-    Uses the series erf(x) = 2 / sqrt(pi) e^(-x^2) sum_n 2^n x^(2n+1) / (1 * 3 * 5 ... (2n+1)) (DLMF 7.6.2). Unlike the
-    Taylor series, its terms all have the same sign, so nothing cancels. Beyond |x| = 6, erf is 1 in float64.
+    Uses the series erf(x) = 2 / sqrt(pi) e^(-x^2) sum_n 2^n x^(2n+1) / (1 * 3 * 5 ... (2n+1)) with n = 0, 1, 2, ... (DLMF
+    7.6.2). Unlike those of the Taylor series, its terms all have the same sign, so nothing cancels. For |x| > 6, erf is 1 or -1
+    in float64, so x is clipped first.
     """
     clipped = np.clip(x, -6, 6)
     square, term = clipped * clipped, clipped.copy()
@@ -159,5 +160,5 @@ def activation_forward(x: Array, kind: str) -> tuple[Array, Cache]:
 
 
 def activation_backward(dy: Array, cache: Cache) -> tuple[Array]:
-    """Compute dx = dy f'(x); all have the same shape."""
+    """Compute dx = dy f'(x); dy and dx have the shape of x."""
     return (dy * cache["slope"],)

@@ -1,15 +1,15 @@
 """Scaled dot-product attention: each position takes a weighted mean of the values at earlier positions.
 
-    S = q k^T / sqrt(D)        (T, S)   how well query t matches key s
-    P = softmax(S + mask)      (T, S)   mask: 0 where t may attend to s, -inf where s lies in the future
+    Z = q k^T / sqrt(D)        (T, S)   how well query t matches key s
+    P = softmax(Z + mask)      (T, S)   mask: 0 where t may attend to s, -inf where s lies in the future
     O = P v                    (T, D)
 
-1 / sqrt(D): for q and k of unit variance the sum of D products has variance D; without the factor, softmax would be
-saturated, and its gradient vanish, before the first step. A masked score is -inf, not -1e9: e^-inf is exactly 0, so the
-future has no influence at all, not even in the last bit.
+The shape (T, S) stands for T queries and S keys. 1 / sqrt(D): for q and k of unit variance the sum of D products has variance
+D; without the factor, softmax would be saturated, and its gradient vanish, before the first step. A masked score is -inf, not
+-1e9: e^-inf is exactly 0, so the future has no influence at all, not even in the last bit.
 
-Backward, from dO. O = P v gives two products: dv = P^T dO and dP = dO v^T. Softmax (`loss.py`) gives
-dS = P (dP - rowsum(dP P)); at masked positions P = 0, hence dS = 0. Last, dq = dS k / sqrt(D), dk = dS^T q / sqrt(D).
+Backward, from dO. O = P v gives two products: dv = P^T dO and dP = dO v^T. Softmax (`loss.py`) gives dZ = P (dP - rowsum(dP
+P)); at masked positions P = 0, hence dZ = 0. Last, dq = dZ k / sqrt(D), dk = dZ^T q / sqrt(D).
 
 One pass over (T, S) is saved by FlashAttention's identity (arXiv:2205.14135, B.2): rowsum(dP P) = rowsum(dO O), because
 sum_s (dO . v_s) P_s = dO . sum_s P_s v_s. The right side costs D per row instead of S. It also holds with dropout on P.
@@ -45,7 +45,8 @@ def attention_forward(
     q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D). H query heads share K key/value heads. There are T queries and S keys.
     `mask` is True where a query may attend to a key: (T, S), or (B, 1, 1, T, S) if each sequence has its own mask. Without a
     mask, query t attends to its own key, which is key S - T + t, and to all keys before it. The output of a query whose keys
-    are all masked is 0. `p_drop` is the dropout probability of the attention weights.
+    are all masked is 0. `p_drop` is the dropout probability of the attention weights, and `rng` draws the dropout mask; None:
+    no dropout.
     """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
@@ -69,7 +70,7 @@ def attention_forward(
 
 
 def _causal_mask(n: int, dtype: np.dtype) -> Array:
-    """Return a mask (n, n): -inf above the diagonal, where a key lies in the future, and 0 elsewhere."""
+    """Return a mask (n, n) to add to the scores: -inf above the diagonal, where a key lies in the future, and 0 elsewhere."""
     return np.triu(np.full((n, n), -np.inf, dtype=dtype), 1)
 
 
@@ -86,7 +87,7 @@ def window_mask(T: int, S: int, window: int) -> Array:
 def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array, None, None, None]:
     """Compute the gradients of `attention_forward`: dout (B, H, T, D) -> dq (B, H, T, D), dk and dv (B, K, S, D).
 
-    The mask, `p_drop` and the generator have no gradient (None).
+    `mask`, `p_drop` and `rng` have no gradient (None).
     """
     q, k, v = cache["q"], cache["k"], cache["v"]  # (B, K, G, T, D), (B, K, S, D) twice
     B, K, G, T, D = q.shape
@@ -112,7 +113,7 @@ def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array, 
 
 
 def attention_weights(cache: Cache) -> Array:
-    """Return the weight (B, H, T, S), before dropout, that each of T queries gave to each of S keys; 0 for masked keys.
+    """Return the weights (B, H, T, S), before dropout, that each of T queries gave to each of S keys; 0 for masked keys.
 
     `cache` is the cache that `attention_forward` returns.
     """

@@ -6,8 +6,8 @@
 Backward. y depends on m directly and through the branch, so the gradients add: dm = dy + branch_backward(dy). The first
 term is why deep networks train: whatever the branches do, a gradient of 1 reaches every layer.
 
-Cost: the sum of its parts; each addition moves 8 bytes per number for 1 FLOP. In fixed point the stream needs more bits than
-the branches, because it sums up 2 L of them.
+Cost: the sum of its parts; each addition moves 12 bytes per float32 number (two read, one written) for 1 FLOP. In fixed point
+the stream needs more bits than the branches, because it is the sum of 2 L branches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy_ref.norm import layernorm_backward, layernorm_forward, rmsnorm_backwa
 
 
 def norm_forward(x: Array, params: Params, config: GPTConfig) -> tuple[Array, Cache]:
-    """Apply the norm of the configuration: x (..., C) -> (..., C).
+    """Apply the norm that `config` chooses, LayerNorm or RMSNorm: x (..., C) -> (..., C).
 
     params: weight (C,) and, for a LayerNorm with bias, bias (C,).
     """
@@ -39,7 +39,7 @@ def norm_forward(x: Array, params: Params, config: GPTConfig) -> tuple[Array, Ca
 
 
 def norm_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None]:
-    """Compute the gradients of `norm_forward`: dy (..., C) -> dx (..., C), dparams, None for `config`."""
+    """Compute the gradients of `norm_forward`: dy (..., C) -> dx (..., C), dparams by name, None for `config`."""
     if "bias" not in cache:
         dx, dweight = rmsnorm_backward(dy, cache)
         dbias = None
@@ -56,9 +56,9 @@ def block_forward(
     rng: np.random.Generator | None = None,
     past: Past | None = None,
 ) -> tuple[Array, Cache]:
-    """Add the attention branch, then the MLP branch, to x (B, T, C).
+    """Add the attention branch, then the MLP branch, to x: x (B, T, C) -> (B, T, C).
 
-    params: norm1.*, attn.*, norm2.*, mlp.*; see `multihead_forward` for `rope`, `rng` and `past`.
+    params: norm1.*, attn.*, norm2.*, mlp.*. See `multihead_forward` for `rope`, `rng` and `past`.
     """
     cache: Cache = {}
     h, cache["norm1"] = norm_forward(x, strip_prefix(params, "norm1."), config)
@@ -72,7 +72,7 @@ def block_forward(
 
 
 def block_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None, None, None, None]:
-    """Compute the gradients of `block_forward`: dy (B, T, C) -> dx (B, T, C), dparams.
+    """Compute the gradients of `block_forward`: dy (B, T, C) -> dx (B, T, C), dparams by name.
 
     The other arguments have no gradient (None).
     """

@@ -29,7 +29,12 @@ WORDS = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s")
 
 
 class BPETokenizer:
-    """Encode text as merged bytes. The first ids are the special tokens, then the 256 bytes, then one id per merge."""
+    """Encode text with byte-level byte-pair encoding.
+
+    The first ids are the special tokens, then the 256 bytes, then one id per merge. `merges` holds the two ids that each merge
+    joins, in the order in which the merges were learned. Raises ValueError if an id of a merge is neither a byte nor an earlier
+    merge.
+    """
 
     kind = "bpe"
     n_special = len(SPECIALS)
@@ -51,7 +56,10 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> BPETokenizer:
-        """Learn merges from `text` until there are `vocab_size` ids, or until no pair occurs twice."""
+        """Create a tokenizer: learn merges from `text` until there are `vocab_size` ids, or until no pair occurs twice.
+
+        If `vocab_size` is too small for the special tokens and the 256 bytes, the tokenizer has these ids and no merges.
+        """
         counts = Counter(WORDS.findall(text))
         words = [[cls.n_special + b for b in word.encode("utf-8")] for word in counts]
         n_merges = vocab_size - cls.n_special - 256
@@ -80,7 +88,7 @@ class BPETokenizer:
 
 
 def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """Replace every occurrence of the pair, from the left, by the id `new`."""
+    """Return `ids` with every occurrence of the pair, from left to right, replaced by the id `new`."""
     out, i = [], 0
     while i < len(ids):
         if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
@@ -96,8 +104,8 @@ def learn_merges(words: list[list[int]], counts: list[int], n_merges: int, first
     """Merge the most frequent pair of neighbours, up to `n_merges` times; return the pairs in the order of the merges.
 
     The pairs get the ids `first`, `first` + 1, ... `words[i]` is the list of ids of a word; `words` is changed in place.
-    `counts[i]` is the number of times that word i occurs in the text. If several pairs are equally frequent, the pair with the
-    smallest ids is merged first. Learning ends early if no pair occurs twice.
+    `counts[i]` is the number of times that word i occurs in the text. If several pairs are equally frequent, the smallest pair,
+    compared as a tuple, is merged first. Learning ends early if no pair occurs twice.
     """
     totals: Counter[Pair] = Counter()
     words_with: defaultdict[Pair, set[int]] = defaultdict(set)  # pair -> indices of the words that may contain it

@@ -1,9 +1,9 @@
 """Checkpoints: configuration (JSON), weights (npz or safetensors) and tokenizer (JSON), written atomically.
 
-A file is written under a temporary name, flushed to the disk, and renamed. A rename is atomic, so after a power cut
-either the old or the new file exists. Reading a file never executes code from it: npz is read without pickles, and JSON and
-safetensors hold only data. A safetensors file has three parts: the length of the header in 8 bytes, a JSON header with the
-dtype, shape and byte range of each name, and the raw numbers.
+A file is written under a temporary name, flushed to the disk, and renamed. A rename is atomic, so after a power cut either the
+old or the new file exists. Reading a file never executes code from it: npz is read without pickles, and JSON and safetensors
+hold only data. A safetensors file has three parts: the length of the header in 8 bytes, a JSON header with the name, dtype,
+shape and byte range of each array, and the raw numbers.
 """
 
 from __future__ import annotations
@@ -91,7 +91,11 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def read_config(path: Path) -> GPTConfig:
-    """Read an architecture from a JSON file. Raises InputError if a field is missing, unknown or has an impossible value."""
+    """Read an architecture from a JSON file.
+
+    Raises InputError if the file cannot be read, if a field is unknown or has an impossible value, or if a field without a
+    default is missing.
+    """
     facts = read_json(path)
     known = {field.name for field in dataclasses.fields(GPTConfig)}
     try:
@@ -133,7 +137,7 @@ def check_params(params: Params, config: GPTConfig, where: str) -> Params:
 
 
 def save(config: GPTConfig, params: Params, config_path: str | Path, weights_path: str | Path) -> None:
-    """Write the weights as npz, then the architecture as JSON, each atomically."""
+    """Write the weights as npz to `weights_path`, then the architecture as JSON to `config_path`, each atomically."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(GPTConfig)}
     write_arrays(Path(weights_path), params)
     write_json(Path(config_path), fields)
@@ -149,7 +153,10 @@ def load(config_path: str | Path, weights_path: str | Path) -> tuple[Params, GPT
 
 
 def to_safetensors(params: Params, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write the parameters as a safetensors file, atomically, in the order of `params`."""
+    """Write the parameters as a safetensors file, atomically, in the order of `params`.
+
+    The arrays must be float64, float32 or float16. `metadata` is stored in the header under `__metadata__`.
+    """
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
     offset = 0
@@ -171,7 +178,7 @@ def to_safetensors(params: Params, path: str | Path, metadata: dict[str, str] | 
 def from_safetensors(path: str | Path) -> dict[str, Array]:
     """Return the arrays of a safetensors file by their names. The dtypes F64, F32, F16 and BF16 are read; BF16 becomes float32.
 
-    Raises InputError if the file is damaged or contains another dtype.
+    Raises InputError if the file cannot be read, is damaged, or contains another dtype.
     """
     try:
         data = Path(path).read_bytes()
@@ -198,7 +205,7 @@ def from_safetensors(path: str | Path) -> dict[str, Array]:
 def check_sha256(path: Path) -> None:
     """Raise InputError if the sha256 of the file `path` differs from the sha256 that the file `path`.sha256 contains.
 
-    Without the file `path`.sha256, which older runs do not have, nothing is checked.
+    If there is no file `path`.sha256, nothing is checked: older versions of Positron did not write it.
     """
     checksum_path = path.with_name(f"{path.name}.sha256")
     try:
@@ -217,8 +224,9 @@ def check_sha256(path: Path) -> None:
 def from_torch_run(folder: str | Path) -> tuple[Params, GPTConfig, Tokenizer]:
     """Read the exported weights, the architecture and the tokenizer of a Positron run, without torch.
 
-    Raises InputError if `folder` has no exported weights (a run exports them after it was validated), if a file is damaged,
-    or if numpy_ref cannot read this kind of tokenizer.
+    A run is a training of the torch model, and `folder` is its folder. Raises InputError if the folder has no exported weights
+    (a run writes them when it ends, if it was validated at least once), if files are damaged or do not belong together, or if
+    numpy_ref cannot read this kind of tokenizer.
     """
     folder = Path(folder)
     if not (folder / "model" / "weights.safetensors").exists():

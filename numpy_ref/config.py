@@ -23,9 +23,11 @@ Activation = Literal["gelu", "relu", "swish", "relu2", "swiglu"]
 class GPTConfig:
     """Describe the architecture of a GPT. Raises InputError for impossible values.
 
-    `context_length` is in tokens. `head_dim` None: d_model / n_head. `n_kv_head` None: as many key/value heads as query
-    heads. `d_ff` None: 4 d_model, or about 8/3 d_model for swiglu. `window`: each token attends to this many tokens, itself
-    included; None: to itself and all tokens before it. `qk_scale`: QK-norm has a learned scale.
+    `context_length` is in tokens. `head_dim` None: d_model / n_head. `n_kv_head` None: as many key/value heads as query heads.
+    `d_ff` None: 4 d_model, or for swiglu 8/3 d_model, rounded up to a multiple of 8. `bias`: linear layers, except the output
+    head, and LayerNorms have a bias. `qk_norm`: queries and keys are normalized with RMSNorm; `qk_scale`: with a learned scale.
+    `smear`: a learned multiple of the previous token's embedding is added to each embedding. `window`: each token attends to
+    this many tokens, itself included; None: to itself and all tokens before it. `dropout`: the dropout probability.
     """
 
     vocab_size: int
@@ -111,7 +113,7 @@ class GPTConfig:
 
     @property
     def has_learned_positions(self) -> bool:
-        """Tell whether the vectors of the positions are trained weights, `wpe` (T, C)."""
+        """Tell whether the position embeddings are trained weights, `wpe` of shape (context_length, d_model)."""
         match self.position:
             case "learned":
                 return True
@@ -133,7 +135,7 @@ class GPTConfig:
 
     @property
     def is_gated(self) -> bool:
-        """Tell whether the MLP has a third matrix, `gate`, whose output multiplies the output of `up`."""
+        """Tell whether the MLP has a third matrix, `gate`; swish of its output multiplies the output of the matrix `up`."""
         match self.activation:
             case "swiglu":
                 return True
