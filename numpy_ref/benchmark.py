@@ -2,9 +2,10 @@
 
     python -m numpy_ref.benchmark
 
-If torch is installed, it runs the same shapes (eager, float32, the same number of threads) in turns with NumPy, so that a
-change in the machine's speed affects both libraries; the printed ratio is the ratio of the medians. The torch model
-below is plain functional code: `F.scaled_dot_product_attention`, `F.cross_entropy`, `torch.optim.AdamW`.
+If torch is installed, it runs the same shapes (eager, float32) in turns with NumPy, so that a change in the machine's speed
+affects both libraries; the printed ratio is NumPy's median time divided by torch's. NumPy has one thread and torch its default,
+unless OMP_NUM_THREADS sets the number of threads of both. The torch model below is plain functional code:
+`F.scaled_dot_product_attention`, `F.cross_entropy`, `torch.optim.AdamW`.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ TURN_S = 0.3  # seconds for which a job is repeated before the other library's t
 
 
 def numpy_jobs(config: GPTConfig, B: int) -> dict[str, Job]:
-    """Return the functions to be timed, by name: each layer forward and backward, and a whole training step.
+    """Return the functions to be timed, by name: each layer forward and backward, AdamW's step, and a whole training step.
 
-    Their input is random, in float32.
+    `B` is the batch size; the inputs have the context length of `config`. They are random and in float32.
     """
     rng = np.random.default_rng(0)
     T, C, H, V = config.context_length, config.d_model, config.n_head, config.vocab_size
@@ -165,7 +166,7 @@ def interleaved_medians(jobs: list[Job], rounds: int) -> list[float]:
 
 
 def measure(name: str, config: GPTConfig, B: int, rounds: int, torch: Any) -> None:
-    """Time the functions of `numpy_jobs` for one shape of model and print a line for each.
+    """Time the functions of `numpy_jobs` for one model and print a line for each, and NumPy's speed of training in tokens/s.
 
     `B` is the batch size. `torch` is the module torch, or None if it is not installed.
     """

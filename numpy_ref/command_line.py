@@ -1,4 +1,4 @@
-"""Report errors of the commands as one line with an exit code. Imports only the standard library."""
+"""Report errors of the commands as one line with an exit code. Imports only `numpy_ref.config` and the standard library."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Learn from the probabilities of a teacher: cross-entropy with the text, and the KL divergence from the teacher.
 
 A text says which token comes next; a teacher, a trained model, says how probable every token is. The student learns from both
-(Hinton et al., arXiv:1503.02531). With the logits z (V,) of the student at a position whose target is y, and a temperature T,
+(Hinton et al., arXiv:1503.02531). With the logits z (V,) of the student at a position whose target is y, the logits z_k of the
+teacher k, a temperature T, and the teachers' weight a,
 
     p = softmax(z)        s = softmax(z / T)        q = mean over the teachers k of softmax(z_k / T)
 

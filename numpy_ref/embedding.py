@@ -71,7 +71,8 @@ def position_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
 def smear_forward(x: Array, weight: Array, first: Array | None = None) -> tuple[Array, Cache]:
     """Add `weight` times the vector of the previous token: x (B, T, C), weight (C,) -> (B, T, C).
 
-    `first` (B, C) is the vector of the token before x if a text is read in parts; None: x is the beginning of the text.
+    `first` (B, C) is the vector of the token before the first token of x, if a text is read in parts; None: x is the beginning
+    of the text.
     """
     before = np.concatenate(
         (np.zeros_like(x[:, :1]) if first is None else first[:, None], x[:, :-1]), axis=1
@@ -87,7 +88,10 @@ def smear_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
 
 
 def sinusoidal_table(context_length: int, d_model: int) -> Array:
-    """Compute the fixed table (T, C), in float64: sines in the first half of the channels, cosines in the second."""
+    """Compute the table of sinusoidal positions in float64: (T, C), with T = context_length and C = d_model.
+
+    The first half of the channels has the sines, the second half the cosines. All are multiplied by 0.02 sqrt(2).
+    """
     frequency = 10_000.0 ** (-np.arange(0, d_model, 2) / d_model)  # (C/2,)
     angle = np.arange(context_length)[:, None] * frequency  # (T, C/2)
     return np.concatenate((np.sin(angle), np.cos(angle)), axis=-1) * (INIT_STD * math.sqrt(2))

@@ -7,13 +7,14 @@ parameters of the policy. With V = 3 and L = 3 there are 7 contexts and 15 answe
 tokens.
 
 The logits of an answer are the rows of its contexts. They are looked up like embeddings, so embedding.py computes the gradient
-of the table, and preference.py computes log pi(y). With the probabilities of all N answers,
+of the table, and preference.py computes log pi(y). With the probability pi(y) and the reward R(y) of each of the N answers y,
 
     J = sum_y pi(y) R(y)        dJ/d(log pi(y)) = pi(y) R(y)
 
 is the exact expected reward and its exact gradient. The mean and the variance of an estimator are exact sums, too. For each of
-the N^K groups of K answers, the probability of the group is a product, and the estimate 1/K sum_i A_i d(log pi(y_i)) is one
-vector. The mean of these vectors shows the bias of the estimator, and their variance shows its noise.
+the N^K groups of K answers, the probability of the group is a product, and the estimate 1/K sum_i A_i d(log pi(y_i)), with the
+advantages A_i (policy_gradient.py), is one vector. The mean of these vectors shows the bias of the estimator, and their
+variance shows its noise.
 """
 
 from __future__ import annotations
@@ -112,9 +113,9 @@ def estimator_moments(
 def kl_estimate_moments(log_p: Array, log_q: Array, gradients: Array, kind: KLEstimator) -> tuple[float, float, Array]:
     """Return the mean and the standard deviation of an estimate of KL(p, q), and the mean (C, V) of its gradient.
 
-    The estimate is computed from one answer that is sampled from p. log_p and log_q (N,) are the log-probabilities of all N
-    answers; `gradients` (N, C, V) are the gradients of log_p with respect to the policy's table, which has the logits of V
-    tokens for each of C contexts.
+    The estimate is computed from one answer that is sampled from p, by the estimator `kind` (see policy_gradient.py). log_p and
+    log_q (N,) are the log-probabilities of all N answers; `gradients` (N, C, V) are the gradients of log_p with respect to the
+    policy's table, which has the logits of V tokens for each of C contexts.
     """
     p = np.exp(log_p)
     estimates, cache = kl_estimate_forward(log_p, log_q, kind)  # (N,)

@@ -4,8 +4,8 @@
 
 - attention maps: the weight that each head of each layer gives to each token (`attention.py`), and the three tokens to which
   the last token attends most;
-- the norm of the residual stream after each layer, which shows how much each block adds, and the tokens and channels with
-  the largest values;
+- the norm of the residual stream after each layer, which shows how much each block adds, the tokens with an unusual norm,
+  and the channels that hold a large share of the norm;
 - the logit lens (nostalgebraist, 2020): norm_f and the output head applied to the stream after every layer, as if the
   later layers did not exist. It shows at which depth the prediction is made;
 - the probabilities of the next token.
@@ -60,7 +60,8 @@ def logit_lens(params: Params, config: GPTConfig, stream: Array) -> Array:
 def outlier_channels(x: Array, share: float = 0.2) -> str:
     """Return a text that names the channels of a vector (C,) that hold at least `share` of the vector's squared norm.
 
-    The text is "" if there are none, or if the vector has at most 1 / share channels, where a large share is normal.
+    The text is "" if there are no such channels, or if the vector has at most 1 / share channels, where a large share is
+    normal.
     """
     shares = x.astype(np.float64) ** 2 / max(float((x.astype(np.float64) ** 2).sum()), 1e-30)
     outliers = [

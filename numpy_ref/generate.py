@@ -2,8 +2,8 @@
 
 Without a cache, token n costs a forward pass over n tokens. Keys and values of past tokens never change, because a token
 attends only to earlier ones. So a cache keeps them, and each new token costs a forward pass over one token. Keys and values
-depend on the positions of their tokens. So when the context is full, the cache is emptied, the last half of the tokens passes
-through the model again, now at positions 0, 1, ..., and generation continues.
+depend on the positions of their tokens. So when the context is full, the cache is emptied, the last tokens, half of a context,
+pass through the model again, now at positions 0, 1, ..., and generation continues.
 
     python -m numpy_ref.generate "Once upon a time" --temperature 0.5 --top-k 50 --top-p 0.9
     python -m numpy_ref.generate "Once upon a time" --run outputs/quickstart
@@ -47,7 +47,8 @@ def generate_ids(
     """Yield up to `max_tokens` new token ids that continue `ids`; stop early at the id `stop`, which is not yielded.
 
     The keyword arguments `sampling` are passed to the function `sample`, whose repetition penalty applies to the last `last_n`
-    tokens. With `cached` False, the same ids are computed without a key/value cache. Raises InputError if `ids` is empty.
+    tokens. The random numbers start from `seed`. With `cached` False, the same ids are computed without a key/value cache.
+    Raises InputError if `ids` is empty.
     """
     if not ids:
         raise InputError("the prompt is empty: give at least one token")
@@ -91,10 +92,10 @@ def complete(
 
 
 def load_model(run: str | None, model: str | None) -> tuple[Params, GPTConfig, Tokenizer, str]:
-    """Load the Positron run in the folder `run`, or the model that `numpy_ref.train` saved as `model`, which is FOLDER/NAME.
+    """Load the model of a Positron run or of `numpy_ref.train`: return its weights, architecture, tokenizer and path.
 
-    If both are None, load the newest model in OUTPUTS. The last result is the path of the loaded run or model. Raises
-    InputError if there is no model, or if a file is damaged.
+    `run` is the folder of a Positron run. `model` is FOLDER/NAME, under which `numpy_ref.train` saved a model. If both are
+    None, the newest model in OUTPUTS is loaded. Raises InputError if there is no model, or if a file is damaged.
     """
     if run is not None:
         return *from_torch_run(run), run

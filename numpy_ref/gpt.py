@@ -1,4 +1,4 @@
-"""GPT: token ids in, a probability for every possible next token out.
+"""GPT: token ids in, a score (logit) for every possible next token out.
 
     x = wte[ids] + positions                  (B, T, C)   (rotary positions act inside of attention instead;
                                                            smearing comes before positions)
@@ -10,8 +10,8 @@ Tied embeddings are one matrix used twice, so its gradient is the sum of the gra
 Parameters are one flat dictionary, name -> array, with the names of the torch model. Everything is computed in the dtype
 of `wte.weight`.
 
-Cost: 6 FLOPs per weight and token for a training step (`linear.py`: three products forward and backward, 2 FLOPs each),
-plus attention's 12 C per key and layer (`attention.py`).
+Cost: 6 FLOPs per weight and token for a training step (`linear.py`: three products forward and backward, 2 FLOPs each), plus
+attention's 12 C for each token, layer, and key to which the token attends (`attention.py`).
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def shapes(config: GPTConfig) -> Shapes:
 def init_params(config: GPTConfig, seed: int = 0, dtype: Any = np.float32) -> Params:
     """Draw the initial parameters with a random generator that starts from `seed`.
 
-    Weights are normal with standard deviation 0.02, or 0.02 / sqrt(2 L) for the 2 L matrices that write into the residual
-    stream (GPT-2); norms are 1, biases and the smear weight 0.
+    Matrices are normal with standard deviation 0.02, or 0.02 / sqrt(2 L) for the 2 L matrices of L blocks that write into the
+    residual stream (GPT-2). The weights of norms are 1, biases and the smear weight 0.
     """
     rng = np.random.default_rng(seed)
     params = {}
@@ -151,11 +151,12 @@ def forward(
     past: list[Past] | None = None,
     trace: bool = False,
 ) -> Array | tuple[Array, dict[str, Array]]:
-    """Compute the logits of the next token: ids (B, T) -> logits (B, T, V).
+    """Compute the logits of the next token: idx (B, T) -> logits (B, T, V).
 
-    `rng` draws the dropout masks of training; None: no dropout. `past` holds the key/value cache of each layer; `idx` then
-    continues the tokens in the cache. With `trace`, the function also returns a dictionary of all intermediate arrays, with
-    names such as `blocks.0.norm1.x`. Raises InputError if the tokens, including those in `past`, do not fit the context length.
+    `idx` holds token ids. `rng` draws the dropout masks of training; None: no dropout. `past` holds the key/value cache of each
+    layer; `idx` then continues the tokens in the cache, and is added to it. With `trace`, the function also returns a
+    dictionary of all intermediate arrays, with names such as `blocks.0.norm1.x`. Raises InputError if the tokens, including
+    those in `past`, do not fit the context length.
     """
     logits, cache = _forward(params, config, idx, rng, past)
     if not trace:
@@ -187,8 +188,8 @@ def loss_and_grads(
 ) -> tuple[float, Params]:
     """Compute the mean loss, in nats per target, and its gradient for every parameter by name: idx and targets (B, T).
 
-    `rng` draws the dropout masks; None: no dropout. `denominator` is the number of targets of the whole optimizer step, by
-    which the sum of the losses is divided; None: the number of targets in `targets`.
+    Targets of -100 are not counted. `rng` draws the dropout masks; None: no dropout. `denominator` is the number of targets of
+    the whole optimizer step, by which the sum of the losses is divided; None: the number of targets in `targets`.
     """
     logits, cache = _forward(params, config, idx, rng)
     loss, loss_cache = cross_entropy_forward(logits, targets, denominator)

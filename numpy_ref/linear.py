@@ -8,14 +8,14 @@ Backward. Let L be the loss and dy = dL/dy, of y's shape. The chain rule for x, 
     dL/dW_ji = sum_n dy_nj x_ni                                         so  dW = dy^T x
     dL/db_j  = sum_n dy_nj                                              so  db = sum over the rows of dy
 
-A weight is used once for every row, so its gradient is a sum over all rows: that is the whole rule for shared
-parameters, here and in every file. Every backward is two matrix products of the forward's size, hence the rule
-of thumb that training costs three forwards.
+A weight is used once for every row, so its gradient is a sum over all rows: that is the whole rule for shared parameters, here
+and in every file. Every backward is two matrix products of the forward's size, hence the rule of thumb that a training step
+costs as much as three forward passes.
 
-Cost: 2 N I O FLOPs forward, 4 N I O backward; 4 (N I + I O + N O) bytes in float32. One number fetched from memory
-serves hundreds of multiplications, so this is the one operation that is limited by the multipliers, not by memory.
-All leading axes are folded into one before the product, because BLAS is faster with one large product than with B
-small ones.
+Cost, for N rows, I input and O output channels: 2 N I O FLOPs forward, 4 N I O backward; 4 (N I + I O + N O) bytes in float32.
+One number fetched from memory serves hundreds of multiplications, so this is the one operation that is limited by the
+multipliers, not by memory. All leading axes are folded into one before the product, because BLAS is faster with one large
+product than with B small ones.
 
 IEEE 754: a sum of I products in float32 carries a relative error of about sqrt(I) eps, eps = 2^-24, as long as nothing
 cancels. In fixed point (an FPGA): 8-bit x and W multiply into 16 bits and a sum of 2^k of them needs 16 + k bits; a

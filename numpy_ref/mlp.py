@@ -20,9 +20,10 @@ from numpy_ref.linear import Array, Cache, Params, named_linear_backward, named_
 
 
 def mlp_forward(x: Array, params: Params, activation: Activation) -> tuple[Array, Cache]:
-    """Compute f(x Wu^T) Wd^T, or its gated form for swiglu: x (B, T, C) -> (B, T, C).
+    """Compute f(x Wu^T) Wd^T, or (swish(x Wg^T) * (x Wu^T)) Wd^T for swiglu: x (B, T, C) -> (B, T, C).
 
-    params: up.weight (F, C), down.weight (C, F), for swiglu also gate.weight (F, C); with biases also up.bias and so on.
+    f is `activation`. params: up.weight Wu (F, C), down.weight Wd (C, F), for swiglu also gate.weight Wg (F, C); with biases
+    also up.bias and so on.
     """
     cache: Cache = {}
     h, cache["up"] = named_linear_forward(x, params, "up")  # (B, T, F)
@@ -41,7 +42,7 @@ def mlp_forward(x: Array, params: Params, activation: Activation) -> tuple[Array
 
 
 def mlp_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None]:
-    """Compute the gradients of `mlp_forward`: dy (B, T, C) -> dx (B, T, C), dparams, None for `activation`."""
+    """Compute the gradients of `mlp_forward`: dy (B, T, C) -> dx (B, T, C), dparams by name, None for `activation`."""
     grads: Params = {}
     dh = named_linear_backward(dy, cache["down"], "down", grads)  # (B, T, F)
     if "gate" not in cache:

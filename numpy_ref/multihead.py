@@ -1,15 +1,16 @@
 """Multi-head attention: H small attentions in parallel, each with its own queries and keys.
 
     q, k, v = x Wq^T, x Wk^T, x Wv^T        (B, T, H D), and (B, T, K D) for keys and values
-    split into heads, rotate q and k by their positions (`rope.py`), bring them to unit size (QK-norm)
+    split into heads, rotate q and k by their positions (`rope.py`), bring them to a root mean square of 1 (QK-norm)
     attend (`attention.py`), concatenate the heads, and mix them: y = O Wo^T
 
 Backward runs through the same list from the last line to the first. x was used three times, so dx is the sum of three
 contributions.
 
-QK-norm (arXiv:2010.04245) is RMSNorm without weight over the D channels of each head: |q| = |k| = sqrt(D), so no score
-can exceed sqrt(D) however large the weights grow. It comes after the rotation, which does not change lengths. With a
-learned scale (Qwen3, arXiv:2505.09388) it comes before the rotation, which mixes channels that are scaled differently.
+QK-norm (arXiv:2010.04245) is RMSNorm without weight over the D channels of each head: |q| = |k| = sqrt(D), so no score can
+exceed sqrt(D) however large the weights grow. It comes after the rotation, which does not change lengths. With a learned scale
+(Qwen3, arXiv:2505.09388) it comes before the rotation: the channels of a pair have different scales, and the rotation mixes
+them.
 
 A bias on the keys adds the same q.b to all scores of a query, and softmax ignores what is added to a whole row: without
 rotation or QK-norm the gradient of this bias is 0, and the computed value is rounding noise.
@@ -50,9 +51,10 @@ def add_prefix(params: dict[str, Value], prefix: str) -> dict[str, Value]:
 
 
 class Past:
-    """Hold the key/value cache of one layer: k and v (B, K, capacity, D), filled up to `length`.
+    """Hold the key/value cache of one layer: k and v (B, K, capacity, D), of which the first `length` tokens are filled.
 
-    `last` (B, C) is the embedding of the token read last, which smearing adds to the embedding of the next token.
+    K is the number of key/value heads and `capacity` the largest number of tokens. With smearing, `last` (B, C) in the cache of
+    the first layer is the embedding of the token read last, a multiple of which is added to the embedding of the next token.
     """
 
     def __init__(self, batch: int, config: GPTConfig, capacity: int, dtype: Any) -> None:
@@ -116,7 +118,7 @@ def multihead_forward(
 
 
 def multihead_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None, None, None, None]:
-    """Compute the gradients of `multihead_forward`: dy (B, T, C) -> dx (B, T, C), dparams.
+    """Compute the gradients of `multihead_forward`: dy (B, T, C) -> dx (B, T, C), dparams by name.
 
     The other arguments have no gradient (None).
     """

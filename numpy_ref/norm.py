@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm: every token's vector is brought to unit size, then scaled by learned weights.
+"""LayerNorm and RMSNorm: every token's vector is brought to a root mean square of 1, then scaled by learned weights.
 
 LayerNorm (arXiv:1607.06450), over the C channels of one token:
 
@@ -8,7 +8,7 @@ Backward. dw = sum over tokens of dy h, db = sum of dy, and with g = dy w (which
 
     dL/dx_i = sum_j g_j dh_j/dx_i,   dh_j/dx_i = r (delta_ij - 1/C) + (x_j - m) dr/dx_i
 
-The variance moves with x_i by 2 (x_i - m) / C (the mean's own motion drops out, since deviations sum to 0), so
+The derivative of the variance by x_i is 2 (x_i - m) / C (that of the mean drops out, since deviations sum to 0), so
 dr/dx_i = -r^3 (x_i - m) / C = -r^2 h_i / C. Collect:
 
     dx = r (g - mean(g) - h mean(g h))

@@ -32,10 +32,10 @@ pulling the scale of a norm towards 0 is not a regularisation.
 Clipping (arXiv:1211.5063): if the norm of all gradients together exceeds c, all are scaled by c / norm. The direction
 stays the same, and one bad batch cannot ruin the weights.
 
-Cost: AdamW reads four numbers and writes three per weight, 28 bytes, for about 12 FLOPs. Memory is the limit, so it works
-in blocks that stay in the cache. Muon keeps one mean instead of two and costs 5 (4 r^2 c + 2 r^3) FLOPs for r x c: with a
-batch of 1,024 tokens about as much as half of a block's forward pass. On small hardware, m and v, twice the size of the
-model, are the first arrays that no longer fit.
+Cost: AdamW reads four numbers and writes three per weight, 28 bytes, for about 12 FLOPs. Memory is the limit, so it works in
+blocks that stay in the cache. Muon keeps one mean instead of two and costs 5 (4 r^2 c + 2 r^3) FLOPs for a matrix of r x c with
+r <= c. With F = 4 C, K = H and H D = C these are 300 C^3 for the matrices of a block, as much as its forward pass (24 C^2 per
+token) over 12.5 C tokens. On small hardware, m and v, twice the size of the model, are the first arrays that no longer fit.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _adamw(
 ) -> None:
     """Update the parameters `names` in place, in blocks that fit the cache.
 
-    In plain NumPy, for step t, with correct1 = 1 - b1**t and correct2 = 1 - b2**t:
+    In plain NumPy, for step t, with correct1 = 1 - b1**t and correct2 = 1 - b2**t, and weight_decay = 0 for arrays of one axis:
 
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * g**2
@@ -153,9 +153,11 @@ def muon_step(
     momentum: float = 0.95,
     embedding_ratio: float = 1.0,
 ) -> None:
-    """Take one Muon step, in place on params and state; `betas` and `eps` are for the parameters that AdamW updates.
+    """Take one Muon step, in place on params and state.
 
-    Embeddings and the output head have `embedding_ratio` times the learning rate.
+    `momentum` is for the matrices of the blocks, `betas` and `eps` are for the parameters that AdamW updates (see `is_hidden`).
+    `weight_decay` acts on arrays of two axes or more. Embeddings and the output head have `embedding_ratio` times the learning
+    rate.
     """
     state["step"] += 1
     tables = [name for name in state["v"] if params[name].ndim >= 2]
@@ -240,10 +242,10 @@ def lr_at(
 ) -> float:
     """Compute the learning rate of a step, counted from 1: a linear warmup to `peak`, then the schedule `kind`.
 
-    "constant" stays at `peak`. The other schedules reach `final_ratio * peak` at the step `horizon` and stay there: "cosine"
-    (arXiv:1608.03983) and "linear" decay from the end of the warmup on, "trapezoid" (arXiv:2405.18392) stays at `peak` first
-    and decays linearly during the last `decay_share` of the horizon. This is a pure function, so there is no state to save
-    or restore.
+    The warmup ends at the step `warmup_steps`. "constant" stays at `peak`. The other schedules reach `final_ratio * peak` at
+    the step `horizon` and stay there: "cosine" (arXiv:1608.03983) and "linear" decay from the end of the warmup on, "trapezoid"
+    (arXiv:2405.18392) stays at `peak` first and decays linearly during the last `decay_share` of the steps up to `horizon`.
+    This is a pure function, so there is no state to save or restore.
     """
     match kind:
         case "cosine":

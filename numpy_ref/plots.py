@@ -13,7 +13,7 @@ from numpy_ref.linear import Array
 
 
 def figure(width: float, height: float) -> Any:
-    """Create a matplotlib figure of this size in inches, or return None if matplotlib is not installed."""
+    """Create a matplotlib figure of `width` x `height` inches, or return None if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -30,7 +30,10 @@ def save_figure(drawn: Any, path: Path) -> None:
 
 
 def plot_loss(losses: list[float], validations: list[tuple[int, float]], path: Path) -> None:
-    """Plot the training loss of every step, its running mean, and the validation losses as (step, nats per token)."""
+    """Plot the training loss of every step, its running mean, and the validation losses, and write the figure to `path`.
+
+    `validations` holds the step and the loss of each validation. All losses are in nats per token.
+    """
     drawn = figure(8, 5)
     if drawn is None:
         return
@@ -72,9 +75,10 @@ def plot_attention(weights: Array, tokens: list[str], layer: int, path: Path) ->
 
 
 def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -> None:
-    """Plot the norm of the residual stream at every token: norms (n, T) after the embedding and each attention and MLP.
+    """Plot the norm of the residual stream at every token after the embedding and after each attention and MLP.
 
-    A token whose norm is far above or below the median after some layer has its own colour and its text in the legend.
+    `norms` (n, T) has a row for each of the n `names` of these layers. A token whose norm is far above or below the median
+    after some layer has its own colour and its text in the legend (see `outlier_tokens`).
     """
     drawn = figure(6.8, 5)
     if drawn is None:

@@ -9,11 +9,12 @@ Sampled answers estimate this mean (REINFORCE, Williams 1992). sum_y pi(y) = 1 h
 d(log pi(y)) is 0. Therefore a baseline b that does not depend on y may be subtracted from R: this changes the variance of the
 estimate, but not its mean.
 
-Advantages. For each of B prompts, K answers are written, with the rewards r_1 .. r_K of the group.
+Advantages. For each of B prompts, the policy writes a group of K answers, with the rewards r_1 .. r_K.
 
     RLOO (arXiv:2402.14740)       A_i = r_i - mean of the other K - 1 = K / (K - 1) (r_i - mean)
     Dr. GRPO (arXiv:2503.20783)   A_i = r_i - mean        the baseline includes r_i, so the gradient is (K - 1) / K of RLOO's
-    GRPO (arXiv:2402.03300)       A_i = (r_i - mean) / (sigma + eps)        the loss of each answer is divided by its length
+    GRPO (arXiv:2402.03300)       A_i = (r_i - mean) / (sigma + eps)        sigma: the rewards' standard deviation; the loss of
+                                                                            each answer is divided by its length
 
 If all rewards of a group are equal, every advantage is exactly 0, because advantages are computed from r_i - r_1.
 
@@ -21,11 +22,12 @@ Loss. Its gradient is an estimate of -dJ, so that a minimizing optimizer makes J
 
     L = -1 / D sum_i A_i sum_t log p_t(y_it)        dL/dz_itj = -A_i / D ([j = y_it] - p_itj)
 
-With D = B K L_max, where the constant L_max is the largest number of tokens of an answer, this is dJ / L_max for RLOO: every
-token has the same weight. GRPO has the mean over the tokens of each answer instead, and D = B K. Then a token of a long answer
-has less weight, so that a long wrong answer costs no more than a short one. The end token is a target, because otherwise the
-policy would not learn to stop. A truncated answer has no end token; it may be masked, that is, all its targets are -100. D
-does not depend on the mask or on the micro-batch, so the gradients of the micro-batches of a batch add up.
+For RLOO, D = B K L_max, where the constant L_max is the largest number of tokens of an answer. The gradient of L is then an
+estimate of -dJ / L_max, in which every token has the same weight. GRPO has the mean over the tokens of each answer instead, and
+D = B K. Then a token of a long answer has less weight, so that a long wrong answer costs no more than a short one. The end
+token is a target, because otherwise the policy would not learn to stop. A truncated answer has no end token; it may be masked,
+that is, all its targets are -100. D does not depend on the mask or on the micro-batch, so the gradients of the micro-batches of
+a batch add up.
 
 Each answer is used for one step only, by the policy that wrote it. Therefore the probability ratios of PPO are 1, and no ratio
 is clipped.
@@ -62,14 +64,17 @@ KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def rloo_advantages(rewards: Array) -> Array:
-    """Subtract from each reward the mean of the other K - 1 rewards of its group: rewards (B, K) -> (B, K), for K >= 2."""
+    """Subtract from each reward the mean of the other K - 1 rewards of its group: rewards (B, K) -> (B, K), for K >= 2.
+
+    The group of a reward is the K answers to the same prompt.
+    """
     d = rewards - rewards[:, :1]  # (B, K)
     advantages: Array = d - (d.sum(axis=1, keepdims=True) - d) / (rewards.shape[1] - 1)
     return advantages
 
 
 def dr_grpo_advantages(rewards: Array) -> Array:
-    """Subtract the mean of all rewards of the group: rewards (B, K) -> (B, K)."""
+    """Subtract the mean of all rewards of the group: rewards (B, K) -> (B, K), with a group of K answers to each prompt."""
     d = rewards - rewards[:, :1]  # (B, K)
     advantages: Array = d - d.mean(axis=1, keepdims=True)
     return advantages
@@ -78,7 +83,7 @@ def dr_grpo_advantages(rewards: Array) -> Array:
 def grpo_advantages(rewards: Array, eps: float = 1e-4) -> Array:
     """Subtract the mean of the group and divide by its standard deviation (K - 1 degrees of freedom) plus `eps`.
 
-    rewards (B, K) -> (B, K), for K of at least 2.
+    rewards (B, K) -> (B, K), for K of at least 2. A group is the K answers to one prompt.
     """
     centred = dr_grpo_advantages(rewards)  # (B, K)
     sigma = np.sqrt((centred**2).sum(axis=1, keepdims=True) / (rewards.shape[1] - 1))  # (B, 1)
@@ -102,7 +107,7 @@ def policy_gradient_forward(
 
 
 def policy_gradient_backward(dloss: Array | float, cache: Cache) -> tuple[Array]:
-    """Compute the gradient of `policy_gradient_forward` by the logits: dloss, a scalar -> dlogits (N, T, V).
+    """Compute the gradient of `policy_gradient_forward` with respect to the logits: dloss, a scalar -> dlogits (N, T, V).
 
     dlogits = dloss * advantage / denominator * (p - onehot(target)), where p = softmax(logits); 0 where the target is -100.
     With `own_length`, dlogits is also divided by the answer's number of targets.
@@ -113,7 +118,7 @@ def policy_gradient_backward(dloss: Array | float, cache: Cache) -> tuple[Array]
 def kl_forward(logits: Array, reference_logits: Array, targets: Array, denominator: float) -> tuple[Array, Cache]:
     """Add up KL(policy, reference) over the positions that have a target, and divide by `denominator`.
 
-    logits and reference_logits (N, T, V), targets (N, T) -> (), in nats.
+    logits of the policy and reference_logits (N, T, V), targets (N, T) -> a scalar, in nats.
     """
     log_p, log_q = log_softmax(logits), log_softmax(reference_logits)  # (N, T, V)
     p, d = np.exp(log_p), log_p - log_q
@@ -142,7 +147,7 @@ def kl_estimate_forward(log_p: Array, log_q: Array, kind: KLEstimator) -> tuple[
     """Estimate KL(p, q) from samples of p, by the estimator `kind`.
 
     log_p and log_q (...) are the log-probabilities of the samples under p and q. The result (...) has one estimate for each
-    sample.
+    sample. With d = log_p - log_q, it is d for "k1", d^2 / 2 for "k2", and e^-d - 1 + d for "k3".
     """
     d = log_p - log_q
     match kind:

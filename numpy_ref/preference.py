@@ -6,24 +6,26 @@ z_t (V,) of the model before token y_t,
     log pi(y|x) = sum_t log p_t(y_t) = sum_t (z_t[y_t] - logsumexp(z_t))
 
 Only the tokens of the answer have a target; the targets of the prompt and the padding are -100. The term of one token is the
-negative of its cross-entropy (loss.py), so its gradient is [j = y_t] - p_tj. The mean over the M tokens divides both by M.
+negative of its cross-entropy (loss.py), so its gradient is [j = y_t] - p_tj. If the mean over the M tokens is used instead of
+the sum, log pi and its gradient are divided by M.
 
 A pair is a prompt with two answers, of which w (chosen) is preferred to l (rejected). Below, w and l are their
-log-probabilities under the model, rw and rl those under the frozen reference, which is computed without dropout and has
-no gradient. Every loss depends on one margin h, so that backward needs one slope: dL/dw = dL/dh dh/dw.
+log-probabilities under the model, rw and rl those under the frozen reference, which is computed without dropout and has no
+gradient. Every loss depends on one margin h, so that backward needs one slope: dL/dw = dL/dh dh/dw. (ORPO's loss has -w as a
+further term.)
 
 DPO (arXiv:2305.18290, equation 7), with sums:
 
     h = beta ((w - rw) - (l - rl))        L = -log sigmoid(h) = log(1 + e^-h)        dL/dh = -sigmoid(-h)
 
-Label smoothing e assumes that a share e of the pairs is swapped (conservative DPO, Mitchell 2023):
+Label smoothing s assumes that a share s of the pairs is swapped (conservative DPO, Mitchell 2023):
 
-    L = -(1 - e) log sigmoid(h) - e log sigmoid(-h) = log(1 + e^-h) + e h            dL/dh = e - sigmoid(-h)
+    L = -(1 - s) log sigmoid(h) - s log sigmoid(-h) = log(1 + e^-h) + s h            dL/dh = s - sigmoid(-h)
 
-since log(1 + e^h) = log(1 + e^-h) + h. A model that equals its reference has h = 0: its loss is log 2 for every e.
+since log(1 + e^h) = log(1 + e^-h) + h. A model that equals its reference has h = 0: its loss is log 2 for every s.
 
-IPO (arXiv:2310.12036, equation 17) is a regression of the same margin, without beta. The paper uses sums; common
-implementations use means, so that long answers do not have larger margins. The caller passes either of the two:
+IPO (arXiv:2310.12036, equation 17) is a regression of the same margin, without beta, to 1 / (2 tau). The paper uses sums;
+common implementations use means, so that long answers do not have larger margins. The caller passes either of the two:
 
     h = (w - rw) - (l - rl)               L = (h - 1 / (2 tau))^2                    dL/dh = 2 (h - 1 / (2 tau))
 
@@ -124,8 +126,9 @@ def dpo_forward(
 ) -> tuple[Array, Cache]:
     """Compute DPO's loss, a scalar, from the answers' log-probabilities (N,) under the model and the reference, for N pairs.
 
-    The log-probability of an answer is the sum over its tokens. The sum of the pairs' losses is divided by `denominator`
-    (None: by N).
+    The log-probability of an answer is the sum over its tokens. `beta` multiplies the margin between the two answers, and
+    `label_smoothing` is the share of the pairs that is assumed to be swapped. The sum of the pairs' losses is divided by
+    `denominator` (None: by N).
     """
     h = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))  # (N,)
     loss, count = _mean_loss(np.logaddexp(0, -h) + label_smoothing * h, denominator)
@@ -148,8 +151,9 @@ def ipo_forward(
 ) -> tuple[Array, Cache]:
     """Compute IPO's loss, a scalar, from the answers' log-probabilities (N,) under the model and the reference, for N pairs.
 
-    The log-probability of an answer is the sum over its tokens, as in the paper, or the mean; the caller chooses. The sum
-    of the pairs' losses is divided by `denominator` (None: by N).
+    The log-probability of an answer is the sum over its tokens, as in the paper, or the mean; the caller chooses. The loss of a
+    pair is the square of the difference between its margin and 1 / (2 tau). The sum of the pairs' losses is divided by
+    `denominator` (None: by N).
     """
     h = (chosen - reference_chosen) - (rejected - reference_rejected)  # (N,)
     error = h - 1 / (2 * tau)
@@ -168,7 +172,8 @@ def simpo_forward(
 ) -> tuple[Array, Cache]:
     """Compute SimPO's loss, a scalar, from the mean log-probabilities per token (N,) of the answers of N pairs.
 
-    The sum of the pairs' losses is divided by `denominator` (None: by N).
+    The loss of a pair is -log sigmoid(beta (chosen - rejected) - gamma). The sum of the pairs' losses is divided by
+    `denominator` (None: by N).
     """
     h = beta * (chosen - rejected) - gamma  # (N,)
     loss, count = _mean_loss(np.logaddexp(0, -h), denominator)
@@ -186,7 +191,8 @@ def orpo_forward(
 ) -> tuple[Array, Cache]:
     """Compute ORPO's loss, a scalar, from the mean log-probabilities per token (N,), all below 0, of the answers of N pairs.
 
-    `weight` is lambda. The sum of the pairs' losses is divided by `denominator` (None: by N).
+    `weight` is the factor of the preference term, lambda in the paper. The sum of the pairs' losses is divided by `denominator`
+    (None: by N).
     """
     unlikely_chosen, unlikely_rejected = -np.expm1(chosen), -np.expm1(rejected)  # (N,), 1 - P
     h = (chosen - np.log(unlikely_chosen)) - (rejected - np.log(unlikely_rejected))  # (N,)

@@ -1,7 +1,7 @@
 """Rotary positions (RoFormer, arXiv:2104.09864): a position in the text is an angle.
 
 The D channels of a query or key are taken as D/2 pairs (a, b) = (x_i, x_(i + D/2)), points in a plane. At position t
-the pair i is rotated by the angle t f_i with f_i = base^(-2i/D), where the base is 10000:
+the pair i is rotated by the angle t f_i with f_i = base^(-2i/D), where the base is usually 10000:
 
     a' = a cos - b sin,    b' = a sin + b cos
 
@@ -25,14 +25,17 @@ BASE = 10_000.0
 
 
 def rope_tables(context_length: int, d_head: int, base: float = BASE) -> tuple[Array, Array]:
-    """Compute the cosine and sine of the angle of each position and pair of channels, in float64: (T, D/2) each."""
+    """Compute the cosine and sine of the angle of each position and pair of channels, in float64: (T, D/2) each.
+
+    T is `context_length` and D is `d_head`.
+    """
     frequency = base ** (-np.arange(0, d_head, 2) / d_head)  # (D/2,)
     angle = np.arange(context_length)[:, None] * frequency  # (T, D/2)
     return np.cos(angle), np.sin(angle)
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotate each pair of channels.
+    """Rotate each pair of channels of x (B, heads, T, D), with cos and sin (T, D/2).
 
     In plain NumPy, with a and b the first and the second half of the channels of x:
 
@@ -51,7 +54,7 @@ def _rotate(x: Array, cos: Array, sin: Array) -> Array:
 def rope_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, Cache]:
     """Rotate each pair of channels by the angle of its position: x (B, heads, T, D) -> (B, heads, T, D).
 
-    cos and sin (T, D/2) are the rows of `rope_tables` for these positions, in any float dtype.
+    cos and sin (T, D/2) are the rows of `rope_tables` for the positions of x, in any float dtype.
     """
     cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
     return _rotate(x, cos, sin), {"cos": cos, "sin": sin}

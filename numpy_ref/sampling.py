@@ -1,6 +1,6 @@
 """Sampling: from logits to the next token.
 
-Each step is a pure function of the logits (V,). The steps are applied in this order:
+Each step is a pure function of the logits (V,) and its options. The steps are applied in this order:
 
     repetition penalty   make recent tokens less likely, by the same factor for one or more occurrences: z / r where
                          z > 0, z r where z < 0 (CTRL, arXiv:1909.05858; dividing a negative z would make it likelier)
@@ -27,9 +27,9 @@ from numpy_ref.loss import softmax
 
 
 def penalize(logits: Array, recent: Iterable[int], penalty: float, exempt: Iterable[int] = ()) -> Array:
-    """Apply the repetition penalty to the `recent` ids, except `exempt` ids such as special tokens.
+    """Apply the repetition penalty to the `recent` ids, except `exempt` ids such as special tokens: logits (V,) -> (V,).
 
-    logits (V,) -> (V,). A penalty above 1 makes these tokens less likely.
+    Positive logits are divided by `penalty`, others are multiplied by it. A penalty above 1 makes these tokens less likely.
     """
     seen = sorted(set(recent) - set(exempt))
     out = logits.copy()
@@ -39,7 +39,7 @@ def penalize(logits: Array, recent: Iterable[int], penalty: float, exempt: Itera
 
 
 def keep_top_k(logits: Array, k: int) -> Array:
-    """Keep the k largest logits (V,), and logits equal to the k-th; set the others to -inf."""
+    """Keep the k largest logits (V,), and those that are equal to the smallest of these; set the others to -inf."""
     if k >= len(logits):
         return logits
     smallest = np.partition(logits, -k)[-k]
@@ -47,7 +47,7 @@ def keep_top_k(logits: Array, k: int) -> Array:
 
 
 def keep_top_p(logits: Array, p: float) -> Array:
-    """Keep the likeliest tokens until their probabilities sum to p; set the other logits (V,) to -inf."""
+    """Keep the likeliest tokens until their probabilities sum to at least p; set the other logits (V,) to -inf."""
     order = np.argsort(-logits, kind="stable")  # (V,)
     probability = softmax(logits[order])
     before = (
@@ -96,7 +96,10 @@ def filtered(
 def sample(
     logits: Array, rng: np.random.Generator, recent: Iterable[int] = (), *, temperature: float = 1.0, **filters: Any
 ) -> int:
-    """Draw one token id from logits (V,). `filters` are the other arguments of `filtered`; temperature 0 is greedy."""
+    """Draw one token id from logits (V,); with temperature 0, return the likeliest token after the repetition penalty.
+
+    `filters` are the other arguments of `filtered`.
+    """
     if temperature == 0:
         penalty = float(filters.get("repetition_penalty", 1.0))
         exempt: Iterable[int] = filters.get("exempt", ())

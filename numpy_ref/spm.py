@@ -1,4 +1,4 @@
-"""Read a SentencePiece model (arXiv:1808.06226) without its library.
+"""Read a SentencePiece model (arXiv:1808.06226) without the SentencePiece library.
 
 The file is a protocol buffer. Each field is a key (number << 3 | kind) and a value. The kind determines the form of the value:
 
@@ -11,8 +11,8 @@ Each field with the number 1 holds a piece, that is, a token of the vocabulary. 
 text of the piece, field 2 its score (float32), field 3 its type.
 
 Encoding: a space is written as U+2581, and each character is a symbol. As long as two neighbouring symbols together are the
-text of a piece, the pair with the highest score is joined, or the leftmost such pair if scores are equal. At the end, a symbol
-that is not a piece is replaced by the pieces of its bytes.
+text of a piece, the pair whose piece has the highest score is joined, or the leftmost such pair if scores are equal. At the
+end, a symbol that is not a piece is replaced by the pieces of its bytes.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class SentencePieceTokenizer:
     """Encode text with a byte-pair SentencePiece model that has byte fallback and no normalisation.
 
     `model` is the content of a model file, and `where` names the file in messages. Raises InputError if the file is damaged,
-    has no byte fallback, or has no `<|endoftext|>`. Models that Positron trains can be read; whether another model uses byte
-    pairs is not checked.
+    has no byte fallback, or has no piece `<|endoftext|>`. Models that Positron trains can be read; whether another model uses
+    byte pairs is not checked.
     """
 
     kind = "sentencepiece"

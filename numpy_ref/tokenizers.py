@@ -4,8 +4,9 @@ All three tokenizers have `encode(text) -> ids`, `decode(ids) -> text`, `vocab_s
 restores a saved tokenizer. The first ids are the special tokens of SPECIALS. Id 0 is `<unk>`, for a character or word that is
 not in the vocabulary; `encode` never returns the other special tokens.
 
-Fewer, longer tokens mean more text per context and per FLOP, but a larger table, and rare tokens learn little. Losses
-per token cannot be compared between tokenizers; bits per byte of text can.
+Longer tokens mean more text per context and per FLOP. But there are more different tokens, so the embedding table is larger,
+and the vectors of rare tokens are trained little. Losses per token cannot be compared between tokenizers; bits per byte of text
+can.
 
 Cost: negligible beside the model. On small hardware, use characters or bytes, which need no table.
 """

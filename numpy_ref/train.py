@@ -104,13 +104,16 @@ def new_training(options: argparse.Namespace) -> Training:
 
 
 def architecture(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the architecture that a command line chooses, without the vocabulary size."""
+    """Return the architecture that a command line chooses, as arguments of GPTConfig without `vocab_size`."""
     model: dict[str, Any] = CONFIGS[options.config or "small"]["model"]
     return {**model, **({"context_length": options.context} if options.context else {})}
 
 
 def continue_training(path: Path, options: argparse.Namespace) -> Training:
-    """Load the training that was saved in `path`. Raises InputError if it was started with other settings than `options`."""
+    """Load the training that was saved in `path`, if `options` are the settings with which it was started.
+
+    Raises InputError if a setting differs, if the file is damaged, or if the text has changed.
+    """
     where = options.text or str(STORIES_PATH)
     training = resume_training(path, argparse.Namespace(), where)
     given = {**asdict(settings_from(options, read_text(where))), "context": architecture(options)["context_length"]}
@@ -129,7 +132,7 @@ def continue_training(path: Path, options: argparse.Namespace) -> Training:
 
 
 def resume_training(path: Path, options: argparse.Namespace, text_path: str | None = None) -> Training:
-    """Load the training that was saved in `path`, with its own settings.
+    """Load the training that was saved in `path`, with the settings that were saved with it.
 
     `text_path` is the path of the text if it was moved; None: the saved path. Raises InputError if the file is damaged, if a
     value in `options` that is not None differs from the saved setting, or if the text has changed.
@@ -200,7 +203,10 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def check_options(options: argparse.Namespace, name: str) -> None:
-    """Raise InputError for an option that is out of range or contradicts another; `name` is the prefix of the saved files."""
+    """Raise InputError for an option that is out of range or contradicts another; `name` is the prefix of the saved files.
+
+    Raises InputError also for --resume if no training is saved under `name`.
+    """
     for key in ("epochs", "context", "batch", "vocab_size"):
         value = getattr(options, key)
         if value is not None and value < 1:
@@ -228,7 +234,10 @@ def check_options(options: argparse.Namespace, name: str) -> None:
 
 
 def open_training(options: argparse.Namespace, name: str) -> Training:
-    """Continue the training saved under `name`, or start a new training if there is none or --fresh is given."""
+    """Continue the training saved under `name`, or start a new training if there is none or --fresh is given.
+
+    With --resume, the saved settings are used. Otherwise the settings of the command line must be equal to the saved ones.
+    """
     saved = options.out / f"{name}_training.npz"
     if options.resume:
         return resume_training(saved, options)

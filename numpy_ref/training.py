@@ -35,8 +35,10 @@ from numpy_ref.tokenizers import END_OF_TEXT, OwnTokenizer, Tokenizer, Tokenizer
 class Settings:
     """Hold every setting of a training except the architecture.
 
-    `text` is the path of the text and `text_hash` its sha256; `batch` is the number of windows per optimizer step,
-    `warmup_steps` counts optimizer steps, and `lr` is the peak learning rate.
+    `text` is the path of the text, or "built-in" for the stories of this package, and `text_hash` its sha256. `config` is the
+    name of the architecture in `train.CONFIGS`. `vocab_size` is the maximum number of tokens of a word or bpe tokenizer.
+    `batch` is the number of windows per optimizer step, `warmup_steps` counts optimizer steps, and `lr` is the peak learning
+    rate.
     """
 
     text: str
@@ -57,8 +59,9 @@ class Settings:
 class Training:
     """Hold the state of a training between two optimizer steps.
 
-    `losses`: the training loss of each step so far. `validations`: the step and the loss of each validation so far. All losses
-    are in nats per token.
+    `state`: the state of AdamW. `train_ids` and `val_ids`: the tokens of the text for training and for validation. `losses`:
+    the training loss of each step so far. `validations`: the step and the loss of each validation so far. All losses are in
+    nats per token.
     """
 
     settings: Settings
@@ -75,7 +78,8 @@ class Training:
     def steps_per_epoch(self) -> int:
         """Return the number of batches in an epoch, at least 1.
 
-        One window of the text is not counted, because the random offset at the beginning of an epoch may cut it off.
+        A window has `context_length` tokens. One window of the text is not counted, because the random offset at the beginning
+        of an epoch may cut it off. Windows left over after the last full batch are not used.
         """
         windows = (len(self.train_ids) - 1) // self.config.context_length - 1
         return max(1, windows // self.settings.batch)
@@ -158,8 +162,8 @@ def read_text(path: str) -> str:
 def split(ids: list[int], context_length: int, where: str) -> tuple[Array, Array]:
     """Split `ids` into training and validation tokens; `where` names the text in the error message.
 
-    The last tenth of the tokens, but at least one window, is for validation. Raises InputError if there are too few tokens
-    for one window of each.
+    The last tenth of the tokens, but at least one window of `context_length` + 1 tokens, is for validation. Raises InputError
+    if there are too few tokens for one window of each.
     """
     held = max(context_length + 1, len(ids) // 10)
     if len(ids) < held + context_length + 2:
@@ -186,7 +190,8 @@ def encode_documents(tokenizer: Tokenizer, text: str) -> list[int]:
 def run(training: Training, folder: Path, name: str, save_every_s: float = 30.0) -> None:
     """Train up to the last step; save the training under `folder`/`name` every `save_every_s` seconds and at the end.
 
-    After Ctrl-C or SIGTERM, the current step is completed, the training is saved, and KeyboardInterrupt is raised.
+    The validation loss is computed after each epoch. After Ctrl-C or SIGTERM, the current step is completed, the training is
+    saved, and KeyboardInterrupt is raised.
     """
     began, first = time.perf_counter(), len(training.losses)
     shown = saved = began
