@@ -22,12 +22,12 @@ Loss. Its gradient is an estimate of -dJ, so that a minimizing optimizer makes J
 
     L = -1 / D sum_i A_i sum_t log p_t(y_it)        dL/dz_itj = -A_i / D ([j = y_it] - p_itj)
 
-For RLOO, D = B K L_max, where the constant L_max is the largest number of tokens of an answer. The gradient of L is then an
-estimate of -dJ / L_max, in which every token has the same weight. GRPO has the mean over the tokens of each answer instead, and
-D = B K. Then a token of a long answer has less weight, so that a long wrong answer costs no more than a short one. The end
-token is a target, because otherwise the policy would not learn to stop. A truncated answer has no end token; it may be masked,
-that is, all its targets are -100. D does not depend on the mask or on the micro-batch, so the gradients of the micro-batches of
-a batch add up.
+RLOO and Dr. GRPO have D = B K L_max, where the constant L_max is the largest number of tokens of an answer. With RLOO, the
+gradient of L is then an estimate of -dJ / L_max. Every token has the same weight. GRPO has the mean over the tokens of each
+answer instead, and D = B K. Then a token of a long answer has less weight, so that a long wrong answer costs no more than a
+short one. The end token is a target, because otherwise the policy would not learn to stop. A truncated answer has no end token;
+it may be masked, that is, all its targets are -100. D does not depend on the mask or on the micro-batch, so the gradients of
+the micro-batches of a batch add up.
 
 Each answer is used for one step only, by the policy that wrote it. Therefore the probability ratios of PPO are 1, and no ratio
 is clipped.

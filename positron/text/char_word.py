@@ -1,4 +1,4 @@
-"""Tokenize text with a table: one id for each character, or for each word, of the corpus."""
+"""Tokenize text with a table: one id for each character, or for each frequent word, of the training text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS, UNKNOWN
 
 
 class CharTokenizer:
-    """Give each character of the corpus an id; other characters become `<unk>` (id 0)."""
+    """Give each character of the training text an id; other characters become `<unk>` (id 0).
+
+    The ids of the special tokens come after `<unk>`, and those of the characters after the special tokens.
+    """
 
     kind: TokenizerKind = "char"
     has_unknown = True
@@ -42,7 +45,7 @@ class CharTokenizer:
         return hashlib.sha256(("char\n" + self.characters).encode("utf-8")).hexdigest()
 
     def special_id(self, token: str) -> int:
-        """Return the id of a special token."""
+        """Return the id of a token of SPECIALS."""
         return 1 + SPECIALS.index(token)
 
     @property
@@ -61,7 +64,7 @@ class CharTokenizer:
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Convert each text to ids."""
+        """Convert each text to ids, as `encode` does."""
         return [self.encode(text) for text in texts]
 
     def bytes_of(self, i: int) -> bytes:
@@ -71,7 +74,7 @@ class CharTokenizer:
         return self.characters[i - self._first].encode("utf-8")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert ids to text."""
+        """Convert ids to text: `<unk>` becomes U+FFFD, special tokens are left out."""
         return b"".join(map(self.bytes_of, ids)).decode("utf-8")
 
     def token_bytes(self) -> np.ndarray:
@@ -80,7 +83,7 @@ class CharTokenizer:
         return np.array(lengths, dtype=np.int64)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json."""
+        """Write the tokenizer to `folder`/tokenizer.json."""
         write_json(folder / "tokenizer.json", {"kind": self.kind, "hash": self.hash, "characters": self.characters})
 
 
@@ -121,7 +124,7 @@ class WordTokenizer:
         return hashlib.sha256(("word\n" + json.dumps(self.pieces)).encode("utf-8")).hexdigest()
 
     def special_id(self, token: str) -> int:
-        """Return the id of a special token."""
+        """Return the id of a token of SPECIALS."""
         return 1 + SPECIALS.index(token)
 
     @property
@@ -130,11 +133,11 @@ class WordTokenizer:
         return (self.special_id(END_OF_TEXT),)
 
     def encode(self, text: str) -> list[int]:
-        """Convert text to ids, one per piece."""
+        """Convert text to ids, one per piece (a word, a punctuation mark, or a run of white space)."""
         return [self._ids.get(piece, 0) for piece in _PIECES.findall(text)]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Convert each text to ids."""
+        """Convert each text to ids, as `encode` does."""
         return [self.encode(text) for text in texts]
 
     def bytes_of(self, i: int) -> bytes:
@@ -144,7 +147,7 @@ class WordTokenizer:
         return self.pieces[i - self._first].encode("utf-8")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert ids to text."""
+        """Convert ids to text: `<unk>` becomes U+FFFD, special tokens are left out."""
         return b"".join(map(self.bytes_of, ids)).decode("utf-8")
 
     def token_bytes(self) -> np.ndarray:
@@ -152,5 +155,5 @@ class WordTokenizer:
         return np.array([1] + [0] * len(SPECIALS) + [len(p.encode("utf-8")) for p in self.pieces], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json."""
+        """Write the tokenizer to `folder`/tokenizer.json."""
         write_json(folder / "tokenizer.json", {"kind": self.kind, "hash": self.hash, "pieces": self.pieces})

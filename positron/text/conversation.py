@@ -2,8 +2,9 @@
 
     <|endoftext|> [<|system|> text <|end|>] <|user|> text <|end|> <|assistant|> text <|end|> <|user|> ...
 
-The loss is computed on the assistant's text and the <|end|> after it, so that the model learns to stop. The tokens in <|...|>
-mark who speaks. No text encodes to their ids: a typed `<|end|>` is seven characters and ends nothing.
+[...] is optional. <|system|>, <|user|> and <|assistant|> mark who speaks. The loss is computed on the assistant's text and the
+<|end|> after it, so that the model learns to stop. No text encodes to the ids of the tokens in <|...|>: a typed `<|end|>` is
+seven characters and ends nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Message:
 def encode(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
     """Return the token ids of a conversation, and for each id whether it is a target of the loss.
 
-    An empty answer has no targets.
+    The targets are the text and the <|end|> of the messages for which `is_learned` is True. An empty answer has no targets.
     """
     ids, scored = [tokenizer.special_id(END_OF_TEXT)], [False]
     for message in messages:
@@ -43,12 +44,12 @@ def encode(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int]
 
 
 def is_learned(message: Message) -> bool:
-    """Tell whether fine-tuning learns from this message."""
+    """Tell whether fine-tuning learns from this message: the assistant wrote it, it has text, and `learn` is True."""
     return message.role == "assistant" and message.learn and bool(message.content.strip())
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """Encode a conversation up to the point where the assistant's answer begins."""
+    """Encode a conversation and the <|assistant|> after it, with which the assistant's next answer begins."""
     return [*encode(messages, tokenizer)[0], tokenizer.special_id("<|assistant|>")]
 
 
@@ -63,10 +64,11 @@ def fit(
 ) -> tuple[list[Message], int]:
     """Drop the oldest turns until the context has room for an answer.
 
-    Returns the remaining messages and the number of dropped turns. `max_tokens` is the number of tokens to reserve for the
-    answer; if it is None, the lengths of the answers so far decide (see `_answer_tokens`). If the system message and the last
-    question leave less room than this, the answer gets fewer tokens, but at least a quarter of the context (or `max_tokens`, if
-    that is less). To leave this minimum, the beginning of the question is cut off.
+    Returns the remaining messages and the number of dropped turns. A turn is a question with its answer. `context` is the
+    model's context length in tokens. `max_tokens` is the number of tokens to reserve for the answer; if it is None, the lengths
+    of the answers so far decide (see `_answer_tokens`). If the system message and the last question leave less room than the
+    reserved number, the answer gets fewer tokens, but at least a quarter of the context (or `max_tokens`, if that is less). To
+    leave this minimum, the beginning of the question is cut off.
     """
     reserved = _answer_tokens(messages, tokenizer, context) if max_tokens is None else max_tokens
     alone = len(prompt_ids([m for m in messages[:1] if m.role == "system"] + list(messages[-1:]), tokenizer))
@@ -77,9 +79,9 @@ def fit(
 def _answer_tokens(messages: Sequence[Message], tokenizer: Tokenizer, context: int) -> int:
     """Return the number of tokens to reserve for the next answer.
 
-    The number is the length of the longest answer so far, but at least a quarter of the context and at most ANSWER_TOKENS. If
-    there is no answer yet, the number is ANSWER_TOKENS. So a model whose answers are short can read many earlier turns, and a
-    model that writes stories can finish another story.
+    The number is the length in tokens of the longest answer so far, but at least a quarter of the context and at most
+    ANSWER_TOKENS. If there is no answer yet, the number is ANSWER_TOKENS. So a model whose answers are short can read many
+    earlier turns, and a model that writes stories can finish another story.
     """
     answers = [len(tokenizer.encode(message.content)) + 1 for message in messages if message.role == "assistant"]
     return min(ANSWER_TOKENS, max(context // 4, *answers)) if answers else ANSWER_TOKENS
@@ -89,7 +91,8 @@ def drop_oldest_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: 
     """Drop the oldest turns until the prompt has at most `limit` tokens.
 
     Returns the remaining messages and the number of dropped turns. A turn is a question with its answer, and is dropped as a
-    whole. A system message is kept if possible. If the last question alone is too long, only its end is kept.
+    whole. If the last question alone is too long, only its end is kept. The system message is dropped only if it would leave no
+    room for this end.
     """
     system = [m for m in messages[:1] if m.role == "system"]
     turns, dropped = list(messages[len(system) :]), 0

@@ -18,7 +18,7 @@ from positron.text.tokenizer import Tokenizer
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Train the tokenizer of `config` on `texts`. If it has a published vocabulary, load it instead, without reading `texts`.
+    """Train the tokenizer of `config` on `texts`, or load it without reading `texts` if its vocabulary is published (tiktoken).
 
     Raises UserError if the tokenizer can be neither trained nor loaded.
     """

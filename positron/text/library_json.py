@@ -38,7 +38,10 @@ _BYTE_OF = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
 
 
 class LibraryTokenizer:
-    """Encode and decode text with a `tokenizer.json`. As in every tokenizer here, no text encodes to a special token."""
+    """Encode and decode text with a `tokenizer.json`. As in every tokenizer here, no text encodes to a special token.
+
+    `puts_space_first` tells whether the tokenizer puts a space before each text.
+    """
 
     kind: TokenizerKind = "huggingface"
 
@@ -79,7 +82,7 @@ class LibraryTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> LibraryTokenizer:
-        """Load the tokenizer that `save` wrote into a run's folder."""
+        """Load the tokenizer that `save` wrote into `folder`."""
         facts = read_json(folder / "tokenizer.json", folder.parent)
         specials = {token: int(facts["specials"][token]) for token in SPECIALS}
         ends = tuple(int(i) for i in facts["ends"]) if "ends" in facts else None
@@ -87,7 +90,7 @@ class LibraryTokenizer:
 
     @property
     def hash(self) -> str:
-        """Return the sha256 of the imported tokenizer.json, the ids of the special tokens and the vocabulary size."""
+        """Return the sha256 of the imported tokenizer.json, the vocabulary size, the ids of SPECIALS and the end ids."""
         head = f"huggingface\n{sorted(self._specials.items())}\n{self.vocab_size}\n"
         if self._ends != (self._specials[END_OF_TEXT],):
             head += f"{self._ends}\n"
@@ -127,7 +130,7 @@ class LibraryTokenizer:
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Encode many texts in parallel, in the library's threads."""
+        """Convert each text to ids, as `encode` does, in parallel in the library's threads."""
         return [encoding.ids for encoding in self._library.encode_batch(texts, add_special_tokens=False)]
 
     def bytes_of(self, i: int) -> bytes:
@@ -152,11 +155,11 @@ class LibraryTokenizer:
         return str(token).encode("utf-8")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Decode ids; bytes that are not valid UTF-8 become U+FFFD."""
+        """Convert ids to text; special tokens are left out, and bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join(map(self.bytes_of, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> np.ndarray:
-        """Return the number of text bytes of each id (V,)."""
+        """Return the number of text bytes of each id (V,): 0 for special tokens, 3 for the unknown token (U+FFFD)."""
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
@@ -171,7 +174,8 @@ class LibraryTokenizer:
 def spelling_of(facts: dict[str, Any]) -> Spelling:
     """Return how the vocabulary of a tokenizer.json writes its tokens; `facts` is the content of this file.
 
-    Raises ValueError for WordPiece and for BPE with a BPEDecoder: their vocabularies do not give the tokens' bytes.
+    See `LibraryTokenizer.spelling` for the three results. Raises ValueError for WordPiece and for BPE with a BPEDecoder: their
+    vocabularies do not give the tokens' bytes.
     """
     kinds = {step.get("type") for key in ("decoder", "pre_tokenizer", "normalizer") for step in _steps(facts.get(key))}
     if (facts.get("model") or {}).get("type") == "WordPiece":

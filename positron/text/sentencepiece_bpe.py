@@ -38,7 +38,10 @@ class Piece:
 
 
 class SentencePieceTokenizer:
-    """Encode text with SentencePiece's byte-pair encoding, set up so that decoding restores every byte."""
+    """Encode text with SentencePiece's byte-pair encoding, set up so that decoding restores every byte.
+
+    `model` is the content of a model file of SentencePiece.
+    """
 
     kind: TokenizerKind = "sentencepiece"
     has_unknown = False
@@ -53,7 +56,7 @@ class SentencePieceTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-        """Train a tokenizer on `texts`; a small corpus gives fewer than `vocab_size` tokens.
+        """Train a tokenizer with at most `vocab_size` tokens on `texts`; a small corpus gives fewer.
 
         Raises UserError if SentencePiece cannot train on the texts.
         """
@@ -104,7 +107,7 @@ class SentencePieceTokenizer:
         return hashlib.sha256(b"sentencepiece\n" + self._model).hexdigest()
 
     def special_id(self, token: str) -> int:
-        """Return the id of a special token."""
+        """Return the id of a token of SPECIALS."""
         return int(self._sp.piece_to_id(token))
 
     @property
@@ -158,7 +161,7 @@ class SentencePieceTokenizer:
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
-        """Write spm.model and tokenizer.json."""
+        """Write the model to `folder`/spm.model, and its kind, hash and vocabulary size to `folder`/tokenizer.json."""
         with whole_file(folder / "spm.model") as file:
             file.write(self._model)
         write_json(folder / "tokenizer.json", {"kind": self.kind, "hash": self.hash, "vocab_size": self.vocab_size})
@@ -167,8 +170,9 @@ class SentencePieceTokenizer:
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     """Yield the lines of `texts` on which SentencePiece is trained, split further at the characters it reserves (▁ and ▅).
 
-    Newlines and reserved characters never occur in the result, so they get no tokens of their own and are encoded as bytes. If
-    there is no text, yields a space, so that training succeeds; the vocabulary then has only single bytes and special tokens.
+    Lines of more than MAX_LINE characters are split, too. Newlines and reserved characters never occur in the result, so they
+    get no tokens of their own and are encoded as bytes. If there is no text, yields a space, so that training succeeds; the
+    vocabulary then has only single bytes and special tokens.
     """
     is_empty = True
     for text in texts:

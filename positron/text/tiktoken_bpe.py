@@ -71,7 +71,7 @@ DEFINITIONS = {
 
 
 def _parse(content: bytes) -> dict[bytes, int]:
-    """Parse a rank file, whose lines are `base64(token) rank`."""
+    """Return the id (rank) of each token of a rank file, whose lines are `base64(token) rank`."""
     pairs = (line.split() for line in content.splitlines() if line)
     return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
 
@@ -79,8 +79,9 @@ def _parse(content: bytes) -> dict[bytes, int]:
 class TiktokenTokenizer:
     """Encode text with byte-level byte-pair encoding.
 
-    The special tokens for chat get the ids after the last id of tiktoken's vocabulary. `content`: the bytes of the rank file,
-    which lists the tokens with their ids. `pattern`, `end_of_text` and `n_vocab`: see `Definition`.
+    The special tokens for chat get the ids after the last id of tiktoken's vocabulary. `name`: the name of the vocabulary, such
+    as r50k_base. `content`: the bytes of the rank file, which lists the tokens with their ids. `pattern`, `end_of_text` and
+    `n_vocab`: see `Definition`.
     """
 
     kind: TokenizerKind = "tiktoken"
@@ -100,7 +101,7 @@ class TiktokenTokenizer:
     def published(cls, name: str) -> TiktokenTokenizer:
         """Create the tokenizer of a published vocabulary, with its rank file from the cache or the network.
 
-        Raises UserError if the rank file can be neither read nor downloaded.
+        `name` is a key of DEFINITIONS. Raises UserError if the rank file can be neither read nor downloaded.
         """
         definition = DEFINITIONS[name]
         content = fetch(
@@ -132,7 +133,7 @@ class TiktokenTokenizer:
         return _parse(self._content)
 
     def special_id(self, token: str) -> int:
-        """Return the id of a special token."""
+        """Return the id of a token of SPECIALS."""
         return self._specials[token]
 
     @property
@@ -141,7 +142,7 @@ class TiktokenTokenizer:
         return (self.special_id(END_OF_TEXT),)
 
     def encode(self, text: str) -> list[int]:
-        """Convert text to ids; special tokens in it are ordinary characters."""
+        """Convert text to ids; a special token written in it is encoded as ordinary text."""
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -162,11 +163,11 @@ class TiktokenTokenizer:
         return b"".join(map(self.bytes_of, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> np.ndarray:
-        """Return the number of text bytes of each token (V,), 0 for special tokens."""
+        """Return the number of text bytes of each token (V,): 0 for special tokens and unused ids."""
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
-        """Write the rank file and tokenizer.json."""
+        """Write the rank file to `folder`/RANKS, and the other arguments of the constructor to `folder`/tokenizer.json."""
         with whole_file(folder / RANKS) as file:
             file.write(self._content)
         facts = {"name": self.name, "pattern": self.pattern, "end_of_text": self._specials[END_OF_TEXT]}

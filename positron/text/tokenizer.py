@@ -1,7 +1,8 @@
-"""Define the protocol of tokenizers: decoding restores the encoded text exactly, except in tokenizers whose id 0 is `<unk>`.
+"""Define the protocol of tokenizers, which convert text to token ids and back.
 
-Every tokenizer has the special tokens of `SPECIALS`. No text encodes to them: `encode` treats `<|endoftext|>` as thirteen
-characters. Code that needs a special token inserts its id.
+Decoding restores the encoded text exactly, except for text that becomes `<unk>`, and for an imported tokenizer that changes the
+text before it encodes it. Every tokenizer has the special tokens of `SPECIALS`. No text encodes to them: `encode` treats
+`<|endoftext|>` as thirteen characters. Code that needs a special token inserts its id.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Tokenizer(Protocol):
         """Return the UTF-8 bytes of one id, which may be part of a character; empty for special tokens."""
 
     def token_bytes(self) -> np.ndarray:
-        """Return the number of UTF-8 bytes of each token (V,), 0 for special tokens; bits per byte are computed with it."""
+        """Return the number of UTF-8 bytes of each token's text (V,), 0 for special tokens; used to compute bits per byte."""
 
     def save(self, folder: Path) -> None:
         """Write everything that `load_tokenizer` needs into `folder`."""
@@ -63,7 +64,7 @@ class Tokenizer(Protocol):
 def separator(tokenizer: Tokenizer) -> list[int]:
     """Return the ids between two documents: the token that ends the first one, and the token that begins the second one.
 
-    If both are the same token, its id is returned once.
+    If one token does both, its id is returned once.
     """
     begin, end = tokenizer.special_id(END_OF_TEXT), tokenizer.end_ids[0]
     return [begin] if begin == end else [end, begin]
