@@ -40,10 +40,11 @@ def train(
 ) -> Run:
     """Train a new run, or continue the run `name` if it exists, and return the run.
 
-    `data` is a preset in conf/data, a file or folder of text, a list of texts or a `datasets.Dataset`. If `name` is None, the
-    run is named after `model` and `data`. `callbacks` are Lightning callbacks; `objective` is a subclass of PretrainObjective
-    that changes what is learned (docs/examples/add_an_objective.py). `settings` are further settings of `positron train`. If
-    Ctrl-C ends the training, the run is saved and returned with the status "stopped".
+    `model` is the name of a preset in conf/model. `data` is the name of a preset in conf/data, a file or folder of text, a list
+    of texts or a `datasets.Dataset`. If `name` is None, the name is MODEL-DATA, such as tinygpt-stories; for a text that is not
+    a preset, DATA is `text`. `callbacks` are Lightning callbacks. `objective` is a subclass of PretrainObjective that changes
+    what is learned (docs/examples/add_an_objective.py). `settings` are further settings of `positron train`. If Ctrl-C ends the
+    training, the run is saved and returned with the status "stopped".
 
     Raises UserError for an error that the caller can correct, and Diverged if the loss diverges.
     """
@@ -69,10 +70,11 @@ def distill(
 ) -> Run:
     """Train a new model on a text and on the predictions of the teachers for this text, and return the new run.
 
-    `teachers` is one trained run or a list of trained runs. `model` is the name of a preset in conf/model, and `data` is the
-    text, as for `train`. If `model` or `data` is None, the model settings or the text are those of the first teacher.
-    `settings` are further settings of `positron distill`. Raises the errors of `train`, and UserError if a teacher cannot be
-    used or has changed since the run began.
+    `teachers` is one trained run or a list of trained runs, each given as a `Run`, its folder or its name. `model` is the name
+    of a preset in conf/model, and `data` is the text, as for `train`. If `model` is None, the new model has the architecture of
+    the first teacher. If `data` is None, the text is the training text of the first teacher. `callbacks` are Lightning
+    callbacks, and `settings` are further settings of `positron distill`. Raises the errors of `train`, and UserError if a
+    teacher cannot be used or has changed since the run began.
     """
     from positron.cli.sweeps import run_config
     from positron.distill import configure
@@ -98,9 +100,10 @@ def finetune(
 ) -> Run:
     """Fine-tune the run `base` (None: the run pretrained last) on conversations, and return the new run.
 
-    `data` is a preset in conf/data, a file of conversations, or a list of conversations. An item of this list is a list of
-    messages (dicts with `role` and `content`) or a dict in any other form that a file of conversations may contain. `settings`
-    are further settings of `positron sft`. Raises the errors of `train`.
+    `base` is a `Run`, its folder or its name. `data` is the name of a preset in conf/data, a file of conversations, or a list
+    of conversations. An item of this list is a list of messages (dicts with `role` and `content`) or a dict in any other form
+    that a file of conversations may contain. If `name` is None, the new run is named sft-DATA, such as sft-story_instruct.
+    `callbacks` are Lightning callbacks, and `settings` are further settings of `positron sft`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.sft import configure, sft
@@ -121,11 +124,13 @@ def prefer(
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
-    """Train the run `base` (None: the run trained last) to prefer the better of two answers, and return the new run.
+    """Train a run to prefer the better of two answers, and return the new run.
 
-    `data` is a preset in conf/data, a file of pairs of answers, or a list of pairs. An item of this list is a dict with
-    `prompt`, `chosen` and `rejected`, or a dict in any other form that a file of pairs may contain. `settings` are further
-    settings of `positron prefer`. Raises the errors of `train`.
+    `base` is the run to start from: a `Run`, its folder or its name. If `base` is None, it is the run trained last, apart from
+    the results of `prefer` itself. `data` is the name of a preset in conf/data, a file of pairs of answers, or a list of pairs.
+    An item of this list is a dict with `prompt`, `chosen` and `rejected`, or a dict in any other form that a file of pairs may
+    contain. If `name` is None, the new run is named prefer-DATA. `callbacks` are Lightning callbacks, and `settings` are
+    further settings of `positron prefer`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.prefer import configure
@@ -150,11 +155,12 @@ def reinforce(
 ) -> Run:
     """Train a run on its own answers, weighted by a reward, and return the new run.
 
-    `base` is the run, its folder or its name (None: the last trained run that has a chat template). `data` is a preset in
-    conf/data, a file of conversations, or a list of conversations. The prompts are the messages before the first answer of each
-    conversation. `reward` is a preset in conf/reward, or the name of a function, such as `"my_module.my_reward"`, that takes a
-    prompt and an answer and returns a number. `settings` are further settings of `positron reinforce`. Raises the errors of
-    `train`, and UserError if the reward cannot be computed.
+    `base` is the run to start from: a `Run`, its folder or its name (None: the run trained last among those with a chat
+    template). `data` is the name of a preset in conf/data, a file of conversations, or a list of conversations. The prompts are
+    the messages before the first answer of each conversation. `reward` is the name of a preset in conf/reward, or the name of a
+    function, such as `"my_module.my_reward"`, that takes a prompt and an answer and returns a number. If `name` is None, the
+    new run is named reinforce-DATA. `callbacks` are Lightning callbacks, and `settings` are further settings of `positron
+    reinforce`. Raises the errors of `train`, and UserError if the reward cannot be computed.
     """
     from positron.cli.sweeps import run_config
     from positron.reinforce import configure
@@ -181,12 +187,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a run (None: the run trained last) and return the results, as `positron evaluate --json` prints them.
 
-    Several runs are measured as one model, an ensemble, which predicts each token with the mean of their probabilities.
+    A run is given as a `Run`, its folder or its name. Several runs are measured as one model, an ensemble, which predicts each
+    token with the mean of their probabilities.
 
     The loss is measured on the file `text`. If `text` is None, the loss is measured on the text with which the run was trained:
     on the validation part or, with `split="train"`, on the training part. The documents are scored from the first one on, up to
     `limit` bytes in total (0: all documents). With `stories`, the model also writes `count` stories; with `instruct`, it also
     answers `count` requests for a story. A parser for the built-in stories checks the stories and the answers.
+
+    Raises UserError if a run does not exist or if a measurement is impossible.
     """
     from positron.evaluate import arguments, figures
 
@@ -249,8 +258,8 @@ def export(
     """Write a run (None: the run trained last) in a format that other programs read, and return the new folder.
 
     `to` is hf, gguf, ollama, onnx, llama2c or safetensors. If `folder` is None, the new folder is `export/FORMAT` in the run
-    folder. `precision` is the number format of the weight matrices: f32 in every format, also f16 or q8_0 in a GGUF file, and
-    also int8 in ONNX. Raises UserError if the format cannot express the model.
+    folder. `precision` is the number format of the weight matrices: f32 in every format, also f16 or q8_0 for gguf and ollama,
+    and also int8 for onnx. Raises UserError if the folder exists, or if the format cannot express the model.
     """
     from positron.export import export as write
 
@@ -277,6 +286,7 @@ def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> 
     """Return `recipe` (the name of a command), and the settings as words of its command line, such as `optimizer.lr=0.001`.
 
     If `name` is None, the run is named MODEL-DATA for `train`, and COMMAND-DATA for other commands, such as sft-story_instruct.
+    MODEL and DATA are the names of the presets, and DATA of the user's own data is text, instruct or preferences.
     """
     from positron.cli.help_text import default_choices
     from positron.cli.hydra_app import conf_folder
@@ -295,7 +305,8 @@ def _data_settings(
     """Return the settings that express the argument `data`, which is a preset in conf/data, a path, or Python objects.
 
     `kind` is the kind of data that the training reads. Python objects, such as a list of texts or conversations, are first
-    written to a file, in the folder data.dir of `settings` or in the default folder.
+    written to a file, in the folder data.dir of `settings` or in the default folder. Raises UserError for objects of another
+    type.
     """
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of

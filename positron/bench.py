@@ -59,7 +59,10 @@ def main() -> None:
 
 
 def measure(model: GPT, engine: Engine) -> None:
-    """Print, for several prompt lengths, milliseconds to the first token, and tokens per second with and without the cache."""
+    """Print the time to the first token and the tokens per second with and without the key/value cache, by prompt length.
+
+    `engine` generates text with `model` and the cache. The time is in milliseconds.
+    """
     import torch
 
     from positron.inference.sampling import Sampling

@@ -77,8 +77,9 @@ def main() -> None:
 def _clean(folder: Path) -> str:
     """Delete the token files and raw texts of a corpus, but keep its tokenizer, so that the corpus can be prepared again.
 
-    A folder of downloads is deleted completely, and so is a folder of texts that were passed to the Python functions. A folder
-    that another process uses is left unchanged. Returns the result as text, such as "  freed" or "  in use, not deleted".
+    A corpus that another process uses is left unchanged. A folder that is not a corpus, which holds downloads or texts that
+    were passed to the Python functions, is deleted completely. Returns the outcome, such as "freed" or "in use, not deleted",
+    after two spaces.
     """
     lock_file = folder / "lock"
     with try_lock(lock_file) if lock_file.exists() else nullcontext(True) as free:

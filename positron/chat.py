@@ -100,7 +100,12 @@ def note(line: str) -> None:
 
 
 def answer(dialogue: Dialogue, question: str) -> None:
-    """Print the answer while it is generated. Ctrl-C ends the answer; the text printed until then stays in the conversation."""
+    """Print the model's answer to `question` while it is generated.
+
+    If the model was not fine-tuned on conversations, `question` is the beginning of a text and is printed before its
+    continuation. Ctrl-C ends the answer; the text printed until then stays in the conversation. If standard input is not a
+    terminal, Ctrl-C also raises KeyboardInterrupt.
+    """
     screen, has_begun = Screen(), dialogue.chats  # a text that is continued is shown with its beginning
     pieces = dialogue.ask(question)
     try:
@@ -120,7 +125,11 @@ def answer(dialogue: Dialogue, question: str) -> None:
 
 
 def answer_lines(dialogue: Dialogue) -> None:
-    """Answer each line of standard input. A command, such as /quit, is not executed but sent to the model, after a notice."""
+    """Answer each line of standard input that is not blank.
+
+    A command, such as /quit, is not executed: a notice is printed, and the line is sent to the model. Raises UserError, which
+    names the line, if a line cannot be answered.
+    """
     asked = False
     for line, name in standard_input_lines("standard input"):
         if line.startswith("/") and line[1:].split(" ")[0].strip() in NAMES:
@@ -157,7 +166,11 @@ def terminal_prompt() -> Callable[[], str]:
 
 
 def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
-    """Answer each line that `prompt` returns, until the user leaves. No error ends the chat or loses the conversation."""
+    """Answer or execute each line that `prompt` returns, until the user leaves.
+
+    `prompt` reads one line from the user. An error is printed and does not end the chat, so that the conversation is not lost;
+    only BrokenPipeError, after the output was closed, is raised.
+    """
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a background script starts its commands with Ctrl-C ignored
@@ -190,8 +203,8 @@ def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
 def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["quit", "refused", "answered", "done"]:
     """Execute `line` if it is a command of the chat, or else print the model's answer to it.
 
-    Returns "answered" after an answer, "quit" after the command /quit, and "done" after another command or an error. For a line
-    that looks like a misspelt command, prints a remark and returns "refused". With `is_sure=True`, the line is sent to the
+    Returns "answered" after an answer, "quit" after the command /quit, and "done" after another command or an error. If the
+    line looks like a misspelt command, prints a remark and returns "refused". With `is_sure=True`, the line is sent to the
     model in any case; use this if the user enters a refused line again.
     """
     try:
@@ -224,7 +237,10 @@ def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["qu
 
 
 def command(dialogue: Dialogue, line: str) -> str | None:
-    """Execute the line if it is a command of the chat, and return the command's name. Return None for any other line."""
+    """Execute the line if it is a command of the chat, and return the command's name. Return None for any other line.
+
+    Raises UserError if the command is wrong or cannot be executed, and NearCommand if the line may be a misspelt command.
+    """
     parsed = parse(line)
     if parsed is None:
         return None

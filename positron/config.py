@@ -1,8 +1,8 @@
 """Define all settings that a user can choose, as plain dataclasses: the model (`GPTConfig`) and a whole run (`RunConfig`).
 
-This module imports only the standard library, so that any command can read a run without importing torch or Hydra. Defaults are
-defined only here: a file in `conf/` contains only the values that it changes. The classes check the values; `settings.py`
-checks names and types. The file is long, so that all settings can be read in one place.
+This module and the modules that it imports need only the standard library, so that any command can read a run without importing
+torch or Hydra. Defaults are defined only here: a file in `conf/` contains only the values that it changes. The classes check
+the values; `settings.py` checks names and types. The file is long, so that all settings can be read in one place.
 """
 
 from __future__ import annotations
@@ -217,10 +217,10 @@ class GPTConfig(ModelConfig):
     def flops_per_token(self, context: int | None = None) -> float:
         """Return the floating-point operations of training per token: forward (2 per weight) and backward (4 per weight).
 
-        The sequence has T = `context` tokens (None: `context_length`). Token t attends to min(t, window) keys; without a
-        window, a token attends to (T + 1) / 2 keys on average. For each layer, head and key, the attention score and the
-        weighted sum of the values together cost 12 * d_head operations (forward and backward). Norms and activations are not
-        counted, as in the model FLOPs of the PaLM paper (arXiv:2204.02311, appendix B).
+        The sequence has T = `context` tokens (None: `context_length`). Token t, counted from 1, attends to min(t, window) keys;
+        without a window, a token attends to (T + 1) / 2 keys on average. For each layer, head and key, the attention score and
+        the weighted sum of the values together cost 12 * d_head operations (forward and backward). Norms and activations are
+        not counted, as in the model FLOPs of the PaLM paper (arXiv:2204.02311, appendix B).
         """
         T = context or self.context_length
         beyond = max(0, T - (self.window or T))  # tokens whose window does not reach the first token
@@ -238,7 +238,10 @@ def _not(value: object) -> str:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Hold the settings of a tokenizer (`conf/tokenizer/*`). A small corpus may result in fewer than `vocab_size` tokens."""
+    """Hold the settings of a tokenizer (`conf/tokenizer/*`).
+
+    `vocab_size` is an upper limit: the vocabulary of a small corpus may have fewer tokens.
+    """
 
     kind: TokenizerKind  # how text is cut into tokens
     vocab_size: Count | None = None  # for word and sentencepiece: largest number of different tokens
@@ -398,7 +401,7 @@ class DataConfig:
 
     @property
     def epoch_tokens(self) -> int:
-        """Return `tokens_per_epoch` as a number: 10_000_000 for 10M. Raises UserError for any other text."""
+        """Return `tokens_per_epoch` as a number: 10_000_000 for 10M. Raises UserError if it is not a number of at least 1."""
         text = str(self.tokens_per_epoch).strip()
         number = read_amount(text)
         if not 1 <= number < float("inf"):
@@ -415,7 +418,10 @@ BATCH_TOKENS: dict[Accelerator, int] = {"cuda": 131_072, "mps": 98_304, "cpu": 6
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Hold the settings of the machine (`conf/device/*`). A new run replaces each `auto` by a value and records this value."""
+    """Hold the settings of the machine (`conf/device/*`).
+
+    When a new run starts, each `auto` except that of `strategy` is replaced by a value, which run.json records.
+    """
 
     accelerator: Accelerator | Literal["auto"] = "auto"  # kind of device; auto: CUDA, else MPS, else the CPU
     devices: Count = 1  # GPUs (or CPU processes) per machine that train one run together
@@ -549,7 +555,9 @@ class ScheduleConfig:
 class TrainConfig:
     """Hold the settings of the training loop. All intervals are counted in optimizer steps."""
 
-    max_steps: Count | Literal["auto"] = "auto"  # length of training; auto: 20 tokens per parameter (sft: sft.epochs)
+    # length of training in optimizer steps; auto: 20 tokens per parameter in train and distill, sft.epochs in sft,
+    # preference.epochs in prefer, and 100 steps in reinforce
+    max_steps: Count | Literal["auto"] = "auto"
     stop_at: Count | None = None  # stop at this step for now; max_steps and the learning rate stay as planned
     max_time: float | str | None = None  # save and stop before this time has passed: seconds, or 10m, 2h
     # accept a larger max_steps for an existing run; the learning rate is then planned for the new number of steps
@@ -567,7 +575,8 @@ class TrainConfig:
     # number of steps, spread over the whole training, whose weights are kept; 0: none
     keep_history: CountOrZero = 0
     sample_every: Count = 200  # steps between sample texts, which are written to samples.jsonl and samples.md
-    # prompt of the samples; null (sft only): the first validation question
+    # prompt of the samples; null: the first validation prompt in sft and prefer, "Once upon a time" in train and distill;
+    # reinforce always takes the first validation prompt
     sample_prompt: str | None = "Once upon a time"
     sample_tokens: Count = 200  # length of a sample text in tokens
     # the run stops after this many steps in a row with NaN or infinite gradients; each such step is skipped
@@ -616,7 +625,7 @@ class LoggerConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Hold the settings of a sweep (-m): whether jobs with poor results are stopped early."""
+    """Hold the settings of a sweep, several runs by one command (-m): whether jobs with poor results are stopped early."""
 
     # median: stop a job that is worse than the median of the finished jobs with the same seed at the same step
     prune: Literal["median"] | None = None
