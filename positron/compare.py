@@ -1,4 +1,4 @@
-"""Compare runs on the same text by loss, curves and samples, or compare two variants by pairs of runs with the same seeds.
+"""Compare runs on the same text by loss, curves and samples, or two variants of the settings by pairs of runs with equal seeds.
 
 positron compare outputs/small outputs/large
 positron compare --csv > runs.csv

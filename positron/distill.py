@@ -1,7 +1,7 @@
 """Train a new model on what trained models predict: `positron distill teachers=quickstart name=student`.
 
-The training is pretraining with one more term in the loss: the divergence from the probabilities of the teachers, which are
-computed in each step. The teachers are never changed.
+The training is pretraining with one more term in the loss: the divergence from the probabilities that the trained models, the
+teachers, predict. These probabilities are computed in each step. The teachers are never changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 def distill(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (), asked: Asked | None = None) -> Facts:
     """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
 
-    Raises the errors of `train`, and UserError if a teacher cannot be used or has changed since the run began.
+    For `callbacks` and `asked`, see `positron.train.train`. Raises the errors of `train`, and UserError if a teacher cannot be
+    used or has changed since the run began.
     """
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
@@ -64,8 +65,8 @@ def _lesson(session: Session) -> Lesson:
 def configure(values: dict[str, Any]) -> RunConfig:
     """Build the configuration of a distilled run from `values`, its settings as nested dicts.
 
-    Raises UserError if settings contradict each other, if a teacher is missing or has a shorter context than the run, or if
-    the run itself is a teacher.
+    Raises UserError if settings contradict each other, if a teacher is missing or has a shorter context than the run, or if the
+    run itself is a teacher. If the run is already a finished distillation from the same teachers, the teachers are not checked.
     """
     config = configure_pretraining(values)
     assert config.distill is not None

@@ -40,9 +40,9 @@ FIRST_CHANGED = 101
 
 
 class Finding(NamedTuple):
-    """Hold the result of one check: `what` was checked, whether it is `good`, and what the check `says` to the user.
+    """Hold the result of one check.
 
-    `says` is the measured value, or what to do. If `good` is False and `fatal` is True, runs fail or compute wrong results.
+    If `good` is False and `fatal` is True, runs fail or compute wrong results.
     """
 
     what: str  # what was checked
@@ -67,7 +67,7 @@ def versions() -> Iterator[Finding]:
 
 
 def disk() -> Iterator[Finding]:
-    """Check the free space and the write access where runs are saved."""
+    """Check the free space and the write access in the folder where runs are saved."""
     folder = Path("outputs") if Path("outputs").is_dir() else Path()
     free = shutil.disk_usage(folder).free / 1e9
     yield Finding(
@@ -164,7 +164,10 @@ def _guarded(what: str, probe: Callable[[], Finding]) -> Finding:
 
 
 def causality(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Check that the logits of a token do not depend on later tokens, as they do with some faulty attention kernels."""
+    """Check that the logits of a token do not depend on later tokens, as they do with some faulty attention kernels.
+
+    The model has random weights; its matrix products are in `dtype`.
+    """
     import torch
 
     from positron.config import GPTConfig
@@ -194,7 +197,10 @@ def causality(device: torch.device, dtype: torch.dtype) -> Finding:
 
 
 def attention(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Compare the attention kernels with softmax(q k^T / sqrt(D)) v computed in fp64, for sequences of ODD_LENGTHS tokens."""
+    """Compare causal attention on `device` with softmax(q k^T / sqrt(D)) v, computed in fp64, where D is the width of a head.
+
+    The comparison covers each number of tokens in ODD_LENGTHS with each width in HEAD_WIDTHS, the forward pass only.
+    """
     import math
 
     import torch

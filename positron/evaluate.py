@@ -96,7 +96,7 @@ def main() -> None:
 
 @screen_log()
 def figures(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the measurements that the options ask for. Raises UserError if a measurement is impossible."""
+    """Return the measurements that the options of the command ask for. Raises UserError if a measurement is impossible."""
     say_loading(options.run or "the run trained last")
     if options.limit < 0:
         raise UserError(f"--limit must be at least 0 bytes, not {options.limit}")
@@ -283,7 +283,8 @@ def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namesp
 def _requests_of(run: Run) -> DataConfig:
     """Return the data settings of the story requests on which the run was trained, or the defaults if it used other data.
 
-    A preference-tuned run is measured on the same requests as its base run if both have the same data.seed.
+    For a run of preference tuning (data=story_preference), these are the settings of the requests of its base run, provided
+    that both runs have the same data.seed and data.val_fraction, and the base run has the default data.examples.
     """
     data = from_dict(DataConfig, run.config()["data"])
     match data.source:
@@ -299,12 +300,12 @@ def _requests_of(run: Run) -> DataConfig:
 
 
 def longest(writer: Writer) -> int:
-    """Return the maximum number of tokens of a story: twice the context length, but at least 16."""
+    """Return the maximum number of tokens of a story: twice the context length of the model, but at least 16."""
     return max(16, 2 * writer.context)
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """Return the measurements as lines of text."""
+    """Return the measurements as lines of text; `facts` is the result of `figures`."""
     half = facts["bpb_interval"]
     lines = [
         f"text            {facts['text']}: {counted(facts['documents'], 'document')}, {facts['bytes']:,} bytes",

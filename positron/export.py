@@ -64,8 +64,9 @@ def main() -> None:
 def export(run: str | None, to: Format, out: str | Path | None, precision: Any = "f32") -> Path:
     """Write a run (None: the run trained last) in the format `to` into the new folder `out`, and return this folder.
 
-    If `out` is None, the folder is `export/FORMAT` in the run's folder. `precision` is the number format of the
-    matrices. The files and their sizes are logged.
+    If `out` is None, the folder is `export/FORMAT` in the run's folder. `precision` is the number format of the weight matrices
+    (see `arguments`). The files and their sizes are logged. Raises UserError if the folder exists, or if the format cannot
+    express the model or `precision`.
     """
     say_loading(run or "the run trained last")
     from positron.interop.formats import export as write

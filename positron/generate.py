@@ -59,7 +59,10 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def read_prompt(options: argparse.Namespace) -> str:
-    """Return the prompt from the argument, --file or standard input. Raises UserError if the prompt cannot be read."""
+    """Return the prompt from the argument, --file or standard input, or FIRST_WORDS if the user gives none.
+
+    Raises UserError if the prompt cannot be read, or if it is given twice.
+    """
     if options.file is not None:
         if options.prompt is not None:
             raise UserError("a prompt and --file were both given: give one of them")
@@ -126,7 +129,10 @@ def continue_prompt(options: argparse.Namespace) -> None:
 
 
 def write(writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...], options: argparse.Namespace) -> None:
-    """Print one text while it is generated."""
+    """Print the prompt, and the text that the model generates after it while it is generated.
+
+    The text ends before the first of the texts `stop`.
+    """
     pieces = writer.engine().stream(
         writer.ids(prompt), sampling, max_tokens=options.max_tokens, seed=options.seed, stop=stop
     )
@@ -140,7 +146,10 @@ def write(writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...]
 def write_several(
     writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...], options: argparse.Namespace
 ) -> None:
-    """Generate several texts at once and print them, with --json as one JSON object per text."""
+    """Generate `--num-samples` texts at once and print them, with --json as one JSON object per text.
+
+    Each text ends before the first of the texts `stop`.
+    """
     began = time.perf_counter()
     ids = writer.ids(prompt)
     written = writer.engine().written(

@@ -52,10 +52,11 @@ def import_model(
 ) -> Path:
     """Read a model and write it as a run; log what was read, and return the run's folder.
 
-    `path` is a folder, a .bin file of llama2.c, or a repository of the hub, tried in this order. `name` is the name of the run
-    (None: the name of the folder, file or repository), `tokenizer` is the vocabulary file that belongs to a .bin file (None:
-    tokenizer.bin in the same folder), and `revision` is a branch, tag or commit of a repository. Raises UserError if a file is
-    missing, damaged, contradictory or not supported, or if a run with this name exists.
+    `path` is a folder, a .bin file of llama2.c, or a repository of the Hugging Face hub, tried in this order. `name` is the
+    name of the run (None: the name of the folder, file or repository), `tokenizer` is the vocabulary file that belongs to a
+    .bin file (None: tokenizer.bin in the same folder), and `revision` is a branch, tag or commit of a repository. Raises
+    UserError if a file is missing, damaged, contradictory or not supported, or if a run with this name exists. Raises
+    Unreachable if the network fails.
     """
     say_loading(str(path))
     from positron.cli.preflight import check_name

@@ -154,9 +154,11 @@ def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
 
 
 def token_table(data: LookData, truth: TruthData | None) -> list[str]:
-    """Return the lines of a table with one row per token of the prompt.
+    """Return the lines of a table with one row per token of the prompt, and a last row for the token after the prompt.
 
-    If `truth` is given, each row also has the exact probability of the token under the grammar of the built-in stories.
+    A row has the probability of its token in the model, its loss in bits, and the most probable tokens at its position. If
+    `truth` is given, the row also has the exact probability of the token under the grammar of the built-in stories, and the
+    regret: the loss of the model minus the loss of the exact probability, in bits. The token that begins a document has no row.
     """
     head = f"{'token':<{TOKEN_WIDTH}} {'probability':>11} {'bits':>6}"
     head += f" {'exact':>7} {'regret':>7}" if truth else ""
@@ -179,9 +181,9 @@ def token_table(data: LookData, truth: TruthData | None) -> list[str]:
 def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
     """Return the lines below the table: total bits, total regret, effect of an ablation, and the answer of a chat model.
 
-    The total regret is the loss of the model minus the loss of the exact probabilities `truth`. If the grammar of the built-in
-    stories cannot generate the prompt, another line gives the first character that does not fit. Without `truth`, there is no
-    line about the regret or the grammar.
+    The total bits are the loss of the model on the prompt. The total regret is this loss minus the loss of the exact
+    probabilities `truth`. If the grammar of the built-in stories cannot generate the prompt, another line gives the first
+    character that does not fit. Without `truth`, there is no line about the regret or the grammar.
     """
     bits = sum(token["bits"] or 0.0 for token in data["tokens"])
     lines = [f"{bits:.2f} bits for {counted(len(data['tokens']) - 1, 'token')}"]
@@ -244,8 +246,8 @@ def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
 def head_table(scores: Scores) -> list[str]:
     """Return the lines of a table with one row for each head, each attention layer and each MLP.
 
-    The row of a head shows its mean attention to certain earlier tokens. Each row shows the rise of the loss if this part is
-    removed, in bits per token.
+    The row of a head shows its mean attention to certain earlier tokens. Each row also shows, in bits per token, how much the
+    loss rises if the output of this part is replaced by zeros.
     """
     lines = [
         f"{'part':<8} {'previous':>9} {'induction':>9} {'first':>9} {'on text: previous':>18} {'induction':>9} {'cost':>8}"

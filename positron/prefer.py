@@ -1,6 +1,7 @@
 """Train a run to prefer the better one of two answers: `positron prefer init_from=outputs/sft data=story_preference`.
 
-The training loop is the same as in pretraining. The base run is the reference model of the loss: it is never changed, and its
+The training loop is the same as in pretraining. The base run, whose weights the training starts from, is the reference model:
+the losses dpo and ipo compare the trained model with it, and the divergence from it is measured. It is never changed. Its
 log-probabilities are computed once and stored, so that only one model is in memory during training.
 """
 
@@ -37,7 +38,8 @@ logger = logging.getLogger("positron.prefer")  # under `python -m` the module is
 def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
     """Train the run in `folder` on pairs of answers, from its last checkpoint if it has one; return what run.json records.
 
-    Raises the errors of `train`, and UserError if the log-probabilities of the base run can be neither read nor computed.
+    `callbacks` are Lightning callbacks. Raises the errors of `train`, and UserError if the log-probabilities of the base run
+    can be neither read nor computed.
     """
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
@@ -107,7 +109,7 @@ def _notice_untaught(base: Run) -> None:
 
 
 def _refuse_too_small_batch(plan: Plan) -> None:
-    """Raise UserError if a batch has fewer pairs than there are processes."""
+    """Raise UserError if a batch has fewer pairs, of two sequences each, than there are processes."""
     if plan.batch_size // 2 < plan.world_size:
         needed = 2 * plan.world_size * plan.gpt.context_length
         devices = "" if plan.world_size == 1 else f" for each of {plan.world_size} devices"

@@ -89,7 +89,8 @@ def refuse_other_words(words: list[str]) -> None:
 def prepared(config: RunConfig) -> tuple[dict[str, TokenFiles], Tokenizer, Path]:
     """Prepare a corpus, verify its checksums and print its sizes.
 
-    Returns the training and validation token files (`train`, `val`), the tokenizer, and the folder of the corpus.
+    Returns a dict with the token files of the two parts, `train` and `val`, the tokenizer, and the folder of the corpus. If the
+    corpus is streamed, `train` is only the first epoch.
     """
     say_loading("the libraries that read text")
     from positron.data.corpus import prepare

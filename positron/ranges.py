@@ -28,7 +28,7 @@ class Range:
     without_high: bool = False
 
     def complaint(self, value: float) -> str | None:
-        """Return what `value` violates, such as "must be positive", or None if it is in the range."""
+        """Return the condition that `value` violates, such as "must be positive", or None if it is in the range."""
         if not math.isfinite(value):
             return "must be a finite number"
         is_low = value <= self.low if self.without_low else value < self.low

@@ -48,7 +48,7 @@ MIN_ANSWER_TOKENS = 8  # so many tokens of the context must be free after a prom
 def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
     """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
 
-    Raises the errors of `train`, and UserError if the reward cannot be computed.
+    `callbacks` are Lightning callbacks. Raises the errors of `train`, and UserError if the reward cannot be computed.
     """
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
@@ -159,8 +159,8 @@ def _questions(
     """Return the prompts for training and the prompts for validation.
 
     A prompt consists of the messages of a conversation before its first answer. If the base run was not fine-tuned on
-    conversations (`is_chat` is False), a prompt is only the text of the last of these messages. Raises UserError if every
-    prompt is too long for the context.
+    conversations (`is_chat` is False), a prompt is only the text of the last of these messages. A prompt is left out if it
+    leaves less than MIN_ANSWER_TOKENS of the `context` tokens for an answer. Raises UserError if no prompt is left.
     """
     from itertools import takewhile
 
@@ -232,8 +232,9 @@ def _try_step(plan: Plan, model: GPT, objective: ReinforceObjective) -> None:
 def configure(values: dict[str, Any]) -> RunConfig:
     """Build the configuration of a run that learns from rewards, with the architecture and tokenizer of its base run.
 
-    `values` are the settings as nested dicts. Raises the errors of `configure_tuning`, and UserError if the settings do not fit
-    together, for example if 8 prompts cannot be divided equally among 3 devices.
+    `values` are the settings as nested dicts. Dropout is set to 0, and train.batch_tokens to prompts * samples *
+    context_length. Raises the errors of `configure_tuning`, and UserError if the settings do not fit together, for example if 8
+    prompts cannot be divided equally among 3 devices.
     """
     config = configure_tuning(values, "reinforce", REINFORCE, lambda run: run.exists and run.chat_path.exists())
     settings = config.reinforce

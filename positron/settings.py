@@ -1,7 +1,7 @@
-"""Convert settings as nested dicts, from `conf/` or from a run folder, to the classes of `config.py`.
+"""Convert nested dicts of settings, from `conf/` or from a run folder, to the dataclasses of `config.py`.
 
-Names and types are checked only here; the message about a wrong name suggests the most similar one. This module imports only
-the standard library, like `config.py`: pydantic would save 15 of 866 lines, but add 0.5 s to the start of every command.
+Names and types are checked only here; the message about a wrong name suggests the most similar one. Like `config.py`, this
+module needs only the standard library. The library pydantic would save few lines and add 0.5 s to the start of every command.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
 
 
 class UnknownKey(UserError):
-    """Report a key that no setting has."""
+    """Report a key that is not the name of any setting."""
 
 
 def from_dict(cls: type[T], values: Any, path: str = "") -> T:
@@ -174,7 +174,10 @@ def defaults_of(cls: type) -> dict[str, Any]:
 
 
 def flat(values: dict[str, Any], prefix: str = "", depth: int = 8) -> dict[str, Any]:
-    """Return nested settings by their dotted keys, each preceded by `prefix`; groups nested deeper than `depth` stay dicts."""
+    """Return nested settings by their dotted keys, each preceded by `prefix`.
+
+    Apart from `prefix`, a key has at most `depth` dots; a dict that is nested deeper is kept as a value.
+    """
     by_key: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and depth:
@@ -185,12 +188,12 @@ def flat(values: dict[str, Any], prefix: str = "", depth: int = 8) -> dict[str, 
 
 
 def leaf_keys() -> list[str]:
-    """Return every dotted key that a user can set, e.g. `optimizer.lr`."""
+    """Return every key that a user can set: a single setting, such as `optimizer.lr`, or a group, such as `optimizer`."""
     return [*_keys_of(RunConfig), *BESIDE_VALUES]
 
 
 def keys_read_by(recipe: Recipe) -> list[str]:
-    """Return the keys, such as optimizer.lr, of all settings that the command with this recipe reads."""
+    """Return the keys of `leaf_keys` that the command `recipe` reads."""
     return [key for key in leaf_keys() if key.split(".")[0] not in NOT_READ_BY[recipe]]
 
 
@@ -231,7 +234,7 @@ def is_group(key: str) -> bool:
 
 
 def check_value(key: str, value: Any) -> None:
-    """Raise UserError if a value of the setting `key` has the wrong type."""
+    """Raise UserError if `value` does not have the type of the setting `key`."""
     _convert(type_of(key), value, key)
 
 
@@ -259,12 +262,13 @@ def _similar_last_word(word: str, keys: Sequence[str], least: float) -> list[str
 
 
 def unknown_key(key: str, written: Callable[[str], str] = str) -> str:
-    """Return the error message about a key that this command does not know.
+    """Return the error message about a key that the command does not know.
 
     The message depends on the group, the part of `key` before the last dot. If the group exists, the message suggests a key of
     MAIN_GROUPS with the same last word, or else a key of the group with a similar last word; if there is neither, it lists the
     keys of the group. If the group does not exist, the message suggests a similar key of any group, or names the command that
-    lists all keys. `written` converts the suggested key to the form that the user must type.
+    lists all keys. For a key that exists, the message says that this command cannot set it. `written` converts the suggested
+    key to the form that the user must type.
     """
     keys = [*leaf_keys(), "experiment"]
     group, _, last = key.rpartition(".")

@@ -36,7 +36,7 @@ logger = logging.getLogger("positron.sft")  # under `python -m` the module is ca
 def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
     """Fine-tune the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
 
-    Raises the errors of `train`.
+    `callbacks` are Lightning callbacks. Raises the errors of `train`.
     """
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
@@ -80,8 +80,9 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
 def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> Windows | None:
     """Return windows of the base run's pretraining text, or None if no pretraining text is replayed.
 
-    In each batch, such windows are the fraction sft.replay_ratio of the sequences, but at least one sequence. Raises UserError
-    if the text is not available, or if a batch has only one sequence.
+    To replay means to mix this text into each batch, so that the model forgets less of it. The windows are the fraction
+    sft.replay_ratio of the sequences of a batch, but at least one sequence and at most all but one. Raises UserError if the
+    text is not available, or if a batch has only one sequence.
     """
     from positron.training.tuning import replayed_run, replayed_text
 

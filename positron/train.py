@@ -58,7 +58,10 @@ def job(cfg: DictConfig) -> float:
 
 
 def configure(values: dict[str, Any]) -> RunConfig:
-    """Build the configuration of a run from nested settings. Raises UserError if settings contradict each other."""
+    """Build the configuration of a run from `values`, its settings as nested dicts.
+
+    Raises UserError if a setting is unknown or has a wrong value, or if settings contradict each other.
+    """
     config = from_dict(RunConfig, values)
     if config.budget is not None and config.train.max_steps != "auto" and not config.train.extend:
         raise UserError(
