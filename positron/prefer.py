@@ -130,7 +130,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
 
 
 def job(cfg: DictConfig) -> float:
-    """Run one Hydra job with `run_job`, and return the validation bits per byte, which a search minimises."""
+    """Run one Hydra job with `run_job`, and return the validation bits per byte, which a hyperparameter search minimises."""
     return run_job(cfg, configure, lambda config, folder, callbacks, _: prefer(config, folder, callbacks))
 
 

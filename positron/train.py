@@ -53,7 +53,7 @@ def train(
 
 
 def job(cfg: DictConfig) -> float:
-    """Run one Hydra job with `run_job`, and return the validation bits per byte, which a search minimises."""
+    """Run one Hydra job with `run_job`, and return the validation bits per byte, which a hyperparameter search minimises."""
     return run_job(cfg, configure, train)
 
 

@@ -1,6 +1,6 @@
 """Read the file of candidates of `positron research`, and check all recipes before the first run.
 
-A candidate is a named list of settings that changes the base recipe.
+A recipe is a list of settings of `positron train`. A candidate is a named list of settings that changes the base recipe.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _DATA_OF_TRAINING = ("packing", "document_mask")
 def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> Plan:
     """Read the base recipe and the candidates from a YAML file, check them all, and return them as a plan.
 
-    `configure` builds the configuration of a run from its settings. Raises UserError, which names the file and the key, if the
-    plan cannot be carried out.
+    `configure` builds the configuration of a run from its settings as nested dicts. Raises UserError, which names the file and
+    the key, if the plan cannot be carried out.
     """
     content = _read_yaml(path)
     for key in content:

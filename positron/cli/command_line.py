@@ -1,6 +1,7 @@
 """Sort the words of a training command into options and settings, and check both before Hydra reads them.
 
-The argument `recipe` of several functions is the name of the command, such as `train`.
+In several functions, the argument `recipe` is the name of the command, such as `train`, and `conf` is the folder of the
+configuration files, conf/.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class CommandLine:
 
     @property
     def words(self) -> list[str]:
-        """Return all words of the command line."""
+        """Return all words of the command line: first the options, then the settings."""
         return [*self.options, *self.overrides]
 
 

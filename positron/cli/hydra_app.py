@@ -1,4 +1,4 @@
-"""Compose `conf/` and the command line with Hydra, and translate the errors of Hydra."""
+"""Compose the files in `conf/` and the command line to a configuration with Hydra, and translate the errors of Hydra."""
 
 from __future__ import annotations
 

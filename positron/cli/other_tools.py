@@ -222,7 +222,7 @@ def advice(key: str, value: str | None) -> str:
 
 
 def question(key: str, value: str | None, written: Callable[[str], str] = str) -> str:
-    """Return the content of `advice` as a question, such as `did you mean seed? (seed=1)`.
+    """Return the same information as `advice`, as a question such as `did you mean seed? (seed=1)`.
 
     `written` converts a key to the form in which the user gives it, such as an argument of a Python function.
     """

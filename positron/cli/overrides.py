@@ -1,7 +1,9 @@
 """Check the settings of a training command before Hydra reads them: names, choices, and quotation marks.
 
 Hydra would accept some wrong settings without effect, and refuse others with a message about its own grammar. Here they are
-refused with advice. The argument `recipe` of several functions is the name of the command, such as `train`.
+refused with advice. An override is Hydra's term for a setting on the command line, such as optimizer.lr=1e-3. In several
+functions, the argument `recipe` is the name of the command, such as `train`, and `conf` is the folder of the configuration
+files, conf/.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def read_settings(settings: Sequence[str], recipe: Recipe, conf: Path) -> list[s
 
 
 def given_keys(overrides: Sequence[str]) -> dict[str, str]:
-    """Return the key and value of each override, except those of Hydra itself."""
+    """Return a dict from the key of each override to its value as text, without the overrides of Hydra itself."""
     pairs = (_split(override) for override in overrides)
     return {key: value for _, key, value in pairs if value is not None and not key.startswith("hydra")}
 
@@ -99,7 +101,7 @@ def experiment_keys(conf: Path, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def groups_of(conf: Path) -> dict[str, list[str]]:
-    """Return the choices of each group of settings: the names of the files in its folder."""
+    """Return the choices of each group of settings: the names of the YAML files in the group's folder in `conf`."""
     return {
         folder.name: sorted(path.stem for path in folder.glob("[!_]*.yaml"))
         for folder in sorted(conf.iterdir())
@@ -268,7 +270,7 @@ class _Reader:
         return text
 
     def _check_values(self, key: str, parsed: Any) -> None:
-        """Raise UserError for a value of a sweep that has the wrong type, before the jobs with other values are trained."""
+        """Raise UserError if a value of a sweep has the wrong type, before the jobs with the other values are trained."""
         for value in getattr(parsed.value(), "list", []):  # a range of numbers or an interval has no list
             text = getattr(value, "text", value)
             if not is_text(key) and "${" not in str(text):

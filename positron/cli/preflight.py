@@ -78,7 +78,8 @@ def check_packages(logger: LoggerConfig) -> None:
 def check_name(folder: Path, *, is_sweep: bool = False) -> None:
     """Raise UserError for a new run whose folder is reserved, lies inside another run, or has a name that some systems forbid.
 
-    With `is_sweep`, `folder` is the folder of a sweep below outputs/sweeps/.
+    With `is_sweep`, `folder` is the folder of a sweep below outputs/sweeps/. A folder that already contains a run is accepted,
+    unless a part of its path is too long.
     """
     if long := next((part for part in folder.parts if len(part.encode()) > _MAX_NAME_BYTES), None):
         raise UserError(
@@ -234,7 +235,11 @@ def _saved_kind(run: Run, known: TokenizerConfig) -> str:
 
 
 def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
-    """Raise UserError if no text can be read at data.path=, or if data.field= is given but no file at data.path= has fields."""
+    """Raise UserError if no text can be read at data.path=, or if data.field= is given but no file at data.path= has fields.
+
+    `given` maps the keys of the command line to their values. Nothing is checked if the data does not come from files of the
+    user.
+    """
     if data.path is None or data.url is not None or data.source not in OWN_FILES:
         return
     from positron.data.decoding import Reading, refuse_unreadable

@@ -84,8 +84,8 @@ class Request:
 def read_request(composed: Any, overrides: Sequence[str]) -> Request:
     """Build a request from the configuration that Hydra composed with `overrides`.
 
-    Expands paths, writes the data of data=custom to a file, and fills in the settings that a distillation takes from
-    its teachers (see `take_from_teachers`). Raises UserError if one of these steps fails.
+    Replaces a leading `~` in paths, writes the data of data=custom to a file, and fills in the settings that a distillation
+    takes from its teachers (see `take_from_teachers`). Raises UserError if one of these steps fails.
     """
     from omegaconf import OmegaConf
 

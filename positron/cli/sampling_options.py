@@ -69,9 +69,9 @@ def weights_option(parser: argparse.ArgumentParser) -> None:
 
 
 def given_options(build: Callable[[], argparse.ArgumentParser]) -> set[str]:
-    """Return the names of the options on the command line, including options given with their default value.
+    """Return the names of the given options, such as "max_tokens", including those that are given with their default value.
 
-    `build` creates the parser of the command.
+    `build` creates the parser of the command, which reads `sys.argv`.
     """
     parser = build()
     parser.set_defaults(**dict.fromkeys(vars(build().parse_args([]))))  # None: not given
@@ -89,7 +89,11 @@ def draft_option(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> Sampling:
-    """Return the sampling settings of the preset, changed by the given options. Raises UserError for values out of range."""
+    """Return the settings of the preset that --preset names, changed by the other sampling options.
+
+    `default` is the preset without --preset. Raises UserError if a value is out of range, or if the value of --weights is
+    unknown.
+    """
     from positron.inference.sampling import preset
 
     weights_of(options.weights)

@@ -49,8 +49,11 @@ def run_job(
 ) -> float:
     """Run one Hydra job, in outputs/<name> or, if it is a job of a sweep, in a numbered folder of the sweep.
 
-    Returns the validation bits per byte, which a search minimises. If there are none, for example because the job failed, the
-    result is nan for a single run, and inf for a job of a sweep. Raises UserError for a single run that cannot start.
+    `cfg` is the configuration that Hydra composed, `configure` builds a RunConfig from it, and `train` trains the run.
+
+    Returns the validation bits per byte, which a hyperparameter search minimises. If there are none, the result is nan for a
+    single run, and inf for a job of a sweep, for example because this job failed. Raises UserError for a single run that cannot
+    start, and the errors of `train` for a single run that fails.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -84,8 +87,9 @@ def run_config(
 ) -> Run:
     """Run one training for a Python program, with the checks of the command line, and return the trained run.
 
-    `overrides` are settings of the form key=value, as on the command line. A run that Ctrl-C ends is saved and returned. Raises
-    UserError if the run cannot start.
+    `overrides` are settings of the form key=value, as on the command line. `configure` builds a RunConfig from the composed
+    settings, and `train` trains the run. A run that Ctrl-C ends is saved and returned. Raises UserError if the run cannot
+    start, and the errors of `train`.
     """
     with _COMPOSING_LOCK:
         request = compose_request(recipe, overrides)
@@ -162,7 +166,8 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
 def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: RunConfig | None) -> Path:
     """Return the folder of a job: the folder of the same job in an earlier start of the sweep, or a new folder.
 
-    An existing folder belongs to the job if it records the same overrides, or contains a run with the same configuration. With
+    `config` is None if the settings of the job are wrong. An existing folder belongs to the job if it records the same
+    overrides, apart from those that do not change what is learned, or contains a run with the same configuration. With
     train.extend=true, train.max_steps may differ. A new folder gets the number that Hydra gave the job, if this number is free.
     """
     with lock(make_folder(sweep) / "jobs.lock", lambda: None):

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def make_callbacks(entries: Mapping[str, Any] | None) -> list[Callback]:
     """Build a Lightning callback for each entry: `_target_` is its class, the other keys are its arguments.
 
-    Raises UserError if a class cannot be imported, is not a callback, or refuses its arguments.
+    `entries` maps the names of the callbacks to these dicts. An entry that is None is left out. Raises UserError if a class
+    cannot be imported, is not a callback, or refuses its arguments.
     """
     callbacks: list[Callback] = []
     for name, entry in (entries or {}).items():

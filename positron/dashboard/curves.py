@@ -22,8 +22,8 @@ X_AXES = ("step", "tokens", "time_s")
 class Metrics:
     """Hold the content of one metrics.jsonl: for each key, its values and the indices of the rows that contain them.
 
-    `file` identifies the file that was read (its inode number). `offset` is the number of bytes read. `trouble` describes
-    damage in the file, and is "" if there is no damage.
+    `file` identifies the file that was read (its inode number, as text). `offset` is the number of bytes read. `trouble` says
+    what is damaged in the file or why it cannot be read; it is "" if there is nothing to report.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,14 +88,14 @@ class Metrics:
         return values[-1] if values else None
 
     def curve(self, key: str, file: str, after: int) -> dict[str, Any]:
-        """Return the points of the metric `key` that are new since the last call.
+        """Return the points of the metric `key` that are new since the last call, reduced to about MAX_POINTS (see `reduced`).
 
         `file` and `after` are the `file` and `offset` of the last result; in the first call, give "" and 0. If metrics.jsonl
-        was replaced since the last call, all points are returned.
+        was replaced since the last call, the points of the whole file are returned.
 
-        The result is the content of /api/curve: `step`, `tokens`, `time_s` and `value` are lists with one entry for each
-        point. If `fresh` is true, the page must replace its points; otherwise, it must append the new ones. `keys` are the
-        names of all metrics of the run.
+        The result is the content of /api/curve: `step`, `tokens`, `time_s` and `value` are lists with one entry for each point.
+        If `fresh` is true, the page must replace its points; otherwise, it must append the new ones. `keys` are the names of
+        all metrics of the run.
         """
         fresh = after == 0 or file != self.file
         rows, values = self._columns.get(key, (array("q"), array("d")))
@@ -118,10 +118,10 @@ class Metrics:
 
 
 def reduced(values: Sequence[float], most: int = MAX_POINTS) -> list[int]:
-    """Return the indices of about `most` values that are sufficient to draw the curve.
+    """Return the indices of about `most` values that are sufficient to draw the curve, in ascending order.
 
-    These are the first value, the last value, and the minimum and maximum of many intervals. Half of the intervals have
-    equal lengths; the others grow geometrically, so that a logarithmic axis has enough points, too.
+    These are the first value, the last value, and the minimum and maximum of many intervals. Half of the intervals have equal
+    lengths; the others grow geometrically, so that a logarithmic axis has enough points, too.
     """
     n = len(values)
     if n <= most:

@@ -14,7 +14,8 @@ MAX_VALUE_LENGTH = 200  # number of characters of a value that are shown
 def text_of(config: dict[str, Any]) -> str:
     """Return the name of the text that a run is trained on, such as book.txt or OWNER/NAME; "" if it is unknown.
 
-    The name of the built-in stories contains the size of the corpus in MB, because each size is another text.
+    `config` holds the settings of the run as nested dicts. The name of the built-in stories contains the size of the corpus in
+    MB, because each size is another text.
     """
     data = config.get("data")
     if not isinstance(data, dict):

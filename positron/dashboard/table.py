@@ -34,11 +34,14 @@ _STAMP = "%Y-%m-%d %H:%M:%S"
 
 
 class Missing(Exception):
-    """Report that a run or a file of a run does not exist."""
+    """Report that a run or a file of a run does not exist, or that a request for its data is invalid."""
 
 
 class Outputs:
-    """Read all runs below a folder, and cache their files. Several threads may use an object at the same time."""
+    """Represent a folder of runs: read all runs below it, and keep the content of their files in memory.
+
+    Several threads may use the same object at the same time.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root, self.shown = root.resolve(), str(root)
@@ -64,7 +67,7 @@ class Outputs:
             return rows
 
     def trained(self) -> dict[str, Run]:
-        """Return a dict from names to runs, with the runs that have a checkpoint."""
+        """Return the runs that have a checkpoint, as a dict from names to runs."""
         with self._guard:
             self._find()
             runs = {name: Run(folder) for name, folder in self._folders.items()}
