@@ -42,7 +42,10 @@ _FILE = re.compile(r"\S*[/\\]\S*|\S*\.\w+|~\S*")
 
 
 class NearCommand(UserError):
-    """Report that a line may be a misspelt command, such as `setings`. Entered again, the line is sent to the model."""
+    """Report that a line may be a misspelt command, such as `setings`.
+
+    If the user enters the same line again, it is sent to the model.
+    """
 
 
 class Command(NamedTuple):
@@ -55,7 +58,7 @@ class Command(NamedTuple):
 def parse(line: str) -> Command | None:
     """Return the command on a line, or None for a message to the model.
 
-    Raises UserError if a line begins with / but is not a command, and NearCommand for a misspelt command without a slash.
+    Raises UserError if a line begins with / but is not a valid command, and NearCommand for a misspelt command without a slash.
     """
     word, _, text = line.strip().partition(" ")
     slashed, text = word.startswith("/"), text.strip()

@@ -1,8 +1,8 @@
 """Read data from a function of the user: `data=custom data._target_=my_module.texts`.
 
-The function is called when the command line is read, and the texts that it returns are written to a file that is named by a
-hash of its content. The run reads this file like any other text file. So the run can be continued, evaluated and shared
-without the function, and the run folder of another person cannot make this program import code.
+The function is called when the command line is read. The texts, conversations or pairs that it returns are written to a file
+that is named by a hash of its content. The run reads this file like any other file of data. So the run can be continued,
+evaluated and shared without the function, and the run folder of another person cannot make this program import code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEY = "data._target_"
 
 
 def write_custom_data(values: dict[str, Any]) -> None:
-    """Replace `data=custom` in a composed configuration by a file with the texts that the user's function returns.
+    """Replace `data=custom` in a composed configuration by a file with the data that the user's function returns.
 
     The function takes `data.options` as keyword arguments and returns an iterable: of texts for `train` and `distill`, of
     conversations for `sft` and `reinforce`, or of pairs for `prefer`. Raises UserError if the function cannot be imported,

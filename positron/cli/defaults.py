@@ -36,8 +36,9 @@ def register_defaults() -> None:
 def default_configs() -> dict[str, dict[str, Any]]:
     """Return the configurations that files in `conf/` can name as `/_defaults/NAME`, by NAME.
 
-    NAME is a command ("train"), for all keys that it reads; an accelerator ("cuda"), for its settings of the group `device`;
-    or a logger ("wandb"), for its settings.
+    The configuration of a command, such as "train", contains all keys that the command reads. The configuration of an
+    accelerator, such as "cuda", contains settings of the group `device`. The configuration of a logger, such as "wandb",
+    contains the settings of this logger.
     """
     beside = {key: getattr(Asked, key) for key in BESIDE_VALUES}
     groups = {

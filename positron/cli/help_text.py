@@ -124,7 +124,7 @@ def default_choices(recipe: Path) -> dict[str, str | None]:
 
 
 def default_values(recipe: Recipe, conf: Path) -> dict[str, Any]:
-    """Return the default value of each dotted key of the command `recipe`."""
+    """Return the default value of each key, such as optimizer.lr, of the command `recipe`; `conf` is the folder conf/."""
     import hydra
     from omegaconf import OmegaConf
 
@@ -138,7 +138,7 @@ def default_values(recipe: Recipe, conf: Path) -> dict[str, Any]:
 
 
 def first_comment(path: Path) -> str:
-    """Return the first sentence of the comment at the top of a file in conf/."""
+    """Return the first sentence of the comment at the top of `path`, a file in conf/."""
     lines = path.read_text(encoding="utf-8").splitlines()
     words = []
     for line in lines:
@@ -152,7 +152,7 @@ def first_comment(path: Path) -> str:
 
 
 def field_comments() -> dict[str, str]:
-    """Return the comment of each dotted key: the comment after its field in config.py, or the lines above the field."""
+    """Return the comment of each key, such as train.max_steps: the comment after its field in config.py, or the lines above it."""
     source = Path(settings.__file__).read_text(encoding="utf-8")
     lines = source.splitlines()
     of_class: dict[str, dict[str, str]] = {}
@@ -196,7 +196,7 @@ def _group_class(hint: Any) -> type | None:
 
 
 def is_group(hint: Any) -> bool:
-    """Tell whether a type is a group of settings."""
+    """Tell whether the type `hint` is that of a group of settings, which is a dataclass."""
     return _group_class(hint) is not None
 
 
@@ -217,7 +217,7 @@ def type_in_words(hint: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Write a value as a user would type it, and a reference `${key}` as `key`."""
+    """Return a value as a user would type it; a reference `${key}` becomes `key`."""
     if value is None:
         return "null"
     if isinstance(value, bool):

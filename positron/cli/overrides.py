@@ -81,10 +81,10 @@ def given_keys(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def experiment_keys(conf: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Return the key and value of each setting in the file of the experiment that the command line chooses.
+    """Return a dict from key to value of the settings in the file of the experiment that the command line chooses.
 
     `given` maps the keys of the command line to their values. If `given` replaces a whole group, as model=nano does, the
-    experiment's settings of this group are left out.
+    experiment's settings of this group are left out. Settings outside a group, such as seed, are always left out.
     """
     path = conf / "experiment" / f"{given.get('experiment', '')}.yaml"
     if not path.is_file():

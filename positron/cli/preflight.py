@@ -113,7 +113,11 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
 
 
 def check_source_run(config: RunConfig, asked: Asked) -> None:
-    """Raise UserError if the run of init_from= or ckpt_path= does not exist, or has another architecture than `config`."""
+    """Raise UserError if the run of init_from= or ckpt_path= does not exist, or has another architecture than `config`.
+
+    Also raises UserError if `budget=` would choose the size of the model, because the weights of that run have a fixed size.
+    Does not compare the architectures for a run that fine-tunes.
+    """
     run = _source_run(config)
     if run is None or config.is_tuning:
         return

@@ -50,13 +50,13 @@ def _ending_in(word: str, recipe: Recipe) -> list[str]:
 
 
 def _argument(key: str, recipe: Recipe) -> str:
-    """Write a full key as a Python argument: `max_steps=...`, or `**{"optimizer.kind": ...}` if the last word is ambiguous."""
+    """Return a full key as a Python argument: `max_steps=...`, or `**{"optimizer.kind": ...}` if the last word is ambiguous."""
     word = key.rpartition(".")[2]
     return f"{word}=..." if word == key or _ending_in(word, recipe) == [key] else f'**{{"{key}": ...}}'
 
 
 def as_word(key: str, value: Any) -> str:
-    """Write the value of a setting as the command line writes it: None as `null`, a dict as `{key:value}`.
+    """Return the value of a setting as the command line writes it: None as `null`, a dict as `{key:value}`.
 
     Raises UserError, which names `key`, for a value that the command line cannot express.
     """

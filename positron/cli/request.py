@@ -1,4 +1,4 @@
-"""Compose `conf/` with the settings of a command line or a call from Python into the configuration of a run."""
+"""Compose the files in `conf/` and the settings of a command line, or of a call from Python, to the configuration of a run."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Check the sweep, choose the folder of its jobs and lock it, and divide the machine between the jobs.
 
-        Several devices per job are refused: Lightning starts further processes with the same command line, so each rank would
-        start the whole sweep. Exits with code 2 if the sweep cannot start.
+        Several devices per job are refused: Lightning starts further processes with the same command line, so each process
+        would start the whole sweep. Exits with code 2 if the sweep cannot start.
         """
         with errors_as_one_line(), hydra_errors_as_ours():
             self._begin(config)

@@ -120,8 +120,9 @@ class Metrics:
 def reduced(values: Sequence[float], most: int = MAX_POINTS) -> list[int]:
     """Return the indices of about `most` values that are sufficient to draw the curve, in ascending order.
 
-    These are the first value, the last value, and the minimum and maximum of many intervals. Half of the intervals have equal
-    lengths; the others grow geometrically, so that a logarithmic axis has enough points, too.
+    If there are at most `most` values, these are all indices. Otherwise, they are the indices of the first value, of the last
+    value, and of the minimum and maximum of many intervals. Half of the intervals have equal lengths; the others grow
+    geometrically, so that a logarithmic axis has enough points, too.
     """
     n = len(values)
     if n <= most:
