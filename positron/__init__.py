@@ -1,7 +1,7 @@
 """Positron: train, understand, fine-tune and talk to a small GPT on a machine you own.
 
 `train`, `distill`, `finetune`, `prefer`, `reinforce`, `evaluate`, `export`, `import_model`, `load` and `Run` are the Python
-interface (positron/api.py).
+interface, which positron/api.py describes.
 """
 
 from __future__ import annotations

@@ -276,7 +276,10 @@ OnInvalid = Literal["error", "replace"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Hold the settings of the data (`conf/data/*`). Token files are kept below `dir`, one folder per corpus."""
+    """Hold the settings of the data (`conf/data/*`).
+
+    Prepared text, in the form of token ids, is kept below `dir`, in one folder per corpus.
+    """
 
     # kind of data; addition: sums, for train and reinforce; instruct and story_instruct: conversations, for sft and reinforce;
     # preferences and story_preference: pairs of answers, for prefer; imported: only in runs of `positron import`, because the
@@ -528,7 +531,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Hold the schedule of the learning rate over the steps of a run; see `training/schedule.py`."""
+    """Hold the schedule of the learning rate over the steps of a run; see `training/optim/schedule.py`."""
 
     kind: Literal["cosine", "linear", "constant", "trapezoid"] = "cosine"  # shape of the learning rate after the warmup
     warmup_steps: CountOrZero = 100  # steps during which the learning rate rises from 0 to its peak
@@ -679,7 +682,7 @@ PreferenceLoss = Literal["dpo", "ipo", "simpo", "orpo"]
 
 @dataclass(frozen=True)
 class PreferenceConfig:
-    """Hold the settings of learning from pairs of answers; `training/objective/preference.py` has the formulas."""
+    """Hold the settings of learning from pairs of answers; `training/objective/preference_losses.py` has the formulas."""
 
     loss: PreferenceLoss = "dpo"  # loss function; dpo and ipo compare the model with the model before the training
     # factor of the log-probabilities in dpo and simpo, and tau of ipo: a smaller value lets dpo and ipo change the model

@@ -86,7 +86,10 @@ def main() -> None:
 
 
 def _run(command: str, given: list[Document]) -> list[Claim]:
-    """Run the user's program on the documents and return the scores that it wrote. Raises UserError if the program fails."""
+    """Run the user's program on the documents `given` and return the scores that it wrote.
+
+    Raises UserError if the command is wrong, if the program fails, or if its scores cannot be read.
+    """
     from positron.evaluation import floor
 
     if "{text}" not in command or "{out}" not in command:

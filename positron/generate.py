@@ -131,7 +131,7 @@ def continue_prompt(options: argparse.Namespace) -> None:
 def write(writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...], options: argparse.Namespace) -> None:
     """Print the prompt, and the text that the model generates after it while it is generated.
 
-    The text ends before the first of the texts `stop`.
+    The text ends before the first occurrence of one of the texts `stop`.
     """
     pieces = writer.engine().stream(
         writer.ids(prompt), sampling, max_tokens=options.max_tokens, seed=options.seed, stop=stop
@@ -148,7 +148,7 @@ def write_several(
 ) -> None:
     """Generate `--num-samples` texts at once and print them, with --json as one JSON object per text.
 
-    Each text ends before the first of the texts `stop`.
+    Each text ends before the first occurrence of one of the texts `stop`.
     """
     began = time.perf_counter()
     ids = writer.ids(prompt)

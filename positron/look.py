@@ -1,4 +1,4 @@
-"""Look inside a run while it reads a prompt.
+"""Look inside the model of a run while it reads a prompt.
 
 positron look quickstart "Once upon a time"
 positron look quickstart "Once upon a time" --ablate 1.2 --heads

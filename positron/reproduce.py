@@ -120,8 +120,8 @@ def default_name(run: Run) -> str:
 def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunConfig:
     """Return the settings that train the run again under `name` up to step `last`, from the same initial weights.
 
-    Each `auto` is replaced by the value that the run used. Raises UserError if the weights no longer exist, or if the settings
-    name a class or function that would have to be imported.
+    `first_start` is the record of the first start (see `recorded`). Each `auto` is replaced by the value that the run used.
+    Raises UserError if the weights no longer exist, or if the settings name a class or function that would have to be imported.
     """
     run.settings()  # refuses a damaged file
     values, resolved = run.config(), first_start["resolved"]

@@ -174,7 +174,7 @@ def defaults_of(cls: type) -> dict[str, Any]:
 
 
 def flat(values: dict[str, Any], prefix: str = "", depth: int = 8) -> dict[str, Any]:
-    """Return nested settings by their dotted keys, each preceded by `prefix`.
+    """Return nested settings as one dict from dotted keys, such as optimizer.lr, to values; `prefix` is put before each key.
 
     Apart from `prefix`, a key has at most `depth` dots; a dict that is nested deeper is kept as a value.
     """

@@ -152,7 +152,10 @@ def first_comment(path: Path) -> str:
 
 
 def field_comments() -> dict[str, str]:
-    """Return the comment of each key, such as train.max_steps: the comment after its field in config.py, or the lines above it."""
+    """Return the comment of each key, such as train.max_steps, as a dict from keys to comments.
+
+    The comment of a key is the one after its field in config.py, or else the lines above the field.
+    """
     source = Path(settings.__file__).read_text(encoding="utf-8")
     lines = source.splitlines()
     of_class: dict[str, dict[str, str]] = {}

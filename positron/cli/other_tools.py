@@ -1,6 +1,6 @@
 """Translate option names of other training tools: nanoGPT, nanochat, litgpt, the transformers Trainer, trl, verl, OpenRLHF.
 
-This module imports only the standard library.
+This module needs only the standard library.
 """
 
 from __future__ import annotations
