@@ -1,4 +1,4 @@
-"""Convert the bytes of a file to text: decompress it, decode UTF-8, and make every line end a newline."""
+"""Convert the bytes of a file to text: decompress them, decode them as UTF-8, and replace each line end by a newline."""
 
 from __future__ import annotations
 
@@ -170,7 +170,8 @@ def explain_read_error(error: Exception, path: Path) -> str:
 def decode_blocks(file: Any, path: Path, reading: Reading) -> Iterator[str]:
     r"""Yield the text of a file in blocks, without a byte order mark and with \n for \r\n and \r.
 
-    Raises UserError if the file is binary, or if it is not UTF-8 and `reading` does not replace invalid bytes.
+    `file` is the opened file, and `path` is its name in messages. Raises UserError if the file is binary, if it is not UTF-8
+    and `reading` does not replace invalid bytes, or if more than the share MAX_REPLACED of its characters would be replaced.
     """
     return _plain_line_ends(_utf8(file, path, reading), reading)
 

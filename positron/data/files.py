@@ -28,7 +28,8 @@ from positron.system.paths import portable_name
 SEPARATOR = "<|endoftext|>"  # a line with only this text separates the documents of a text file
 CHARS_PER_TASK = 1 << 20
 MIN_DOCUMENTS = 20  # a text with fewer documents is divided at one position instead of by document
-# In a text with more documents or characters, training and validation have about the sizes that were asked for.
+# Only this much of a text is read to decide how to divide it: in a larger text, the hashes of the documents give training and
+# validation about the sizes that were asked for.
 SURVEY_DOCUMENTS, SURVEY_CHARS = 1000, 1 << 25
 
 Piece = tuple[str, bool]  # a piece of text, and whether its document ends with it
@@ -38,8 +39,8 @@ Piece = tuple[str, bool]  # a piece of text, and whether its document ends with 
 class Split:
     """Describe the division of a text into training and validation.
 
-    `place` is the position, in characters of the whole text, at which validation begins; None means that the hash of a
-    document decides whether it is used for training or for validation. `is_new`: true if earlier versions divided this text
+    `place` is the position, in characters of the whole text, at which validation begins; None means that the hash of a document
+    decides whether it is used for training or for validation. `is_new`: true if earlier versions of Positron divided this text
     differently.
     """
 
@@ -52,10 +53,11 @@ class FileSource:
 
     A document is a row of JSON, CSV, Parquet or Arrow, or the part of a text file between two lines `<|endoftext|>`.
 
-    The fingerprint covers the content of the files and the settings that change how they are read. The hash of a
-    document decides whether it is used for training or for validation. If there are fewer than MIN_DOCUMENTS documents, or
-    if the sizes of the training and validation text would be far from what `data.val_fraction` asks for, the end of the text
-    is used for validation instead. Raises UserError if a file is missing, empty or unreadable.
+    The fingerprint covers the content of the files and the settings that change how they are read. The hash of a document
+    decides whether it is used for training or for validation. If there are fewer than MIN_DOCUMENTS documents, or if the sizes
+    of the training and validation text would be far from what `data.val_fraction` asks for, the end of the text is used for
+    validation instead. Raises UserError if the files contain no text, or if a file is missing, unreadable or cannot be
+    downloaded.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -139,6 +141,8 @@ class FileSource:
     def _place_of(self, characters: int, was_drawn: bool) -> Split:
         """Return a split at a line end (or space) near the position that `val_fraction` asks for.
 
+        The split is after the last line end before this position or, if there is none, after the last space. The search goes
+        back by at most half the length of the validation text; if it finds neither, the split is exactly at this position.
         `characters`: the length of the text. `was_drawn`: true if earlier versions of Positron divided this text by the hashes
         of its documents.
         """
@@ -238,7 +242,11 @@ def _is_balanced(sizes: list[int], val_fraction: float) -> bool:
 
 
 def cached_path(url: str, sha256: str | None) -> Path:
-    """Return the path in the cache for the file at `url`. Raises UserError if the address is not http or https."""
+    """Return the path in the cache for the file at `url`, whether or not the file was downloaded already.
+
+    Addresses with equal file names have the same path if `sha256` is given, and different paths if `sha256` is None. Raises
+    UserError unless the address is https, or http to this machine.
+    """
     check_address(url)
     name = re.sub(r"[^\w.-]", "_", Path(urlsplit(url).path).name).lstrip(".") or "download.txt"
     if sha256 is None:  # files of the same name from two addresses must not be confused
@@ -247,9 +255,9 @@ def cached_path(url: str, sha256: str | None) -> Path:
 
 
 def not_downloaded(folder: Path) -> str:
-    """Return the beginning of a message that a run's text is missing, which ends with "if you trust the address, ".
+    """Return the beginning of an error message: the text that the run in `folder` was trained on is missing.
 
-    The caller must append what to do.
+    It ends with "if you trust the address, ", so the caller must append what to do.
     """
     return (
         f"the text that {folder} was trained on is not on this machine, and Positron does not download this text "
@@ -258,7 +266,7 @@ def not_downloaded(folder: Path) -> str:
 
 
 def _fetched(url: str, sha256: str | None) -> str:
-    """Download a file into the cache and return its path. Raises UserError if the download fails."""
+    """Download a file into the cache, unless it is there, and return its path. Raises UserError if the download fails."""
     path = cached_path(url, sha256)
     instead = "give data=text data.path=FILE, or data=stories, which needs no network"
     fetch(url, path, sha256, instead=instead, sha256_key="data.sha256")
@@ -269,7 +277,8 @@ def list_texts(path: str, reading: Reading) -> Listing:
     """List the files of `path` that contain text.
 
     A .json, .csv or .tsv file in a folder often contains other data: it is skipped if its first row has no field (or column)
-    with the name `reading.field`. Raises UserError if no file is left.
+    with the name `reading.field`. Sets `reading.is_one_of_several`. Raises UserError if no file is left, or if the first row of
+    such a file is malformed.
     """
     called = f"data.path={path}" if reading.has_settings else path
     listing = list_files(path, called)

@@ -1,8 +1,8 @@
 """Read datasets of the Hugging Face hub from Parquet files, with only a few files on the disk at a time.
 
-Each file is downloaded, tokenized and deleted; the next one is downloaded in the meantime. When a dataset is used for the first
-time, the commit, the file names and their checksums are saved in `source.json`, so that a prepared corpus needs no network, and
-stays the same when the repository changes.
+Each file is downloaded, tokenized and deleted; the next file is downloaded in the meantime. When a dataset is used for the
+first time, the commit of its repository, the file names and their checksums are saved in `source.json`. So a prepared corpus
+needs no network, and it stays the same when the repository changes.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ Task = tuple[str, int]  # a file, and one of its row groups
 class Repository:
     """Hold the commit and the files of a dataset's repository, as they were when the dataset was used for the first time.
 
-    `files` are the Parquet files that match `data.files`, with their checksums. If there are no such files, `load_dataset`
-    reads the files `others`, or, if `others` is None, the files that the repository itself declares. Raises UserError if the
-    repository or the files do not exist, and Unreachable if the dataset is new and the hub cannot be reached.
+    The commit and the files are saved once for each combination of settings. `files` are the Parquet files that match
+    `data.files`, as dicts with the keys that `download` needs and with `row_groups`, the number of row groups (None until a
+    file is opened). If there are no such files, `load_dataset` reads the files `others`, or, if `others` is None, the files
+    that the repository itself declares. Raises UserError if the repository or the files do not exist or if `data.config_name`
+    is given for Parquet files, and Unreachable if the dataset is new and the hub cannot be reached.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -66,13 +68,14 @@ class Repository:
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def write_note(self) -> None:
-        """Write source.json again. Call this after a number of row groups was added to `files`."""
+        """Write source.json again. Call this method after the key `row_groups` of one of the `files` was set."""
         write_json(self._note, self._facts)
 
     def _look(self, config: DataConfig) -> None:
         """Ask the hub for the commit and the files, and save them in source.json.
 
-        Raises UserError if the repository has no data or no matching files.
+        Raises UserError if the repository has no data or no matching files, or if `data.config_name` is given for Parquet
+        files. Raises Unreachable if the hub cannot be reached.
         """
         from huggingface_hub import HfApi
 
@@ -119,10 +122,10 @@ def _is_description(name: str) -> bool:
 
 
 class HubSource:
-    """Read one column of a dataset's Parquet files.
+    """Read the documents of a dataset from one column of its Parquet files; each non-empty cell is a document.
 
     The hash of a document decides whether it is used for training or for validation. Raises UserError if the dataset has no
-    Parquet files.
+    Parquet files, and the errors of `Repository`.
     """
 
     total_bytes = None
@@ -162,7 +165,7 @@ class HubSource:
 
         Yields WAIT if no further file can be downloaded, because the limit for files on the disk is reached; the caller must
         then call `release` for the tasks that were read. While a file is read, the next one is downloaded in the background.
-        Raises UserError if the disk is full and Unreachable if the network fails.
+        Raises UserError if the disk is full or a file is damaged, and Unreachable if the network fails.
         """
         self._open = []
         prefetch: _Fetch | None = None
@@ -190,7 +193,7 @@ class HubSource:
     def read(self, task: Task | str) -> list[Document]:
         """Return the documents of a row group. `task` must not be WAIT.
 
-        Raises UserError if the column is missing or the file is damaged.
+        Raises UserError if the column is missing or is not text, or if the file is damaged.
         """
         assert not isinstance(task, str)  # WAIT has no documents
         path, group = task

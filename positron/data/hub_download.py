@@ -27,12 +27,13 @@ Answer = TypeVar("Answer")
 
 
 def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: dict[str, Any], folder: Path) -> Path:
-    """Download a file of a repository into a folder, verify its checksum and return its path.
+    """Download a file of a repository into a folder, verify the file's checksum and return the file's path.
 
-    `file` has the keys `name`, `size` (in bytes) and `sha256`; a size or a checksum that the repository does not state is
-    None. If the same file is already being downloaded, the call waits for the end of that download, because the hub's client
-    would delete the unfinished file when it begins another download. Raises UserError if the disk is full, Unreachable if
-    the network fails.
+    `file` has the keys `name`, `size` (in bytes) and `sha256`; a size or a checksum that the repository does not state is None.
+    If the same file is already being downloaded, the call waits for the end of that download, because the hub's client would
+    delete the unfinished file when it begins another download. Raises UserError if fewer than SPARE_BYTES would stay free on
+    the disk or if the hub refuses the request, and Unreachable if the network fails or the checksum stays wrong in repeated
+    downloads.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars

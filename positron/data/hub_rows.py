@@ -1,7 +1,7 @@
 """Read the rows of hub datasets that have no Parquet files, with `datasets.load_dataset(..., streaming=True)`.
 
-The library `datasets` runs in a separate process, with its caches below `data.dir` instead of in the user's home. The
-process reports a failure of the network instead of retrying silently, and is killed if it sends nothing for too long. The
+The library `datasets` runs in a separate process, with its caches below `data.dir` instead of in the user's home. The process
+reports a failure of the network instead of retrying silently, and is killed if it sends nothing for `patience_s()` seconds. The
 rows are grouped into chunks by their size alone, so that chunk i is the same in every call.
 """
 
@@ -38,7 +38,7 @@ TRAIN = "train"
 
 
 class HubRowsSource:
-    """Read the documents of a dataset: one field of each row.
+    """Read the documents of a hub dataset without Parquet files; a document is the text in one field of a row.
 
     The hash of a document decides whether it is used for training or for validation.
     """
@@ -55,8 +55,8 @@ class HubRowsSource:
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
         """Yield the tasks after the first `skip`, each a list of documents with about a million characters in total.
 
-        The skipped tasks are downloaded, too. Raises Unreachable if the network fails, UserError if the rows have no text
-        in the field.
+        The skipped tasks are downloaded, too. Raises Unreachable if the network fails, UserError if a row lacks the field, or
+        if its value is neither text nor null.
         """
         for first, chunk in row_chunks(self.repository, self.field, skip):
             task = []
@@ -80,7 +80,7 @@ class HubRowsSource:
 
 
 def fetch_rows(config: DataConfig) -> Path:
-    """Write all rows of a hub dataset to a file of JSON lines below `data.dir`, unless it exists; return its path.
+    """Write all rows of a hub dataset to a file of JSON lines below `data.dir`, unless the file exists; return its path.
 
     Raises UserError if the dataset does not exist or cannot be read, Unreachable if the network fails.
     """
@@ -225,7 +225,9 @@ def _serve(
     """Read the rows of a dataset and send them to the parent process; this is the main function of the child process.
 
     It sends the pair ("log", line), then the pair ("chunk", (number of the first row, rows)) for each chunk after the first
-    `skip` chunks, and then ("end", None). After a failure, the last pair is the one that `_reason` returns.
+    `skip` chunks, and then ("end", None). After a failure, the last pair is the one that `_reason` returns. `files`: the files
+    to read (None: those that the repository declares). `field`: as in `row_chunks`. `cache`: the folder for the caches of
+    `datasets`.
     """
     leave_interrupts_to_parent()
     end_with_parent()
@@ -262,9 +264,10 @@ def _serve(
 
 
 def _check_config_name(repo: str, config_name: str | None, names: list[str], error: ValueError) -> None:
-    """Raise UserError if the configuration `config_name` does not exist, or if it is None but the dataset has several.
+    """Raise UserError if the configuration `config_name` does not exist, or if none is chosen but the dataset has several.
 
-    The message lists the configurations `names` of the dataset. `error`: the error of `load_dataset`, which is the cause.
+    The message lists the configurations `names` of the dataset. `error`: the error of `load_dataset`, which becomes the cause
+    of the UserError.
     """
     listed = ", ".join(names)
     if config_name is not None and config_name not in names:
@@ -320,9 +323,10 @@ def _chunks(rows: Any) -> Iterator[list[Any]]:
 
 
 def _reason(error: BaseException, repo: str) -> tuple[str, Any]:
-    """Return ("network", message) for a failure of the network, or ("user", message) for any other error.
+    """Return the pair (kind of error, content) that tells the parent process about `error`.
 
-    For a fault of this machine, return ("machine", arguments of OSError).
+    The pair is ("machine", arguments of OSError) for a fault of this machine, such as a full disk, ("network", message) for a
+    failure of the network, and ("user", message) for any other error.
     """
     from huggingface_hub.errors import HTTPError
 

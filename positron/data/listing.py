@@ -84,10 +84,11 @@ def _inner_suffix(path: Path) -> str:
 def list_files(path: str, called: str | None = None, suffixes: Collection[str] = tuple(FORMATS)) -> Listing:
     """List the files of a path: one file, a folder with its sub-folders, or a pattern.
 
-    `called`: the path's name in messages. `suffixes`: the suffixes of the files that are taken from a folder. If a file
-    with the name `path` exists, brackets in the name are not read as a pattern. In a folder, hidden files, files with other
-    suffixes and the folders of Positron's runs are skipped, and a sub-folder to which several links lead is read once.
-    Raises UserError if no file is left or the path cannot be read.
+    `called`: the path's name in messages. `suffixes`: the suffixes of the files that are taken from a folder. If a file with
+    the name `path` exists, the characters *, ? and [ in the name are not read as a pattern. In a folder, hidden files, files
+    with other suffixes and the folders of Positron's runs are skipped, and a sub-folder to which several links lead is read
+    once. Raises UserError if no file is left, if the path cannot be read, or if a file is a pointer of git-lfs instead of the
+    data.
     """
     called = one_line(called or path)
     given = expanded(path)

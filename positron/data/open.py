@@ -15,7 +15,7 @@ STORIES_PER_TASK = 500
 
 
 class StoriesSource:
-    """Generate the built-in corpus. Story i is a function of (seed, i), so that any story can be generated alone."""
+    """Generate the built-in corpus of stories. Story i is a function of (seed, i), so that any story can be generated alone."""
 
     def __init__(self, config: DataConfig) -> None:
         self.seed, self.val_fraction = config.seed, config.val_fraction
@@ -52,7 +52,11 @@ class StoriesSource:
 
 
 def open_source(config: DataConfig) -> Source:
-    """Open the corpus that a configuration names. Raises UserError if the corpus is missing, empty or unreadable."""
+    """Open the corpus that a configuration names.
+
+    Raises UserError if the corpus is missing, empty or unreadable, or if it contains conversations or pairs of answers instead
+    of text. Raises Unreachable if the corpus must be looked up on the hub and the hub cannot be reached.
+    """
     match config.source:
         case "stories":
             return StoriesSource(config)

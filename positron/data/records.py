@@ -59,8 +59,8 @@ class Record:
 def read_records(path: str, on_invalid: OnInvalid, is_record: Callable[[Any], bool]) -> Iterator[Record]:
     """Yield all rows of the files that `path` names: a file, a folder, or a pattern.
 
-    `is_record` decides whether a JSON value that fills a whole file is itself one row. Raises UserError, with the file's
-    name, if a file cannot be read at all.
+    `on_invalid`: what to do with bytes that are not UTF-8, "error" or "replace". `is_record` decides whether a JSON value that
+    fills a whole file is itself one row. Raises UserError, with the file's name, if a file cannot be read at all.
     """
     for file in list_files(path, f"data.path={path}", SUFFIXES).files:
         try:
@@ -87,7 +87,7 @@ def _records_of_file(path: Path, on_invalid: OnInvalid, is_record: Callable[[Any
 
 
 def parquet_rows(path: Path, row_group: int | None = None) -> Iterator[Any]:
-    """Yield the rows of one row group of a Parquet file, or of all row groups."""
+    """Yield the rows of one row group of a Parquet file (`row_group` is None: of all row groups)."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -208,7 +208,11 @@ def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
 
 
 def _rows_of_document(whole: Any, path: Path, is_record: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
-    """Yield (position, row) for each row of a JSON value: a list of rows, an object with such a list, columns, or one row."""
+    """Yield (position, row) for each row of a JSON value.
+
+    The value is a list of rows, an object with such a list, a table as an object with one column per field, an object whose
+    values are rows, or one row. Raises UserError if an object has several lists of rows.
+    """
     if is_record(whole):
         yield "line 1", whole
     elif isinstance(whole, list):

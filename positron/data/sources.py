@@ -1,9 +1,9 @@
 """Define the protocol of text sources, which every source of `open.py` follows.
 
-A source is divided into tasks, which are small and picklable, and `read` turns a task into documents. A task
-yields the same documents in every process, so several processes can work on one corpus. A hash of a document's text decides
-whether it is used for training or for validation (`is_validation`), so that equal documents are never in both; `files.py`
-describes the exception for small texts.
+A source is divided into tasks, and `read` turns a task into documents. A task can be pickled and gives the same documents in
+every process, so several processes can work on one corpus. A hash of a document's text decides whether it is used for training
+or for validation (`is_validation`), so that equal documents are never in both; the class `FileSource` describes the exception
+for small texts.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ WAIT = "wait"  # yielded instead of a task: the source can continue only after e
 class Document:
     """Hold a document, or a part of a long document, and whether it is for validation.
 
-    `bits` is -log2 of the probability of the text, or None if it is unknown. If `ends` is false, the next document continues
-    this one.
+    `bits` is -log2 of the probability of the text, or None if it is unknown. If `ends` is false, the next `Document` of the
+    source is the next part of the same document.
     """
 
     text: str
     is_val: bool
     bits: float | None = None  # -log2 p(text), if known
-    ends: bool = True  # False: the next document continues this one
+    ends: bool = True  # False: the next `Document` is the next part of the same document
 
 
 class Source(Protocol):
-    """Provide the documents of a corpus, task by task. A task is a small object that `read` turns into documents."""
+    """Provide the documents of a corpus, task by task. A task is a part of the corpus, which `read` turns into documents."""
 
     name: str  # the name of the corpus's folder below data.dir
-    fingerprint: str
+    fingerprint: str  # hash of the text, and of the settings that change how it is read and split
     earlier_fingerprint: str  # what earlier versions computed for the same text, if they read or split it differently
 
     def tasks(self, skip: int = 0) -> Iterator[Any]:
         """Yield all tasks after the first `skip`; yield WAIT if the caller must first `release` the tasks that it has read."""
 
     def read(self, task: Any) -> list[Document]:
-        """Return the documents of a task, which is a part of the corpus, such as a file."""
+        """Return the documents of a task, which is an item of `tasks` other than WAIT."""
         ...
 
     def summary(self) -> str:
@@ -54,7 +54,7 @@ class Source(Protocol):
 
     @property
     def limit_bytes(self) -> int | None:
-        """Return the bytes of text after which reading stops (None: no limit). The last task is read completely."""
+        """Return the number of bytes of text after which reading stops (None: no limit). The last task is read completely."""
 
     @property
     def total_bytes(self) -> int | None:
