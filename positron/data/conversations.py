@@ -38,9 +38,10 @@ class Conversation:
 def read_conversations(config: DataConfig) -> list[Conversation]:
     """Read all conversations in the order of the file, or make the built-in conversations.
 
-    In a file, a hash of a conversation's first question decides whether it is used for training or for validation. Malformed
-    rows are skipped, counted and logged with their positions. Raises UserError if more than half of the rows are malformed, or
-    if no conversation is left.
+    In a file, a hash of a conversation's first question decides whether it is used for training or for validation. Rows that
+    are malformed or have no answer are skipped, counted and logged with their positions. Raises UserError if more than half of
+    the rows are malformed, if no conversation is left, or if `config.source` contains no conversations. Raises Unreachable if
+    the rows cannot be downloaded.
     """
     match config.source:
         case "story_instruct":
@@ -84,7 +85,7 @@ def _conversations_of_files(config: DataConfig) -> list[Conversation]:
 def first_question(messages: Sequence[Message]) -> str:
     """Return the text of the user's first message, or "" if there is none.
 
-    The hash of this text decides whether the conversation is used for training or for validation.
+    The hash of this text decides whether the conversation (or the pair of answers) is used for training or for validation.
     """
     return next((message.content for message in messages if message.role == "user"), "")
 

@@ -35,10 +35,10 @@ def prepare(
     """Return the tokenizer of a corpus and the folder of its token files; create both if they do not exist.
 
     `tokenizer`: the tokenizer of an existing run; if None, a tokenizer with the settings `choice` is trained on the corpus, or
-    loaded if its vocabulary is fixed. `known`: the fingerprint of the text that an existing run was started with. If this text
-    cannot be read any more, or if this version of Positron reads it differently, the token files that were written for this
-    fingerprint are used. If two processes need the same corpus, the second waits for the first. Raises UserError if the text
-    is missing, empty or unreadable.
+    loaded if its vocabulary is fixed. `known`: the fingerprint (a hash) of the text that an existing run was started with. If
+    this text cannot be read any more, or if this version of Positron reads it differently, the token files that were written
+    for this fingerprint are used, if they exist. If two processes need the same corpus, the second waits for the first. Raises
+    UserError if the text is missing, empty or unreadable, and Unreachable if the text must be downloaded and the network fails.
     """
     existing = find_token_files(data, tokenizer, known)
     try:
@@ -87,8 +87,8 @@ def find_token_files(data: DataConfig, tokenizer: Tokenizer | None, known: str |
 def _report(source: Source, tokens: Path, tokenizer: Tokenizer, *, is_own: bool) -> None:
     """Log the sizes of the training and validation texts, and what was skipped.
 
-    Log a warning if the tokenizer does not suit the text. `is_own`: the run has chosen the tokenizer; otherwise the tokenizer
-    belongs to the weights with which the run starts.
+    Log a warning if the tokenizer does not suit the text. `is_own`: true if the command's settings choose the tokenizer; false
+    if the tokenizer belongs to the weights with which the run starts.
     """
     train, val = (TokenFiles(tokens, split, tokenizer) for split in SPLITS)
     if summary := source.summary():

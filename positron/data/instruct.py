@@ -26,8 +26,9 @@ BUCKETS = 16  # number of widths of micro-batches: multiples of a sixteenth of t
 def to_row(example: Conversation, tokenizer: Tokenizer, context: int) -> Row | None:
     """Convert a conversation to input and target ids (n,), n <= context.
 
-    A conversation longer than the context loses its beginning. If an answer loses its beginning, the loss is not computed on
-    the rest of this answer. Returns None if no complete answer remains.
+    Targets are -100 where no loss is computed: everywhere except in the assistant's answers. A conversation longer than the
+    context loses its beginning. If an answer loses its beginning, the loss is not computed on the rest of this answer. Returns
+    None if no complete answer remains.
     """
     ids, scored = conversation.encode(example.messages, tokenizer)
     if len(ids) > context + 1:
@@ -72,8 +73,8 @@ def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
 def to_part(rows: list[Row], context: int, pad: int) -> Part:
     """Return one micro-batch of all rows: input and target ids (B, T), padded on the right.
 
-    T is the length of the longest row, rounded up to a multiple of context / BUCKETS. `pad`: the id that fills the inputs.
-    The targets are filled with -100.
+    T is the length of the longest row, rounded up to a multiple of context / BUCKETS. Padded inputs are the id `pad`, and
+    padded targets are -100.
     """
     step = -(-context // BUCKETS)
     width = min(context, -(-max(len(row_x) for row_x, _ in rows) // step) * step)
@@ -117,7 +118,7 @@ class Instructions:
         self.bytes_per_token = float(lengths[scored].sum() / len(scored))
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> list[Part]:
-        """Return the micro-batches of `rank` in optimizer step `step`, counted from 1."""
+        """Return the micro-batches that process `rank` trains on in optimizer step `step` (1, 2, ...)."""
         _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.rows), batch_size=self.n_conversations)
         rows = [self.rows[i] for i in chosen]
         if self.replay is not None:

@@ -20,10 +20,11 @@ from positron.system.errors import UserError
 
 
 def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text") -> Path:
-    """Write documents to a file below `data_dir` and return its path, to be given as data.path with data=text.
+    """Write documents to a file below `data_dir` and return its path.
 
-    Each item is a text, or a row (of a `datasets.Dataset`, for example) with a text in `field`. Raises UserError if an item
-    has another type, or if all texts are empty.
+    The path is the value of data.path for a command with data=text. Each item is a text, or a row (of a `datasets.Dataset`, for
+    example) with a text in `field`. Empty texts are left out. Raises UserError if an item has another type, or if all texts are
+    empty.
     """
 
     def row(item: Any, number: int) -> Any:
@@ -45,10 +46,10 @@ def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text")
 
 
 def write_conversations(rows: Iterable[Any], data_dir: str | Path) -> Path:
-    """Write conversations to a file below `data_dir` and return its path, to be given as data.path with data=instruct.
+    """Write conversations to a file below `data_dir` and return its path.
 
-    Each item is a dict or a list of messages, in one of the formats that a file of conversations may have. Raises UserError
-    if an item has another type, or if there are no items.
+    The path is the value of data.path for a command with data=instruct. Each item is a dict or a list of messages, in one of
+    the formats that a file of conversations may have. Raises UserError if an item has another type, or if there are no items.
     """
 
     def row(item: Any, number: int) -> Any:
@@ -63,10 +64,10 @@ def write_conversations(rows: Iterable[Any], data_dir: str | Path) -> Path:
 
 
 def write_pairs(rows: Iterable[Any], data_dir: str | Path) -> Path:
-    """Write pairs of answers to a file below `data_dir` and return its path, to be given as data.path with data=preferences.
+    """Write pairs of answers to a file below `data_dir` and return its path.
 
-    Each item is a dict with `chosen` and `rejected`, in one of the formats that a file of pairs may have. Raises UserError if
-    an item has another type, or if there are no items.
+    The path is the value of data.path for a command with data=preferences. Each item is a dict with `chosen` and `rejected`, in
+    one of the formats that a file of pairs may have. Raises UserError if an item has another type, or if there are no items.
     """
 
     def row(item: Any, number: int) -> Any:

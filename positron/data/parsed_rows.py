@@ -1,4 +1,7 @@
-"""Read rows in one of several formats from files or from the Hugging Face hub, and summarise in one line what was read."""
+"""Read conversations or pairs of answers, one in each row of a file or of a dataset of the Hugging Face hub.
+
+The rows may have one of several formats. A summary says in one line what was read.
+"""
 
 from __future__ import annotations
 
@@ -98,10 +101,10 @@ class RowSummary:
 
 
 def path_of(config: DataConfig, default: str) -> str:
-    """Return the path of the rows.
+    """Return the path of the file, folder or pattern that contains the rows.
 
-    If `data.repo` is given, its rows are downloaded to a file, whose path is returned. Otherwise, `data.path` is returned,
-    or `default` if `data.path` is not given.
+    If `data.repo` is given, its rows are downloaded to a file, whose path is returned. Otherwise, `data.path` is returned, or
+    `default` if `data.path` is not given. Raises the errors of `fetch_rows`.
     """
     if config.repo is not None:
         from positron.data.hub_rows import fetch_rows
@@ -121,7 +124,7 @@ def parsed_rows(
     """Yield each well-formed row of a file, folder or pattern together with what `parse` returned for its value.
 
     All rows, formats and mistakes are counted in `summary`. `is_row` decides whether a JSON value that fills a whole file is
-    itself one row. `parse` raises Malformed for a malformed row.
+    itself one row. `parse` must raise Malformed for a malformed row.
     """
     replaces = Reading(on_invalid=config.on_invalid).replaces
     for record in read_records(path, config.on_invalid, is_row):

@@ -137,7 +137,8 @@ def _split(
 ) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
     """Split two conversations into their common beginning, which is not a target of training, and the two endings.
 
-    Raises Malformed if the conversations are equal, or if their endings do not begin with an answer.
+    Raises Malformed if the conversations are equal, or if an ending does not begin with an answer or contains only empty
+    answers.
     """
     texts = [[(message.role, message.content) for message in side] for side in (chosen, rejected)]
     if texts[0] == texts[1]:

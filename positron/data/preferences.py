@@ -37,8 +37,8 @@ def read_pairs(config: DataConfig) -> list[Pair]:
     """Read all pairs in the order of the file, or make the built-in pairs.
 
     In a file, a hash of a pair's first question decides whether it is used for training or for validation. Malformed rows are
-    skipped, counted and logged with their positions. Raises UserError if more than half of the rows are malformed, or if no
-    pair is left.
+    skipped, counted and logged with their positions. Raises UserError if more than half of the rows are malformed, if no pair
+    is left, or if `config.source` contains no pairs. Raises Unreachable if the rows cannot be downloaded.
     """
     match config.source:
         case "story_preference":

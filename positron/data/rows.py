@@ -46,8 +46,8 @@ def json_texts(blocks: Iterable[str], path: Path, reading: Reading, *, is_lines:
     """Yield the field `reading.field` of each row of a JSON file whose content is `blocks`; skip empty texts.
 
     If `is_lines` is true and the file does not begin with `[`, the file is read as one JSON object per line. Otherwise, it is
-    read as an array of rows, or JSON values that follow each other. Raises UserError for malformed JSON, FieldMissing for a row
-    without the field.
+    read as an array of rows, or JSON values that follow each other. Raises UserError for malformed JSON and for a value that is
+    not text, FieldMissing for a row without the field.
     """
     blocks, head = iter(blocks), ""
     for block in blocks:
@@ -198,8 +198,8 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
 def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[str]:
     """Yield the texts of the column `reading.field` of a .csv or .tsv file, whose first line names the columns.
 
-    Cells may be quoted and contain line ends. Raises FieldMissing if there is no such column, UserError if the file is
-    malformed.
+    Empty cells are skipped. Cells may be quoted and contain line ends. Raises FieldMissing if there is no such column,
+    UserError if the file is malformed.
     """
     shown = one_line(str(path))
     csv.field_size_limit((1 << 31) - 1)

@@ -1,8 +1,10 @@
 """Write and read token files: a corpus as flat arrays of token ids on the disk, read through a memory map.
 
-A folder holds `train-00000.bin`, `val-00000.bin`, ... (uint16, or uint32 if the vocabulary needs it) and `tokens.json`,
-which is written last: without it the folder is incomplete. The layout of a split is
-`<|endoftext|> document <|endoftext|> document ... <|endoftext|>`, so that a model sees each document begin and end.
+A folder holds `train-00000.bin`, `val-00000.bin`, ... (uint16, or uint32 if the vocabulary needs it) and `tokens.json`, which
+is written last: without it the folder is incomplete. The layout of a split is
+`<|endoftext|> document <|endoftext|> document ... <|endoftext|>`, so that a model sees each document begin and end. If the
+tokenizer has another token for the end of a document, this token stands between each document and the next `<|endoftext|>` (see
+`separator` in `positron/text/tokenizer.py`).
 """
 
 from __future__ import annotations
@@ -42,9 +44,11 @@ def token_dtype(tokenizer: Tokenizer) -> type:
 
 @dataclass
 class Encoded:
-    """Hold the training or the validation tokens of one task, and the numbers of documents and bytes that they encode.
+    """Hold the training or validation tokens of one task (a part of a corpus), and their numbers of documents and bytes.
 
-    `bits` is -log2 of the exact probability of these documents if a program generated them, and otherwise NaN.
+    `ids` is a list of arrays to be joined. `documents` counts the documents that end in the task, and `bytes` is the size of
+    the task's text in UTF-8. `bits` is -log2 of the exact probability of the documents if a program generated them, and
+    otherwise NaN.
     """
 
     ids: list[np.ndarray]
@@ -89,7 +93,8 @@ def encode_all(
 ) -> Iterator[dict[str, Encoded]]:
     """Tokenize all tasks except the first `skip` with `workers` processes, and yield the results in order.
 
-    The results do not depend on the number of processes. A small corpus is tokenized in this process.
+    Each result is what `encode_task` returns; it does not depend on the number of processes. The processes load the tokenizer
+    from `tokenizer_folder`. A small corpus is tokenized in the calling process.
     """
     tasks = source.tasks(skip)
     small = source.total_bytes is not None and source.total_bytes < SMALL_CORPUS_BYTES
@@ -267,7 +272,7 @@ class TokenFiles:
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
 
     def token_bytes(self, tokenizer: Tokenizer) -> np.ndarray:
-        """Return the number of bytes of text that each token id stands for, (V,) in float64.
+        """Return the number of bytes of text that each of the V token ids stands for, (V,) in float64.
 
         The number for <unk> is a mean over this split, so that the sum over all tokens of the split equals the size of the
         text.

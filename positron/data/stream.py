@@ -102,9 +102,9 @@ class Stream:
     def make(self, epoch: int, workers: int = 1) -> None:
         """Write the token files of an epoch if they do not exist.
 
-        An epoch begins in the corpus where the epoch before it ends, so earlier epochs that were never written are
-        written first. If a call is interrupted, the next call continues the epoch. Raises Unreachable if the network
-        fails, UserError if the corpus has no text to train on.
+        An epoch begins in the corpus where the epoch before it ends, so earlier epochs that were never written are written
+        first. If a call is interrupted, the next call continues the epoch. `workers`: the number of processes that tokenize.
+        Raises Unreachable if the network fails, UserError if the corpus has no text to train on.
         """
         with self._locked():
             places = self._places()
@@ -205,7 +205,7 @@ class Stream:
                 headers.remove(header)
 
     def _users(self) -> set[int]:
-        """Return the current epochs of all running trainings."""
+        """Return the epochs that running trainings read now; delete the files in `users/` of trainings that have ended."""
         epochs = set()
         for path in self.folder.glob("users/*"):
             if not remove_unless_locked(path) and (text := path.read_text(encoding="ascii")):

@@ -1,4 +1,7 @@
-"""Make batches from the epochs of a stream, and run the process that writes epochs before they are needed."""
+"""Make training batches from a streamed corpus, and run the process that writes its next tokens before they are needed.
+
+The corpus is cut into epochs of `data.tokens_per_epoch` tokens, each with new text (see `stream.py`).
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,10 @@ EPOCHS_AHEAD = 1  # number of epochs that are written before they are needed
 
 
 class StreamWindows:
-    """Make training batches (B, T + 1) as `Windows` does; a batch at the border of two epochs has windows of both epochs.
+    """Make training batches (B, T + 1) of a streamed corpus, as `Windows` does for token files of a fixed text.
 
-    Raises UserError if an epoch is shorter than one window of `context` tokens.
+    A batch at the border of two epochs has windows of both. `folder`: the folder that `open_stream` returned. Raises UserError
+    if an epoch is shorter than one window of `context` tokens.
     """
 
     def __init__(self, config: DataConfig, folder: Path, *, context: int, batch_size: int, seed: int) -> None:
@@ -84,8 +88,8 @@ class StreamWindows:
     def _enter(self, epoch: int, fills: bool) -> None:
         """Record that this training reads the files of `epoch`, so that no other process deletes them.
 
-        Also tells the number of the epoch to the process that writes the files of the next epochs. `fills`: true only in the
-        process with rank 0; the other processes of a distributed training do nothing here.
+        Also starts the process that writes the files of the next epochs, if it is not running, and tells it the number of the
+        epoch. `fills`: true only in the process with rank 0; the other processes of a distributed training do nothing here.
         """
         if not fills:
             return

@@ -1,4 +1,7 @@
-"""Cut token files into windows, for training batches that depend only on (seed, step) and for validation."""
+"""Cut token files into windows of consecutive tokens, for training and for validation.
+
+The windows of a training batch depend only on the seed and the number of the optimizer step.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ MAX_BYTES_PER_TOKEN = 40  # if the mean is larger, tokenizer=word does not suit 
 def window_starts(starts: np.ndarray, n_tokens: int, context: int) -> Iterator[tuple[int, int]]:
     """Yield windows (start, stop) that cover a token file so that each token, except the first, is a target once.
 
-    `starts` are the positions of the documents' first tokens. A window has at most `context` tokens. It ends before a
-    document that begins inside the window but does not fit into it. The next window begins with this document, so that the
-    model sees its beginning.
+    The inputs of a window are the tokens start .. stop - 1, and its targets are the tokens start + 1 .. stop. `starts` are the
+    positions of the documents' first tokens, `<|endoftext|>`, in ascending order. A window has at most `context` inputs. It
+    ends before a document that begins inside the window but does not fit into it. The next window begins with this document, so
+    that the model sees its beginning.
     """
     place = 0
     while place < n_tokens - 1:
@@ -36,9 +40,10 @@ def window_starts(starts: np.ndarray, n_tokens: int, context: int) -> Iterator[t
 class Windows:
     """Make training batches (B, T + 1) of token ids for any optimizer step, without computing the batches before it.
 
-    B is `batch_size` and T is `context`. Without `end_id`, the file is cut into windows of equal length; with `end_id`, the id
-    that separates documents, windows begin with a document where possible. Tokens at the end of the file that do not fill a
-    window are not used. Raises UserError if the text is shorter than one window.
+    B is `batch_size` and T is `context`. In each row, the inputs are all ids except the last, and the targets are all ids
+    except the first. `end_id` is the id of `<|endoftext|>`, with which each document begins: if it is given, windows begin with
+    a document where possible. Otherwise, the file is cut into windows of equal length. Tokens at the end of the file that do
+    not fill a window are not used. Raises UserError if the text is shorter than one window.
     """
 
     def __init__(
@@ -73,7 +78,7 @@ class Windows:
 
     @property
     def fingerprint(self) -> str:
-        """Return the fingerprint of the text."""
+        """Return the fingerprint of the text: a hash of the text and of the settings that change how it is read."""
         return self.tokens.fingerprint
 
     @property
@@ -91,7 +96,7 @@ class Windows:
 
 
 def validation_windows(tokens: TokenFiles, *, context: int, end_id: int, limit: int) -> tuple[Tensor, Tensor]:
-    """Return the first `limit` tokens of a validation text as input ids and targets, each (windows, context).
+    """Return the beginning of a validation text, up to `limit` targets, as input and target ids, each (windows, context).
 
     Targets are -100 where no loss is computed. Each token, except the first, is a target exactly once. A document that is not
     longer than a window is always in a single window, so that the score does not depend on arbitrary cuts.
