@@ -36,7 +36,7 @@ class Term:
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """Hold the reward of a run: a weighted sum of one or several rewards."""
+    """Hold the reward of a reinforcement-learning run: a weighted sum of one or several rewards, which is itself a reward."""
 
     terms: tuple[Term, ...]
 
@@ -58,7 +58,7 @@ class WeightedSum:
 
 
 def open_reward(config: RewardConfig, prompts: Iterable[str]) -> WeightedSum:
-    """Make the reward of a run whose prompts are `prompts`.
+    """Make the reward that the settings `config` name, for a run whose prompts are `prompts`.
 
     Raises UserError if the user's function cannot be imported, or if a built-in reward cannot read one of the prompts.
     """
@@ -117,7 +117,7 @@ def _function(name: str) -> Callable[[str, str], Any]:
 
 
 def _reader(term: RewardTerm) -> Callable[[str], object] | None:
-    """Return a function whose result is false for prompts that the reward cannot read; None if it can read every prompt."""
+    """Return a function whose result is falsy for prompts that the reward cannot read; None if it can read every prompt."""
     match term.kind:
         case "story_request":
             return stories.read_request

@@ -6,5 +6,6 @@ from collections.abc import Callable
 
 Reward = Callable[[str, str], float]  # (prompt, completion) -> number
 
-# (prompt, completion) -> number of characters after which nothing that follows changes the reward; None if the end decides it
+# (prompt, completion) -> number of characters of the completion after which no further text can change the reward, or None if
+# further text could still change it
 Decided = Callable[[str, str], int | None]

@@ -1,9 +1,9 @@
 """Generate and parse the built-in corpus: children's stories from a grammar whose probabilities are known exactly.
 
-A plot (`plots.py`) is a list of *beats*, the steps of a story. A beat has several variants, which are sentences with gaps.
-A story takes one variant of each beat and fills the gaps with words (`words.py`). Each choice has a known probability, and
-the text determines every choice, so the information in a story is exactly -log2 p(story) bits. The average over a corpus,
-in bits per byte, is a lower bound for the loss of every language model that has not seen the text.
+A plot (`plots.py`) is a list of *beats*, the steps of a story. A beat has several variants, which are sentences with gaps. A
+story takes one variant of each beat and fills the gaps with words (`words.py`). Each choice has a known probability, and the
+text determines every choice, so the information in a story is exactly -log2 p(story) bits. The average over a corpus, in bits
+per byte, is a lower bound for the expected loss of every language model that has not seen the text.
 
 `grammar.py` writes stories. `parser.py` reads them with the same compiled plots and finds *all* derivations of a text. The
 tests prove, over the whole grammar, that a story has only one derivation.

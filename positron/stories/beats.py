@@ -20,7 +20,7 @@ Beat = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Plot:
-    """Describe a plot.
+    """Describe a plot: its beats (the steps of a story), and the slots for which values are drawn, such as the hero.
 
     The probability of the plot is proportional to `weight`. `slots` maps the name of each slot to its kind in `words.py`;
     every plot has the slots `hero`, `thing` and `place`, whose values a user's request names. `asks` are phrases that say what

@@ -28,7 +28,10 @@ Bound = dict[str, str]
 
 @dataclass(frozen=True)
 class Request:
-    """Name what a story is about. The values of all fields except `plot` occur literally in the story."""
+    """Hold a request for a story: the name of its hero, an object and a place, and the name of its plot.
+
+    The values of all fields except `plot` occur literally in the story.
+    """
 
     name: str
     object: str
@@ -125,7 +128,7 @@ class Grammar:
         lists: dict[str, tuple[str, ...]],
         weights: dict[str, list[float]] | None = None,
     ) -> Grammar:
-        """Compile plots.
+        """Create a grammar from plots.
 
         `kinds` maps a kind of slot, such as "toy", to its values, each in all its forms. `lists` maps the name of each
         word list to its words; the texts of the plots refer to it as `[name]`. `weights` maps a kind to the weights of

@@ -12,7 +12,11 @@ _Trail = tuple[()] | tuple["_Trail", tuple[str, str]]
 
 
 class _Path(NamedTuple):
-    """Hold a derivation of `text[:position]`. `trail` is a linked list of choices: (trail of the earlier ones, last choice)."""
+    """Hold a derivation of `text[:position]`: the choices by which the grammar can generate this beginning of the text.
+
+    `bound` maps the slots that have a value to their values. `bits` is -log2 of the probability of the choices. `trail` is a
+    linked list of the choices: (trail of the earlier choices, last choice), or () if there are none.
+    """
 
     position: int
     bound: Bound
@@ -37,9 +41,9 @@ REQUEST_SLOTS = ("hero", "thing", "place")  # the slots that a request names
 def parse(text: str, *, grammar: Grammar = GRAMMAR, forgiving: bool = False) -> list[Story]:
     """Find all derivations of the whole text: exactly one for a story of this grammar, none for any other text.
 
-    If `forgiving`, accept inconsistencies in slots that a request does not name, such as a red ball that is green later, a
-    friend whose name changes, or a balloon that rolls. Hero, thing and place must still be the same at every mention. The
-    `bits` of the returned stories are then meaningless.
+    A derivation is a list of choices by which the grammar generates the text. If `forgiving`, accept inconsistencies in slots
+    that a request does not name, such as a red ball that is green later, a friend whose name changes, or a balloon that rolls.
+    Hero, thing and place must still be the same at every mention. The `bits` of the returned stories are then meaningless.
 
     A derivation is dropped at its first wrong letter. Few sentences begin in the same way, so that only few derivations
     exist at a time.

@@ -24,7 +24,10 @@ REQUEST_PHRASINGS = (
 
 
 def requests(seed: int, index: int) -> Request:
-    """Draw request `index`, with the grammar's probabilities of plot, hero, object and place."""
+    """Draw request `index` of the requests with this seed.
+
+    The plot, hero, object and place have the probabilities that they have in the grammar.
+    """
     rng = random.Random(f"request {seed}/{index}")
     plot = GRAMMAR.plots[GRAMMAR.plot_choice.options[GRAMMAR.plot_choice.draw(rng)]]
     drawn: Bound = {}
@@ -35,9 +38,9 @@ def requests(seed: int, index: int) -> Request:
 
 
 def ask(request: Request, seed: int, index: int) -> str:
-    """Return a user's message that asks for the story.
+    """Return a user's message that asks for a story that fulfils `request`.
 
-    `seed` and `index` together decide which of REQUEST_PHRASINGS is used, and which of the phrases for the plot.
+    `seed` and `index` together decide which of REQUEST_PHRASINGS is used, and which of the phrases for the plot (`Plot.asks`).
     An example is `Tell me a story about Jack, who grows a melon by the front door.`
     """
     rng = random.Random(f"ask {seed}/{index}")

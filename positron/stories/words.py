@@ -38,7 +38,7 @@ def _children() -> list[Forms]:
 
 
 def _grown_ups() -> list[Forms]:
-    """Return the relatives; the form `call` is the name by which a child addresses a relative."""
+    """Return the grown-up relatives; the form `call` is the name by which a child addresses a relative."""
     women = [("mom", "Mom"), ("grandma", "Grandma"), ("aunt", "Auntie"), ("nana", "Nana")]
     men = [("dad", "Dad"), ("grandpa", "Grandpa"), ("uncle", "Uncle"), ("papa", "Papa")]
     grown: list[Forms] = []
