@@ -307,7 +307,7 @@ def list_texts(path: str, reading: Reading) -> Listing:
 def read_pieces(path: Path, reading: Reading) -> Iterator[Piece]:
     """Yield the text of a file as pairs (piece of a document, whether it is the document's last piece).
 
-    Raises UserError, which names the file and the row, if the file cannot be read.
+    Raises UserError, which names the file and (in a file of rows) the row, if the file cannot be read.
     """
     kind = format_of(path)
     try:
@@ -384,7 +384,8 @@ def _split(text: str) -> tuple[list[str], str]:
 def _after_separator(text: str) -> str:
     """Strip newlines and further separator lines from the beginning of the text that follows a separator line.
 
-    A single newline between two separator lines ends the first line and precedes the second.
+    `_split` does not find a separator line directly after another one, because it takes the newline between them as the end of
+    the first one.
     """
     while True:
         text = text.lstrip("\n")

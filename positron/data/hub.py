@@ -117,7 +117,7 @@ class Repository:
 
 
 def _is_description(name: str) -> bool:
-    """Tell whether a file of a repository, such as `README.md` or `.gitattributes`, contains no data."""
+    """Tell by its name whether a file of a repository, such as `README.md` or `.gitattributes`, contains no data."""
     return Path(name).name.lower().startswith((".", "readme", "license"))
 
 

@@ -56,7 +56,7 @@ class HubRowsSource:
         """Yield the tasks after the first `skip`, each a list of documents with about a million characters in total.
 
         The skipped tasks are downloaded, too. Raises Unreachable if the network fails, UserError if a row lacks the field, or
-        if its value is neither text nor null.
+        if the value of the field is neither text nor null.
         """
         for first, chunk in row_chunks(self.repository, self.field, skip):
             task = []
@@ -70,7 +70,7 @@ class HubRowsSource:
         return task
 
     def summary(self) -> str:
-        """Return a line with the name of the dataset."""
+        """Return a line that names the dataset and says that no checksums were verified."""
         return f"read the rows of {self.repository.repo}; no checksums were verified, because the dataset has no Parquet files"
 
     def release(self, tasks_done: int | None) -> None:
@@ -131,7 +131,7 @@ def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator
 
 
 class _Process:
-    """Run the library `datasets` in a separate process, and start this process again after a failure."""
+    """Run the library `datasets` in a separate process. After a failure of the network, `next` starts a new process."""
 
     def __init__(self, repository: Repository, field: str | None, skip: int) -> None:
         self._repository, self._field, self._done = repository, field, skip
@@ -281,7 +281,7 @@ def _check_config_name(repo: str, config_name: str | None, names: list[str], err
 def _describe_split(repo: str, config_name: str | None, splits: list[str]) -> str:
     """Return a log line that says how the rows are read and which splits are not read.
 
-    Raises UserError if there are several splits, but none is named `train`.
+    `splits`: the names of the dataset's splits. Raises UserError if there are several splits, but none is named `train`.
     """
     if len(splits) > 1 and TRAIN not in splits:
         instead = "" if config_name is None else "leave out data.config_name=, and "

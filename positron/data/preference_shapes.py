@@ -104,7 +104,8 @@ def _is_whole(side: Any) -> bool:
 def _whole(row: dict[str, Any], sides: Sequence[Any]) -> tuple[list[ParsedConversation], set[str]]:
     """Parse two conversations that contain the prompt; return them, and the names of the fields that count as used.
 
-    A separate field `prompt` is not read, because it repeats the beginning of both conversations.
+    `sides`: the contents of `chosen` and `rejected`. A separate field `prompt` is not read, because it repeats the beginning of
+    both conversations.
     """
     system = {name: row[name] for name in SYSTEM_FIELDS if name in row}
     parsed = [parse_conversation({"messages": side, **system}) for side in sides]
@@ -114,7 +115,7 @@ def _whole(row: dict[str, Any], sides: Sequence[Any]) -> tuple[list[ParsedConver
 def _answers(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversation]:
     """Parse each of the two answers together with the prompt, which is in the other fields of the row.
 
-    Other fields that contain an answer, such as `completion`, are not read.
+    `sides`: the contents of `chosen` and `rejected`. Other fields that contain an answer, such as `completion`, are not read.
     """
     fields = {name: cell for name, cell in row.items() if name not in (*_SIDES, *ANSWERS)}
     if not {name for shape in SHAPES for name in shape.fields if name not in ANSWERS} & fields.keys():

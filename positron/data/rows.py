@@ -120,7 +120,7 @@ def _without_nested_values(line: str) -> str:
 
 
 def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
-    """Yield the entries of an array, or values that follow each other, without keeping the whole file in memory."""
+    """Yield the entries of a JSON array, or JSON values that follow each other, without keeping the whole file in memory."""
     shown = one_line(str(path))
     text, at, number, in_array = "", 0, 0, False
     blocks = iter(blocks)

@@ -245,7 +245,7 @@ def _flush(
 
 
 class TokenFiles:
-    """Read one split of a folder of token files as one long array of ids.
+    """Read one split ("train" or "val") of a folder of token files as one long array of ids.
 
     Raises UserError if `tokens.json` or a shard is damaged, or if the files were written with another tokenizer.
     """

@@ -1,4 +1,4 @@
-"""Divide examples into those for training and those for validation."""
+"""Divide examples (conversations, pairs of answers or prompts) into those for training and those for validation."""
 
 from __future__ import annotations
 

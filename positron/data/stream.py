@@ -43,8 +43,8 @@ Place = dict[str, int]
 class Stream:
     """Manage the epochs of one streamed corpus for one tokenizer.
 
-    The corpus is cut into consecutive epochs of the same number of tokens. Each epoch is a folder of token files.
-    A process must hold the lock of the corpus to write an epoch.
+    The corpus is cut into consecutive epochs of the same number of tokens. Each epoch is a folder of token files. A process
+    must hold the lock of the corpus to write an epoch.
     """
 
     def __init__(self, config: DataConfig, tokenizer_folder: Path) -> None:
