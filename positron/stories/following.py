@@ -30,7 +30,7 @@ class Rule(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Hold a piece of text that one rule wrote: a word or a part of it or, in `Following.rest`, several words."""
+    """Hold a piece of text that one rule wrote: a word, a part of a word or, in `Following.rest`, several words."""
 
     text: str
     rule: Rule

@@ -40,15 +40,16 @@ class Request:
 
     @property
     def slots(self) -> Bound:
-        """Return the values of the slots that the request fixes."""
+        """Return the values of the slots that the request fixes, as a dict with the keys hero, thing and place."""
         return {"hero": self.name, "thing": self.object, "place": self.place}
 
 
 @dataclass(frozen=True)
 class Story:
-    """Hold a story: `bits` is -log2 of its probability (under the condition of the request, if a request was given).
+    """Hold a story, the request that it fulfils, and the choices that made it.
 
-    `choices` are pairs (name of the choice, option) in the order in which they were made.
+    `bits` is -log2 of the probability of the story; if a request was given, of the probability under this condition. `choices`
+    are pairs (name of the choice, option) in the order in which they were made.
     """
 
     text: str
@@ -111,7 +112,10 @@ _TOKEN = re.compile(r"\{[^}]+\}|\[[^\]]+\]|[(|)]|[^{\[(|)]+")
 
 @dataclass(frozen=True)
 class Grammar:
-    """Hold compiled plots. `GRAMMAR` is the built-in one; tests create small ones."""
+    """Hold plots, compiled to trees of nodes, and the possible values of their slots.
+
+    `GRAMMAR` is the grammar of the built-in stories; tests create small grammars.
+    """
 
     plots: dict[str, Plot]
     plot_choice: Choice
@@ -229,7 +233,7 @@ GRAMMAR = Grammar.of(PLOTS, KINDS, LISTS, WEIGHTS)
 
 
 class _Writer:
-    """Write one story. `parts` holds the text so far, `choices` the choices made, and `bits` the information of the choices."""
+    """Write one story. `parts` holds the text so far, `choices` the choices so far, and `bits` -log2 of their probability."""
 
     def __init__(self, grammar: Grammar, plot: Plot, rng: random.Random, bound: Bound) -> None:
         self.grammar, self.plot, self.rng, self.bound = grammar, plot, rng, bound
@@ -257,7 +261,7 @@ class _Writer:
 
 
 def generate(seed: int, index: int, request: Request | None = None, *, grammar: Grammar = GRAMMAR) -> Story:
-    """Write story `index` of the corpus `seed`; a `request` fixes its plot, hero, object and place.
+    """Write story `index` of the corpus that `seed` generates; a `request` fixes the plot, hero, object and place.
 
     The story depends on the arguments alone.
     """

@@ -45,8 +45,8 @@ def parse(text: str, *, grammar: Grammar = GRAMMAR, forgiving: bool = False) -> 
     that a request does not name, such as a red ball that is green later, a friend whose name changes, or a balloon that rolls.
     Hero, thing and place must still be the same at every mention. The `bits` of the returned stories are then meaningless.
 
-    A derivation is dropped at its first wrong letter. Few sentences begin in the same way, so that only few derivations
-    exist at a time.
+    The parser reads the text from left to right and drops a derivation at its first wrong character. Few sentences begin in the
+    same way, so that only few derivations exist at a time.
     """
     stories = []
     for i, name in enumerate(grammar.plot_choice.options):
@@ -105,9 +105,9 @@ class _Reader:
     def accepted_words(self, slot: Slot, value: str | None) -> set[str]:
         """Return the texts that a forgiving parser accepts for `slot`, whose value is `value` (None: not known yet).
 
-        If the value is known and its form contains it, as `in the park` contains `the park`, only this form is accepted; the
-        form `a` may begin with "a" or "an". If the value is unknown or its form does not contain it, as with a pronoun, the
-        form of every value of the same kind is accepted.
+        If the value is known and its form `slot.form` contains the value, as `in the park` contains `the park`, only this form
+        is accepted; the form `a` may begin with "a" or "an". If the value is unknown or its form does not contain the value, as
+        with a pronoun, this form of every value of the same kind is accepted.
         """
         if value is not None:
             word = self.grammar.spell(self.plot, slot, value)
