@@ -32,7 +32,11 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Layer:
-    """Hold the packed weights of one transformer block."""
+    """Hold the weights of one transformer block in the form that `Decoder` uses.
+
+    A norm is a pair of weight and bias (None: no bias). The weight of an RMSNorm contains its C numbers twice (see
+    `_rms_norm`). H is the number of query heads, K the number of key heads, and D the number of channels of a head.
+    """
 
     norm1: tuple[Tensor, Tensor | None]
     norm2: tuple[Tensor, Tensor | None]
@@ -46,11 +50,11 @@ class _Layer:
 
 
 def piece_end(start: int, length: int) -> int:
-    """Return the end of the next piece of a prompt of `length` tokens, of which the first `start` have been read.
+    """Return the position after the next piece of a prompt of `length` tokens, of which the first `start` have been read.
 
-    A prompt is read in pieces that end at multiples of PIECE, and the last piece ends at `length`. Other texts that are
-    computed between two pieces do not change these ends. Therefore the same matrix products always read the prompt, and the
-    logits are the same bit for bit.
+    A piece is a part of a prompt that is read at once. Pieces end at multiples of PIECE, and the last piece ends at `length`.
+    These positions do not depend on other texts that are generated between two pieces. Therefore the same matrix products
+    always read the prompt, and its logits are the same bit for bit.
     """
     return min(length, start // PIECE * PIECE + PIECE)
 
@@ -58,22 +62,25 @@ def piece_end(start: int, length: int) -> int:
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Compute RMSNorm of x (..., C) as the first half of the LayerNorm of (x, -x), a vector with mean 0.
 
-    `weight` (2C,) contains the C weights twice. On a CPU, torch's own rms_norm needs eight operators, and sixteen in bf16;
-    LayerNorm is one operator.
+    `weight` (2C,) contains the C weights twice; None means that all weights are 1. On a CPU, torch's own rms_norm needs eight
+    operators, and sixteen in bf16; LayerNorm is one operator.
     """
     C = x.shape[-1]
     return F.layer_norm(torch.cat((x, -x), dim=-1), (2 * C,), weight, None, eps)[..., :C]
 
 
 class Decoder:
-    """Compute next-token logits for up to `batch` sequences at once, each with its own length up to the context length."""
+    """Compute next-token logits for up to `batch` sequences at once, each with its own length up to the context length.
+
+    The key/value cache has `batch` rows, one for each sequence. `lengths` contains the number of tokens that each row holds.
+    """
 
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
-        """Pack the weights. After further training of the model, create a new decoder, because some weights are copied.
+        """Pack the weights, and allocate an empty cache with `batch` rows, one for each sequence.
 
-        `dtype`: the number format of weights and cache. None keeps the model's format. int8 applies only to the matrices; all
-        other weights and the cache are then bf16. On a CPU, the cache is always fp32 instead of bf16, because attention is
-        faster in fp32.
+        Some weights are copied. Therefore, create a new decoder after further training of the model. `dtype`: the number format
+        of weights and cache. None keeps the model's format. int8 applies only to the matrices; all other weights and the cache
+        are then bf16. On a CPU, a cache that would be bf16 is fp32, because attention is faster in fp32.
         """
         config = model.config
         self.config, self.model = config, model
@@ -116,7 +123,7 @@ class Decoder:
 
     @property
     def row_bytes(self) -> int:
-        """Return the memory of the keys and values of one sequence, in bytes."""
+        """Return the size of one row of the cache, in bytes: the keys and values of a sequence that fills the context."""
         config = self.config
         return 2 * config.n_layer * self.K * config.context_length * self.D * self.cache_dtype.itemsize
 
@@ -180,7 +187,8 @@ class Decoder:
     def head_scales(self, attn: Attention) -> Tensor | None:
         """Return the learned scales of QK-norm, one row for each head of q and of k: (H + K, D).
 
-        Returns None if the model has no learned scales of QK-norm.
+        H is the number of query heads, K the number of key heads, and D the number of channels of a head. If the model uses
+        RoPE, the two scales of each RoPE pair are neighbours. Returns None if the model has no learned scales of QK-norm.
         """
         if not self.config.qk_scale:
             return None
@@ -211,10 +219,11 @@ class Decoder:
         return layer.down.plus(h, x)
 
     def _heads(self, x: Tensor, layer: _Layer, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute q, k and v of all heads: x (N, C) -> q (N, H, D), k and v (N, K, D).
+        """Compute q, k and v of all heads for N tokens: x (N, C) -> q (N, H, D), k and v (N, K, D).
 
-        If the model uses QK-norm, q and k are normalised. `turn`: the complex numbers (N or 1, 1, D/2) by which RoPE rotates q
-        and k, or None for no rotation.
+        H is the number of query heads, K the number of key heads, and D the number of channels of a head. If the model uses
+        QK-norm, q and k are normalised. `turn`: the complex numbers (N or 1, 1, D/2) by which RoPE rotates q and k, or None for
+        no rotation.
         """
         qkv = layer.qkv(x).to(self.cache_dtype).view(len(x), -1, self.D)
         qk, v = qkv[:, : self.H + self.K], qkv[:, self.H + self.K :]
@@ -228,7 +237,7 @@ class Decoder:
         return qk[:, : self.H], qk[:, self.H :], v
 
     def _through(self, x: Tensor, turn: Tensor | None, attend: Attend) -> Tensor:
-        """Apply all blocks: x (N, C) -> (N, C).
+        """Apply all blocks to the vectors of N tokens: x (N, C) -> (N, C).
 
         `turn`: the complex numbers by which RoPE rotates queries and keys (see `_heads`). `attend` is called for each block; it
         stores the new keys and values in the block's cache and computes the attention over this cache.
@@ -244,11 +253,11 @@ class Decoder:
 
     @torch.inference_mode()
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
-        """Replace the content of the cache rows `rows` by the prompts and return the logits after each prompt, (b, V).
+        """Replace the content of the cache rows `rows` by b prompts and return the logits after each prompt, (b, V).
 
-        Each prompt is cut into pieces of PIECE tokens. The i-th pieces of all prompts are read together, padded at the end to
-        the same length. The padding does not change the logits, because attention is causal. Raises ValueError for an empty
-        prompt and for a prompt that is longer than the context.
+        Each prompt is cut into pieces of at most PIECE tokens. The i-th pieces of all prompts are read together, padded at the
+        end to the same length. The padding does not change the logits, because attention is causal. Raises ValueError for an
+        empty prompt and for a prompt that is longer than the context.
         """
         self._check_prompts(prompts)
         last: dict[int, Tensor] = {}
@@ -271,7 +280,8 @@ class Decoder:
     def _read_at(self, start: int, rows: list[int], parts: list[list[int]]) -> Tensor:
         """Append the tokens parts[i] to cache row rows[i], and return the output of the last block, (b, n, C).
 
-        All `parts` begin at position `start`, and are padded to the longest of them, which has n tokens.
+        The b `parts` begin at position `start`, and are padded to the longest of them, which has n tokens. `lengths` does not
+        change.
         """
         b, n = len(rows), max(map(len, parts))
         end = start + n
@@ -297,7 +307,7 @@ class Decoder:
         return self._through(x.flatten(0, 1), turn, attend).view(b, n, -1)
 
     def _places(self, row: int, count: int) -> tuple[int, int]:
-        """Return the first cache position of `count` new tokens, and the position after the last of them.
+        """Return the cache position of the first of `count` new tokens of a row, and the position after the last of them.
 
         Raises ValueError if the tokens do not fit the cache.
         """
@@ -321,10 +331,11 @@ class Decoder:
 
     @torch.inference_mode()
     def read_piece(self, prompt: list[int], row: int) -> Tensor | None:
-        """Append the next piece of `prompt` to a cache row, which already holds the first `lengths[row]` tokens of `prompt`.
+        """Append the next piece of `prompt` to a row, which already holds the first `self.lengths[row]` tokens of `prompt`.
 
-        When the whole prompt has been read, returns the logits after the prompt, (V,). Before that, returns None: the caller
-        must call `read_piece` again. Raises ValueError if the prompt does not fit the cache.
+        A piece is a part of the prompt that is read at once (see `piece_end`). When the whole prompt has been read, returns the
+        logits after the prompt, (V,). Before that, returns None: the caller must call `read_piece` again. Raises ValueError if
+        the prompt does not fit the cache.
         """
         start, n = self._places(row, len(prompt) - self.lengths[row])
         end = piece_end(start, n)
@@ -353,10 +364,10 @@ class Decoder:
 
     @torch.inference_mode()
     def step_some(self, ids: Tensor, rows: list[int]) -> Tensor:
-        """Append one token to each of the cache rows `rows`: ids (b,) -> next-token logits (b, V). Other rows do not change.
+        """Append one token to each of the b cache rows `rows`: ids (b,) -> next-token logits (b, V). Other rows do not change.
 
-        The attention of each row is computed separately, with the same operators as in a decoder of one row; everything else
-        is computed for all rows together. Raises ValueError if the cache of a row is full.
+        The attention of each row is computed separately, with the same operators as in a decoder of one row; everything else is
+        computed for all rows together. Raises ValueError if the cache of a row is full.
         """
         places = [self.lengths[row] for row in rows]
         if max(places) >= self.config.context_length:

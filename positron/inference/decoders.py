@@ -1,6 +1,7 @@
-"""Choose a decoder: the one that Numba compiles, if Numba is installed (the extra `fast`), otherwise the one built on torch.
+"""Choose a decoder: one that Numba compiles, if Numba and the model permit it, otherwise one that consists of torch operators.
 
-An ensemble gets an `EnsembleDecoder`, which has one of these decoders for each member.
+`make_decoder` lists the conditions. Numba is an optional dependency of Positron, in the extra `fast`. An ensemble gets an
+`EnsembleDecoder`, which has one of these decoders for each member.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Written(NamedTuple):
-    """Hold a generated text with its number of tokens.
+    """Hold a generated text, without its prompt, and the number of its tokens.
 
     `ended` is true if the text ended at a stop token or a stop string, and not at max_tokens.
     """
@@ -34,8 +34,9 @@ class Written(NamedTuple):
 class Engine:
     """Generate any number of texts at the same time, each with its own cache and random generator.
 
-    All texts share the packed weights. The cache of a text is allocated when its first token is requested, and freed when
-    the text ends, its `Stream` is closed, or nothing refers to the `Stream` any more.
+    All texts share the packed weights. The cache of a text is allocated when its first token is requested, and freed when the
+    text ends, its `Stream` is closed, or nothing refers to the `Stream` any more. `dtype`: the number format of weights and
+    cache, as in `Decoder`; None keeps the model's format.
     """
 
     def __init__(
@@ -61,12 +62,13 @@ class Engine:
     ) -> Iterator[list[int | None]]:
         """Yield lists with the next token id of each prompt, or None for a prompt whose text has ended.
 
-        The iterator ends when all texts have ended, or after `max_tokens` tokens. A text ends at one of the `stop_ids`.
-        Prompt i has its own generator with the seed `seed + i`, so its text does not depend on the other prompts, up to
-        rounding. When the context is full, its last half is read again from position 0, because a cache with absolute positions
-        cannot be shifted. `ended`: a list with one bool for each prompt, True if the prompt's text has ended; the caller may
-        set a bool to True to end a text.
-        Raises UserError for an empty prompt.
+        The iterator ends when all texts have ended, or after `max_tokens` lists. A text ends at one of the `stop_ids`, which is
+        not yielded. Prompt i has its own random generator with the seed `seed + i`, so its text does not depend on the other
+        prompts, up to rounding. When the context of a text is full, its last half is read again from position 0, because a
+        cache with absolute positions cannot be shifted. `ended`: a list with one bool for each prompt, True if the prompt's
+        text has ended; the caller may set a bool to True to end a text.
+
+        Raises UserError for an empty prompt, when the first list is requested.
         """
         if not all(prompts):
             raise UserError("the prompt has no tokens: give at least one token")
@@ -102,8 +104,8 @@ class Engine:
     def _read(self, decoder: AnyDecoder, seen: list[list[int]], ended: list[bool]) -> torch.Tensor:
         """Compute the logits after the newest token of each text, (B, V).
 
-        `seen`: the token ids of each text. If a text has filled the context, the text's cache is emptied, and the last half of
-        the context is read again.
+        `seen`: the token ids of each text. `ended`: whether each text has ended; the logits of an ended text have no meaning.
+        If another text has filled the context, its cache is emptied, and the last half of the context is read again.
         """
         full = [i for i, length in enumerate(decoder.lengths[: len(seen)]) if length >= self.context]
         active = [i for i in full if not ended[i]]
@@ -129,8 +131,8 @@ class Engine:
     ) -> Stream:
         """Return a `Stream`, which generates the continuation of `ids` while the caller iterates over it.
 
-        The text ends at one of the `stop_ids` (None: the token that ends a document), before the first `stop` string, or
-        after `max_tokens` tokens. Wrong settings raise UserError in this call, before the iteration begins.
+        The text ends at one of the `stop_ids` (None: the tokenizer's ids that end a document), before the first `stop` string,
+        or after `max_tokens` tokens. Wrong settings raise UserError in this call, before the iteration begins.
         """
         progress = Progress(self.tokenizer, stops_of(stop))
         most, first, end = whole_number("max_tokens", max_tokens, least=1), seed_of(seed), self._stop_ids(stop_ids)

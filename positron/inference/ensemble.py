@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class EnsembleDecoder:
-    """Compute next-token logits whose softmax is the mean of the members' distributions.
+    """Compute next-token logits whose softmax is the mean of the next-token distributions of several decoders, the members.
 
     Methods and attributes have the same meaning as in `Decoder`. `context_length` is the smallest context length of a member.
     """
@@ -33,7 +33,7 @@ class EnsembleDecoder:
 
     @property
     def row_bytes(self) -> int:
-        """Return the memory of one sequence in the caches of all members, in bytes."""
+        """Return the size of one row in the caches of all members together, in bytes."""
         return sum(member.row_bytes for member in self.members)
 
     def with_empty_cache(self, batch: int) -> EnsembleDecoder:
@@ -41,7 +41,7 @@ class EnsembleDecoder:
         return EnsembleDecoder([member.with_empty_cache(batch) for member in self.members])
 
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
-        """Replace the content of the cache rows `rows` by the prompts and return the logits after each prompt, (b, V)."""
+        """Replace the content of the cache rows `rows` by b prompts and return the logits after each prompt, (b, V)."""
         return self._mean(lambda member: member.prefill(rows, prompts))
 
     def read(self, ids: list[int], row: int = 0) -> Tensor:
@@ -50,10 +50,10 @@ class EnsembleDecoder:
 
     @torch.inference_mode()
     def read_piece(self, prompt: list[int], row: int) -> Tensor | None:
-        """Append the next piece of `prompt` to a cache row, which already holds the first `lengths[row]` tokens of `prompt`.
+        """Append the next piece of `prompt` to a row, which already holds the first `self.lengths[row]` tokens of `prompt`.
 
-        When the whole prompt has been read, returns the logits after the prompt, (V,). Before that, returns None: the caller
-        must call `read_piece` again.
+        A piece is a part of the prompt that is read at once (see `piece_end`). When the whole prompt has been read, returns the
+        logits after the prompt, (V,). Before that, returns None: the caller must call `read_piece` again.
         """
         logits = self._each(lambda member: member.read_piece(prompt, row))
         complete = [x for x in logits if x is not None]  # the pieces of all members end at the same positions
@@ -64,7 +64,7 @@ class EnsembleDecoder:
         return self._mean(lambda member: member.step(ids))
 
     def step_some(self, ids: Tensor, rows: list[int]) -> Tensor:
-        """Append one token to each of the cache rows `rows`: ids (b,) -> next-token logits (b, V)."""
+        """Append one token to each of the b cache rows `rows`: ids (b,) -> next-token logits (b, V)."""
         return self._mean(lambda member: member.step_some(ids, rows))
 
     @torch.inference_mode()

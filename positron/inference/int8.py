@@ -74,7 +74,8 @@ class Int8Linear:
     def product(self, x: Tensor) -> Tensor:
         """Compute x W^T + b: x (..., in) -> (..., out).
 
-        The int8 operator and the product in bf16 give the same result, because integers up to 127 are exact in bf16.
+        The int8 operator and the product in bf16 use the same weights, because integers up to 127 are exact in bf16. Their
+        results differ only by rounding.
         """
         if self.direct and x.ndim == 2 and len(x) <= MAX_DIRECT_ROWS and x.dtype == torch.bfloat16:
             y = int8_linear(x, self.q, self.scale)

@@ -10,15 +10,16 @@ import torch
 
 
 class _EndedError(Exception):
-    """End a task because another task has raised an error."""
+    """Tell a task that it must end, because another task has raised an error."""
 
 
 def in_threads(tasks: Sequence[Callable[[Callable[[], None]], None]], pause: Callable[[], None]) -> None:
     """Run all tasks at the same time, and wait until all have ended. The threads of torch are divided among the tasks.
 
-    The argument of each task is a function that the task must call often. This argument calls `pause`, which may raise an error
-    to end the task. If one task raises an error, the next call of the argument ends each of the other tasks. After all tasks
-    have ended, the error is raised again. A single task runs in the thread of the caller.
+    Each task is called with one argument, a function that the task must call often. Let `check` be this function. `check` calls
+    `pause`, which may raise an error to end the task. After a task has raised an error, the next call of `check` in each other
+    task raises an error, too, so that all tasks end. Then the first of these errors is raised again in the thread of the
+    caller. A single task runs in the thread of the caller.
     """
     if len(tasks) == 1:
         tasks[0](pause)

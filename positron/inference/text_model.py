@@ -27,8 +27,8 @@ class Writer:
     """Generate text with a model, or an ensemble of models, and its tokenizer.
 
     `**settings` of the methods are fields of `Sampling`; other names raise UserError. Any number of texts can be generated at
-    the same time, in one or several threads. Each text is the same as if it were generated alone, up to rounding, which can
-    change a token only if two tokens are almost equally likely.
+    the same time, in one or several threads; with a draft model, however, each call can generate only one text. Each text is
+    the same as if it were generated alone, up to rounding of the logits, which seldom changes a token.
     """
 
     def __init__(
@@ -40,8 +40,10 @@ class Writer:
     ) -> None:
         """Keep the model; its weights are packed for fast decoding when the first text is generated.
 
-        `weights`: the number format. bf16 and int8 are faster on a CPU than fp32 and may change some tokens. `draft`: a
-        smaller model with the same tokenizer for speculative decoding; it does not change the distribution of the text.
+        `weights`: the number format. fp32 keeps the format of the model. bf16 and int8 are faster on a CPU than fp32 and may
+        change some tokens. `draft`: a smaller model with the same tokenizer for speculative decoding, in which it proposes
+        tokens that the model checks; it does not change the distribution of the text. Raises UserError for an unknown number
+        format.
         """
         self.model, self.tokenizer, self.dtype = model, tokenizer, DTYPES[weights_of(weights)]
         self.draft = draft
@@ -93,7 +95,8 @@ class Writer:
     ) -> list[str]:
         """Return each prompt with its continuation; all texts are generated at the same time.
 
-        Text i is the one that `generate` returns for prompt i with the seed `seed + i`, up to rounding (see `Writer`).
+        Text i is the one that `generate` returns for prompt i with the seed `seed + i`, up to rounding (see `Writer`). Raises
+        UserError if there are several prompts and the writer has a draft model.
         """
         beginnings, sampling = texts_of("prompts", prompts), sampling_from(settings)
         ids = [self.ids(prompt, f"prompts[{i}]") for i, prompt in enumerate(beginnings)]
@@ -103,7 +106,8 @@ class Writer:
     def ids(self, prompt: str, name: str = "the prompt") -> list[int]:
         """Return the token ids of the prompt, preceded by the id of the end-of-text token, which begins each document.
 
-        `name` is the name of the prompt in messages. Raises UserError if the ids do not fit the context.
+        `name` is the name of the prompt in error messages. Raises UserError if the ids do not fit the context, or if the prompt
+        is not a str that can be encoded as UTF-8.
         """
         ids = [self.tokenizer.special_id(END_OF_TEXT), *self.tokenizer.encode(text_of("prompt", prompt))]
         limit = self.context
@@ -114,7 +118,7 @@ class Writer:
         return ids
 
     def engine(self) -> Engine:
-        """Return the engine; the first call packs the weights."""
+        """Return the engine that generates the texts; the first call creates it and packs the weights."""
         with self._packing:
             if self._engine is None:
                 if self.draft is not None:

@@ -1,9 +1,9 @@
-"""Run the decoding steps of `CompiledDecoder` with several threads: the caller's, and helpers that sleep between texts.
+"""Run the decoding steps of `CompiledDecoder` with several threads: the caller's, and helpers that sleep if there is no step.
 
 OpenMP is not used, for two reasons. Numba and torch would each have a pool of threads in the same process. And at each of the
 about 30 matrix products of a step, the caller would wait for every thread, even for a thread whose core is used by another
-program. Here a helper takes part if it is ready in time (`compiled_step.py`), and the caller never waits for a helper that has
-not begun.
+program. In this module, a helper takes part in a step if it is ready in time (see `compiled_step.py`), and the caller never
+waits for a helper that has not begun.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Steps(Protocol):
 
 
 class _Helper:
-    """Run a thread that helps with the decoding steps of a team."""
+    """Hold a thread that helps to compute the decoding steps of a team, and sleeps if there is no step."""
 
     def __init__(self, team: Team, number: int) -> None:
         self.sleeps, self.wake = False, threading.Semaphore(0)
@@ -91,9 +91,10 @@ class Team:
             helper.thread.join(PATIENCE_S)
 
     def run(self, steps: Steps) -> None:
-        """Compute the next decoding step of the decoder `steps` with as many threads as torch uses, at most MAX_THREADS.
+        """Compute the next decoding step of the decoder `steps` with as many threads as torch uses, at most `self.size`.
 
-        If another thread of the program is inside `run`, the caller computes with its own thread alone; the result is the same.
+        `size` is the number of cores, but at most MAX_THREADS. If another thread of the program is inside `run`, the caller
+        computes the step with its own thread alone; the result is the same.
         """
         threads = min(torch.get_num_threads(), self.size)
         if threads == 1 or not self._free.acquire(blocking=False):
