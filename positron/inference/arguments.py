@@ -158,9 +158,9 @@ def argument(text: str, what: str) -> str:
 
 
 def standard_input_lines(what: str) -> Iterator[tuple[str, str]]:
-    """Yield (text, name) for each line of standard input when it arrives.
+    """Yield (text, name) for each line of standard input when it arrives. The text includes the line end.
 
-    The name identifies the line in messages. For example, if `what` is "the prompt", the name of the third line is
+    `name` identifies the line in messages. For example, if `what` is "the prompt", the name of the third line is
     `line 3 of the prompt`. Raises UserError if standard input cannot be read or a line is not UTF-8.
     """
     source = getattr(sys.stdin, "buffer", sys.stdin)

@@ -3,7 +3,7 @@
 The time for one token is the time to read all weights. torch's matrix products read them at half of the memory bandwidth; the
 compiled call reads them at the full bandwidth (docs/LOG.md). Activations, keys and values are fp32 for all formats of weights.
 With bf16 or int8 weights, the logits are, up to rounding errors of fp32, those of the fp32 model with rounded weights that
-`round_weights` returns. The `evaluate` command measures this model with rounded weights.
+`round_weights` returns. The `evaluate` command, given the same format of weights, measures this model with rounded weights.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CompiledDecoder(Decoder):
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
         """Pack the weights, and compile the function of a decoding step, or load it from Numba's cache on disk.
 
-        The arguments are those of `Decoder`.
+        The arguments are those of `Decoder`. `dtype` must be fp32, bf16, int8, or None, which means fp32.
         """
         self.weight_dtype = dtype or torch.float32
         rounded = round_weights(model, None if dtype == torch.float32 else dtype)
@@ -112,8 +112,9 @@ class CompiledDecoder(Decoder):
     def _phases(self) -> Iterable[tuple[int, int, int]]:
         """Yield the phases of a decoding step in order, as (kind, layer, number of items).
 
-        `kind` is QKV, ATTEND, OUT, UP, DOWN or HEAD. An item is a block of 16 rows of a matrix or, in ATTEND, a key head. The
-        items of a phase are independent.
+        A phase is the attention of a layer (ATTEND), one of its products (QKV, OUT, UP and DOWN), or the computation of the
+        logits (HEAD). An item is a block of 16 rows of a matrix or, in ATTEND, a key head. The items of a phase do not depend
+        on each other, but they depend on the earlier phases.
         """
         config = self.config
         for layer in range(config.n_layer):
@@ -146,9 +147,9 @@ class CompiledDecoder(Decoder):
         self.threads = threads
 
     def _append(self, ids: list[int], rows: list[int], places: list[int]) -> Tensor:
-        """Append token ids[i] to cache row rows[i] at position places[i], and return the logits after each token, (n, V).
+        """Append token ids[i] to cache row rows[i] at position places[i], and return the logits after each of n tokens, (n, V).
 
-        A row may occur several times, with consecutive positions.
+        A row may occur several times, with consecutive positions. `lengths` does not change.
         """
         logits = torch.empty(len(ids), self.config.vocab_size)
         known = self.ids.numpy()
@@ -167,7 +168,7 @@ class CompiledDecoder(Decoder):
 
     @torch.inference_mode()
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
-        """Replace the content of the cache rows `rows` by the prompts and return the logits after each prompt, (b, V).
+        """Replace the content of the cache rows `rows` by b prompts and return the logits after each prompt, (b, V).
 
         Each prompt is read by itself, so that its logits do not depend on the other prompts. Raises ValueError for an empty
         prompt and for a prompt that is longer than the context.
@@ -203,7 +204,7 @@ class CompiledDecoder(Decoder):
 
     @torch.inference_mode()
     def step_some(self, ids: Tensor, rows: list[int]) -> Tensor:
-        """Append one token to each of the cache rows `rows`: ids (b,) -> next-token logits (b, V). Other rows do not change.
+        """Append one token to each of the b cache rows `rows`: ids (b,) -> next-token logits (b, V). Other rows do not change.
 
         Raises ValueError if the cache of a row is full.
         """
@@ -254,8 +255,10 @@ def activation_code(kind: Activation) -> int:
 class _Packed:
     """Hold all weights in the layout that `compiled_step.py` reads.
 
-    `weights` (1-D) contains the matrices, and `floats` (1-D, fp32) all other tensors. `where` and `sizes` contain the indices
-    at which the tensors begin in these two arrays.
+    `weights` (1-D) contains the matrices, and `floats` (1-D, fp32) all other tensors. Each row of `where` contains, for one
+    layer, the indices at which the layer's tensors begin in these two arrays; the last row is for the last norm and the output
+    matrix. `sizes` contains the dimensions and options of the model, and for the tensors that belong to no layer (smear,
+    positions and RoPE) the indices at which they begin in `floats`.
     """
 
     def __init__(self, model: GPT, decoder: CompiledDecoder) -> None:
@@ -298,7 +301,10 @@ class _Packed:
             return [(effective_weight(linear), linear.bias) for linear in linears]
 
         def turned(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
-            """Return the layer's weight and bias, reordered so that the two rows of each RoPE pair are neighbours."""
+            """Return the layer's weight and bias, reordered so that the two rows of each RoPE pair are neighbours.
+
+            If the model does not use RoPE, they are returned unchanged.
+            """
             ((weight, bias),) = parts(linear)
             if not config.has_rope:
                 return weight, bias
@@ -321,7 +327,12 @@ class _Packed:
         ]
 
     def _matrix(self, *parts: tuple[Tensor, Tensor | None]) -> tuple[int, int, int]:
-        """Append the weights, scales and biases of (matrix, bias) pairs, and return the start index of each of the three."""
+        """Append matrices of one shape with their biases, and return where the matrices, the scales and the biases begin.
+
+        `parts`: (matrix, bias) pairs. The matrices are stored one after the other, each in blocks of 16 rows (see
+        `compiled_step.py`). A scale is the factor of a row of an int8 matrix; for other formats, it is 1. If there are no
+        biases, the third index is that of zeros.
+        """
         packed, scales, biases = [], [], []
         for weight, bias in parts:
             rows, columns = weight.shape
@@ -372,7 +383,7 @@ _LINE = 64  # bytes of a line of the processor's cache
 
 
 def _zeros(*shape: int) -> np.ndarray:
-    """Return fp32 zeros on a 64-byte boundary."""
+    """Return an fp32 array of zeros that begins at a multiple of 64 bytes."""
     array: np.ndarray = torch.zeros(shape).numpy()
     return array
 

@@ -74,7 +74,7 @@ def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
 
 
 def _product(rows: int) -> Callable[..., None]:
-    """Create the Numba intrinsic that multiplies a block of weights by x, a matrix with `rows` rows."""
+    """Create the Numba intrinsic that computes y = x W^T for a block of 16 rows of W, and for `rows` rows of x."""
     lanes = ir.VectorType(ir.FloatType(), LANES)
 
     def widened(builder: Any, kind: Any, pointer: Any) -> Any:
@@ -183,7 +183,7 @@ _IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 @intrinsic
 def _pause(typing: Any) -> Any:
-    """Wait for a few dozen cycles, during which the core's other hardware thread can use the whole core (x86 only)."""
+    """Wait, on x86, for a few dozen cycles in which the core's other hardware thread can use the whole core."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _IS_X86:
@@ -245,7 +245,8 @@ def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, 
 def _exp(x):
     """Compute e^x with an error of about two units in the last place, using only operations that have vector instructions.
 
-    e^x = 2^n e^r with |r| <= ln(2) / 2. The polynomial for e^r comes from expf in the Cephes library.
+    x is first limited to -87 to 88, where e^x is a normal number in fp32. Then e^x = 2^n e^r with |r| <= ln(2) / 2. The
+    polynomial for e^r comes from expf in the Cephes library.
     """
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
     x = np.float32(88.0) if x > np.float32(88.0) else x
@@ -263,7 +264,7 @@ def _exp(x):
 
 @inner
 def _normalise(kind, eps, x, weight, bias, y):
-    """Write the LayerNorm or RMSNorm of x (C,) to y (C,). `kind`: LAYERNORM or RMSNORM."""
+    """Write the LayerNorm or RMSNorm of x (C,) with `weight` and `bias` (C,) to y (C,). `kind`: LAYERNORM or RMSNORM."""
     mean = np.float32(0.0)
     if kind == LAYERNORM:
         for i in range(x.size):
@@ -317,7 +318,7 @@ def _unit(x, eps):
 
 @inner
 def _head(x, eps, place, sizes, floats, scale):
-    """Apply QK-norm and RoPE in place to x (D,), a head of q or k of the token at position `place`.
+    """Apply QK-norm and RoPE, if the model has them, in place to x (D,), a head of q or k of the token at position `place`.
 
     `scale`: the index in `floats` at which the learned scale of QK-norm begins, or -1 if the model has no such scale. `sizes`
     and `floats` are described in `work`.
@@ -373,10 +374,10 @@ def _attend(q, keys, values, scores, y):
 
 @inner
 def _embed(rows, model, batch, x):
-    """Write the embeddings of the tokens of the batch to x (R, C).
+    """Write the embeddings of the tokens of the batch to x (R, C), where R is the number of rows of the batch, `rows`.
 
-    Position embeddings, and the multiple of the previous token's embedding (`smear`), are added if the model has them. `model`
-    and `batch` are described in `work`.
+    If the model has position embeddings, they are added. If it has `smear`, a learned factor for each channel, the previous
+    token's embedding times `smear` is added. `model` and `batch` are described in `work`.
     """
     sizes, _, _, _, floats, wte = model
     ids, before, _, places = batch
@@ -458,7 +459,7 @@ def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch,
 
 
 def _cached(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile a function, and keep the result in the user's cache folder if it is writable."""
+    """Compile a function with Numba, and keep the result in the user's cache folder if it is writable."""
     try:
         config.CACHE_DIR = config.CACHE_DIR or str(cache_folder() / "numba")  # NUMBA_CACHE_DIR, if the user has set it
         compiled: Callable[..., None] = njit(nogil=True, cache=True, fastmath=OPTIONS)(function)

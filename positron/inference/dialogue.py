@@ -29,9 +29,9 @@ class Dialogue:
     """Hold a conversation and continue it.
 
     `chats`: true if the model was fine-tuned on conversations. If it is false, each question is the beginning of a text that
-    the model continues. `max_tokens`: the largest number of tokens in an answer. If it is None, an answer continues until it
-    ends by itself or the context is full. `saved`: the messages when they were last saved or loaded. `cut`: why the last answer
-    stopped before it ended by itself, or None.
+    the model continues, without reading the earlier messages. `max_tokens`: the largest number of tokens in an answer. If it is
+    None, an answer continues until it ends by itself or the context is full. `saved`: the messages when they were last saved or
+    loaded. `cut`: why the last answer stopped before it ended by itself, or None.
     """
 
     writer: Writer
@@ -51,8 +51,9 @@ class Dialogue:
     def ask(self, text: str) -> Generator[str, None, None]:
         """Yield the answer to `text` while it is generated, and append question and answer to the messages.
 
-        After Ctrl-C, the part of the answer that was already yielded is appended. All messages stay in the conversation; if
-        some do not fit the context, a log line says which of them the model does not read.
+        After Ctrl-C or an error, the part of the answer that was already yielded is appended. But if an error occurs before the
+        first part, the question is removed, so that it can be asked again. All messages stay in the conversation; if some do
+        not fit the context, a log line says which of them the model does not read.
         """
         question = Message("user", text_of("the question", text))
         engine, tokenizer = self.writer.engine(), self.writer.tokenizer
@@ -95,7 +96,10 @@ class Dialogue:
         return seed if seed <= LARGEST_SEED else seed - LARGEST_SEED - 1
 
     def _prompt(self, messages: list[Message]) -> list[int]:
-        """Return the ids of the conversation, without its oldest turns if it does not fit the context."""
+        """Return the ids of the conversation, without its oldest turns if it does not fit the context.
+
+        If the last question alone is too long, only its end is kept. A log line says what was left out.
+        """
         tokenizer, context = self.writer.tokenizer, self.writer.context
         read, dropped = conversation.fit(messages, tokenizer, context, self.max_tokens)
         if dropped:
@@ -178,7 +182,8 @@ class Dialogue:
     def restore(self, state: Any, where: str) -> None:
         """Restore settings and messages from `state`, the content of the file `where`.
 
-        Raises UserError, naming the first wrong field, if the content is not valid. In this case the dialogue does not change.
+        Raises UserError if the content is not valid (the message names the first wrong field), or if it has a system prompt and
+        the model was not fine-tuned on conversations. In both cases the dialogue does not change.
         """
         version = state.get("version") if isinstance(state, dict) else None
         if type(version) is int and version > VERSION:

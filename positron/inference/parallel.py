@@ -17,9 +17,9 @@ def in_threads(tasks: Sequence[Callable[[Callable[[], None]], None]], pause: Cal
     """Run all tasks at the same time, and wait until all have ended. The threads of torch are divided among the tasks.
 
     Each task is called with one argument, a function that the task must call often. Let `check` be this function. `check` calls
-    `pause`, which may raise an error to end the task. After a task has raised an error, the next call of `check` in each other
-    task raises an error, too, so that all tasks end. Then the first of these errors is raised again in the thread of the
-    caller. A single task runs in the thread of the caller.
+    `pause`, which may raise an error to end the task. After a task has failed with an error, the next call of `check` in each
+    other task raises an error, too, so that all tasks end. Then the error of the failed task (of the first one in `tasks`, if
+    several failed) is raised again in the thread of the caller. A single task runs in the thread of the caller.
     """
     if len(tasks) == 1:
         tasks[0](pause)

@@ -54,8 +54,9 @@ def rollouts(
     """Sample `copies` answers to each prompt, and return them in the order of the prompts.
 
     An answer ends at a stop token, after `max_tokens` tokens, or when the context is full. `seeds` has one seed for each
-    prompt. Therefore, up to rounding, the answers to a prompt do not depend on the other prompts. `pause` is called before
-    each token and may raise an error to stop the sampling. Raises ValueError for a prompt that fills the context.
+    prompt. Therefore, up to rounding, the answers to a prompt do not depend on the other prompts. `pause` is called before each
+    token, perhaps in several threads at once, and may raise an error to stop the sampling. Raises ValueError for a prompt that
+    fills the context.
     """
     together = max(1, CACHE_BYTES // decoder.row_bytes // copies)
     sample = partial(

@@ -1,4 +1,4 @@
-"""Sample the next token: pure functions on logits.
+"""Sample the next token from logits.
 
 Repetition penalty, temperature, top-k, top-p and min-p are applied in this order, each to the result of the previous step. The
 filters work in NumPy on the tokens that are left, which are few after top-p. `numpy_ref/sampling.py` computes the same results
@@ -80,8 +80,9 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 def _likeliest_of(values: np.ndarray, candidates: np.ndarray, before: float, p: float) -> np.ndarray | None:
     """Select each candidate for which the sum of all larger values is less than p. Returns bool (n,), True where selected.
 
-    `candidates`: indices into `values` (n,). `before`: the sum of those values that are larger than the values of all
-    candidates. Returns None if `before` is not 0 and rounding could change the selection.
+    `candidates`: indices into `values` (n,), in ascending order. Of equal values, the one with the smaller index counts as
+    larger. `before`: the sum of those values that are larger than the values of all candidates. Returns None if `before` is not
+    0 and rounding could change the selection.
     """
     order = candidates[np.argsort(-values[candidates], kind="stable")]
     ordered = values[order]
@@ -138,7 +139,8 @@ PENALTY_RANGE = (1e-6, 1e6)
 class Sampling:
     """Hold the settings of sampling.
 
-    Raises UserError, which names the setting, for a value that has the wrong type or is out of range.
+    If `top_k`, `top_p` or `min_p` is None, this filter is not used. Raises UserError, which names the setting, for a value that
+    has the wrong type or is out of range.
     """
 
     temperature: float = 0.8  # 0: always the likeliest token
@@ -250,15 +252,18 @@ def choose(
 ) -> int:
     """Sample the token id that follows the tokens `seen`, whose next-token logits are `logits` (V,).
 
-    `exempt`: tokens without repetition penalty. The sampling runs on the CPU, so that the result is the same
-    for models on all devices.
+    `exempt`: tokens without repetition penalty. The sampling runs on the CPU, so that the result is the same for models on all
+    devices.
     """
     ids, chances = _candidates(logits, sampling, seen, exempt)
     return int(ids[0] if sampling.temperature == 0 else ids[draw(chances, generator)])
 
 
 def _penalized(logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iterable[int]) -> Tensor:
-    """Apply the repetition penalty, if there is one, to logits (V,) after the tokens `seen`."""
+    """Apply the repetition penalty to the logits (V,) of the last `sampling.last_n` tokens of `seen`, except `exempt`.
+
+    If the penalty is 1 (no penalty), the logits are returned unchanged.
+    """
     if sampling.repetition_penalty == 1:
         return logits
     return penalize(logits, seen[-sampling.last_n :], sampling.repetition_penalty, exempt)

@@ -27,8 +27,9 @@ from positron.inference.writing import Progress
 class Request:
     """Describe a text to generate.
 
-    `logprobs`: the number of likeliest tokens to report with each token. If it is None, no log-probabilities are reported.
-    `scores_prompt`: true to report the log-probabilities of the prompt's tokens, too; `max_tokens` may be 0 then.
+    `ids`: the token ids of the prompt. `max_tokens` may be 0, for example if only the log-probabilities of the prompt are
+    wanted. `logprobs`: the number of likeliest tokens to report with each token. If it is None, no log-probabilities are
+    reported. `scores_prompt`: true to report the log-probabilities of the prompt's tokens, too.
     """
 
     ids: list[int]
@@ -44,7 +45,8 @@ class Request:
 class Token(NamedTuple):
     """Hold a token id, its log-probability, and (id, log-probability) of the likeliest tokens at its position.
 
-    The log-probabilities come from the logits of the model, before temperature and other sampling settings are applied.
+    The log-probabilities are in nats. They come from the logits of the model, before temperature and other sampling settings
+    are applied.
     """
 
     id: int
@@ -100,7 +102,7 @@ class Session:
         return Piece(text, self._newly_shown(self.progress.tokens), finish)
 
     def _newly_shown(self, total: int) -> list[Token]:
-        """Return, with log-probabilities, those of the first `total` generated tokens that no earlier call returned.
+        """Return those of the first `total` generated tokens that no earlier call has returned, with their log-probabilities.
 
         The list is empty if the request does not ask for log-probabilities.
         """
@@ -134,7 +136,7 @@ class Sessions:
         return bool(self._free)
 
     def join(self, request: Request) -> Session:
-        """Assign a free row of the cache to a text, and return the new session.
+        """Assign a free row of the cache to a text, and return the new session. A row must be free (see `has_free_row`).
 
         A row that still holds the earlier turns of the same conversation is preferred. Then only the tokens of the prompt that
         follow these turns are read.
@@ -153,7 +155,7 @@ class Sessions:
         return session in self._logits
 
     def read_piece(self, session: Session) -> None:
-        """Read the next piece of the prompt of `session`.
+        """Read the next piece of the prompt of `session`. A piece has at most PIECE tokens (see `piece_end`).
 
         If the session's context was full, read the next piece of the last half of its context instead. The session must not be
         ready (see `is_ready`).

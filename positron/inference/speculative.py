@@ -2,9 +2,9 @@
 
 The method is from Leviathan et al., arXiv:2211.17192. Let p be the probabilities of the large model and q those of the small
 model. A proposed token x, drawn from q, is accepted with the probability min(1, p(x) / q(x)). The first proposal that is not
-accepted is replaced by a token drawn from max(0, p - q), and the later proposals are discarded. A token x then has the
-probability min(q(x), p(x)) + max(0, p(x) - q(x)) = p(x), so the text has the same distribution as a text by the large model
-alone. The proposals affect only the speed.
+accepted is replaced by a token drawn with probabilities proportional to max(0, p - q), and the later proposals are discarded. A
+token x then has the probability min(q(x), p(x)) + max(0, p(x) - q(x)) = p(x), so the text has the same distribution as a text
+by the large model alone. The proposals affect only the speed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def accept(proposed: list[int], q: list[np.ndarray], p: Iterator[np.ndarray], ge
     """Return the accepted proposals and one more token.
 
     The additional token replaces the first proposal that is not accepted. If all proposals are accepted, the additional token
-    is drawn from the last distribution of `p`. `q`: the k distributions (V,) from which the proposals were drawn. `p`: an
+    is drawn from the last distribution of `p`. `q`: the distributions (V,) from which the k proposals were drawn. `p`: an
     iterator that computes the k + 1 distributions (V,) of the large model one by one, on request.
     """
     for i, (token, small) in enumerate(zip(proposed, q, strict=True)):
@@ -71,7 +71,8 @@ def accept(proposed: list[int], q: list[np.ndarray], p: Iterator[np.ndarray], ge
 class SpeculativeEngine(Engine):
     """Generate one text at a time, with the help of a small draft model.
 
-    The texts have the same distribution as those of `Engine`, but with the same seed the text is different.
+    The texts have the same distribution as those of `Engine`, but with the same seed a text can be different. `dtype` is the
+    number format of the large model's weights, as in `Decoder`; the weights of the draft model are int8.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ class Progress:
     def shown_tokens(self) -> int:
         """Return the number of tokens whose characters `push` has returned so far.
 
-        Without stop strings, this is the number of all tokens, because no characters are held back.
+        Without stop strings, all tokens are counted, even if the last character is not complete yet.
         """
         return self._tokens_of(self._shown) if self._stops else self.tokens
 
@@ -92,10 +92,11 @@ class Stream(Iterator[str]):
 def pieces(rows: Iterator[list[int | None]], progress: Progress, max_tokens: int) -> Generator[str, None, None]:
     """Yield a text as strings of whole characters.
 
-    `rows` yields the text's token ids, each in a list of length 1, and never None.
+    `rows` yields the text's token ids, each in a list of length 1, and never None. If it yields fewer than `max_tokens` ids,
+    the text ended at a stop token.
 
-    This is not a method of `Stream`: a generator that refers to its stream would form a reference cycle with it, and
-    the cache of the text would not be freed when the last reference to the stream is gone.
+    This is not a method of `Stream`: a generator that refers to its stream would form a reference cycle with it, and the cache
+    of the text would not be freed when the last reference to the stream is gone.
     """
     count = 0
     for (token,) in rows:
