@@ -1,1 +1,1 @@
-"""Serve trained runs over HTTP: an OpenAI-compatible API for programs on this machine."""
+"""Serve trained models over HTTP: an OpenAI-compatible API for programs on this machine."""

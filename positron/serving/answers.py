@@ -113,9 +113,9 @@ class Answer:
     def _prompt_logprobs(self, i: int, session: Session) -> list[Token | int]:
         """Return the tokens of the client's prompt with their log-probabilities, or [] if the client did not ask for them.
 
-        The first token of the sequence has no log-probability, because no token precedes it. It is returned as its id. If the
-        server put a token before the prompt, the server's token is the first token of the sequence. It is left out, so all
-        returned tokens have a log-probability.
+        The first token of the sequence has no log-probability, because no token precedes it. If the client gave this token,
+        only its id is returned. If the server put this token before the client's prompt, it is left out, and all returned
+        tokens have a log-probability.
         """
         request = self.call.requests[i]
         if not request.scores_prompt:

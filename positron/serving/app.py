@@ -46,8 +46,8 @@ def create_app(
 ) -> ASGIApp:
     """Create the web application that serves `models`.
 
-    `key`: the API key that requests must contain, except requests for /health and the paths in `public`. `routes`: routes of
-    pages, in addition to the API.
+    `key`: the API key that requests must contain, or None if no key is needed. /health, files below /static/ and the paths in
+    `public` never need a key. `routes`: routes of pages, in addition to the API.
     """
 
     async def health(_: Request) -> Response:
@@ -151,7 +151,7 @@ async def _disconnected(request: Request) -> None:
 
 
 class _Texts:
-    """Hold the texts that are generated for one request."""
+    """Hold the texts that are generated for one request, and the pieces of them that the worker's thread has delivered."""
 
     def __init__(self, call: Call, model: Served) -> None:
         self._worker = model.worker
@@ -190,7 +190,7 @@ class _Texts:
 
     @property
     def sessions(self) -> list[Session]:
-        """Return the states of all texts. All texts must have ended."""
+        """Return the states of all texts. At least one piece of each text must have arrived."""
         return [self.session(i) for i in range(len(self._jobs))]
 
     async def batches(self) -> AsyncIterator[list[tuple[int, Piece]]]:
@@ -210,7 +210,7 @@ class _Texts:
             await asyncio.sleep(0)  # let the server notice now, and not after the last piece, if the client is gone
 
     async def _next_arrivals(self) -> list[tuple[int, Piece | Exception]]:
-        """Wait until a piece has arrived, and return all pieces that have arrived."""
+        """Wait until a piece has arrived, and return all pieces that have arrived, as (index of the text, piece)."""
         while not self._arrived:
             self._wake.clear()
             self._is_waiting = True
@@ -239,7 +239,7 @@ class _Texts:
 def _joined(arrived: list[tuple[int, Piece | Exception]]) -> list[tuple[int, Piece | Exception]]:
     """Join the pieces of each text. If a text has failed, its error replaces its pieces.
 
-    The texts keep the order in which their first pieces arrived.
+    `arrived`: (index of the text, piece or error) pairs. The texts keep the order in which their first pieces arrived.
     """
     joined: dict[int, Piece | Exception] = {}
     for i, piece in arrived:
@@ -268,7 +268,7 @@ class _EventStream(StreamingResponse):
 
 
 async def _events(texts: _Texts, answer: Answer) -> AsyncIterator[str]:
-    """Yield the events of a streamed answer."""
+    """Yield the server-sent events of a streamed answer, one or several in each string."""
     started: set[int] = set()
     for chunk in answer.first_chunks():
         yield _event(chunk)

@@ -58,7 +58,8 @@ class LimitedConnection(H11Protocol):
     def handle_events(self) -> None:
         """Start a timer at the first byte of a request, and stop the timer after the last byte. Refuse a head that is too long.
 
-        h11 applies its limit only to incomplete heads, so h11 would accept a head that is too long but arrives in one read.
+        The head of a request is its first line and its headers. h11 applies its limit only to incomplete heads, so h11 would
+        accept a head that is too long but arrives in one read.
         """
         if self.conn.their_state is h11.IDLE and _is_head_too_long(self.conn.trailing_data[0]):
             self.send_400_response(f"the headers of this request are longer than {MAX_HEAD_BYTES} bytes: send fewer")
@@ -83,7 +84,10 @@ class LimitedConnection(H11Protocol):
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """Stop writing until the client has read what was sent, and close the connection if the client takes too long."""
+        """Stop writing until the client has read what was sent, and close the connection if the client takes too long.
+
+        The client has SEND_SECONDS seconds.
+        """
         super().pause_writing()
         self._sending = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
@@ -109,7 +113,11 @@ def _stop(timer: asyncio.TimerHandle | None) -> None:
 
 
 class Server(uvicorn.Server):
-    """Run an application on a socket, and stop at once when asked to, even if answers are unfinished."""
+    """Run an application on a socket.
+
+    When the server is asked to stop, it closes all connections, even if answers are unfinished, and stops within about a
+    second.
+    """
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         self.listener = listener
@@ -130,7 +138,7 @@ class Server(uvicorn.Server):
         )
 
     def run_until_stopped(self) -> None:
-        """Answer requests until Ctrl-C, SIGTERM or `should_exit`."""
+        """Answer requests until Ctrl-C, SIGTERM, or until `should_exit` is set to true."""
         with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C before uvicorn handles it
             self.run([self.listener])
 

@@ -8,7 +8,11 @@ ErrorType = Literal["invalid_request_error", "server_error"]
 
 
 class ApiError(Exception):
-    """Report a request that was refused or failed. `status`: the HTTP status. `parameter`: the name of the wrong parameter."""
+    """Report a request that was refused or failed.
+
+    `status`: the HTTP status. `parameter`: the name of the wrong parameter. `code`: the kind of the error as one word, such as
+    invalid_json. `headers`: additional HTTP headers of the answer.
+    """
 
     def __init__(
         self,
@@ -23,7 +27,7 @@ class ApiError(Exception):
         self.parameter = None if parameter is None else _encodable(parameter)
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON object of the answer."""
+        """Return the JSON object that the client gets as the answer."""
         kind: ErrorType = "server_error" if self.status >= 500 else "invalid_request_error"
         return {"error": {"message": str(self), "type": kind, "param": self.parameter, "code": self.code}}
 

@@ -29,10 +29,10 @@ MAX_ON_DEMAND = 3  # number of models that are loaded on demand and in memory at
 
 @dataclass(frozen=True)
 class Served:
-    """Hold a model with its worker.
+    """Hold a model that the server has loaded, with the worker that generates its texts.
 
-    `chats`: true if the run was fine-tuned on conversations. `context`: the context length in tokens. `created`: the Unix time
-    of the checkpoint.
+    `chats`: true if the model was fine-tuned on conversations. `context`: the context length in tokens. `created`: the Unix
+    time of the checkpoint.
     """
 
     name: str
@@ -44,14 +44,18 @@ class Served:
 
 
 def slots_of(writer: Writer) -> int:
-    """Return how many texts may be generated at the same time, so that their caches fit MAX_CACHE_BYTES."""
+    """Return how many texts a model may generate at the same time, so that their caches fit MAX_CACHE_BYTES.
+
+    The number is at most MAX_SLOTS, and at least 1, even if a single cache does not fit.
+    """
     return max(1, min(MAX_SLOTS, MAX_CACHE_BYTES // writer.engine().decoder.row_bytes))
 
 
 def serve_run(run: Run, weights: str = "fp32", name: str | None = None) -> Served:
-    """Load a run and start its worker. Raises UserError if the run cannot be loaded.
+    """Load the model of a run, and start the worker that generates its texts. Raises UserError if it cannot be loaded.
 
-    `name`: the model name that clients use; if it is None, the name of the run's folder.
+    A run is the folder of one trained model. `weights`: the number format of the weights, fp32, bf16 or int8. `name`: the model
+    name that clients use; if it is None, the name of the run's folder.
     """
     model, tokenizer, path = load_model(run)
     writer = Writer(model, tokenizer, weights=weights)
@@ -63,9 +67,9 @@ def serve_run(run: Run, weights: str = "fp32", name: str | None = None) -> Serve
 
 
 class Models:
-    """Hold the models of a server: those loaded at the start, and the runs of a folder, which are loaded when first used.
+    """Hold the models of a server: those loaded at the start, and those of other runs, which are loaded when first used.
 
-    Several threads may use an object at the same time.
+    A run is the folder of one trained model. Several threads may use an object at the same time.
     """
 
     def __init__(self, loaded: Sequence[Served] = (), runs: Callable[[], dict[str, Run]] = dict) -> None:
@@ -85,7 +89,11 @@ class Models:
         return [*self._fixed.values(), *(model for _, model in list(self._on_demand.values()))]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the description of each model: OpenAI's fields, `max_model_len` as in vLLM, and Positron's field `chats`."""
+        """Return the description of each model: OpenAI's fields, `max_model_len` as in vLLM, and Positron's field `chats`.
+
+        `max_model_len` is the context length in tokens. `chats` is true if the model was fine-tuned on conversations. Runs that
+        cannot be read are left out.
+        """
         described = {
             name: _object(name, model.created, model.context, model.chats) for name, model in self._fixed.items()
         }
@@ -167,7 +175,7 @@ def _object(name: str, created: int, context: int, chats: bool) -> dict[str, Any
 
 
 def refuse_same_names(runs: list[Run]) -> None:
-    """Raise UserError if two runs would be served under one name, or if a run is given twice."""
+    """Raise UserError if two runs would be served under the same name, or if a run is given twice."""
     names: dict[str, Run] = {}
     for run in runs:
         name = run.folder.resolve().name

@@ -1,4 +1,4 @@
-"""Define the page of the tab Chat, and the files that all pages share. The other tabs are defined in other packages."""
+"""Define the page Chat of the web site, and the files that all its pages share. Other packages define the other pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ for _kind, _suffix in (("text/javascript", ".js"), ("text/css", ".css"), ("appli
 
 
 def page(template: Path) -> Callable[[Request], Response]:
-    """Return the endpoint of a page. `template`: a file that extends `page.html.jinja`."""
+    """Render a page, and return the function that answers a request for it.
+
+    `template`: a Jinja template that extends `page.html.jinja`. It is rendered once, without variables.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, _HERE]),
         autoescape=True,
@@ -41,7 +44,7 @@ def page(template: Path) -> Callable[[Request], Response]:
 
 
 def routes() -> list[BaseRoute]:
-    """Return the routes of the tab Chat and of the files that all pages share.
+    """Return the routes of the page Chat, and of the files that all pages share.
 
     These must be the last routes of the site, because one of them matches every path below /static.
     """

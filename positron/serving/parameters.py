@@ -23,7 +23,8 @@ MAX_TEXTS = 64  # number of texts of one request: prompts times n
 MAX_NEW_TOKENS = 32_768
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 1000  # of one stop string; after each token its end is compared with all of their beginnings
+# Maximum length of one stop string. After each token, the end of the text is compared with all beginnings of the stop strings.
+MAX_STOP_CHARACTERS = 1000
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 
 # These parameters are ignored. They concern the user, billing, storage and caching, and tools, which this server does not have.
@@ -78,13 +79,19 @@ class Call:
 
 
 class _Body:
-    """Hold the parameters of a request. `take` returns a parameter; `refuse_others` refuses parameters that were not taken."""
+    """Hold the parameters of a request.
+
+    `take` returns a parameter. When all parameters were taken, `refuse_others` refuses those that were given and not taken.
+    """
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values, self.known = values, {"model", *_IGNORED, *_WITHOUT_EFFECT}
 
     def take(self, name: str, read: Callable[[Any], Any], default: Any = None) -> Any:
-        """Return a parameter, converted by `read`, or `default` if it is missing or null."""
+        """Return a parameter, converted by `read`, or `default` if it is missing or null.
+
+        Raises ApiError with the name of the parameter if `read` raises UserError.
+        """
         self.known.add(name)
         value = self.values.get(name)
         if value is None:
@@ -197,7 +204,10 @@ def _messages(value: Any) -> list[Message]:
 
 
 def _content(what: str, value: Any) -> str:
-    """Return the text of a message from its content `value`, a text or a list of parts. Errors call the content `what`."""
+    """Return the text of a message from its content `value`, a text or a list of parts.
+
+    `what` is the name of the content in error messages. Raises UserError if a part is not a text.
+    """
     if not isinstance(value, list):
         return text_of(what, value)
     for i, part in enumerate(value):
@@ -230,9 +240,9 @@ def _max_tokens(body: _Body, least: int, names: tuple[str, ...]) -> int | None:
 
 
 def chat_call(values: dict[str, Any], served: Served) -> Call:
-    """Read the body of a request to /v1/chat/completions.
+    """Convert the body of a request to /v1/chat/completions to a `Call` of the model `served`.
 
-    Raises ApiError for wrong parameters, and if the run was not fine-tuned on conversations.
+    Raises ApiError for wrong parameters, and if the model was not fine-tuned on conversations.
     """
     if not served.chats:
         raise ApiError(
@@ -289,7 +299,7 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
 
 
 def completion_call(values: dict[str, Any], served: Served) -> Call:
-    """Read the body of a request to /v1/completions. Raises ApiError for wrong parameters."""
+    """Convert the body of a request to /v1/completions to a `Call`. Raises ApiError for wrong parameters."""
     body = _Body(values)
     if values.get("prompt") is None:
         raise ApiError(400, "prompt is missing: give the text to continue", "prompt", "missing_parameter")
@@ -357,8 +367,9 @@ def _call(
 ) -> Call:
     """Read the parameters that chats and completions have in common, and return the call.
 
-    `prompts`: the token ids of each prompt. `default`: the values of missing sampling settings. `echoed`: the text of each
-    prompt if the answer repeats the prompts, else None. `hidden`: see `Call`.
+    `prompts`: the token ids of each prompt. `default`: the values of missing sampling settings. `stop_ids`: the token ids that
+    end a text, unless the client asks to ignore them. `logprobs`: see `Request`. `echoed`: the text of each prompt if the
+    answer repeats the prompts, else None. `hidden`: see `Call`.
     """
     n = body.take("n", _number("n", 1, MAX_TEXTS), 1)
     texts = n * len(prompts)

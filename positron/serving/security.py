@@ -42,10 +42,10 @@ class Guard:
     """Check Host, Origin and key of every request before the application sees it, and add headers to every answer."""
 
     def __init__(self, app: ASGIApp, key: str | None, public: frozenset[str]) -> None:
-        """Store the API key and the `public` paths, which need no key.
+        """Store the API key and the `public` paths, which need no key. Files below /static/ need no key, either.
 
-        Without a key, the Host header must be 127.0.0.1, localhost or [::1]. With a key, the Host header may also be the
-        machine's name or any IP address.
+        If `key` is None, no path needs a key, and the Host header must be 127.0.0.1, localhost or [::1]. With a key, the Host
+        header may also be the machine's name or any IP address.
         """
         self.app, self.key, self.public = app, key, public
         own = socket.gethostname().lower()

@@ -16,7 +16,10 @@ class QueueFull(Exception):
 
 
 class Job:
-    """Hold a request from its submission to its end."""
+    """Hold a request from its submission to its end.
+
+    `deliver`: a function that the worker's thread calls with each piece of the text or, if the text fails, with the error.
+    """
 
     def __init__(self, request: Request, deliver: Callable[[Piece | Exception], None]) -> None:
         self.request, self.deliver = request, deliver
@@ -26,9 +29,9 @@ class Job:
 
 
 class Worker:
-    """Generate the texts of one model in a thread of its own.
+    """Generate the texts of one model in a thread of its own. At most `max_waiting` texts wait for a free row of the cache.
 
-    This thread calls the function `deliver` of a job with each piece of the job's text or, if the text fails, with the error.
+    The thread calls the function `deliver` of a job with each piece of the job's text or, if the text fails, with the error.
     The receiver must call `taken` after each piece, because a text with MAX_UNREAD pieces that were not taken is paused.
     """
 
@@ -53,7 +56,10 @@ class Worker:
             return len(self._running), len(self._waiting)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue all jobs. If there is no space for all of them, or the worker is closed, queue none and raise QueueFull."""
+        """Queue all jobs. If there is no space for all of them, or the worker is closed, queue none and raise QueueFull.
+
+        Raises RuntimeError if the thread has ended although the worker was not closed.
+        """
         with self._changed:
             if not self._is_closed and not self.is_alive:
                 raise RuntimeError("the thread that generates texts has ended: restart the server")
@@ -85,7 +91,10 @@ class Worker:
         self._thread.join()
 
     def close_if_idle(self) -> bool:
-        """Stop the worker if no text is being generated or waiting, and tell whether it was stopped."""
+        """Stop the worker if no text is being generated or waiting, and tell whether it was stopped.
+
+        The function does not wait until the thread has ended.
+        """
         with self._changed:
             if self._running or self._waiting:
                 return False
