@@ -131,7 +131,7 @@ def unknown(what: str, name: Any, known: Sequence[str]) -> UserError:
 
 
 def decoded(data: bytes, what: str) -> str:
-    """Decode UTF-8, remove a byte order mark, and convert line ends to LF.
+    """Decode `data` as UTF-8 text, remove a byte order mark, and convert line ends to LF.
 
     If the data is not UTF-8, raises UserError. The message contains `what`, a description of the data, and the first invalid
     byte.

@@ -1,6 +1,6 @@
 """Decode with several models that predict as one, each with its own key/value cache.
 
-The members compute a token one after the other. Stacking the weights, so that one operator computes all members
+For each token, the models compute one after the other. Stacking the weights, so that one operator computes all models
 (torch.vmap), took more than twice as long for three models of 15M parameters on one thread.
 """
 

@@ -28,7 +28,10 @@ def leave_interrupts_to_parent() -> None:
 
 
 def end_with_parent() -> None:
-    """Make this process exit when its parent ends, even if the parent is killed and cannot stop it."""
+    """Make this process exit when its parent ends, even if the parent is killed and cannot stop it.
+
+    Call this in a child process that `multiprocessing` has started.
+    """
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 

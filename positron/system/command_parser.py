@@ -26,9 +26,10 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError with argparse's message, followed by a similar option or by the command that lists all options.
+        """Raise UserError with argparse's message and a piece of advice, such as a similar option.
 
-        If the value of an option is wrong, the message only says which values are possible.
+        If no other advice fits, the advice is the command that lists all options. If the value of an option is wrong, the
+        message only says which values are possible.
         """
         value = re.match(
             r"argument (\S+): invalid (int|float|choice)(?: value)?: ('.*?')(?: \((choose .*)\))?$", message

@@ -1,7 +1,8 @@
 """Name the commands of Positron as the user can type them.
 
-Every message and help text takes the name of a command from here. It has the form in which the user started this process:
-`positron sft` for the installed command, otherwise `python -m positron.sft`. This module imports only the standard library.
+Every message and help text takes the name of a command from here. The name has the form in which the user started this process:
+`positron sft` for the installed command, otherwise `python -m positron.sft`. If `uv run` started the process, the name begins
+with `uv run`. This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ def _uses_uv() -> bool:
 
 
 def _typed(program: Path, name: str) -> str:
-    """Return `name` if the shell finds the program under this name, else the path of the program."""
+    """Return `name` if the shell finds the program under this name, else the path of the program.
+
+    The path is relative if the program is below the current folder, and is quoted if necessary.
+    """
     on_path = shutil.which(name)
     if on_path is not None and Path(on_path).parent.resolve() == program.parent.resolve():
         return name

@@ -45,7 +45,7 @@ def say_loading(what: str) -> None:
 
 
 def printable(text: str) -> str:
-    r"""Replace characters that control a terminal by escapes such as `\x1b`; newlines and tabs are kept."""
+    r"""Replace characters that control a terminal or reorder text by escapes such as `\x1b`; newlines and tabs are kept."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in _SHOWN or unicodedata.category(c) not in _UNSAFE else _escaped(c) for c in text)

@@ -1,6 +1,6 @@
 """Write files and folders atomically: a temporary file, fsync, rename.
 
-Invariant 7 of docs/ARCHITECTURE.md: every file is complete.
+A file therefore never appears under its name before it is complete (invariant 7 of docs/ARCHITECTURE.md).
 
 A run folder may come from a stranger, so its files are opened without following symbolic links, and only if they are regular
 files (opening a FIFO would wait forever). This module imports only the standard library.
@@ -53,11 +53,11 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
-    """Open a regular file without following a symbolic link in any component below the folder `below`.
+    """Open a regular file without following a symbolic link in any component of `path` below the folder `below`.
 
-    `below` (default: the folder of the file) may itself be a link, because the user named it. `mode` is a key of _MODES.
-    Returns a file descriptor. Raises OSError if the file cannot be opened, and UserError if a component is a link or the file
-    is not a regular file.
+    `below` (default: the folder of the file) may itself be a link, because the user named it. `mode` is a key of _MODES, such
+    as "rb" or "lock". Returns a file descriptor. Raises OSError if the file cannot be opened, and UserError if a component is a
+    link or the file is not a regular file.
     """
     below = path.parent if below is None else below
     parts = path.relative_to(below).parts
@@ -111,8 +111,8 @@ def refuse_links(path: Path, below: Path) -> None:
 def refuse_links_in(folder: Path) -> None:
     """Raise UserError if anything in a run folder is a symbolic link, a device or a pipe.
 
-    Files below `wandb/` are not checked, because wandb creates links there. This check runs before anything is loaded;
-    `open_descriptor` checks each file again.
+    The content of a folder `wandb` is not checked, because wandb creates links there. This check runs before anything is
+    loaded; `open_descriptor` checks each file again.
     """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -125,11 +125,11 @@ def refuse_links_in(folder: Path) -> None:
 
 
 class _Recorder(io.BufferedIOBase):
-    """Write to a file and record the first exception that a write raises, because libraries hide it.
+    """Write to a file and record the first exception that a write raises, because libraries hide this exception.
 
     `torch.save` finishes its archive although a write has failed, and raises a RuntimeError about positions instead of "No
-    space left on device" or an interruption. The class has no `fileno`, so that NumPy and Pillow also call `write`
-    instead of writing to the file descriptor themselves, which would lose the reason.
+    space left on device" or an interruption. The class has no `fileno`, so that NumPy and Pillow also call `write` instead of
+    writing to the file descriptor themselves, which would lose the reason.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -292,7 +292,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append text to a file of a run folder. Raises OSError on failure, and UserError if the file is a symbolic link."""
+    """Append text to a file of a run folder, and create the file if it does not exist.
+
+    Raises OSError on failure, and UserError if the file is a symbolic link or not a regular file.
+    """
     with open_inside(path, "ab") as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 

@@ -20,7 +20,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def cache_folder() -> Path:
-    """Return the folder for downloads of all runs: POSITRON_CACHE, or ~/.cache/positron.
+    """Return the folder for files that all runs share, such as downloads: POSITRON_CACHE, or ~/.cache/positron.
 
     Raises UserError if POSITRON_CACHE is not set and the home folder is unknown.
     """

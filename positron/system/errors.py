@@ -30,7 +30,7 @@ class Diverged(Exception):
 
 
 class Unreachable(Exception):
-    """Report that a server failed or did not answer, after several attempts; commands exit with code 1."""
+    """Report that a server failed or did not answer, after several attempts; commands print one line and exit with code 1."""
 
 
 class Interrupted(Exception):

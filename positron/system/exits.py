@@ -15,10 +15,11 @@ from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachabl
 
 @contextmanager
 def errors_as_one_line() -> Iterator[None]:
-    """Print an error of the block as one line and exit with a code.
+    """Print an error of the block as one line on stderr and exit with a code.
 
     The exit code is 2 for a UserError and a missing package, 128 + the signal's number after a signal, 0 after a closed pipe,
-    and 1 for other errors. With POSITRON_DEBUG=1 in the environment, the traceback of every error is printed, too.
+    and 1 for other errors. A SystemExit keeps its code, and nothing is printed for it. With POSITRON_DEBUG=1 in the
+    environment, the traceback of every other error is printed, too.
     """
     open_streams()
     try:
@@ -53,7 +54,10 @@ def _flush_output() -> None:
 
 
 def describe(error: BaseException) -> tuple[int, str]:
-    """Return the exit code of an error and one line that describes it, in which line breaks are escaped."""
+    """Return the exit code of an error and one line that describes it, in which line breaks are escaped.
+
+    The line is empty if nothing needs to be printed, for example after a closed pipe.
+    """
     code, line = _described(error)
     return code, one_line(line)
 

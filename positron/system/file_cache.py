@@ -44,7 +44,10 @@ class FileCache(Generic[T]):
 
 
 def identities(files: tuple[Path, ...]) -> list[Identity]:
-    """Return the modification time, size and inode number of each file, or None for a file that does not exist."""
+    """Return (modification time in nanoseconds, size in bytes, inode number) of each file.
+
+    The item is None for a file that does not exist.
+    """
     return [_identity(path) for path in files]
 
 

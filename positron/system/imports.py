@@ -15,9 +15,10 @@ from positron.system.errors import UserError
 
 
 def load_object(name: str, key: str) -> Any:
-    """Import `module.attribute`, where the module may be a file in the current folder.
+    """Import the object `name`, such as `module.attribute`. The module may be a file in the current folder.
 
-    Raises UserError, which names the setting `key`, if the module cannot be imported or has no such attribute.
+    Raises UserError, which names the setting `key`, if `name` contains no dot, if the module cannot be imported, or if it has
+    no such attribute.
     """
     module_name, _, attribute = name.rpartition(".")
     if not module_name:

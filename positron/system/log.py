@@ -180,5 +180,8 @@ def log_to_queue(queue: Any) -> None:
 
 
 def log_received(record: logging.LogRecord) -> None:
-    """Log a record that another process sent, as if this process had logged it."""
+    """Log a record that another process sent, as if this process had logged it.
+
+    `record` comes from the queue of `log_to_queue`.
+    """
     logging.getLogger(record.name).handle(record)

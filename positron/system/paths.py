@@ -52,7 +52,8 @@ def portable_name(name: str) -> str:
 def fault_of_name(name: str) -> str | None:
     """Return why Windows refuses a file or folder of this name, such as "is the name of a device on Windows".
 
-    Returns None if Windows allows the name. A run folder may move to Windows, so callers refuse the name on every system.
+    Returns None if Windows allows the name. Callers refuse such a name on every system, because a run folder may be moved to a
+    machine with Windows.
     """
     if name != name.strip() or name.endswith("."):
         return "begins or ends with a space, or ends with a dot"

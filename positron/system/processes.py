@@ -15,7 +15,10 @@ if sys.platform == "win32":
     _STILL_RUNNING = 0x102  # WAIT_TIMEOUT of winbase.h
 
     def _exists(pid: int) -> bool:
-        """Tell whether a process exists by opening it, because `os.kill` ends a process on Windows, whatever the signal."""
+        """Tell whether a process is running, by opening a handle of the process.
+
+        `os.kill` with signal 0 cannot be used as on other systems, because on Windows the number 0 means Ctrl-C.
+        """
         kernel = ctypes.WinDLL("kernel32", use_last_error=True)
         kernel.OpenProcess.restype = ctypes.c_void_p  # a handle has 64 bits, and an int of C 32
         handle = ctypes.c_void_p(kernel.OpenProcess(_SYNCHRONIZE, False, pid))

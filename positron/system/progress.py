@@ -27,8 +27,9 @@ class Meter:
     def __init__(self, what: str, total: float | None, done: float = 0.0, unit: float = 0.0) -> None:
         """Begin at the amount `done` of `total`; `what` is the label that is shown.
 
-        If `total` is None (unknown), the amount times `unit` is shown as megabytes, so give `unit` 1e-6 for an amount in
-        bytes. With `unit` 0, the amount itself is shown. If `total` is known, `unit` is not used.
+        If `total` is known, the share of `total` and the remaining time are shown, and `unit` is not used. If `total` is None
+        (unknown) and `unit` is 0, the amount itself is shown. If `unit` is not 0, the amount times `unit` is shown as
+        megabytes: give 1e-6 if the amount is in bytes.
         """
         self.what, self.total, self.first, self.unit = what, total, done, unit
         self.started = self.shown = time.monotonic()
@@ -76,7 +77,7 @@ class Meter:
 
 
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yield the items and, after the first three seconds, show how many are done."""
+    """Yield the items and, after the first three seconds, show which share of them is done."""
     with Meter(what, len(items)) as meter:
         for done, item in enumerate(items):
             meter.show(done)

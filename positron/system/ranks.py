@@ -13,10 +13,11 @@ _SET_BY_LAUNCHERS = ("SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_S
 def first_rank(processes: int) -> bool:
     """Tell whether this process is the first of the `processes` that train one run.
 
-    The first process prints and writes for all of them. A single process is always the first, even if a container, a notebook,
-    a launcher or SLURM has set rank variables for another program. Of several processes, the first is the one with RANK=0
-    (torchrun sets the variable RANK). If RANK is not set, the first process is the one whose LOCAL_RANK, NODE_RANK and
-    SLURM_PROCID are 0 or not set. RANK takes precedence, because torchrun may number the machines in another order than SLURM.
+    The first process prints and writes for all of them. `processes` is their number. A single process is always the first, even
+    if a container, a notebook, a launcher or SLURM has set rank variables for another program. Of several processes, the first
+    is the one with RANK=0 (torchrun sets the variable RANK). If RANK is not set, the first process is the one whose LOCAL_RANK,
+    NODE_RANK and SLURM_PROCID are 0 or not set. RANK takes precedence, because torchrun may number the machines in another
+    order than SLURM.
     """
     if processes == 1:
         return True
@@ -26,9 +27,10 @@ def first_rank(processes: int) -> bool:
 
 
 def local_rank(processes: int) -> int:
-    """Return the number of this process among those on its machine, which is also the index of its GPU.
+    """Return the number of this process among those on its machine, from 0, which is also the index of its GPU.
 
-    torchrun and Lightning set LOCAL_RANK, and SLURM sets SLURM_LOCALID. A single process always has the number 0.
+    torchrun and Lightning set LOCAL_RANK, and SLURM sets SLURM_LOCALID. If `processes`, the number of processes of the
+    training, is 1, the result is always 0.
     """
     if processes == 1:
         return 0
@@ -36,9 +38,11 @@ def local_rank(processes: int) -> int:
 
 
 def refuse_unknown_machines(machines: int) -> None:
-    """Raise UserError if this process of a training on several machines does not know how to reach the first one.
+    """Raise UserError if a training on several machines lacks the address of the first machine or this machine's number.
 
-    Without the address, each process would wait for the others on its own machine, without an end.
+    `machines`: the number of machines. The address and the number are environment variables. They are not needed under SLURM,
+    LSF or MPI, where Lightning finds them itself. Without the address, each process would wait for the others on its own
+    machine, without an end.
     """
     if machines == 1 or any(name in os.environ for name in _SET_BY_LAUNCHERS):
         return

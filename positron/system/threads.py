@@ -23,9 +23,10 @@ _IS_USERS_CHOICE = any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_
 
 
 def spin(count: int) -> None:
-    """Set for how many iterations an idle thread of this process or its children spins before it sleeps.
+    """Set for how many iterations an idle OpenMP thread of this process or its children spins before it sleeps.
 
-    Call this before torch is loaded. It does nothing if the user has set OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME.
+    Call this before torch is loaded. It does nothing if the user has set OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME. Only
+    GNU's OpenMP library (libgomp) uses the number.
     """
     if not _IS_USERS_CHOICE:
         os.environ["GOMP_SPINCOUNT"] = str(count)
@@ -63,9 +64,9 @@ def describe_others(cores: float | None, of: int | None = None) -> str:
 
 
 def _busy_seconds() -> tuple[float, float, float] | None:
-    """Return (wall-clock seconds, CPU seconds of all programs, CPU seconds of this program and its finished children).
+    """Return (wall-clock time, CPU time of all programs, CPU time of this program and its finished children), in seconds.
 
-    Returns None if the system does not report them.
+    Only differences between two calls have a meaning. Returns None if the system does not report these times.
     """
     if not sys.platform.startswith("linux"):
         return None

@@ -24,7 +24,8 @@ _SCHED_SETATTR = {
 def ask_for_short_slices() -> None:
     """Ask for slices of SLICE_NS nanoseconds for the calling thread.
 
-    Does nothing on systems other than Linux, and on a Linux that refuses or ignores the request.
+    Does nothing on systems other than Linux, on processors other than x86_64 and aarch64, and on a Linux that refuses or
+    ignores the request.
     """
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform != "linux" or number is None:
