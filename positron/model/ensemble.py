@@ -17,10 +17,13 @@ from positron.model.kernels.precision import widest
 
 
 class Ensemble:
-    """Hold the models of an ensemble, its members. They may have different architectures, but have the same vocabulary."""
+    """Hold several models, the members of an ensemble, whose predicted probabilities are averaged.
+
+    The members may have different architectures, but must have the same vocabulary.
+    """
 
     def __init__(self, members: Sequence[GPT]) -> None:
-        """Keep the models. Raises ValueError if there is none, or if their vocabularies have different sizes."""
+        """Keep the models. Raises ValueError if `members` is empty, or if the vocabularies have different sizes."""
         sizes = sorted({member.config.vocab_size for member in members})
         if len(sizes) != 1:
             raise ValueError(f"an ensemble needs models with the same vocabulary, not vocabularies of {sizes} tokens")
@@ -41,7 +44,7 @@ def context_of(model: GPT | Ensemble) -> int:
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """Return logits whose softmax is the mean of the members' distributions, from the members' logits, (..., V) each.
+    """Return logits (..., V) whose softmax is the mean of the members' distributions, from the logits (..., V) of each member.
 
     The result is in float64 if the device supports float64. It is log p + c, where p is the mean of the members' probabilities,
     and c the mean of the logsumexp of the members' logits. With this c, if all members have equal logits, the result is equal
@@ -54,9 +57,9 @@ def mean_logits(logits: Sequence[Tensor]) -> Tensor:
 
 
 def mean_losses(losses: Sequence[Tensor]) -> Tensor:
-    """Return the loss of an ensemble for each target, -log of the members' mean probability, in nats and float64: (...).
+    """Return an ensemble's loss for each target, in nats and float64: -log of the mean of the members' probabilities.
 
-    `losses`: for each member, its losses (...) for the same targets, in nats.
+    `losses`: for each member, its losses for the same targets, in nats. The result has the shape of one member's losses.
     """
     each = torch.stack([part.double() for part in losses])
     return math.log(len(losses)) - (-each).logsumexp(dim=0)

@@ -28,7 +28,10 @@ Elementwise = Literal["gelu", "relu", "swish", "relu2", ""]  # activations of on
 
 
 class Norm(nn.Module):
-    """Normalise the last axis by LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467), with a learned scale."""
+    """Normalise the last axis by LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467), with a learned scale.
+
+    LayerNorm also has a learned bias if `config.bias` is True.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -48,16 +51,20 @@ class Norm(nn.Module):
 
 
 def rope_tables(context_length: int, d_head: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Compute cos and sin, (T, D/2) each, of position * base^(-2i/D), in float64 (RoFormer, arXiv:2104.09864, eq. 15)."""
+    """Compute cos and sin, (T, D/2) each, of the rotation angles of RoPE, in float64 (arXiv:2104.09864, eq. 15).
+
+    T is `context_length`, and D is `d_head`. The angle of the pair i at position t is t * base^(-2i/D).
+    """
     frequency = base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
     angle = torch.arange(context_length, dtype=torch.float64)[:, None] * frequency[None, :]
     return angle.cos(), angle.sin()
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + D/2]) by the angle of their position.
+    """Rotate the pairs (x[i], x[i + D/2]) of each head's vectors by the angles of the vectors' positions.
 
-    x (B, heads, T, D) -> (B, heads, T, D). cos and sin are (T, D/2), or (B, 1, T, D/2) if each row has its own positions.
+    x (B, heads, T, D) -> (B, heads, T, D). cos and sin (see `rope_tables`) are (T, D/2), or (B, 1, T, D/2) if each sequence of
+    the batch has its own positions.
     """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     a, b = x.chunk(2, dim=-1)  # (B, heads, T, D/2) each
@@ -67,8 +74,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def sinusoidal_table(context_length: int, d_model: int) -> Tensor:
     """Compute the fixed position vectors (T, C) of "Attention Is All You Need" (arXiv:1706.03762, section 3.5), in float64.
 
-    The first half of the channels contains sines, the second half cosines. The table is scaled to the root mean square of
-    the token embeddings, INIT_STD. Without this scaling, its numbers would be 35 times as large as the embeddings.
+    The first half of the channels contains sines, the second half cosines. The table is scaled to the root mean square of the
+    initial token embeddings, INIT_STD. Without this scaling, its numbers would be 35 times as large as these embeddings.
     """
     frequency = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
     angle = torch.arange(context_length, dtype=torch.float64)[:, None] * frequency[None, :]
@@ -76,10 +83,10 @@ def sinusoidal_table(context_length: int, d_model: int) -> Tensor:
 
 
 def document_numbers(idx: Tensor, document_start: int | None) -> Tensor | None:
-    """Assign to each token the number of its document: token ids (B, T) -> document numbers (B, T).
+    """Return for each token the number of its document in the sequence: token ids (B, T) -> document numbers (B, T).
 
-    Each token with the id `document_start` begins a new document. Returns None if `document_start` is None; attention then
-    crosses the boundaries of documents.
+    A sequence may contain several documents: each token with the id `document_start` begins a new one. If `document_start` is
+    None, the result is None, and attention crosses the boundaries of documents.
     """
     return None if document_start is None else (idx == document_start).cumsum(dim=1)
 
@@ -93,10 +100,10 @@ def positions_in_documents(documents: Tensor) -> Tensor:
 
 
 def document_mask(documents: Tensor, window: int | None) -> Tensor:
-    """Return (B, 1, T, T), True where a query (row) may attend to a key (column).
+    """Return a mask (B, 1, T, T) that is True where a query (row) may attend to a key (column).
 
-    A query attends to itself and to earlier tokens of its document, at most to the last `window` tokens (None: to all).
-    `documents`: document numbers (B, T).
+    A query attends to itself and to the earlier tokens of its document. If `window` is not None, it attends only to those among
+    the last `window` tokens, itself included. `documents`: document numbers (B, T).
     """
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same & window_mask(documents.shape[1], window, documents.device)
@@ -105,7 +112,8 @@ def document_mask(documents: Tensor, window: int | None) -> Tensor:
 def previous_embeddings(x: Tensor, documents: Tensor | None) -> Tensor:
     """Shift x (B, T, C) by one token, so that each position holds the vector of the token before it.
 
-    The first position of each row holds 0. With document numbers (B, T), the first position of each document holds 0, too.
+    The first position of each sequence holds 0. If document numbers (B, T) are given, the first position of each document also
+    holds 0.
     """
     before = F.pad(x[:, :-1], (0, 0, 1, 0))
     if documents is None:
@@ -133,10 +141,11 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (nn.RMSNorm(self.d_head, eps=config.norm_eps) for _ in range(2))
 
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
-        """Let every token attend to itself and the tokens before it: (B, T, C) -> (B, T, C).
+        """Let every token attend to itself and to earlier tokens: (B, T, C) -> (B, T, C).
 
-        `rope`: cos and sin of the positions, or None without rotary positions. `mask` (B, 1, T, T): the result of
-        `document_mask`, or None if attention crosses documents.
+        `rope`: cos and sin as in `apply_rope`, or None without rotary positions. `mask` (B, 1, T, T): the result of
+        `document_mask`. If it is None, a token attends to all earlier tokens in the sliding window, also across the boundaries
+        of documents.
         """
         q, k, v = self._packed_heads(x, rope) if self._can_pack(x) else self.heads(x, rope)
         dropout = self.dropout if self.training else 0.0
@@ -145,7 +154,10 @@ class Attention(nn.Module):
         return out
 
     def heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
-        """Compute queries, keys and values: x (B, T, C) -> q (B, H, T, D), k and v (B, K, T, D)."""
+        """Compute queries, keys and values: x (B, T, C) -> q (B, H, T, D), k and v (B, K, T, D).
+
+        With QK-norm, q and k are normalised; with `rope`, they are rotated.
+        """
         B, T, _ = x.shape
         q = self.q(x).view(B, T, self.n_head, self.d_head).transpose(1, 2)  # (B, H, T, D)
         k = self.k(x).view(B, T, self.n_kv_head, self.d_head).transpose(1, 2)  # (B, K, T, D)
@@ -236,10 +248,11 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Predict the next token: ids (B, T) -> logits (B, T, V), or the summed loss of targets.
+    """Predict the next token: token ids (B, T) -> logits (B, T, V) or, if targets are given, the sum of their losses.
 
-    The initial weights depend on `seed` alone. If the attribute `checkpoint_activations` is set to True, blocks save
-    only their input and are computed again in the backward pass. This takes less memory and about a third more time.
+    The initial weights depend only on the configuration and `seed`. If the attribute `checkpoint_activations` is set to True,
+    each block saves only its input and is computed again in the backward pass. This takes less memory and about a third more
+    time.
     """
 
     cos: Tensor

@@ -1,4 +1,4 @@
-"""Implement LoRA (arXiv:2106.09685): train a low-rank update of each frozen weight matrix, W + 2 B A."""
+"""Implement LoRA (arXiv:2106.09685): freeze each matrix W of the blocks, and train a low-rank update of it, W + 2 B A."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SCALE = 2.0  # alpha / rank, for every rank; the paper's code for GPT-2 has this
 
 
 class LoraLinear(nn.Linear):
-    """Compute x (W + 2 B A)^T + b with a frozen W.
+    """Compute x (W + 2 B A)^T + b with a frozen W and b, and a trained A and B.
 
-    A (r, in) is random and B (out, r) is 0, so that training starts from W.
+    A (r, in) is random at first, and B (out, r) is 0, so that training starts from W. r is the rank of the update.
     """
 
     lora_a: nn.Parameter
@@ -28,7 +28,10 @@ class LoraLinear(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, rank: int, generator: torch.Generator) -> LoraLinear:
-        """Return a layer that shares weight and bias with `linear` and has a new A (rank, in) and B (out, rank)."""
+        """Return a layer that shares weight and bias with `linear` and has a new A (rank, in) and B (out, rank).
+
+        A is drawn from a normal distribution by `generator`; B is 0.
+        """
         layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
         a = torch.empty(rank, linear.in_features).normal_(0.0, linear.in_features**-0.5, generator=generator)
@@ -59,10 +62,10 @@ class TrainedRows(nn.Module):
 def add_lora(model: GPT, rank: int, seed: int, markers: Sequence[int] = (), *, key: str = "sft.lora.rank") -> None:
     """Freeze the model and add a low-rank update of `rank` to every matrix of its blocks, in place.
 
-    `markers` are the token ids that mark the turns of a chat. Their rows in the embedding table and the output head are
-    trained, too: these tokens do not occur in pretraining, so the model could otherwise not tell who speaks, and could not end
-    an answer. Raises UserError if a matrix has fewer rows or columns than `rank`, since a larger rank has no effect.
-    `key` is the name that the message gives to the setting of `rank`.
+    The random matrices A of the updates depend on `seed`. `markers` are the token ids that mark the turns of a chat. Their rows
+    in the embedding table and the output head are trained, too: these tokens do not occur in pretraining, so the model could
+    otherwise not tell who speaks, and could not end an answer. Raises UserError if a matrix has fewer rows or columns than
+    `rank`, since a larger rank has no effect. `key` is the name of the setting of `rank` in the message.
     """
     largest = min(min(part.weight.shape) for part in model.blocks.modules() if isinstance(part, nn.Linear))
     if rank > largest:

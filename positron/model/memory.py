@@ -20,7 +20,7 @@ LAYER_BYTES = 20_000  # memory of the Python objects of a layer, for any d_model
 
 
 def machine_memory() -> int | None:
-    """Return the memory of this machine or container in bytes, or None if it is unknown."""
+    """Return the memory of this machine in bytes, or the limit of the container if it is lower; None if both are unknown."""
     sizes = [size for size in (physical_memory(),) if size is not None]
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # the file exists only in a container
@@ -36,8 +36,8 @@ def check_memory(
 
     `copies`: TRAINING_COPIES for training (1 with LoRA), 2 for an import, 1 for a model that is only used. With
     accelerator="cuda", the main memory must hold one float per parameter, because the weights are created there, and the GPUs
-    of all processes together must hold `copies`. `is_new`: true if the command's settings choose the size of the model; the
-    message then advises to reduce it.
+    of all processes together must hold `copies`. `processes`: the number of processes, each of which uses one GPU. `is_new`:
+    true if the command's settings choose the size of the model; the message then advises to reduce it.
     """
     total = machine_memory()
     fixed = config.n_layer * LAYER_BYTES + _table_bytes(config)

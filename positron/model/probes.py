@@ -24,8 +24,9 @@ Inputs = tuple[Tensor, Rope | None, Tensor | None]  # what Attention.forward tak
 def attention_inputs(model: GPT, idx: Tensor, documents: Tensor | None = None) -> list[tuple[Attention, Inputs]]:
     """Return for each block the attention module and the module's inputs for token ids (B, T), without dropout.
 
-    The inputs are the arguments of `Attention.forward`. This function calls `model.hidden` instead of `model`, because
-    `model.hidden` is never compiled and always calls the forward hooks of the layers.
+    The inputs are the arguments of `Attention.forward`. `documents`: document numbers (B, T), or None if attention crosses
+    documents. This function calls `model.hidden` instead of `model`, because `model.hidden` is never compiled, and always calls
+    the hooks of the layers.
     """
     per_block: list[tuple[Attention, Inputs]] = []
 

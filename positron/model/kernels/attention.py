@@ -46,7 +46,7 @@ def causal_attention(
 
 
 def window_mask(T: int, window: int | None, device: torch.device) -> Tensor:
-    """Return (T, T), True where a query (row) may attend to a key (column).
+    """Return a mask (T, T) that is True where a query (row) may attend to a key (column).
 
     A query attends to itself and to the `window` - 1 keys before it (None: to all keys before it).
     """
@@ -76,8 +76,8 @@ class BlockedCausalAttention(torch.autograd.Function):
     A block is multiplied only by the keys up to the block's end, so that few masked scores are computed.
     With P = softmax(S), S = q k^T / sqrt(D), O = P v and an upstream gradient dO:
         dv = P^T dO,  dP = dO v^T,  dS = P * (dP - rowsum(P * dP)),  dq = dS k / sqrt(D),  dk = dS^T q / sqrt(D).
-    With dropout, a random mask M of zeros and 1 / (1 - p) changes three of these: O = (P * M) v, dv = (P * M)^T dO and
-    dP = (dO v^T) * M. The factor 1 / (1 - p) is applied to O, dq, dk and dv, which are smaller than P.
+    With dropout of probability p, a random mask M of zeros and 1 / (1 - p) changes three of these: O = (P * M) v,
+    dv = (P * M)^T dO and dP = (dO v^T) * M. The factor 1 / (1 - p) is applied to O, dq, dk and dv, which are smaller than P.
     Softmax and its derivative are computed by torch's fused kernels, in fp32. The queries of the G heads that share keys are
     rows of a single matrix product.
     """
@@ -86,8 +86,8 @@ class BlockedCausalAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, dropout: float) -> Tensor:
         """Compute O: q (B, H, T, D), k and v (B, K, T, D) -> (B, H, T, D).
 
-        `mask` (B, 1, T, T) is True where a query attends to a key. If it is None, a query attends to itself and to all earlier
-        keys in its window. `dropout`: the probability of setting a number of P to 0.
+        `mask` (B, 1, T, T) is True where a query attends to a key. If it is None, a query attends to the last `window` keys,
+        its own included. `dropout`: the probability of setting a number of P to 0.
         """
         B, H, T, D = q.shape
         N, G = B * k.shape[1], H // k.shape[1]
@@ -155,19 +155,24 @@ class BlockedCausalAttention(torch.autograd.Function):
 
 
 def first_key(start: int, window: int) -> int:
-    """Return the first key in the window of the query at `start`, rounded down to a multiple of 16 for fast products."""
+    """Return the position of the first key that is multiplied by the block of queries beginning at `start`.
+
+    This is the first key in the window of the query at `start`, rounded down to a multiple of 16 for fast products.
+    """
     return max(0, start - window + 1) // 16 * 16
 
 
 def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
     """Compute q k^T / sqrt(D) in fp32 or wider, even for bf16 factors: q (N, n, D), k (N, m, D) -> (N, n, m).
 
+    N is the number of sequences times key/value heads, n the number of query rows, and m the number of keys.
+
     Scores in bf16 would make the gradients inexact: by 1 % for scores with a standard deviation of 3, and by 9 % for a standard
     deviation of 30 (with torch's SDPA: 0.4 % and 0.7 %). With scores in fp32, attention is about 10 % slower than with scores
     in bf16.
 
-    On a CPU, bmm cannot multiply bf16 tensors into an fp32 result. So bf16 factors are converted to fp32, and oneDNN is told
-    to round these factors to bf16 again, for speed. This rounding loses nothing, because the factors were bf16 before.
+    On a CPU, bmm cannot multiply bf16 tensors into an fp32 result. So bf16 factors are converted to fp32, and oneDNN is told to
+    round these factors to bf16 again, for speed. This rounding loses nothing, because the factors were bf16 before.
     """
     dtype = wide(q.dtype)
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]

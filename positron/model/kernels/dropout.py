@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-VALUES = 1 << 16  # of the 16 random bits that decide about a number, so that p is rounded to a multiple of 2^-16
+VALUES = 1 << 16  # values of the 16 random bits that decide about a number; p is rounded to a multiple of 1 / VALUES
 
 
 class Dropout(nn.Module):
-    """Set each number to 0 with probability p in training, and multiply the others by 1 / (1 - p); else change nothing."""
+    """Set each number to 0 with probability p in training, and multiply the others by 1 / (1 - p); otherwise do nothing."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -63,10 +63,13 @@ def draw_kept(shape: torch.Size, p: float) -> Tensor:
 
 
 def scale_of_kept(p: float) -> float:
-    """Return the factor of the kept numbers, with which the expected value of each number does not change."""
+    """Return the factor by which kept numbers are multiplied, so that the expected value of each number does not change.
+
+    The factor is 1 / (1 - p), where p is rounded to a multiple of 2^-16.
+    """
     return VALUES / (VALUES - _dropped_values(p))
 
 
 def _dropped_values(p: float) -> int:
-    """Return how many of the values of 16 random bits set a number to 0; at least one value keeps it."""
+    """Return how many of the 2^16 values of 16 random bits set a number to 0; at least one value keeps it."""
     return min(round(p * VALUES), VALUES - 1)
