@@ -1,7 +1,7 @@
-"""Find the run that another run started from (`init_from`), and follow such links to the pretrained run.
+"""Find the base run of a fine-tuned run: the run whose weights it started from (`init_from`).
 
-A fine-tuned run needs its base run only to read the base run's text. If the base run is gone, the fine-tuned run can still
-chat and be evaluated on files. Its training can continue if it replays no text of the base run (sft.replay_ratio=0).
+A fine-tuned run needs its base run only to read the base run's text. If the base run is gone, the fine-tuned run can still chat
+and be evaluated on files. Its training can continue if it replays no text of the base run (sft.replay_ratio=0).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from positron.system.errors import UserError
 
 
 def base_of(run: Run) -> Run | None:
-    """Return the base run of `run`, or None if it has none, for example after pretraining or distillation.
+    """Return the base run of `run`, or None if it has none.
 
-    Raises UserError if the base run cannot be found.
+    A pretrained or distilled run has none, even if it started from the weights of another run. Raises UserError if the base run
+    cannot be found.
     """
     kind, origin = run.kind, run.base
     if kind in FROM_TEXT or (origin is None and kind not in TUNED):
@@ -42,15 +43,15 @@ def base_of(run: Run) -> Run | None:
 
 
 def pretrained_run(run: Run) -> Run:
-    """Return the pretrained run that `run` descends from, which may be `run` itself.
+    """Return the last run of `lineage(run)`, which was trained on a text; this may be `run` itself.
 
-    Raises UserError if a run between the two is missing.
+    Raises the errors of `lineage`.
     """
     return lineage(run)[-1]
 
 
 def lineage(run: Run) -> list[Run]:
-    """Return the run, its base, the base's base and so on, up to the pretrained run.
+    """Return the run, its base run, the base run of that run and so on, up to a run without a base run (see `base_of`).
 
     Raises UserError if one of them is missing, or if they form a cycle.
     """
@@ -71,9 +72,10 @@ def lineage(run: Run) -> list[Run]:
 
 
 def tokens_seen(run: Run) -> int:
-    """Return the number of training tokens of the run and of its base runs.
+    """Return the number of training tokens of the run and of its base runs; for a pretrained or distilled run, only its own.
 
-    The tokens of a base run that no longer exists are counted only if `run` recorded their number.
+    If `run` did not record the tokens of its base runs, and one of these runs no longer exists, only the tokens of `run` are
+    counted.
     """
     facts = run.facts()
     tokens = facts.tokens or 0
@@ -125,8 +127,8 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
 def portable(folder: Path) -> str:
     """Return the path of a run's folder in the form in which other runs record the path, for example `outputs/base`.
 
-    The path is relative if the folder is below the current folder, so that all these runs can be moved together. The path is
-    written with slashes, also on Windows.
+    An absolute path below the current folder becomes a relative path, so that a run still finds its base run after both were
+    moved together. The path is written with slashes, also on Windows.
     """
     if folder.is_absolute() and folder.resolve().is_relative_to(Path.cwd().resolve()):
         folder = Path(os.path.relpath(folder.resolve(), Path.cwd().resolve()))

@@ -39,8 +39,9 @@ _NEEDED_TO_CONTINUE: dict[str, type] = {
 def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool = False) -> dict[str, Any]:
     """Load the tensors and plain values of a checkpoint.
 
-    With `to_continue`, the state of the optimizer, schedule, loops and callbacks is required too. Raises UserError if the
-    file is missing, corrupt or not a checkpoint of Positron, or if its weights are not finite.
+    `map_location`: as in `torch.load`. With `to_continue`, the state of the optimizer, schedule, loops and callbacks is
+    required too. Raises UserError if the file is missing, corrupt or not a checkpoint of Positron, if a required part is
+    missing, or if its weights are not finite.
     """
     fault = checkpoint_fault(path)
     if fault and not path.exists():
@@ -78,7 +79,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
 
 
 def _saved_beside(path: Path) -> str:
-    """Return a note that names the other checkpoints in the folder of the missing file `path`; empty if there are none."""
+    """Return a note that names the newest checkpoints beside the missing file `path`; empty if there are none."""
     names = [other.name for other in checkpoints(path.parent)[-3:]] + [BEST] * (path.parent / BEST).exists()
     return one_line(f" (its folder contains {', '.join(names)})") if names else ""
 

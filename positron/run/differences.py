@@ -37,7 +37,8 @@ _RESOLVED = ("max_steps", "batch_tokens")  # settings whose `auto` is compared a
 def differences(run: Run, config: RunConfig) -> list[str]:
     """Return `key: recorded -> requested` for each setting in which the run and `config` differ.
 
-    Only settings that decide what the model learns, or when the model is validated, are compared.
+    The name of the run and all settings that decide what the model learns, or when the model is validated, are compared. Where
+    the text is stored is not compared if `run.json` contains the fingerprint of the text.
     """
     resolved = run.resolved()
     recorded, requested = (learned_settings(settings, resolved) for settings in (run.settings(), config))
@@ -110,7 +111,10 @@ def _refuse_another_command(run: Run, config: RunConfig) -> None:
 
 
 def learned_settings(settings: RunConfig, resolved: Resolved) -> dict[str, Any]:
-    """Return the settings that decide what a run learns, by dotted key; the numbers of `resolved` replace `auto`."""
+    """Return the settings in which all commands that train the same run must agree, by their dotted keys.
+
+    If train.max_steps or train.batch_tokens is `auto`, the number in `resolved` replaces it.
+    """
     values = flat(without_home(dataclasses.asdict(settings)))
     for name in _RESOLVED:
         if values[f"train.{name}"] == "auto":
@@ -119,7 +123,7 @@ def learned_settings(settings: RunConfig, resolved: Resolved) -> dict[str, Any]:
 
 
 def is_changeable(key: str) -> bool:
-    """Tell whether a setting may differ between two commands that train the same run."""
+    """Tell whether a setting, or a group such as `device`, may differ between two commands that train the same run."""
     return _is_changeable(key) or f"{key}." in _CHANGEABLE_GROUPS
 
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def find_runs(name: str | None, outputs: Path = OUTPUTS) -> list[Run]:
     """Return the runs that `name` names: one run (see `find_run`), or several runs whose names are separated by commas.
 
-    Raises UserError if a run does not exist or is named twice.
+    Raises UserError if a run does not exist or is named twice, or if a name in the list is empty.
     """
     names = [name] if name is None else split_names(name, outputs)
     if len(names) > 1 and "" in names:
@@ -67,7 +67,7 @@ def names_of(runs: Sequence[Run]) -> str:
 
 
 def all_chat(runs: Sequence[Run]) -> bool:
-    """Tell whether the runs are chat runs (see `Run.is_chat`). Raises UserError if only some of them are."""
+    """Tell whether all runs answer messages (see `Run.is_chat`). Raises UserError if only some of them do."""
     others = [run for run in runs if not run.is_chat]
     if 0 < len(others) < len(runs):
         raise UserError(

@@ -1,8 +1,8 @@
 """Read and write `run.json` and `config.json` of a run folder.
 
 Both files are written with a checksum, and with `~` in place of the user's home folder. They are checked when they are read,
-because a run folder may come from a stranger or from a damaged disk. If a value is missing or has a wrong type, UserError names
-the file and the key. If only the checksum is wrong, the caller decides what to do.
+because a run folder may come from a stranger or from a damaged disk. If a value has a wrong type, or a setting is missing in
+config.json, UserError names the file and the key. If only the checksum is wrong, the caller decides what to do.
 """
 
 from __future__ import annotations
@@ -68,13 +68,16 @@ _GROUP = _Type(lambda value: isinstance(value, dict), "an object")
 
 
 def _fact(kind: _Type, key: str | None = None) -> Any:
-    """Declare a field of a dataclass that is stored in run.json under `key` (None: under the name of the field)."""
+    """Declare a dataclass field that run.json stores under `key` (None: under the name of the field); its default is None.
+
+    `kind` describes the values that the field may have.
+    """
     return dataclasses.field(default=None, metadata={"type": kind, "key": key})
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Hold the values that replaced `auto` in the settings when the run began.
+    """Hold the values that training used, since its latest start, for the settings that can be `auto`.
 
     `accelerator`, `precision` and `threads` are None in runs of older versions.
     """
@@ -105,7 +108,7 @@ class Facts:
     time_s: float | None = _fact(_NUMBER)
     val_bpb: float | None = _fact(_NUMBER, "val/bpb")  # bits per byte of the last validation
     val_loss: float | None = _fact(_NUMBER, "val/loss")
-    best_step: int | None = _fact(_COUNT, "best/step")
+    best_step: int | None = _fact(_COUNT, "best/step")  # of the best validation; prefer and reinforce: of the last one
     best_bpb: float | None = _fact(_NUMBER, "best/bpb")
     floor_bpb: float | None = _fact(_NUMBER)  # the entropy of the text, if it is known
     base_tokens: int | None = _fact(_COUNT, "base/tokens")  # training tokens of the base run and of its base runs
@@ -126,7 +129,7 @@ def write_record(path: Path, record: dict[str, Any], *, mask_home: bool = True) 
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], bool]:
-    """Return the JSON object without its checksum, and whether the checksum is correct.
+    """Return the JSON object in a file, without its checksum, and whether the checksum is correct.
 
     A missing checksum counts as correct: older versions wrote none. Raises UserError if the file is not a JSON object.
     """
@@ -151,9 +154,9 @@ def read_facts(path: Path) -> tuple[Facts, bool]:
 def update_facts(path: Path, **changes: Any) -> None:
     """Change some values in the file `path`, the run.json of a run, and keep all other values.
 
-    The keywords are fields of `Facts`. If the checksum of the file is wrong, logs a warning and changes the values all the
-    same. Raises TypeError for a name that is not a field, and UserError if the
-    file is not a JSON object or a value has a wrong type.
+    The keywords are fields of `Facts`. If the file does not exist, it is created. If its checksum is wrong, a warning is
+    logged, and the values are changed all the same. Raises TypeError for a name that is not a field, and UserError if the file
+    is not a JSON object or contains a value of a wrong type.
     """
     dataclasses.replace(Facts(), **changes)
     record: dict[str, Any] = {}
@@ -188,8 +191,9 @@ def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
 def read_config(path: Path) -> tuple[dict[str, Any], bool]:
     """Return the settings in `config.json` with `~` expanded, and whether its checksum is correct.
 
-    If the file lacks a key whose default was changed in a later version, the key gets its former default. Raises UserError
-    if a setting is missing or has a wrong type.
+    If the file lacks a key whose default was changed in a later version, the key gets its former default. Raises UserError if a
+    setting of the model, the tokenizer or the data is missing or has a wrong type, or if another group of settings is not an
+    object.
     """
     config, is_whole = read_record(path)
     config = {key: value for key, value in config.items() if key not in _FORMER_KEYS}
@@ -244,7 +248,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
 
 
 def warn_of_damage(path: Path) -> None:
-    """Log a warning, once per file, that its checksum does not match its contents."""
+    """Log a warning that the checksum of the file `path` does not match its contents, but only once per file."""
     if path not in _warned:
         _warned.add(path)
         logger.warning(damage(path))

@@ -23,7 +23,8 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     """Return the run whose folder or name in `outputs` is `name`, or the run that was trained last if `name` is None.
 
     If `name` is None, only runs for which `which` returns True are considered. Among these, runs made by the command
-    `reproduce` and runs without a checkpoint are used only if there are no other runs. Raises UserError if no run is found.
+    `reproduce` and runs without a checkpoint are used only if there are no other runs. Raises UserError if no run is found, or
+    if the folder of the run contains a symbolic link.
     """
     if name is None:
         newest_first = sorted(outputs.glob(f"**/{FACTS}"), key=_changed, reverse=True)

@@ -41,9 +41,9 @@ class Run(RunPaths):
 
     @property
     def is_chat(self) -> bool:
-        """Tell whether the run answers messages, that is, whether its folder contains the chat template.
+        """Tell whether the run's model answers messages, that is, whether the run folder contains the chat template.
 
-        Raises UserError if its chat template differs from the template of this version.
+        Raises UserError if this chat template differs from the template of this version of Positron.
         """
         path = self.chat_path
         if not path.exists():
@@ -90,9 +90,9 @@ class Run(RunPaths):
         return self.config_path.exists()
 
     def config(self) -> dict[str, Any]:
-        """Return the settings in `config.json` as nested dicts (see `facts.read_config`).
+        """Return the settings in `config.json` as nested dicts. Raises the errors of `facts.read_config`.
 
-        Logs a warning if the checksum of the file is wrong. Raises UserError if a setting is missing or has a wrong type.
+        Logs a warning if the checksum of the file is wrong.
         """
         path = self.config_path
         config, is_whole = read_config(path)
@@ -129,7 +129,10 @@ class Run(RunPaths):
         return facts
 
     def resolved(self) -> Resolved:
-        """Return the values that replaced `auto` when the run began. Raises UserError if `run.json` lacks them."""
+        """Return the values that training used, since its latest start, for the settings that can be `auto`.
+
+        Raises UserError if `run.json` lacks them.
+        """
         resolved = self.facts().resolved
         if resolved is None:
             raise UserError(
@@ -149,12 +152,12 @@ class Run(RunPaths):
         update_facts(self.facts_path, **facts)
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer, *, kind: str, new: bool, forked_from: Path | None) -> None:
-        """Write the run's settings, the name of its objective (`kind`), and the run that it started from (init_from=).
+        """Write the run's settings, its kind of training (see `kind`), and the path of its base run (`config.init_from`).
 
-        For a `new` run, also write its tokenizer, its name, and `forked_from`: the checkpoint of another run
-        (ckpt_path=) that this run continues, or None.
+        For a `new` run, also write its tokenizer, its name and `forked_from`. This is the checkpoint of another run that this
+        run continues (ckpt_path=) or, in fine-tuning, whose weights it starts from (init_from=); None if there is none.
 
-        Raises UserError if the run exists and was trained by another objective than `kind`.
+        Raises UserError if the run exists and its kind of training is not `kind`.
         """
         if not new and self.kind != kind:
             starter = "command" if self.kind in (*FROM_TEXT, *TUNED) else "Python program"
@@ -172,7 +175,10 @@ class Run(RunPaths):
 
     @property
     def history(self) -> list[KeptWeights]:
-        """Return the weights that `train.keep_history` kept, earliest first; an empty list if the setting was 0."""
+        """Return the steps and files of the weights that `train.keep_history` kept, earliest first.
+
+        The list is empty if the setting was 0.
+        """
         return kept_weights(self.history_folder)
 
     def metrics(self) -> Any:

@@ -1,4 +1,4 @@
-"""Cut a run's metrics, samples, pictures and kept weights back to the checkpoint that it continues from."""
+"""Remove metrics, samples, pictures and weights of later steps before training continues from the checkpoint of a step."""
 
 from __future__ import annotations
 

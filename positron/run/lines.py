@@ -1,8 +1,8 @@
-"""Read and write files with one JSON object per line, which contains a step: `metrics.jsonl` and `samples.jsonl`.
+"""Read and write `metrics.jsonl` and `samples.jsonl`: each line is a JSON object that contains the number of a training step.
 
-A line is complete when it ends in a newline. Text after the last newline is a torn line: the process that wrote it was
-killed or is still writing. `read_lines` accepts a torn line that contains a complete object; a reader that follows a
-growing file waits for the newline.
+A line is complete when it ends in a newline. Text after the last newline is a torn line: the process that wrote it was killed
+or is still writing. `read_lines` accepts a torn line that contains a complete object; a reader that follows a growing file
+waits for the newline.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
 
 
 def parse_line(line: bytes, step_before: int, check: Check) -> dict[str, Any]:
-    """Return the JSON object in a line.
+    """Return the JSON object in a line. Raises DamagedLine if the line is damaged.
 
-    Raises DamagedLine if the line is not a valid JSON object with a step, if `check`, which gets the object, raises
-    DamagedLine, or if the step is not greater than `step_before`, the step in the previous line.
+    A line is damaged if it is not a JSON object with a step, if its step is not greater than `step_before`, the step in the
+    previous line, or if `check(object)` raises DamagedLine.
     """
     try:
         values = json.loads(line.decode("utf-8"))
@@ -70,8 +70,8 @@ def describe_damage(path: Path, number: int, fault: DamagedLine) -> str:
 def read_lines(path: Path, check: Check) -> list[Line]:
     """Return the lines of a file, or an empty list if it does not exist.
 
-    Raises UserError with the number of a damaged line, because missing steps must not go unnoticed. A damaged last line
-    without a newline raises no error and is left out.
+    `check` is described in `parse_line`. Raises UserError with the number of a damaged line, because missing steps must not go
+    unnoticed. A damaged last line without a newline raises no error and is left out.
     """
     if not path.exists() and not path.is_symlink():
         return []

@@ -28,7 +28,8 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
     """Return the model (in eval mode, on the CPU), the tokenizer, and the path of the checkpoint used.
 
     Without `checkpoint`, the best one is loaded, or the newest if no best was saved. Raises UserError if the run has no
-    checkpoint, or if model and tokenizer do not belong together (invariant 5 of docs/ARCHITECTURE.md).
+    checkpoint, if model and tokenizer do not belong together (invariant 5 of docs/ARCHITECTURE.md), or if the model does not
+    fit into memory.
     """
     from positron.model.gpt import GPT
     from positron.model.memory import check_memory
@@ -75,9 +76,10 @@ def model_files(run: Run) -> tuple[Path, ...]:
 
 
 def load_kept_model(run: Run, kept: KeptWeights) -> GPT:
-    """Return the model of a run (in eval mode, on the CPU) with weights that were kept from its training.
+    """Return the model of a run (in eval mode, on the CPU) with the weights that were kept after one of its training steps.
 
-    Raises UserError if the file is damaged, or if its weights do not fit the run's architecture.
+    `kept`: an item of `run.history`. Raises UserError if its file is damaged, or if the weights do not fit the run's
+    architecture.
     """
     from positron.model.gpt import GPT
     from positron.model.memory import check_memory

@@ -13,7 +13,7 @@ from positron.system.disk import is_number
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append the row of a step, with null for NaN and infinity. Raises UserError if it cannot be written."""
+    """Append the row of a step to the file `path`, with null for NaN and infinity. Raises UserError if it cannot be written."""
     append(path, to_line(row).text.decode("utf-8"))
 
 
@@ -60,7 +60,8 @@ def best_bpb(rows: list[dict[str, Any]]) -> float:
 def best_so_far(rows: list[dict[str, Any]], facts: Facts, step: int) -> float:
     """Return the lowest validation bits per byte up to `step`, or inf if none was measured.
 
-    `rows` are the rows of metrics.jsonl and `facts` the contents of run.json; either may lack the best validation.
+    `rows`: the rows of metrics.jsonl. `facts`: the contents of run.json. The lowest value may be missing in one of the two
+    files.
     """
     best = best_row([row for row in rows if row["step"] <= step])[0]
     if facts.best_bpb is None or facts.best_step is None or facts.best_step > step:

@@ -1,4 +1,4 @@
-"""Read job.json: the overrides of a job of a sweep, and how the job ended."""
+"""Read job.json, which records the settings that a sweep gave to one of its jobs (the overrides), and how the job ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from positron.system.errors import UserError
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hold the overrides of a job of a sweep, and the reason if the job failed or was refused.
+    """Hold the overrides of a job of a sweep, such as `optimizer.lr=0.01`, and the reason if the job failed or was refused.
 
     A job is refused if its run had finished earlier and cannot continue with the settings of this job.
     """

@@ -1,4 +1,4 @@
-"""Define the names of the files in a run folder; no other module contains these names."""
+"""Define the paths of the files in a run folder; other modules take these paths from here."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RunPaths:
 
     @property
     def chat_path(self) -> Path:
-        """Return the path of the chat template, which only runs that were fine-tuned on conversations have."""
+        """Return the path of the chat template; the file exists only if the run's model was trained to answer messages."""
         return self.folder / "chat.json"
 
     @property
@@ -101,7 +101,7 @@ class RunPaths:
 
     @property
     def weights_path(self) -> Path:
-        """Return the path of the exported weights."""
+        """Return the path of the exported weights (see `training.conclude.export_weights`)."""
         return self.model_folder / "weights.safetensors"
 
     @property

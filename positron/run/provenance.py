@@ -88,8 +88,8 @@ def _fault(record: dict[str, Any]) -> str | None:
 def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weights: Path | None, **facts: str) -> None:
     """Record in the run's provenance that this process starts to train the run at `step`.
 
-    `weights` is the checkpoint of another run whose weights this run starts from (None: it starts from no other run). `facts`
-    are further values that the run depends on, such as the tokenizer's hash.
+    `weights` is the checkpoint of another run whose weights this run starts from (None: the weights are random, or from this
+    run's own checkpoint). `facts` are further values that the run depends on, such as the tokenizer's hash.
     """
     known = read_provenance(folder)
     surroundings = {"resolved": dataclasses.asdict(resolved), **facts, **environment(str(resolved.accelerator))}
@@ -114,15 +114,16 @@ def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weig
 def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
     """Return the record of the process that trained `step`: how it was started, and its environment.
 
-    If several processes trained the step, the last of them counts, because its results replaced those of the earlier ones. The
-    result is empty if no such process is recorded, as in runs of older versions.
+    `provenance`: the result of `read_provenance`. If several processes trained the step, the last of them counts, because its
+    results replaced those of the earlier ones. The result is empty if no such process is recorded, as in runs of older
+    versions.
     """
     starts = [start for start in provenance["starts"] if start["step"] < step]
     return {**starts[-1], **provenance["environments"][starts[-1]["environment"]]} if starts else {}
 
 
 def recorded_changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return `key: there -> here` for each value that differs between the records of two starts of training.
+    """Return `key: there -> here` for each value that differs between two records of a start (see `start_of`).
 
     Values that cannot change the losses, such as time and step, are left out.
     """
@@ -132,7 +133,7 @@ def recorded_changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def command() -> str:
-    """Return the command that the user typed, without the path of the home folder."""
+    """Return a command line that starts this program again with the same arguments, with `~` for the home folder."""
     script = Path(sys.argv[0])
     program = ["-m", f"positron.{script.stem}"] if script.parent.name == "positron" else [str(script)]
     return str(without_home(shlex.join(["python", *program, *sys.argv[1:]])))
@@ -140,7 +141,7 @@ def command() -> str:
 
 @functools.cache  # describes the code as imported, even if it is edited while the process runs
 def environment(accelerator: str) -> dict[str, Any]:
-    """Return the code, versions and hardware of this process."""
+    """Return the code, versions and hardware of this process, which trains on `accelerator` (cpu, cuda or mps)."""
     return {"git": checkout(CHECKOUT), "versions": versions(), "hardware": hardware(accelerator)}
 
 

@@ -1,4 +1,4 @@
-"""Find the teachers of a distillation: trained runs whose context is long enough."""
+"""Find the teachers of a distillation: trained runs whose context is at least as long as that of the new model."""
 
 from __future__ import annotations
 
