@@ -89,7 +89,8 @@ def model_card(source: Source, architecture: str) -> str:
 def onnx_card(source: Source, precision: str) -> str:
     """Return the text of README.md for a run that is exported as ONNX graphs.
 
-    The text contains an example program, which always takes the likeliest next token.
+    The text contains an example program, which always takes the likeliest next token. `precision`: the precision of the
+    matrices, f32 or int8.
     """
     config, tokenizer = source.config, source.tokenizer
     stops = stop_ids(tokenizer) if source.is_chat else list(tokenizer.end_ids)

@@ -49,8 +49,8 @@ FILE = "model.gguf"
 class Architecture:
     """Describe an architecture of llama.cpp.
 
-    `name`: the architecture's name in the file. `rules`: a function that returns the rules that convert its tensors. `keys`: a
-    function that writes the metadata that only this architecture has.
+    `name`: the architecture's name in the GGUF file. `rules`: a function that returns the rules that convert Positron's tensors
+    (see `rules.Rule`). `keys`: a function that writes the metadata that only this architecture has.
     """
 
     name: str
@@ -128,8 +128,8 @@ def _apertus_keys(config: GPTConfig, writer: GGUFWriter) -> None:
 def _llama_like(config: GPTConfig, *, turned: bool, qk_scale: bool, head: bool) -> list[Rule]:
     """Return the rules that convert the tensors of an architecture with RMSNorm and RoPE.
 
-    `turned`: true if RoPE rotates the pairs (2 i, 2 i + 1). `qk_scale`: true if the norms of queries and keys have a learned
-    scale. `head`: true if the file needs the output head even if it is tied to the embedding.
+    `turned`: true if RoPE rotates the pairs (2 i, 2 i + 1). `qk_scale`: true if the architecture normalises queries and keys
+    with a learned scale. `head`: true if the file needs the output head even if it is tied to the embedding.
     """
     rules = [same("token_embd.weight", "wte.weight")]
     for i in range(config.n_layer):
@@ -210,7 +210,7 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     Returns the largest absolute difference between the logits of the run's model and those of the same model with the weights
     that were read back. f16 and q8_0 round only the matrices; norms, biases and the position table stay fp32. With q8_0, a
     matrix whose row length is not a multiple of 32 stays fp32, too. Raises UserError, before anything is written, if llama.cpp
-    does not have the architecture or the tokenizer.
+    does not have the architecture or the tokenizer, or if the package gguf is not installed.
     """
     try:
         from gguf import GGUFReader, GGUFWriter, LlamaFileType, dequantize

@@ -49,9 +49,9 @@ _SPLITTING: dict[tuple[tuple[Any, ...], ...], str] = {
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) -> None:
-    """Write the keys that describe a tokenizer and, if `is_chat`, the chat template.
+    """Write the metadata that describes a tokenizer and, if `is_chat`, the chat template.
 
-    Raises UserError for a kind of tokenizer that llama.cpp does not have.
+    Raises UserError if llama.cpp does not have such a tokenizer, or if it is not known whether llama.cpp gives the same tokens.
     """
     match tokenizer:
         case SentencePieceTokenizer():
@@ -144,7 +144,7 @@ def pre_tokenizer_name(facts: dict[str, Any]) -> str | None:
     """Return llama.cpp's name for the way in which a byte-level tokenizer.json splits a text, or None if no name is known.
 
     `facts`: the content of tokenizer.json. The pre-tokenizer's steps and their settings must be exactly those of a known model.
-    The normalizer NFC is accepted although llama.cpp does not have it: only texts that are not in NFC get other tokens in
+    The normalizer NFC is accepted although llama.cpp does not have it: a text that is not in NFC gets other tokens in
     llama.cpp.
     """
     normalizer = facts.get("normalizer")

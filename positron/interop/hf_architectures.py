@@ -26,8 +26,9 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 class Architecture:
     """Describe a model class of Hugging Face's transformers.
 
-    `settings`: a function that returns the entries that config.json has for this class, in addition to those that it has for
-    every class. `rules`: a function that returns the rules that convert the tensors.
+    `name`: the name of the class. `model_type`: its type in config.json. `settings`: a function that returns the entries that
+    config.json has for this class, in addition to those that it has for every class. `rules`: a function that returns the rules
+    that convert the tensors (see `rules.Rule`).
     """
 
     name: str
@@ -109,8 +110,8 @@ def sliding_window(config: GPTConfig) -> int | None:
 def config_json(architecture: Architecture, config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the content of config.json, with the ids of the tokens that begin and end a text.
 
-    The base of RoPE is written twice, because transformers 5 reads `rope_parameters` and transformers 4 reads `rope_theta`.
-    If `rope_theta` were missing, transformers 4 would use its own default without a warning.
+    The base of RoPE is written twice, because transformers 5 reads `rope_parameters`, and transformers 4 reads `rope_theta`. If
+    `rope_theta` were missing, transformers 4 would use its own default without a warning.
     """
     rope = {
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
@@ -173,9 +174,9 @@ def _decoder(
 ) -> list[Rule]:
     """Return the rules that convert the tensors of a class whose tensors have the same names as those of Llama.
 
-    `mlp`: maps the names of the MLP's matrices in transformers to Positron's names. `norms`: the transformers names of the
-    two norms of a block. `qk_scale`: true if the norms of queries and keys have a scale. `always_norm_bias`: true if the
-    norms of this class always have a bias.
+    Only the names of the MLP's matrices and of the norms may differ. `mlp`: maps the names of the MLP's matrices in
+    transformers to Positron's names. `norms`: the transformers names of the two norms of a block. `qk_scale`: true if the class
+    normalises queries and keys with a scale. `always_norm_bias`: true if the norms of this class always have a bias.
     """
     rules = [same("model.embed_tokens.weight", "wte.weight")]
     for i in range(config.n_layer):

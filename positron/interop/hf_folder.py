@@ -26,7 +26,7 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 
 def read_folder(folder: Path) -> Imported:
-    """Read a model that transformers saved, or that Positron exported. Raises the errors of `read_model`."""
+    """Read a model that transformers saved, or that Positron exported. Raises the errors of `importing.read_model`."""
     path = folder / "config.json"
     described = read_json(path)
     if not isinstance(described, dict):
@@ -54,10 +54,10 @@ def _is_ours(template: Path, tokenizer: Tokenizer) -> bool:
 
 
 def _unchanged(rules: list[Rule], tensors: Weights) -> Weights | None:
-    """Convert the tensors by the rules of Positron's own export, or return None if they contradict these rules.
+    """Convert the tensors by the rules of Positron's own export, or return None if they do not fit these rules.
 
-    Training in another program can make the tensors contradict Positron's architecture. For example, an export to GPT-2 writes
-    the rows of a key head once for each query head; after training, these copies are no longer equal.
+    Training in another program can give the tensors values that Positron's architecture cannot represent. For example, an
+    export to GPT-2 writes the rows of a key head once for each query head; after training, these copies are no longer equal.
     """
     try:
         return to_ours(rules, tensors) if {rule.theirs for rule in rules} == set(tensors) else None
@@ -181,8 +181,9 @@ def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
 def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[LibraryTokenizer, bool]:
     """Return the tokenizer of a folder, and whether its vocabulary contains all special tokens of Positron's chat template.
 
-    `model`: the content of config.json. `rows`: the number of rows of the embedding. Raises UserError if tokenizer.json is
-    missing or damaged, or does not fit the model.
+    `model`: the content of config.json. `rows`: the number of rows of the embedding. A special token that the vocabulary lacks
+    gets a new id, which is `rows` or larger. Raises UserError if tokenizer.json is missing or damaged, or does not fit the
+    model.
     """
     path = folder / "tokenizer.json"
     if not path.exists():

@@ -45,7 +45,7 @@ class _Keys:
         self._facts, self._path = {key: value for key, value in facts.items() if key not in _HARMLESS}, path
 
     def number(self, name: str, default: float | None = None) -> Any:
-        """Return the value of a key that must be a positive number, or `default` if the key is missing.
+        """Return the value of a key that must be a positive number below 1e12, or `default` if the key is missing or null.
 
         Raises UserError for any other value, and for a missing key without a default.
         """
@@ -70,7 +70,7 @@ class _Keys:
         return value
 
     def count(self, name: str, default: int | None = None) -> int:
-        """Return the value of a key that must be a positive whole number, or `default` if the key is missing.
+        """Return the value of a key that must be a positive whole number, or `default` if the key is missing or null.
 
         Raises UserError for any other value, and for a missing key without a default.
         """
@@ -114,7 +114,10 @@ class _Keys:
         return _Keys(value, f"{self._path}: {name}")
 
     def unsupported(self, setting: str) -> UserError:
-        """Return the UserError for a setting of this file that Positron does not support. `setting` describes the setting."""
+        """Return the UserError that refuses this file because of a setting.
+
+        `setting` describes the setting, such as "layer_types differ"; the message adds that Positron does not support this.
+        """
         return UserError(f"{self._path}: {setting}, which Positron does not support: choose another model")
 
     def must_be(self, name: str, value: Any) -> None:
@@ -177,9 +180,9 @@ def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]
 
 
 def own_config(facts: dict[str, Any]) -> tuple[GPTConfig, list[Rule]] | None:
-    """Return the architecture that Positron's export wrote into config.json, and the rules that convert its tensors.
+    """Return the architecture that Positron's export wrote into config.json, and the rules that convert the exported tensors.
 
-    Returns None if config.json has no such entry, or if the entry is not valid.
+    `facts`: the content of config.json. Returns None if the export wrote no architecture, or if the architecture is not valid.
     """
     noted = facts.get("positron")
     if not isinstance(noted, dict):

@@ -21,8 +21,9 @@ _INDEX = "model.safetensors.index.json"
 def fetch_model(name: str, revision: str | None = None) -> Path:
     """Download the files of a model into the cache, except those that are already there, and return their folder.
 
-    `name` is OWNER/NAME, or gpt2 for openai-community/gpt2. Raises UserError if the repository does not exist or lacks
-    a file that an import needs, and Unreachable if the network fails.
+    `name` is OWNER/NAME, or gpt2 for openai-community/gpt2. `revision` is a branch, tag or commit (None: the default branch).
+    Raises UserError if the repository does not exist or lacks a file that an import needs, and Unreachable if the network
+    fails.
     """
     from huggingface_hub import HfApi
 
@@ -50,7 +51,10 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
 
 
 def _wanted(files: dict[str, dict[str, Any]], repo: str) -> list[dict[str, Any]]:
-    """Return the files that an import reads. pytorch_model.bin is among them only if there are no safetensors files."""
+    """Return the files that an import reads. Raises UserError if a file that every import needs is missing.
+
+    pytorch_model.bin is among the files only if there are no safetensors files.
+    """
     if _INDEX in files:
         weights = [name for name in files if name.startswith("model-") and name.endswith(".safetensors")] + [_INDEX]
     else:

@@ -1,4 +1,4 @@
-"""Hold a model that was read from the files of another program, before it is written as a run."""
+"""Hold a model that was read from the files of another program, before the model is written as a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ NEW_ROW_NOISE = 0.01  # standard deviation of the noise in added rows, relative 
 class Imported:
     """Hold a model that was read from the files of another program, or of a Positron export.
 
-    `is_chat`: true if the model was fine-tuned with Positron's chat template. `origin`: the path or repository of the model.
+    `weights`: the tensors by their names in `GPT`. `is_chat`: true if the model was fine-tuned with Positron's chat template.
+    `origin`: the path or repository of the model.
     """
 
     config: GPTConfig
@@ -43,10 +44,10 @@ def refuse_non_finite(weights: Weights, source: Path) -> None:
 
 
 def with_rows(config: GPTConfig, weights: Weights, vocab_size: int) -> tuple[GPTConfig, Weights]:
-    """Enlarge embedding and output head to `vocab_size` rows. A new row is the mean of the old rows plus a little noise.
+    """Enlarge embedding and output head to `vocab_size` rows, and return the new configuration and weights.
 
-    New rows are not 0, because a token whose row is 0 has the logit 0. In GPT-2, whose other logits are far below 0, this token
-    would be the likeliest token.
+    A new row is the mean of the old rows plus a little noise. New rows are not 0, because a token whose row is 0 has the logit
+    0. In GPT-2, whose other logits are far below 0, this token would be the likeliest token.
     """
     if vocab_size == config.vocab_size:
         return config, weights

@@ -38,12 +38,12 @@ from positron.text.conversation import TEMPLATE
 
 
 def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision: str | None = None) -> Imported:
-    """Read the model `name` and write it as the run `folder`.
+    """Read the model `name` and write it as a run into the new folder `folder`.
 
     `name` is a folder, a .bin file of llama2.c, or a repository of the Hugging Face hub, tried in this order. `tokenizer` is
-    the vocabulary of a .bin file; `revision` is a branch, tag or commit of a repository. Raises UserError if `folder` exists,
-    if `name` is a run, or if a file of the model is missing, damaged, contradictory or not supported. Raises Unreachable if
-    the network fails.
+    the vocabulary file that belongs to a .bin file (see `read_model`); `revision` is a branch, tag or commit of a repository.
+    Raises UserError if `folder` exists, if `name` is a run, if there is no such model, or if a file of the model is missing,
+    damaged, contradictory or not supported. Raises Unreachable if the network fails.
     """
     place = expanded(name)
     if RunPaths(place).facts_path.exists():
@@ -64,7 +64,10 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
 
 
 def import_source_run(name: str) -> str:
-    """Return the run folder of the model that `init_from=name` names, and import the model if this folder is not a run yet."""
+    """Return the run folder of the model that `init_from=name` names, and import the model if this folder is not a run yet.
+
+    Raises UserError if the folder exists but is not a run, and the errors of `import_run`.
+    """
     folder = OUTPUTS / run_name(name)
     if not Run(folder).exists:
         if folder.exists():

@@ -1,7 +1,8 @@
 """Write and read the files of llama2.c (weights and vocabulary), whose `run.c` runs a language model in one C file.
 
-`run.c` supports only RMSNorm, RoPE over the pairs (2 i, 2 i + 1), SwiGLU, and no biases. It also fixes some ids: 1 begins and
-ends a text, and 3 to 258 are the 256 bytes. Therefore an export reorders the vocabulary and the rows of the embedding.
+`run.c` supports only RMSNorm, RoPE over the pairs (2 i, 2 i + 1), SwiGLU, and no biases. In its vocabulary, some ids have a
+fixed meaning: 1 begins and ends a text, and 3 to 258 are the 256 bytes. Therefore an export reorders the vocabulary and the
+rows of the embedding.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def check_tokenizer(tokenizer: Tokenizer) -> SentencePieceTokenizer:
 def rules(config: GPTConfig) -> list[Rule]:
     """Return the rules that convert the tensors, in the order of the file.
 
-    The file contains first one kind of tensor for all layers, then the next kind for all layers, and so on.
+    The file contains first one kind of tensor for all layers, then the next kind for all layers, and so on. An output head that
+    is not tied to the embedding comes last in the file, after the RoPE tables; it has no rule.
     """
     blocks = range(config.n_layer)
 
@@ -176,7 +178,10 @@ def count_numbers(config: GPTConfig) -> int:
 
 
 def read_weights(config: GPTConfig, numbers: Tensor) -> dict[str, Tensor]:
-    """Return Positron's tensors from the numbers after the header; embedding rows keep the order of ids in the file."""
+    """Return Positron's tensors from the numbers after the header of a model file.
+
+    The rows of the embedding and of the output head stay in the order of the ids in the file.
+    """
     tensors: dict[str, Tensor] = {}
     start = 0
     for name, shape in expected_shapes(rules(config), config).items():
@@ -189,7 +194,10 @@ def read_weights(config: GPTConfig, numbers: Tensor) -> dict[str, Tensor]:
 
 
 def _read_back(config: GPTConfig, path: Path, order: list[int]) -> dict[str, Tensor]:
-    """Read the weights from an exported file, with the embedding rows in Positron's order of ids."""
+    """Read the weights from an exported file, with the rows of embedding and output head in Positron's order of ids.
+
+    `order`: the result of `id_order`.
+    """
     numbers = torch.from_numpy(np.frombuffer(read_bytes(path), dtype="<f4", offset=HEADER.size).copy())
     ours = torch.argsort(torch.tensor(order))
     by_id = ("wte.weight", "lm_head.weight")

@@ -20,10 +20,10 @@ MAGIC = 0x616B3432  # the first number of a file in version 1 or later of the fo
 
 
 def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
-    """Read a model file of llama2.c, which consists of a header with seven numbers and the tensors in fp32.
+    """Read a model file of llama2.c (version 0), which consists of a header with seven numbers and the tensors in fp32.
 
-    `vocabulary`: the file with the texts of the model's tokens (None: tokenizer.bin or tok512.bin in the same folder).
-    Raises the errors of `read_model`.
+    `vocabulary`: the file with the texts of the model's tokens (None: tokenizer.bin or tok512.bin in the same folder). Raises
+    the errors of `importing.read_model`.
     """
     content = read_bytes(path)
     if len(content) < llama2c.HEADER.size:

@@ -1,4 +1,4 @@
-"""Tell from the name of a model whether it is a run, a folder or a repository, before torch is loaded."""
+"""Decide, before torch is loaded, whether the name of a model means that the model must be imported first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def is_repository(name: str) -> bool:
 
 
 def run_name(name: str) -> str:
-    """Return the default name of an imported run: the name of its folder, file or repository."""
+    """Return the default name of the run into which the model `name` is imported.
+
+    This is the last part of the path or of the name of the repository, with `-` in place of unusual characters.
+    """
     path = expanded(name)
     return re.sub(r"[^\w.-]", "-", path.stem if path.is_file() else path.resolve().name)
 
@@ -30,7 +33,7 @@ def run_name(name: str) -> str:
 def needs_import(name: str) -> bool:
     """Tell whether `init_from=name` names a model that must be imported first.
 
-    This is the case if `name` is not a run, and is either a folder with a tokenizer.json or a repository (see `is_repository`).
+    This is the case if `name` is not a run, but is a folder with a tokenizer.json or a repository (see `is_repository`).
     """
     path = expanded(name)
     if any(Run(folder).exists for folder in (path, OUTPUTS / name)):

@@ -18,7 +18,7 @@ def write(source: Source, folder: Path, precision: gguf_file.Precision = "f32") 
     """Write `model.gguf` and `Modelfile` into a folder, and read the weights back.
 
     Returns the largest absolute difference between the logits of the run's model and those of the same model with the weights
-    that were read back.
+    that were read back. Raises the errors of `gguf_file.write`.
     """
     difference = gguf_file.write(source, folder, precision)
     write_text(folder / "Modelfile", modelfile(source))
@@ -26,7 +26,7 @@ def write(source: Source, folder: Path, precision: gguf_file.Precision = "f32") 
 
 
 def modelfile(source: Source) -> str:
-    """Return the Modelfile.
+    """Return the text of the Modelfile for a run.
 
     The Modelfile sets the prompt template, the context length of the model, a temperature of 0.8, no repetition penalty and,
     for a chat model, the stop string. Ollama's defaults are a context of 2,048 tokens and a repetition penalty.

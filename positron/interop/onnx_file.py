@@ -84,7 +84,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _plain_inputs() -> dict[str, Tensor]:
-    """Return example inputs. All sizes are above 1, because torch.export treats a dimension of size 1 as a constant."""
+    """Return example inputs of `model.onnx`, from which torch traces the graph.
+
+    All sizes are above 1, because torch.export treats a dimension of size 1 as a constant.
+    """
     return {"ids": torch.zeros(2, 3, dtype=torch.int64)}
 
 
@@ -141,16 +144,16 @@ def _session(path: Path) -> Any:
 
 
 def _lengths(config: GPTConfig) -> list[int]:
-    """Return the two text lengths at which graph and model are compared.
+    """Return the two text lengths, in tokens, at which graph and model are compared.
 
-    These are the context length, and half of the sliding window; without a window, half of the context length.
+    The first is half of the sliding window or, without a window, half of the context length. The second is the context length.
     """
     return [max(1, min(config.window or config.context_length, config.context_length) // 2), config.context_length]
 
 
 @torch.no_grad()
 def _plain_difference(source: Source, path: Path) -> float:
-    """Return the largest difference between the logits of the graph and of the model, for texts of two lengths."""
+    """Return the largest difference between the logits of `model.onnx` and of the model, for texts of two lengths."""
     session, differences = _session(path), []
     for length in _lengths(source.config):
         ids = probe(source.config)[:, :length]
@@ -163,7 +166,7 @@ def _plain_difference(source: Source, path: Path) -> float:
 def _cached_difference(source: Source, path: Path) -> float:
     """Return the largest difference between the logits of `model_cached.onnx` and of the model.
 
-    The graph reads texts of the context length in two parts. Only the logits after each part are compared.
+    The graph reads texts of the context length in two parts. Only the logits after the last token of each part are compared.
     """
     config, session, differences = source.config, _session(path), []
     ids = probe(config)

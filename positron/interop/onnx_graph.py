@@ -18,7 +18,7 @@ from positron.model.kernels.norms_and_heads import Rope
 
 
 class CachedGraph(nn.Module):
-    """Compute the logits of the next token, and the keys and values that the next call needs."""
+    """Compute the logits of the next token, and the keys and values that the call for the following tokens needs."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class CachedGraph(nn.Module):
 
 
 class PlainGraph(nn.Module):
-    """Compute the next-token logits after every token of a text."""
+    """Compute for every token of a text the logits of the token after it."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Rename and rearrange weights between Positron and another program, in both directions.
 
-A format is a list of rules, one for each tensor of the other program. An export applies them forward and an import backward,
-so that the two cannot disagree. In names, "ours" means Positron's tensors and "theirs" those of the other program. Shapes:
-C = d_model, H heads, K key/value heads, D head dimension, F = width of the MLP.
+A format is described by a list of rules, one for each tensor of the other program. An export applies the rules forward and an
+import backward, so that the two cannot disagree. In names, "ours" means Positron's tensors and "theirs" those of the other
+program. Shapes: C = d_model, H heads, K key/value heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Weights = Mapping[str, Tensor]
 
 
 class Contradiction(ValueError):
-    """Report that a tensor contains values that are impossible in the architecture of config.json."""
+    """Report that a tensor of the other program has values that no model of Positron with this architecture can have."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def to_theirs(rules: Iterable[Rule], weights: Weights) -> dict[str, Tensor]:
 def to_ours(rules: Iterable[Rule], tensors: Weights) -> dict[str, Tensor]:
     """Compute Positron's weights from the other program's tensors.
 
-    Raises Contradiction for values that `to_theirs` cannot have written with these rules.
+    Raises Contradiction for values that `to_theirs` cannot have written with these rules, and KeyError if a tensor is missing.
     """
     weights: dict[str, Tensor] = {}
     for rule in rules:
@@ -188,6 +188,9 @@ def to_ours(rules: Iterable[Rule], tensors: Weights) -> dict[str, Tensor]:
 
 
 def expected_shapes(rules: Iterable[Rule], config: GPTConfig) -> dict[str, torch.Size]:
-    """Return the shape that each tensor of the other program must have, by its name."""
+    """Return the shape that each tensor of the other program must have, by the tensor's name.
+
+    `config`: the architecture of the model.
+    """
     weights = {name: torch.empty(p.shape, device="meta") for name, p in GPT(config).named_parameters()}
     return {rule.theirs: rule.forth([weights[name] for name in rule.ours]).shape for rule in rules if rule.theirs}

@@ -19,7 +19,7 @@ from positron.text.tokenizer import Tokenizer
 class Source:
     """Hold a model to export, in fp32 on the CPU, with its run and tokenizer.
 
-    `checkpoint`: the file from which the weights were loaded. `is_chat`: true if the run was fine-tuned on conversations.
+    `checkpoint`: the file from which the weights were loaded. `is_chat`: true if the model was trained to answer messages.
     """
 
     run: Run
@@ -45,7 +45,7 @@ class Source:
 
 
 def open_source(run: Run) -> Source:
-    """Load the best checkpoint of a run. Raises UserError if the run has no checkpoint or the checkpoint is damaged."""
+    """Load the best checkpoint of a run, or the newest if no best was saved. Raises the errors of `load_model`."""
     model, tokenizer, checkpoint = load_model(run)
     model.requires_grad_(False)
     return Source(run, model, tokenizer, checkpoint, run.is_chat)
@@ -59,7 +59,10 @@ def probe(config: GPTConfig) -> Tensor:
 
 @torch.no_grad()
 def largest_difference(source: Source, weights: dict[str, Tensor]) -> float:
-    """Return the largest absolute difference between the logits of the model and of the same model with `weights`."""
+    """Return the largest absolute difference between the logits of the model and of the same model with `weights`.
+
+    Both models read the token ids of `probe`.
+    """
     copy = GPT(source.config).eval()
     copy.load_state_dict(weights)
     ids = probe(source.config)

@@ -88,7 +88,8 @@ def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
 def _special_ids(tokenizer: Tokenizer) -> dict[int, str]:
     """Return the special tokens by their ids.
 
-    Unused ids of a tiktoken vocabulary get a special token, too; otherwise the tokens after them would get other ids.
+    Ids of a tiktoken vocabulary that no token has also get a special token; otherwise the tokens after them would get other
+    ids.
     """
     ids = {tokenizer.special_id(token): token for token in SPECIALS}
     if isinstance(tokenizer, TiktokenTokenizer):
@@ -171,7 +172,11 @@ def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]
 def piece_tokenizer(
     vocab: dict[str, int], merges: list[tuple[str, str]], specials: dict[int, str], *, dummy_prefix: bool
 ) -> dict[str, Any]:
-    """Return a tokenizer.json for SentencePiece pieces. `dummy_prefix`: true to put a space before each text."""
+    """Return the content of a tokenizer.json for SentencePiece pieces.
+
+    `vocab`: the id of each piece. `merges`: the merges of BPE in the order of their priority. `specials`: the special tokens by
+    their ids. `dummy_prefix`: true to put a space before each text.
+    """
     prefix: list[dict[str, Any]] = [{"type": "Prepend", "prepend": "▁"}] if dummy_prefix else []
     return {
         "version": "1.0",
@@ -206,8 +211,8 @@ def _tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
 def tiktoken_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Return one merge for each token of several bytes, in the order of the tokens' ranks.
 
-    The merge is the pair of tokens that byte-pair encoding joins in its last step to form the token. Tokens that byte-pair
-    encoding cannot form are left out.
+    `ranks`: the rank of each token, which is also its id. The merge is the pair of tokens that byte-pair encoding joins in its
+    last step to form the token. Tokens that byte-pair encoding cannot form are left out.
     """
     merges: list[tuple[bytes, bytes]] = []
     for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]):
