@@ -133,9 +133,10 @@ class _Keys:
             )
 
     def activation(self, name: str, default: str) -> Any:
-        """Return Positron's name of the activation function in the key `name`, or in `default` if the key is missing.
+        """Return Positron's name of the activation function that the key `name` names.
 
-        Raises UserError if Positron does not have this activation function.
+        `default`: transformers' name of the activation function if the key is missing. Raises UserError if Positron does not
+        have this activation function.
         """
         value = self._facts.pop(name, default)
         if not isinstance(value, str) or value not in _ACTIVATIONS:

@@ -81,7 +81,7 @@ def rules(config: GPTConfig) -> list[Rule]:
 def id_order(tokenizer: SentencePieceTokenizer) -> list[int]:
     """Return a list whose item i is Positron's id of the token that gets the id i in the files for `run.c`.
 
-    The order is: the unknown token, <|endoftext|>, one of the chat markers, the 256 bytes, and all others. `run.c` expects the
+    The order is: the unknown token, <|endoftext|>, another special token, the 256 bytes, and all others. `run.c` expects the
     bytes at the ids 3 to 258.
     """
     pieces = tokenizer.pieces()

@@ -148,7 +148,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """Return the step in the name of a checkpoint file."""
+    """Return the step in the name of a checkpoint file, `step-*.ckpt`."""
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1])

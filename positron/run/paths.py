@@ -76,7 +76,7 @@ class RunPaths:
 
     @property
     def job_path(self) -> Path:
-        """Return the path of the job's outcome, which only jobs of a sweep have."""
+        """Return the path of the file that records how a job of a sweep ended; only the runs of a sweep have this file."""
         return self.folder / JOB
 
     @property
@@ -106,7 +106,7 @@ class RunPaths:
 
     @property
     def weights_checksum_path(self) -> Path:
-        """Return the path of the file with the SHA-256 of the exported weights."""
+        """Return the path of the file with the SHA-256 of the file of exported weights."""
         return self.model_folder / "weights.safetensors.sha256"
 
     @property

@@ -1,4 +1,4 @@
-"""Record in `provenance.json` the code, versions, hardware and settings of each start of a run.
+"""Record in `provenance.json` the code, versions, hardware and command of each start of a run.
 
 The record holds the commit and diff of Positron's checkout, versions, hardware, threads, seed and command. It never holds
 environment variables, the name of the machine or the name of its user. What several starts have in common, such as code and

@@ -94,8 +94,8 @@ class _LinearDistillation(torch.autograd.Function):
 def _divergences(logits: Tensor, teachers: list[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
     """Compute KL(q, s) (n,) in nats and s - q (n, V), in fp32 or wider, from logits (n, V) of the student and each teacher.
 
-    s is the student's distribution at the temperature, q the mean of the teachers' distributions. If the logits of
-    the student and of its only teacher are equal, both results are exactly 0.
+    s is the student's distribution, and q the mean of the teachers' distributions, all at `temperature`. If the logits of the
+    student and of its only teacher are equal, both results are exactly 0.
     """
     log_s, *logs = (_log_softmax(each, temperature) for each in (logits, *teachers))
     log_q = functools.reduce(torch.logaddexp, logs) - math.log(len(logs))

@@ -130,7 +130,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def losses_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute losses (n,) and softmax (n, V), in fp32 or wider, from logits (n, V) and targets (n,)."""
+    """Compute losses (n,) in nats and softmax (n, V), in fp32 or wider, from logits (n, V) and targets (n,).
+
+    A loss is 0 where the target is IGNORE.
+    """
     p = logits.softmax(dim=-1, dtype=wide(logits.dtype))
     p_target = p.gather(1, targets.clamp(min=0)[:, None])[:, 0]
     is_cpu = p.device.type == "cpu"  # on other devices, the comparison would wait for the device
