@@ -19,11 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def conclude(run: Run, status: str, error: str | None, signals: Signals, *, keeps_best: bool) -> None:
-    """Write run.json, the exported weights, the loss curve and the report when a run ends, whatever its `status`.
+    """Write run.json and, if the run has metrics, the exported weights, the loss curve and the report when a run ends.
 
-    `error`: the message of the error that ended the run, or None. `keeps_best`: True if run.json records the validation with
-    the lowest bits per byte as the best one, False if it records the last validation as the best one. If a file cannot be
-    written, a warning is logged and no error is raised.
+    `status` and `error` are recorded in run.json; `error` is the message of the error that ended the run, or None. `signals`
+    delays a signal while run.json is written. `keeps_best`: True if run.json records the validation with the lowest bits per
+    byte as the best one, False if it records the last validation as the best one.
+
+    If the metrics are damaged or a file cannot be written, a warning is logged and no error is raised.
     """
     try:
         rows = read_metrics(run.metrics_path)

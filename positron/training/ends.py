@@ -1,4 +1,4 @@
-"""Decide what ends a run before its last step: a time limit, a signal, early stopping, or the pruning of its sweep."""
+"""Decide what ends a run before its last step: a time limit, a signal, early stopping, or pruning (of a sweep's poor runs)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from positron.training.signals import Signals
 
 @dataclass(frozen=True)
 class Ends:
-    """Hold the callbacks that can end the run."""
+    """Hold the callbacks that can end the run.
+
+    `patience` is None without early stopping, and `pruning` is None if sweep.prune= is not set.
+    """
 
     stopping: Stopping
     patience: Patience | None
@@ -45,7 +48,10 @@ def open_ends(session: Session, plan: Plan, objective: Objective, rows: list[dic
 
 
 def why_it_is_over(session: Session, plan: Plan, ends: Ends, was_pruned: bool) -> str | None:
-    """Return a message that says why there is nothing to train, or None if the run is to be trained."""
+    """Return a message that says why there is nothing to train, or None if the run is to be trained.
+
+    `was_pruned`: an earlier process has ended the run by pruning.
+    """
     folder, step = session.run.folder, session.start.step
     if ends.patience is not None and ends.patience.is_over:
         reason = f"nothing to do: early stopping ended {folder} at step {step}, {ends.patience.why}"
@@ -65,7 +71,10 @@ def why_it_is_over(session: Session, plan: Plan, ends: Ends, was_pruned: bool) -
 
 
 def status_at_end(plan: Plan, ends: Ends, first: int) -> str:
-    """Return "pruned", "stopped" or "finished" for a run whose training began at step `first` and ended without an error."""
+    """Return "pruned", "stopped" or "finished" for a run whose training began at step `first` and ended without an error.
+
+    "stopped" means that the run can be continued: it ended at train.stop_at= or at its time limit.
+    """
     if ends.pruning is not None and ends.pruning.pruned:
         return "pruned"
     cut = max(first, plan.last_step) < plan.horizon or ends.stopping.out_of_time

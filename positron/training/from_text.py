@@ -43,9 +43,9 @@ def train_on_text(
 ) -> Facts:
     """Train the run in `folder` to its last step, from its last checkpoint if there is one; return the content of run.json.
 
-    `asked` holds the settings that the user gave, which `budget=` does not change. `started`: time.monotonic() at the start of
-    the command. `lesson_of` returns the objective and the tokenizer; it is called after the run folder has been locked. Raises
-    the errors of `positron.train.train`.
+    `callbacks` are the user's own Lightning callbacks. `asked` holds the settings that the user gave, which `budget=` does not
+    change. `started`: time.monotonic() at the start of the command. `lesson_of` returns the objective and the tokenizer; it is
+    called after the run folder has been locked. Raises the errors of `positron.train.train`.
     """
     config = with_origin(Run(folder), restore_choice(config, asked, Run(folder)))
     with open_session(folder, config, started) as session:

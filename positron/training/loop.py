@@ -1,4 +1,4 @@
-"""Run the training loop of all objectives: Lightning's Trainer with Positron's optimizer step, callbacks and files."""
+"""Run the training loop, which all kinds of training share: Lightning's Trainer with Positron's step, callbacks and files."""
 
 from __future__ import annotations
 
@@ -72,11 +72,18 @@ def fit(
     tokenizer: Tokenizer,
     callbacks: Sequence[L.Callback] = (),
 ) -> Facts:
-    """Train from the session's start to `plan.last_step` and return the content of run.json.
+    """Train a run up to step `plan.last_step`, unless something ends it earlier, and return the content of its run.json.
 
-    run.json records the status of the run, also if an error or a signal ends the run. `callbacks` are the user's own
-    callbacks. They run after validation and the monitors, and before metrics, samples and checkpoints are written, so values
-    that they add to `module.metrics` are recorded. An error that ends the training is raised again.
+    The training begins in the state `session.start`. It ends earlier after a signal, at its time limit, by early stopping, or
+    if the run belongs to a sweep and is worse than most other runs. If the run has already reached its end, nothing is trained.
+    run.json records how the run ended, also after an error.
+
+    `callbacks` are the user's own callbacks. After each step, they run after validation and the monitors (measurements inside
+    the model), and before metrics, samples and checkpoints are written. So values that they add to `module.metrics` are
+    recorded.
+
+    Raises Interrupted or LeftAtOnce after a signal, Diverged if the loss diverges, and UserError if the memory is too small.
+    Any other error that ends the training is raised again.
     """
     run = session.run
     trackers: list[Tracker] = []
@@ -129,7 +136,10 @@ def fit(
 
 
 def _begin(session: Session, plan: Plan, objective: Objective) -> list[Tracker]:
-    """Record that the run is being trained, and return its trackers."""
+    """Record in run.json that the run is being trained, and open its trackers, such as wandb.
+
+    Also removes the metrics and samples of steps after the step at which this training begins.
+    """
     run, config, step = session.run, session.config, session.start.step
     cut_after(run, step)  # a killed run may have written rows after its last checkpoint
     facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective), **objective.dependencies}
@@ -148,7 +158,7 @@ def _train(
     ends: Ends,
     callbacks: Sequence[L.Callback],
 ) -> None:
-    """Train from the session's start until one of `ends` ends the run."""
+    """Train with Lightning, from the state `session.start` until one of the callbacks in `ends` stops the trainer."""
     if session.is_first_rank:
         _record_start(session, plan, objective, tokenizer)
     if session.config.device.compile:
@@ -220,7 +230,7 @@ def _module(config: RunConfig, plan: Plan, model: GPT, objective: Objective, tok
 
 
 def _compile(plan: Plan, model: GPT, objective: Objective) -> None:
-    """Compile the model and, if this is the only process, compare it with eager mode.
+    """Compile the model. A single process also compares it with eager mode, and undoes the compilation if the results differ.
 
     The comparison needs the device of this process, which is not known yet if there are several processes.
     """
@@ -292,7 +302,7 @@ def _callbacks(
 
 
 def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
-    """Return a Trainer that only runs steps on the devices; Positron's callbacks do validation, files and logs."""
+    """Return a Lightning Trainer that only runs the training steps; Positron's callbacks validate, log and write files."""
     device = session.config.device
     return L.Trainer(
         accelerator=plan.machine.accelerator,
@@ -329,7 +339,7 @@ def _precision(machine: Machine) -> LightningPrecision:
 
 
 class OnlyProcess(LightningEnvironment):
-    """Run one process on one device, and ignore the environment variables of launchers, notebooks and SLURM."""
+    """Tell Lightning to run one process on one device, whatever environment variables a launcher, notebook or SLURM has set."""
 
     @property
     def creates_processes_externally(self) -> bool:

@@ -63,7 +63,12 @@ class TrainingModule(L.LightningModule):
         seed: int,
         identity: dict[str, Any],
     ) -> None:
-        """Store the model and its settings; `identity` (tokenizer hash and architecture) is written into every checkpoint."""
+        """Store the model, the objective (data and loss) and the settings.
+
+        `horizon`: the planned number of optimizer steps, for the schedule of the learning rate. `grad_clip`: the largest norm
+        of the gradient; 0: no clipping. `max_bad_steps`: the run has diverged after this number of steps in a row whose loss or
+        gradient is NaN or infinite. `identity` (tokenizer hash and architecture) is written into every checkpoint.
+        """
         super().__init__()
         self.automatic_optimization = False
         self.model, self.objective = model, objective
@@ -75,7 +80,7 @@ class TrainingModule(L.LightningModule):
         self.before_micro_batch: Callable[[], None] = lambda: None  # may raise an error to give up the step in progress
         self.updating = False  # True while the optimizer changes the weights, which must not be saved then
         self.tokens = 0  # input positions of the last step's micro-batches on this rank, with padding
-        self.loss = torch.zeros(())  # nats per token of the last step, on this rank's device
+        self.loss = torch.zeros(())  # loss of the last step on this rank (see `_accumulate`), on the device
         self.grad_norm = torch.zeros(())
         self.bad_in_a_row = torch.zeros((), dtype=torch.int64)
         self.bad_steps = torch.zeros((), dtype=torch.int64)
@@ -150,8 +155,8 @@ class TrainingModule(L.LightningModule):
         """Clip the gradients. If the gradient (in fp16: the loss) is NaN or infinite, let the step change no weights.
 
         Lightning calls this method when the gradients are complete and, in fp16, divided by the loss scale. In fp16 an
-        infinite gradient is normal: Lightning's gradient scaler then skips the step and lowers the loss scale. With a fused
-        optimizer, the optimizer's kernel makes the decision on the device (`skip_step_if`), so that the CPU does not wait.
+        infinite gradient is normal: the gradient scaler then skips the step and lowers the loss scale. A fused optimizer
+        decides on the device whether to change the weights (see `skip_step_if`), so that the CPU does not wait for the device.
         """
         scaled = self.trainer.precision == "16-mixed"
         self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)

@@ -28,12 +28,15 @@ else:
 class Signals:
     """Handle SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed) and SIGBREAK (Ctrl-Break) inside a `with` block.
 
+    If `can_save` is True, the first signal only sets `received`, and a second one raises LeftAtOnce. If `can_save` is False,
+    the first signal raises LeftAtOnce.
+
     Windows has SIGBREAK and not SIGHUP. If the window of a process is closed on Windows, the process ends before Python can
     handle a signal.
     """
 
     def __init__(self) -> None:
-        self.received = 0  # the number of the first signal; the training checks it at places where it can end
+        self.received = 0  # the number of the first signal, or 0; the training checks it at places where it can end
         self.can_save = False  # true while a training runs that checks `received`
         self._is_held = False
         self._waiting = 0  # the number of a signal that arrived inside a `held` block
@@ -63,7 +66,7 @@ class Signals:
     def release(self) -> None:
         """Let signals end the process at once until `install` is called.
 
-        While torch waits for other machines, it runs no Python code, so that no handler of Python could react.
+        This is necessary while torch waits for other machines: it then runs no Python code, so no Python handler could react.
         """
         for signum in self._handlers:
             signal.signal(signum, signal.SIG_DFL)
