@@ -1,4 +1,4 @@
-"""Compile the model (`device.compile=true`), if its loss and gradient norm then agree with those of eager mode."""
+"""Compile the model (`device.compile=true`), and undo this if the loss or gradient norm differs from that of eager mode."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 def compile_in_place(model: GPT, part: Part, machine: Machine) -> bool:
     """Compile the model and compare it with eager mode on the micro-batch `part`; return whether it stays compiled.
 
-    If the compiler fails or the values differ, a warning is logged and the model is not compiled. The names in the state
-    dict do not change. Dropout is off during the comparison, because compiled code draws other random numbers.
+    If the compiler fails, or if the loss or the gradient norm differs by more than TOLERANCE, a warning is logged and the model
+    stays in eager mode. The names in the state dict do not change. Dropout is off during the comparison, because compiled code
+    draws other random numbers.
     """
     model.to(machine.device)
     part = tuple(tensor.to(machine.device) for tensor in part)

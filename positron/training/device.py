@@ -1,4 +1,4 @@
-"""Choose the accelerator and the precision, measure matrix products, and choose a micro-batch that fits the memory."""
+"""Choose the accelerator, the precision and a micro-batch that fits the memory, and measure the speed of matrix products."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from positron.system.formatting import counted
 from positron.system.ranks import local_rank
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TURNS = 5  # of measurements of 0.07 s for each precision, before precision=auto gives up bf16
+TURNS = 5  # largest number of times that `speed_on_cpu` measures each precision, for 0.07 s each time
 # For matrix products on a CPU, compared with fp32: precision=auto chooses bf16 if it is more than MIN_GAIN times as fast, and a
 # precision is slow if it takes more than SLOWDOWN times as long.
 MIN_GAIN, SLOWDOWN = 1.5, 2.0
@@ -29,13 +29,13 @@ CPU_MICRO_TOKENS = 4096  # with about this number of tokens, the activations of 
 
 @dataclass(frozen=True)
 class Machine:
-    """Describe how a run uses this machine: its accelerator, its precision, and its share of the memory."""
+    """Hold how a run uses this machine: on which accelerator, in which precision, and with which share of the memory."""
 
     accelerator: Accelerator
     precision: Precision
     why: str  # describes the choice and its reason for the user
     share: float = 1.0  # the share of the free memory that this run may use
-    checkpoint_activations: bool = False
+    checkpoint_activations: bool = False  # the backward pass computes most activations again, instead of storing them
     local_rank: int = 0  # number of this process on its machine
     shards_weights: bool = False  # the weights are divided among the processes
 
@@ -58,8 +58,9 @@ def accelerators() -> dict[Accelerator, bool]:
 def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     """Choose the accelerator and the precision that a run uses on this machine.
 
-    `auto` means the fastest kind of accelerator that the machine has, and bf16 if it is fast there, otherwise fp32. Raises
-    UserError if the machine does not have the named accelerator or as many devices as `config` asks for.
+    The accelerator `auto` means the fastest kind that the machine has. The precision `auto` means bf16 if matrix products are
+    faster in bf16 there (see `bf16_is_fast`), otherwise fp32. Raises UserError if the machine does not have the accelerator
+    that `config` names, or fewer devices of this kind than `config` asks for.
     """
     available = accelerators()
     asked = config.accelerator
@@ -132,8 +133,8 @@ def use_device(machine: Machine) -> None:
 
     On a Mac, the GPU and all programs share one memory. By default, torch takes up to 1.7 times the memory that the system
     recommends for the GPU, which is more than a Mac with 16 GB has. All programs would then become slow, and the search for a
-    micro-batch that fits the memory would find one that is too large. The limit is not set if the user has set the environment
-    variable PYTORCH_MPS_HIGH_WATERMARK_RATIO.
+    micro-batch that fits the memory would find one that is too large. The limit is `machine.share` times the recommended
+    memory. It is not set if the user has set the environment variable PYTORCH_MPS_HIGH_WATERMARK_RATIO.
     """
     match machine.accelerator:
         case "cuda":
@@ -148,7 +149,7 @@ def use_device(machine: Machine) -> None:
 
 
 def precision_named(name: str) -> Precision:
-    """Return the precision that a run.json names. Raises UserError for an unknown name."""
+    """Return the precision that is recorded as `name` in a run.json. Raises UserError for an unknown name."""
     for precision in DTYPES:
         if precision == name:
             return precision
@@ -170,9 +171,11 @@ def set_threads(config: DeviceConfig) -> None:
 
 
 def bf16_is_fast(accelerator: Accelerator) -> bool:
-    """Tell whether matrix products are faster in bf16 than in fp32.
+    """Tell whether matrix products are faster in bf16 than in fp32, so that precision=auto prefers bf16.
 
-    On a CPU this is measured, because the flags of a CPU are not reliable. Without AVX512-BF16 or AMX, bf16 is slower.
+    On CUDA, the result is True if the GPU computes in bf16 without emulation; on MPS, it is always True. On a CPU, the speed is
+    measured, because the feature flags of a CPU are not reliable; the result is True if bf16 is more than MIN_GAIN times as
+    fast as fp32. A CPU without instructions for bf16, such as AVX512-BF16 or AMX, is slower in bf16.
     """
     match accelerator:
         case "cuda":
@@ -189,8 +192,8 @@ def speed_on_cpu(precision: Precision) -> float:
     """Return the speed of matrix products in `precision` on this CPU, divided by their speed in fp32.
 
     Both precisions are measured alternately, and the highest speed of each counts. Another program can slow down a
-    measurement. Therefore the measurements are repeated, at most TURNS times, until the ratio is below 1 / SLOWDOWN or above
-    MIN_GAIN.
+    measurement. Therefore each precision is measured at least twice and at most TURNS times, until the ratio is below
+    1 / SLOWDOWN or above MIN_GAIN.
     """
     cpu, best = torch.device("cpu"), {DTYPES[precision]: 0.0, torch.float32: 0.0}
     for turn in range(TURNS):
@@ -210,7 +213,8 @@ def matmul_flops(
 ) -> float:
     """Return the highest FLOP/s among matrix products of the given `shapes`; all measurements together take about `seconds`.
 
-    Without `shapes`, one large square product is measured.
+    The shape (n, k, m) stands for a product (n, k) x (k, m). Without `shapes`, one product of large square matrices is
+    measured.
     """
     side = 1024 if device.type == "cpu" else 8192
     shapes = shapes or [(side, side, side)]
@@ -256,8 +260,8 @@ def wait_for(device: torch.device) -> None:
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes; 0 if the system does not report it.
 
-    On a CPU this is the largest memory of the process, on CUDA the peak of torch's allocator, and on MPS the memory that is
-    allocated now.
+    On a CPU this is the largest memory that the process has had, on CUDA the peak of torch's allocator, and on MPS the memory
+    that is allocated now.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -274,7 +278,7 @@ def total_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the free memory in bytes, or None if the system does not report it."""
+    """Return the free memory of a device (for a CPU: of the machine) in bytes, or None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -314,7 +318,8 @@ def choose_micro_batch(
     - On another device, n is halved, beginning with `rows`, until `try_step(n)`, which runs the forward and backward pass of
       n sequences, does not run out of memory.
     - With sharded weights no step is tried, because one device may be too small for all weights. Instead, n is halved until
-      the estimated activations fit half of the memory. Equal devices therefore get equal numbers.
+      the estimated activations fit half of the memory that the run may use on a device (`machine.share` of the total memory).
+      Equal devices therefore get equal numbers.
 
     Raises UserError if `asked` is a number and, by an estimate, its sequences need more than the free memory. With "auto",
     raises UserError if `try_step(1)` runs out of memory.

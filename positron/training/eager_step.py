@@ -22,7 +22,7 @@ def cross_entropy(model: GPT, part: Part) -> Tensor:
 def add_gradient(
     model: GPT, rows: Tensor, machine: Machine, loss_of: Callable[[GPT, Part], Tensor] = cross_entropy
 ) -> None:
-    """Add the gradient of the mean loss over rows (B, T + 1) to the parameters' gradients.
+    """Add the gradient of the mean loss over `rows`, token ids (B, T + 1), to the gradients of the model's parameters.
 
     On a CPU the rows are processed in micro-batches that fit the CPU's cache. `loss_of` returns the sum of the losses of a
     micro-batch, as `Objective.loss` does.

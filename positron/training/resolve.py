@@ -39,16 +39,16 @@ MIN_STEPS, MIN_BATCH_TOKENS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold the settings of a run after `auto` was replaced by values."""
+    """Hold how a run is trained on this machine: its sizes and numbers of steps, in which values have replaced `auto`."""
 
     machine: Machine
     gpt: GPTConfig
-    world_size: int
+    world_size: int  # number of processes that train the run
     batch_size: int  # sequences per optimizer step, on all devices together
-    batch_tokens: int
+    batch_tokens: int  # tokens per optimizer step, on all devices together
     micro_batch_size: int  # sequences per forward pass of one device
     horizon: int  # optimizer steps of the whole run
-    last_step: int  # where this process stops
+    last_step: int  # the step at which this process stops; less than `horizon` if train.stop_at= says so
 
     def resolved(self) -> Resolved:
         """Return the values that run.json records."""
@@ -71,9 +71,9 @@ def make_plan(
 ) -> Plan:
     """Determine each setting of the plan: the user's value, else the value at the start of the run, else a default.
 
-    `auto_steps` computes the default number of steps from the batch size in sequences; without it, the default is 20 tokens
-    per parameter. Raises UserError if the batch cannot be divided among the devices, if a micro-batch does not fit the memory,
-    or if activation checkpointing is not possible on this device.
+    `auto_steps` computes the default number of steps from the batch size in sequences. Without it, the default is the number
+    of steps that read 20 tokens per parameter. Raises UserError if the batch cannot be divided among the devices, if a
+    micro-batch does not fit the memory, or for activation checkpointing with dropout on MPS.
     """
     gpt, train, known = model.config, config.train, start.resolved
     machine = _with_usable_precision(config.precision.dtype, machine, None if known is None else known.precision)
@@ -126,9 +126,9 @@ def make_plan(
 def log_plan(plan: Plan, batch: str | None = None) -> None:
     """Log the size of the model, the number of steps and the batch of a step.
 
-    `batch` describes the batch and the micro-batches of a training whose rows are padded, for example "14 pairs of answers (7
-    pairs at a time)", because `plan.batch_tokens` is more than the tokens that such a training reads. None: every row is a
-    full window of text, so tokens are logged.
+    `batch`: a text that describes the batch and the micro-batches, for example "14 pairs of answers (7 pairs at a time)". It is
+    needed if rows are padded, because `plan.batch_tokens` is then more than the number of tokens that a step reads. If `batch`
+    is None, every row is a full window of text, and the numbers of tokens are logged.
     """
     gpt, size = plan.gpt, plan.gpt.n_params()
     if batch is None:
@@ -153,7 +153,7 @@ def _with_usable_precision(asked: Precision | Literal["auto"], machine: Machine,
     matrix products take ten times as long in bf16 as in fp32. If `asked` is a slow precision, it is kept, and a warning is
     logged.
     """
-    chosen = machine.precision  # fast on this machine if it was not asked for
+    chosen = machine.precision  # if `asked` is auto, a precision that is fast on this machine
     if asked == "auto" and at_start is not None:
         machine = dataclasses.replace(machine, precision=precision_named(at_start))
     if machine.accelerator != "cpu" or machine.precision == "fp32" or (asked == "auto" and machine.precision == chosen):

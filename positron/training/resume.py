@@ -60,35 +60,37 @@ class Start:
     """Describe the state from which a run starts.
 
     `checkpoint`: the file from which weights, optimizer and step are restored. `weights`: the file from which only the
-    weights are restored. `tokenizer_from`: the run whose tokenizer is used.
+    weights are restored. If both are None, the run starts with new weights. `tokenizer_from`: the run whose tokenizer is used.
     """
 
     checkpoint: Path | None = None
     weights: Path | None = None
     tokenizer_from: Run | None = None
-    step: int = 0
+    step: int = 0  # the optimizer step after which the training begins
     is_own: bool = False  # true if the checkpoint belongs to this run, which then continues
-    resolved: Resolved | None = None  # the numbers that replaced `auto` when the run was started
+    resolved: Resolved | None = None  # the values that replaced `auto` when the run was started; None for a new run
 
 
 @dataclass(frozen=True)
 class Session:
-    """Hold a run that is locked for this training, the machine, and the state from which the run starts."""
+    """Hold a run that this command has locked to train it, its settings, the machine, and the state from which it starts."""
 
     run: Run
     config: RunConfig
     machine: Machine
     start: Start
-    is_first_rank: bool
+    is_first_rank: bool  # this process is the first of those that train the run; only it writes files and logs
     started: float  # time.monotonic() at the start of the command, from which train.max_time counts
 
 
 @contextlib.contextmanager
 def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Session]:
-    """Lock the run of `folder`, open its log, choose accelerator and precision, and decide from which state the run starts.
+    """Lock the run in `folder` during a `with` block, choose accelerator and precision, and decide from which state it starts.
 
-    `started`: time.monotonic() at the start of the command, from which train.max_time is counted. Raises UserError if the run
-    cannot start as the configuration says.
+    Yields a Session. What the block logs is also written to the log file of the run. `started`: time.monotonic() at the start
+    of the command, from which train.max_time is counted. Raises UserError if the run cannot start as the configuration says,
+    and Diverged if the run has diverged before. The folder of a new run is deleted if the block raises a UserError before the
+    run has metrics or a checkpoint.
     """
     is_new = not folder.exists()
     run, processes = Run(make_folder(folder)), config.device.processes
@@ -108,7 +110,7 @@ def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Se
 
 
 def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) -> None:
-    """Raise UserError if the model is too large to be trained on this machine."""
+    """Raise UserError if training the model needs more memory than this machine has, by an estimate."""
     gpt, copies = config.model.with_vocab(vocab_size), 1 if config.lora.rank else TRAINING_COPIES
     is_new = config.init_from is None  # otherwise the model of another run decides its size
     check_memory(gpt, copies=copies, accelerator=machine.accelerator, processes=config.device.processes, is_new=is_new)
@@ -127,10 +129,11 @@ def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
 
 
 def refuse_before_start(session: Session, *, last_step: int, fingerprint: str) -> None:
-    """Raise UserError if the training text is another one, or if a run from another run's checkpoint has no step left.
+    """Raise UserError if the training text is not the one with which the run began, or if a new run has no step to train.
 
-    Call this function before a file of the run is changed. `last_step`: the last step of this run; the checkpoint must be at an
-    earlier step. `fingerprint`: the hash of the training text.
+    The second check is for a new run that starts from a checkpoint of another run (ckpt_path=): the checkpoint must be at an
+    earlier step than `last_step`, the last step of this run. `fingerprint`: the hash of the training text. Call this function
+    before a file of the run is changed.
     """
     run, start = session.run, session.start
     known = run.facts().data_fingerprint
@@ -157,8 +160,9 @@ def decide_start(run: Run, config: RunConfig) -> Start:
     The run starts from its newest checkpoint. If it has no checkpoint, it starts from the checkpoint that ckpt_path= names,
     else from the weights of the run that init_from= names, else with new weights at step 0.
 
-    Raises UserError if the start would mix two configurations, or overwrite or lose checkpoints and metrics of the run.
-    Raises Diverged, with the recorded message, if the run has diverged before, because it would diverge again.
+    Raises UserError if a file that the start needs is missing or damaged, if `resume=` forbids the start, or if the start would
+    mix two configurations, or overwrite or lose checkpoints and metrics of the run. Raises Diverged, with the recorded message,
+    if the run has diverged before with the same settings, because it would diverge again.
     """
     newest = newest_checkpoint(run.checkpoint_folder) if run.exists else None
     if newest is None:
@@ -252,7 +256,10 @@ def _refuse_damage(run: Run) -> None:
 
 
 def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None:
-    """Raise UserError if ckpt_path= names another checkpoint than the run's newest and the one from which the run started."""
+    """Raise UserError unless `named` is the run's newest checkpoint, or the one from which the run started, or None.
+
+    `named`: the checkpoint that ckpt_path= names; None without ckpt_path=. `newest`: the newest checkpoint of the run.
+    """
     if named is None or named.resolve() == newest.resolve():
         return
     if without_home(str(named)) == without_home(run.facts().forked_from):

@@ -9,7 +9,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor; any other tensor is returned as it is. All processes must call this function together."""
+    """Return the whole tensor of which each process holds a shard; any other tensor is returned as it is.
+
+    All processes must call this function together.
+    """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -1,4 +1,4 @@
-"""Divide weights, gradients and moments among several devices (`device.strategy=fsdp`) by torch's `fully_shard`, FSDP2.
+"""Divide weights, gradients and optimizer moments among devices (`device.strategy=fsdp`) by torch's `fully_shard`, FSDP2.
 
 The weights of a block are gathered before the block is computed, and freed afterwards; the weights of the next block are
 gathered in the meantime. The embeddings, the last norm and the head are treated together, like one more block. Every parameter
@@ -44,7 +44,7 @@ def whole_model(model: GPT) -> GPT:
 
 
 class FullyShardedStrategy(DDPStrategy):
-    """Start the processes as DDP does, and train a sharded model in them."""
+    """Start the processes as Lightning's strategy for DDP does, and train one model in them whose weights are sharded."""
 
     def _setup_model(self, model: nn.Module) -> Any:
         """Shard the GPT of a TrainingModule instead of wrapping the module in DistributedDataParallel."""

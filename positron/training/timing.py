@@ -19,9 +19,10 @@ TIMING_SECONDS = 0.6  # seconds for which the two precisions are compared
 
 
 class MatmulPeak:
-    """Measure and keep the peak rate of matrix products, in FLOP/s of all devices of a run; no training step can exceed it.
+    """Measure and keep the peak rate of matrix products, in FLOP/s of all devices of a run together.
 
-    Another program may slow down a measurement. Therefore `look` measures again for 0.05 s, and the best rate is kept.
+    The rate is kept as the attribute `flops`. Another program may slow down a measurement. Therefore `look` measures again,
+    for 0.05 s, and the highest rate is kept.
     """
 
     def __init__(self, gpt: GPTConfig, machine: Machine, micro_batch_size: int, world_size: int) -> None:
@@ -42,7 +43,7 @@ class MatmulPeak:
     def look(self) -> None:
         """Measure the rate, and keep it if it is the highest so far.
 
-        On a GPU, only the first call measures, because the training then fills the memory of the GPU.
+        On a GPU, only the first call measures, because the training fills the memory of the GPU later.
         """
         if self.machine.accelerator != "cpu" and self.flops:
             return
@@ -61,9 +62,10 @@ def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, 
     """Return the machine with bf16 or fp32, whichever is faster for this model, and a message with the times of both.
 
     bf16 makes large matrix products faster. A step of a small model takes most of its time for conversions and other
-    operators, so it can be slower in bf16 than in fp32. The times are measured only on a CPU on which bf16 products are faster,
-    and only if a step of `rows` sequences takes at most MAX_TIMED_STEP seconds; otherwise the result is `machine` itself and an
-    empty message. The two precisions take turns on one micro-batch, and their fastest steps are compared.
+    operators, so it can be slower in bf16 than in fp32. The times are measured only if `machine` is a CPU with the precision
+    bf16, and if a step of `rows` sequences in fp32 takes at most MAX_TIMED_STEP seconds by an estimate. Otherwise the result is
+    `machine` itself and an empty message. The two precisions take turns on one micro-batch of `rows` sequences, and their
+    fastest steps are compared.
     """
     flops = model.config.flops_per_token() * rows * model.config.context_length
     if machine.accelerator != "cpu" or machine.precision != "bf16":
@@ -91,7 +93,7 @@ def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, 
 
 @dataclass(frozen=True)
 class SpeedFacts:
-    """Hold the numbers of a run that are needed to compute its MFU from tokens per second."""
+    """Hold what is needed to compute the model FLOPs utilisation (MFU) of a run from its tokens per second."""
 
     flops_per_token: float
     peak: MatmulPeak
