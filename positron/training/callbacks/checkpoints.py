@@ -58,7 +58,10 @@ class Checkpoints(L.Callback):
         self.saved_step = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Save if the step is a multiple of `every`, the best so far, or the last. Raises Diverged for non-finite weights."""
+        """Save a checkpoint if the step is a multiple of `every`, has the best validation so far, or is the last one.
+
+        Raises Diverged if the weights or the moments of the optimizer are not finite.
+        """
         step = trainer.global_step
         bpb = module.metrics.get("val/bpb", float("inf"))
         is_best = self.best is not None and bpb < self.best
@@ -73,7 +76,10 @@ class Checkpoints(L.Callback):
                     self.note_best(step, bpb)
 
     def save(self, trainer: L.Trainer) -> Path:
-        """Save the current step, delete all but the newest `keep_last` checkpoints, and return the path of the new one."""
+        """Save a checkpoint of this step, delete all but the newest `keep_last` checkpoints, and return the new one's path.
+
+        best.ckpt is not deleted. If the attribute `best` is None, best.ckpt is replaced by the new checkpoint.
+        """
         path = self.folder / f"step-{trainer.global_step:06d}.ckpt"
         trainer.save_checkpoint(path)
         self.saved_step = trainer.global_step
@@ -86,7 +92,7 @@ class Checkpoints(L.Callback):
         return path
 
     def on_exception(self, trainer: L.Trainer, module: TrainingModule, exception: BaseException) -> None:  # type: ignore[override]
-        """Save the last complete step when an exception ends the run.
+        """Save the last complete step when an exception ends the run, unless this process has saved it already.
 
         Nothing is saved if the weights are partly updated or not finite, or if the exception is a UserError (such as a full
         disk), a KeyboardInterrupt, a LeftAtOnce (the user asked for an end without saving), or a Diverged whose `can_save` is

@@ -37,7 +37,8 @@ class Clock(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Set the number of tokens as if all windows of the earlier steps had been full.
 
-        `load_state_dict` then replaces this number, except if an older checkpoint does not store the number of tokens.
+        Lightning calls `load_state_dict` afterwards, which replaces this number by the stored one. Checkpoints of older
+        versions do not store the number.
         """
         self.tokens = checkpoint["global_step"] * self.batch_tokens
 
@@ -53,7 +54,7 @@ class Clock(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Add the seconds and the tokens of this step to the sums, and count the step."""
         if trainer.global_step % self.log_every == 0:
-            wait_for(module.device)  # the only place where the host waits for an accelerator
+            wait_for(module.device)  # so that the time of the steps that are still being computed is counted
         passed = time.perf_counter() - self._started
         self.time_s += passed
         self.step_s += passed

@@ -18,7 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 class WeightHistory(L.Callback):
-    """Write the weights at `count` steps with growing intervals, of which the first is before training, and at the last step.
+    """Write the weights at `count` steps, beginning with step 0 (before training), and at the last step of the run.
+
+    The intervals between the steps grow.
 
     This callback must run before the one that saves checkpoints. If the process is killed between these callbacks, the
     continued run trains the step again and writes its weights again. In the other order, the weights of the step would be

@@ -1,4 +1,4 @@
-"""Write metrics.jsonl."""
+"""Write metrics.jsonl, which has a row of measured values for each logged step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from positron.training.trackers.tracker import Tracker
 
 
 class MetricsLog(L.Callback):
-    """Append a line to metrics.jsonl after some of the steps, and pass it to the trackers.
+    """Append a row to metrics.jsonl after some of the steps, and pass it to the trackers (wandb, TensorBoard).
 
     These steps are the multiples of each of the `intervals`, the steps with a validation, and the last step.
     """
@@ -25,7 +25,7 @@ class MetricsLog(L.Callback):
     def __init__(
         self, folder: Path, clock: Clock, trackers: list[Tracker], *, intervals: set[int], speed: SpeedFacts
     ) -> None:
-        """Store the arguments. The `intervals` must be equal on all ranks."""
+        """Store the arguments. The `intervals` are numbers of steps, and must be equal on all ranks."""
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # tokens and seconds of this process at the last row

@@ -52,7 +52,11 @@ class Progress(L.Callback):
     """Show a bar on a terminal and a line every 15 seconds elsewhere; after 20 steps, log the expected duration of the run."""
 
     def __init__(self, clock: Clock, *, last_step: int, speed: SpeedFacts, is_alone: bool) -> None:
-        """Store the arguments; `is_alone` is True if no other run of this sweep shows a bar on the same screen."""
+        """Store the arguments.
+
+        `last_step`: the step at which this process stops. `is_alone`: True if no other run of a sweep trains at the same time,
+        so that a bar can be shown.
+        """
         self.clock, self.last_step, self.speed, self.is_alone = clock, last_step, speed, is_alone
         self.bar: Any = None
         self._shown = 0.0

@@ -1,4 +1,4 @@
-"""Generate samples while a run trains."""
+"""Generate sample texts while a run trains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ MAP_TOKENS = 48  # a picture of the attention shows at most this number of token
 
 
 class Samples(L.Callback):
-    """Generate a sample from the same prompt every `every` steps, so that the samples show how the model improves."""
+    """Generate a text of at most `tokens` tokens every `every` steps.
+
+    All these samples continue the same prompt, so that they show how the model improves.
+    """
 
     def __init__(
         self,

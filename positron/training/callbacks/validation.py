@@ -42,9 +42,9 @@ def measures(trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
 
 
 class Validation(L.Callback):
-    """Add val/loss, val/bpb, val/perplexity and the objective's `measures` to the metrics, every `every` steps.
+    """Score the validation text every `every` steps, and at the step at which the training ends or is stopped.
 
-    The last step of a run is validated, too.
+    Adds val/loss (nats per token), val/bpb (bits per byte), val/perplexity and the objective's `measures` to the metrics.
     """
 
     def __init__(self, objective: Objective, *, every: int) -> None:
