@@ -1,4 +1,4 @@
-"""Compute the log-probabilities of the reference model of preference tuning once, and read them again on resuming."""
+"""Compute the log-probabilities of answers under the reference model of preference tuning once; read them on resuming."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ WRITE_SHARE = 0.05  # greatest share of the time that is spent on writing them, 
 
 
 def open_reference(session: Session, plan: Plan, objective: PreferenceObjective, model: GPT) -> Reference:
-    """Return the log-probabilities of the reference model, which is the model before this training.
+    """Return the log-probabilities of the answers under the reference model, which is the model before this training.
 
-    Log-probabilities that the run folder already contains are read, even if the base run has changed since they were computed.
-    Log-probabilities that are missing for the steps of the plan are computed and stored. They are computed with the precision
-    of `plan.machine`, because with precision=auto `session.machine` does not have the final precision. `model`: the model to
-    train; in a new run it still has the weights of the reference model.
+    Log-probabilities that the run folder already contains are read. If the run continues from its own checkpoint, they are read
+    even if the base run (init_from=) has changed since they were computed. Log-probabilities that are missing for the steps of
+    the plan are computed and stored. They are computed with the precision of `plan.machine`, because with precision=auto
+    `session.machine` does not have the final precision. `model`: the model to train; in a new run it still has the weights of
+    the reference model.
 
     Raises UserError if a run that continues lacks log-probabilities and the base run has changed or cannot be read.
     """

@@ -118,7 +118,7 @@ def record_beginning(run: Run, objective: Objective, model: GPT, measured: dict[
 
 
 def base_run(config: RunConfig) -> Run:
-    """Return the base run, which `config` trains further. Raises UserError if it does not exist any more."""
+    """Return the base run, whose model `config` trains further (init_from=). Raises UserError if this run does not exist."""
     if config.init_from is not None and named_run(config.init_from) is None:
         raise UserError(
             f"the base run init_from={config.init_from} was not found: correct init_from=, or restore the folder of the run"

@@ -26,7 +26,7 @@ class AnswerTotals:
     passed: float = 0.0
     truncated: float = 0.0  # number of answers that the limit of tokens cut off
     tokens: float = 0.0
-    entropy: float = 0.0  # in nats, over all tokens
+    entropy: float = 0.0  # sum over all tokens, in nats
     kl: float = 0.0  # KL divergence in nats, summed over the tokens of some of the answers
     kl_tokens: float = 0.0  # number of these tokens
     prompts: float = 0.0
@@ -38,7 +38,7 @@ class AnswerTotals:
     def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> AnswerTotals:
         """Compute the sums for N answers and their rewards (N,); the `copies` answers to a prompt follow each other.
 
-        `full`: an answer with at least this reward has passed.
+        `full`: an answer with at least this reward has passed. The fields `kl` and `kl_tokens` of the result are 0.
         """
         passed = (rewards >= full).view(-1, copies)
         by_prompt = rewards.view(-1, copies)
@@ -58,7 +58,7 @@ class AnswerTotals:
         )
 
     def over_ranks(self, model: GPT) -> AnswerTotals:
-        """Return the sums over the answers of all ranks."""
+        """Return the sums over the answers of all ranks, which are exchanged on the device of `model`."""
         if not torch.distributed.is_initialized():
             return self
         values = torch.tensor(list(vars(self).values()), device=model.wte.weight.device)

@@ -24,7 +24,7 @@ Part = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """Hold a prompt for samples: its text for display, its ids for the model, and the ids that end a sample."""
+    """Hold a prompt for samples: its text for display, its token ids for the model, and the token ids that end a sample."""
 
     shown: str
     ids: list[int]
@@ -52,7 +52,7 @@ class Objective(Protocol):
     def dependencies(self) -> dict[str, str]:
         """Return hashes of what the loss depends on besides the training data, the tokenizer and the settings.
 
-        run.json and provenance.json record them by name, and the names must be fields of `Facts`.
+        run.json and provenance.json record them by name, and the names must be fields of `Facts` (positron/run/facts.py).
         """
         ...
 
@@ -136,7 +136,10 @@ class Objective(Protocol):
         ...
 
     def probe_rows(self) -> list[Part]:
-        """Return validation rows (x, y), each (T,). Monitors choose some of them to measure the model on."""
+        """Return validation rows (x, y): input ids and target ids, each (T,).
+
+        The monitors, callbacks that measure the inside of the model, run the model on some of these rows.
+        """
         ...
 
     def target_counts(self, vocab_size: int) -> np.ndarray:

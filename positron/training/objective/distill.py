@@ -1,4 +1,4 @@
-"""Define distillation: pretraining whose targets are the text and the probabilities of frozen teachers.
+"""Define distillation: pretraining whose targets are the text and the probabilities of frozen models, the teachers.
 
 Shapes: B rows of a micro-batch, T tokens, N = B T, C channels, V vocabulary.
 """
@@ -63,8 +63,8 @@ class DistillObjective(PretrainObjective):
     def loss(self, model: GPT, part: Part) -> Tensor:
         """Return the sum of (1 - alpha) CE + alpha temperature² KL over the targets of a micro-batch, in nats.
 
-        CE is the cross-entropy of the target. KL is KL(q, s), where q is the mean of the teachers' distributions and s the
-        student's distribution, all at this temperature.
+        CE is the cross-entropy of the target, at temperature 1. KL is KL(q, s), where q is the mean of the teachers'
+        distributions and s the distribution of the trained model, all at `temperature`.
         """
         x, y = part
         documents = self.documents(x)
@@ -86,6 +86,6 @@ class DistillObjective(PretrainObjective):
         return [(each.hidden(x, documents).flatten(0, 1), each.head_weight) for each in self.teachers.models]
 
     def loss_terms(self) -> dict[str, Tensor]:
-        """Return the means of the cross-entropy and of the KL divergence over the targets of the last step."""
+        """Return the means of the cross-entropy and of the KL divergence over the targets of the last step, in nats."""
         ce, kl, count = self._sums
         return {"train/ce": ce / count, "train/kl": kl / count}

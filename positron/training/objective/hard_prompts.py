@@ -14,7 +14,10 @@ from torch import Tensor
 
 
 class HardPrompts:
-    """Remember the indices of hard prompts. A prompt is hard if at least one of its answers failed when it was last asked."""
+    """Remember the indices of hard prompts.
+
+    A prompt is hard if at least one of its answers did not get the full reward when the prompt was last asked.
+    """
 
     def __init__(self, numbers: Iterable[int] = ()) -> None:
         """Begin with `numbers`, the indices of hard prompts."""

@@ -51,7 +51,8 @@ class PreferenceObjective(NextToken):
     A micro-batch is (x, y, reference): rows 2i and 2i + 1 of x and y (B, T) are the chosen and the rejected answer of pair i,
     each after the prompt, and `reference` (B,) holds the log-probabilities of the answers under the reference model. Only the
     tokens of an answer and the token that ends it are targets. A validation computes the metrics of the validation pairs (see
-    `measures`) and a loss on their chosen answers or, after a call of `validate_on_text`, on a text.
+    `measures`) and a loss on their chosen answers or, after a call of `validate_on_text`, on a text. The attribute `reference`
+    must be set before `batch` or `measures` is called.
     """
 
     kind = "preference"
@@ -157,7 +158,8 @@ class PreferenceObjective(NextToken):
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
         """Return the means of the metrics over the validation pairs; `preference/kl` is a mean over tokens.
 
-        `chosen_logp` and `rejected_logp` are log-probabilities of whole answers, summed over tokens, in nats.
+        `preference/chosen_logp` and `preference/rejected_logp` are log-probabilities of whole answers, summed over tokens.
+        `preference/kl` is the KL divergence from the reference model. All three are in nats.
         """
         device = model.wte.weight.device
         wide = widest(device)
@@ -186,8 +188,10 @@ class PreferenceObjective(NextToken):
     def _divergence(self, first: int, hidden: Tensor, head: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of the KL divergences from the reference at tokens of the chosen answers, and the number of tokens.
 
-        `first`: index of the first validation pair of the micro-batch. A divergence is the exact sum of p (log p - log q)
-        over the vocabulary, where p is the distribution of the model and q the distribution of the reference.
+        Only the first KL_TOKENS tokens of the validation pairs count. `first`: index of the first validation pair of the
+        micro-batch. `hidden` (B, T, C): the last hidden states. `head` (V, C): the output matrix. `y` (B, T): the targets. A
+        divergence is the exact sum of p (log p - log q) over the vocabulary, where p is the distribution of the model and q
+        the distribution of the reference.
         """
         before, after = self.kl_bounds[first], self.kl_bounds[min(first + self.micro_pairs, len(self.val))]
         total = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
@@ -230,7 +234,7 @@ class PreferenceObjective(NextToken):
         reference: Reference | None = None,
         keep: Callable[[Reference], None] = lambda reference: None,
     ) -> Reference:
-        """Return the log-probabilities of the answers that the validation and `n_steps` optimizer steps read.
+        """Return the log-probabilities, under `model`, of the answers that the validation and `n_steps` optimizer steps read.
 
         `model`: the reference model, which must be in evaluation mode. `reference`: the result of an earlier call, which
         is extended in place and returned; only missing values are computed. `precision` returns an autocast context

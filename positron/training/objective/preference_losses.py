@@ -30,7 +30,7 @@ def is_mean(settings: PreferenceConfig) -> bool:
 
 
 def margins(settings: PreferenceConfig, w: Tensor, l: Tensor, rw: Tensor, rl: Tensor) -> Tensor:  # noqa: E741
-    """Return the margin of each chosen answer over the rejected one, the quantity that training increases.
+    """Return for each pair the margin of the chosen answer over the rejected one, from which `losses` computes the loss.
 
     `w` and `l`: log-probabilities of the chosen and the rejected answers under the model. `rw` and `rl`: those under the
     reference model. All are (N,): means per token if `is_mean(settings)`, otherwise sums.

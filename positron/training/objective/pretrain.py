@@ -50,9 +50,11 @@ class PretrainObjective(NextToken):
         seed: int,
         val_tokens: int,
     ) -> None:
-        """Open the prepared text in `folder`. `batch_size`: number of windows per optimizer step, on all ranks together.
+        """Open the prepared text in `folder`.
 
-        Raises UserError if the training text or the validation text is too short.
+        `context`: tokens per window. `batch_size`: windows per optimizer step, on all ranks together. `micro_batch_size`:
+        windows per forward pass of one rank. `val_tokens`: largest number of tokens to validate on. Raises UserError if the
+        training text or the validation text is too short.
         """
         end_id = tokenizer.special_id(END_OF_TEXT)
         self.tokenizer = tokenizer
@@ -114,7 +116,10 @@ class PretrainObjective(NextToken):
         return list(zip(self.val_x, self.val_y, strict=True))
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
-        """Return how often each token id occurs in the training text, or in about 4M of its tokens if the text is longer."""
+        """Return how often each token id occurs in the training text, or in about 4M of its tokens if the text is longer.
+
+        Of a streamed text, only one epoch is counted.
+        """
         tokens = self.train.tokens
         if tokens.n_tokens <= SAMPLE_POSITIONS * SAMPLE_TOKENS:
             return np.bincount(tokens.read(0, tokens.n_tokens), minlength=vocab_size)

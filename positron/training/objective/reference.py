@@ -57,7 +57,7 @@ class Reference:
 def write_reference(path: Path, reference: Reference, identity: str) -> None:
     """Write a reference to the file `path`.
 
-    `identity`: a string, such as a hash, of the weights, pairs and settings from which the reference was computed.
+    `identity`: a string, such as a hash, that identifies the weights, pairs and settings from which the reference was computed.
     """
     arrays = {name: getattr(reference, name) for name in _ARRAYS}
     with whole_file(path, path.parent) as file:

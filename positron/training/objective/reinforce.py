@@ -76,7 +76,7 @@ def _seed(*numbers: int) -> int:
 
 
 class ReinforceObjective(NextToken):
-    """Train on the model's own answers.
+    """Train on the model's own answers to prompts, weighted by their advantages (see the docstring of this file).
 
     The validation loss is the loss on `text`. If pretraining text is available, `text` is pretraining text, and the loss shows
     how much the model forgets. Otherwise `text` contains the answers in the data.
@@ -150,8 +150,9 @@ class ReinforceObjective(NextToken):
     ) -> list[Part]:
         """Sample answers to the prompts and compute the rewards of the answers; return micro-batches for the loss.
 
-        If the KL divergence is not part of the loss, only answers whose advantage is not 0 are used, or one answer if all
-        advantages are 0. A micro-batch has six tensors:
+        With `config.mask_truncated`, the advantage of an answer that was cut off is 0. If the KL divergence is not part of the
+        loss, only answers whose advantage is not 0 are used, or one answer if all advantages are 0. A micro-batch has six
+        tensors:
 
         - input ids (B, T)
         - targets (B, T)
@@ -336,7 +337,10 @@ class ReinforceObjective(NextToken):
         )
 
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
-        """Sample answers to the validation prompts, with the same random numbers each time, and return their metrics."""
+        """Sample answers to the validation prompts, with the same random numbers each time, and return their metrics.
+
+        `val/kl` is the KL divergence from the initial model, in nats per token, in one answer to each prompt.
+        """
         K = self.config.val_samples
         asked = self.val_questions[: self.config.val_prompts][rank::world_size]
         totals = AnswerTotals()

@@ -1,4 +1,4 @@
-"""Define the next-token loss, which pretraining and supervised fine-tuning share."""
+"""Define the base class of the objectives, with the next-token loss, which pretraining and supervised fine-tuning use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validate on the text that the base run was pretrained on, to show how much of it the model forgets during tuning."""
+"""Hold a text to validate on, usually the pretraining text, to show how much of it a model forgets while it is tuned."""
 
 from __future__ import annotations
 
