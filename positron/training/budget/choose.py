@@ -4,11 +4,12 @@ Each candidate size is trained for a few seconds to measure its speed. The speed
 can read in the budget. Candidates are compared by the loss that a power law forecasts for N weights in matrix products and
 D tokens:
 
-    L = E + A / N^ALPHA + B / D'^BETA,    D' = U + U R* (1 - exp(-R / R*)),  R = max(0, D / U - 1)
+    L = E + A / N^ALPHA + B / D'^BETA,    D' = U + U R* (1 - exp(-R / R*)),  R = D / U - 1
 
-The formula for L is from Hoffmann et al. 2022 (arXiv:2203.15556, eq. 2). A text of U tokens that is repeated R times is worth
-D' tokens of new text, because each repetition adds less (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5). The constants
-were fitted to TinyStories (docs/LOG.md), so L can rank model sizes, but does not predict the loss on another text: on the
+The formula for L is from Hoffmann et al. 2022 (arXiv:2203.15556, eq. 2). U is the number of different tokens that the model
+reads: D, or the number of tokens in the text if this is less. U tokens that are repeated R times are worth D' tokens of new
+text, because each repetition adds less (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5). R* is R_STAR. The constants were
+fitted to TinyStories (docs/LOG.md), so L can rank model sizes, but does not predict the loss on another text: on the
 built-in stories, runs reached 0.24 bits per byte where the forecast was 0.60. Therefore L is never shown to users.
 """
 
@@ -114,8 +115,8 @@ def with_free_values(config: RunConfig, asked: Asked, values: dict[str, Any]) ->
 def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
     """Return `config` with the values that the budget chose when the run was started, so that nothing is measured again.
 
-    For a new run, and for a run without budget=, `config` is returned unchanged. With train.extend=true, the new
-    train.max_steps= is kept. Raises UserError for train.extend=true if the run has no checkpoint.
+    For a run without a checkpoint, and for a run without budget=, `config` is returned unchanged. If train.extend=true and
+    train.max_steps= are given, the new train.max_steps= is kept. In this case, raises UserError if the run has no checkpoint.
     """
     extends = config.train.max_steps != "auto"
     if config.budget is None or (extends and not config.train.extend):
@@ -187,11 +188,12 @@ class Course:
 
 
 def course_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, text_tokens: float) -> Course:
-    """Return the batch, the length and the dropout of a run on a text of `text_tokens` tokens that takes at most `seconds`.
+    """Return the batch size, number of tokens and dropout of a run that takes at most `seconds`.
 
-    `speed` is that of `config`. A model with dropout may read its text more often. Dropout is used if the time is enough for
-    DROPOUT_PASSES passes, or if the command line or the model's configuration sets it. The batch size depends on the number
-    of tokens, which depends on the speed, which depends on the batch size. Therefore all are computed four times in turn.
+    `speed`: the speed at which the model is trained. `text_tokens`: the number of tokens in the text. The text is read at most
+    MAX_PASSES times, with dropout MAX_PASSES_WITH_DROPOUT times. If neither the command line nor the model's configuration
+    sets dropout, DROPOUT is used if the time is enough for DROPOUT_PASSES passes. The batch size depends on the number of
+    tokens, which depends on the speed, which depends on the batch size. Therefore all are computed four times in turn.
     """
     batch, context = REFERENCE_BATCH, config.model.context_length
     given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
@@ -262,8 +264,8 @@ def choose(
 ) -> Choice:
     """Train models of several sizes for a short time to measure their speed, and return the best choice for the budget.
 
-    The measurements together take about a tenth of `config.budget`, at most about a minute.
-    The time of the budget starts with this call. `folder` contains the prepared text, and `objective` opens it.
+    The measurements together take about a tenth of `config.budget`, at most about a minute. The time of the budget starts with
+    this call. `folder` contains the prepared text, and `objective` opens it.
     """
     assert config.budget is not None
     started = time.monotonic()

@@ -25,8 +25,8 @@ MIN_STEPS = 5  # steps of a measurement at least; the first step is slower and i
 class Speed:
     """Hold the speed of training a model.
 
-    `token_s`: seconds per token for the forward and backward pass. `update_s`: seconds per optimizer step for clipping and
-    the update.
+    `token_s`: seconds per token for the forward and backward pass. `update_s`: seconds per optimizer step that do not depend on
+    the number of tokens: for clipping, the update, and the constant part of the passes.
     """
 
     token_s: float
@@ -111,7 +111,8 @@ def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
     `gradients`: (tokens, seconds) of each forward and backward pass. `updates`: the seconds of each optimizer step. If the
     passes had two sizes, the seconds per token are (difference of the median seconds) / (difference of the tokens). This
     quotient can be too small, because a small pass leaves a GPU partly idle. If it is less than a fourth of (seconds / tokens)
-    of a large pass, this fourth is used instead.
+    of a large pass, this fourth is used instead. The rest of the time of a large pass is constant, and is added to the seconds
+    per optimizer step.
     """
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:

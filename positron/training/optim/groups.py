@@ -108,7 +108,7 @@ def _keep_configured_values(optimizer: torch.optim.Optimizer) -> None:
 
 
 def suitable_rate(config: OptimizerConfig, d_model: int) -> float:
-    """Return the default peak learning rate for a model of width `d_model`.
+    """Return the peak learning rate that budget= chooses for a model of width `d_model`.
 
     Raises UserError for optimizer=custom, whose learning rate must be given.
     """
@@ -130,9 +130,10 @@ def set_lr(groups: list[dict[str, Any]], lr: float) -> None:
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients in place so that their global L2 norm is at most `max_norm`; return the norm () before scaling.
+    """Scale all gradients in place so that their global L2 norm is at most `max_norm`; return the norm before scaling.
 
-    If `max_norm` is 0, the gradients are not changed. The result stays on the device, so that the host does not wait.
+    If `max_norm` is 0, the gradients are not changed. The result is a scalar tensor on the device, so that the CPU does not
+    wait for the device.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm(gradients))  # over the shards of all processes

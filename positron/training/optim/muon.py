@@ -50,9 +50,9 @@ def orthogonalize(x: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Update parameter groups with the role `matrix` by Muon, and all other groups by AdamW.
 
-    `fused`: AdamW updates all its parameters in one kernel. `dtype`: the number format in which `orthogonalize` iterates,
-    unless the weights are float64. bf16 is precise enough for this iteration, but a CPU without instructions for bf16
-    multiplies matrices up to a hundred times more slowly in bf16 than in fp32.
+    `betas` and `eps` are those of AdamW. `fused`: AdamW updates all its parameters in one kernel. `dtype`: the number format in
+    which `orthogonalize` iterates, unless the weights are float64. bf16 is precise enough for this iteration, but a CPU without
+    instructions for bf16 multiplies matrices up to a hundred times more slowly in bf16 than in fp32.
     """
 
     def __init__(

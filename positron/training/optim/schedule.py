@@ -37,5 +37,5 @@ def lr_at(step: int, horizon: int, *, peak: float, schedule: ScheduleConfig) -> 
 
 
 def _progress(step: int, start: int, end: int) -> float:
-    """Return the share of the steps from `start` to `end` that is done: 0 at `start` or before, 1 at `end` or after."""
+    """Return the share of the steps from `start` to `end` that is done at `step`: 0 before `start`, 1 after `end`."""
     return min(1.0, max(0.0, (step - start) / max(1, end - start)))

@@ -14,7 +14,9 @@ from positron.training.trackers.wandb import Wandb
 def open_trackers(config: LoggerConfig, folder: Path, settings: dict[str, Any], first_step: int) -> list[Tracker]:
     """Open the trackers that a configuration names; `first_step` is the first step that this process trains.
 
-    Raises UserError if a tracker's package is missing, or if a file of the tracker in the run folder is damaged.
+    `folder`: the run folder. `settings`: the settings of the run, which wandb displays. Raises UserError if the package
+    tensorboard is needed and missing, or if the file with the id of the wandb run is damaged. After any other error, the
+    tracker is disabled, and a warning is logged.
     """
     trackers: list[Tracker] = []
     # TensorBoard is first: if it is not installed, the run is refused before wandb has begun a run

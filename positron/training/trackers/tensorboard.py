@@ -1,4 +1,4 @@
-"""Write a run for TensorBoard."""
+"""Write the metrics and samples of a run to files that TensorBoard displays."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from positron.system.errors import UserError
 class TensorBoard:
     """Write metrics, samples and attention maps for TensorBoard below the run folder.
 
+    `first_step`: the first step that this process trains; what an earlier process wrote for this and later steps is hidden.
     Raises UserError if the package tensorboard is missing.
     """
 

@@ -26,7 +26,10 @@ class Tracker(Protocol):
 
 
 class GuardedTracker:
-    """Pass all calls to a tracker, and disable it after its first error, with one warning. A UserError is not suppressed."""
+    """Pass all calls to a tracker, and disable it after its first error, with one warning. A UserError is not suppressed.
+
+    `make` creates the tracker; an error in `make` disables it, too. `name` is the tracker's name in the warning.
+    """
 
     def __init__(self, make: Callable[[], Tracker], name: str) -> None:
         self.name = name

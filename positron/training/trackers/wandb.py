@@ -111,7 +111,10 @@ class Wandb:
             self.run.log(row, step=step)
 
     def sample(self, sample: Sample) -> None:
-        """Log all samples so far as one table, because wandb shows only the newest table."""
+        """Log the attention map of `sample`, and a table of all samples so far.
+
+        All samples are in one table, because wandb shows only the newest table.
+        """
         import wandb
 
         self.samples.append(sample)
