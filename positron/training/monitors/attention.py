@@ -20,8 +20,8 @@ PATIENCE = 3  # a head is reported after this number of measurements in a row be
 def normalised_entropy(p: Tensor, visible: Tensor) -> Tensor:
     """Return the entropy of each row of p (..., T, keys) divided by its largest possible value: (..., T), from 0 to 1.
 
-    The largest entropy is ln(number of visible keys); all keys then have the same weight. The result is NaN if only one key is
-    visible.
+    `visible` is a mask (..., T, keys) that is True where a token may attend to a key. The largest entropy is ln(number of
+    visible keys); all keys then have the same weight. The result is NaN if only one key is visible.
     """
     entropy: Tensor = torch.special.entr(p).sum(dim=-1)
     return entropy / visible.sum(dim=-1).log()

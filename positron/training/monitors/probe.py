@@ -56,7 +56,10 @@ class Probe:
 
 
 class Monitor(L.Callback):
-    """Measure a run on the first rank, at each optimizer step that is a multiple of `every`."""
+    """Serve as the base class of monitors, which measure a run at each optimizer step that is a multiple of `every`.
+
+    Only the first rank measures.
+    """
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -67,9 +70,9 @@ class Monitor(L.Callback):
 
 
 class ProbeMonitor(Monitor, ABC):
-    """Run the model on the probe (a few fixed validation windows) and measure its activations or losses.
+    """Serve as the base class of monitors that run the model on the probe and measure its activations or losses.
 
-    The model runs without dropout and in the precision of the training.
+    The probe is a few fixed validation windows. The model runs without dropout and in the precision of the training.
     """
 
     def __init__(self, every: int, probe: Probe) -> None:
@@ -88,10 +91,11 @@ class ProbeMonitor(Monitor, ABC):
 
     @abstractmethod
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
-        """Return a dict from metric name to measured value. Each monitor overrides this method.
+        """Return a dict from metric name to measured value. Each subclass overrides this method.
 
-        `documents` (N, T): the index of each token's document, or None if attention crosses documents. An implementation
-        must call `model.hidden` and not `model`, because `hidden` is never compiled and always runs the hooks of each module.
+        `documents` (N, T): the index of each token's document in its row, or None if attention crosses documents. An
+        implementation must call `model.hidden` and not `model`, because `hidden` is never compiled and always runs the hooks
+        of each module.
         """
 
 
