@@ -188,7 +188,7 @@ def argument_parser() -> argparse.ArgumentParser:
         prog="python -m numpy_ref.benchmark", description="Measure the time of each layer and of a training step."
     )
     parser.add_argument(
-        "--rounds", type=int, default=5, help="number of measurements of each job (default %(default)s)"
+        "--rounds", type=int, default=5, help="number of turns in which each job is measured (default %(default)s)"
     )
     return parser
 

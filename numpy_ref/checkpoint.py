@@ -231,7 +231,7 @@ def from_torch_run(folder: str | Path) -> tuple[Params, GPTConfig, Tokenizer]:
     folder = Path(folder)
     if not (folder / "model" / "weights.safetensors").exists():
         raise InputError(
-            f"{folder} has no model/weights.safetensors: give the folder of a run that has been validated at least once"
+            f"{folder} has no model/weights.safetensors: give the folder of a run that has ended, and was validated before"
         )
     config = read_config(folder / "model" / "config.json")
     params = check_params(from_safetensors(folder / "model" / "weights.safetensors"), config, str(folder))

@@ -230,7 +230,7 @@ def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace
     sampling = chosen_sampling(options, default="balanced")
     written = write_stories(writer, options.count, sampling, options.seed, longest(writer))
     fresh = [story.text for story in stories.documents(-1 - options.seed, 0, options.count)]
-    measured = quality([story.text for story in written if story.text], writer.tokenizer, training)
+    measured = quality([story.text for story in written], writer.tokenizer, training)
     return {
         "count": options.count,
         "sampling": dataclasses.asdict(sampling),

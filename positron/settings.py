@@ -39,9 +39,9 @@ BUDGET_KEYS = ("budget", "auto_size")
 _TAKEN_KEYS: dict[Recipe, tuple[str, ...]] = {  # top-level keys that are taken from other runs or have no effect
     "train": (),
     "distill": ("tokenizer",),
-    "sft": (*BASE_GROUPS, *BUDGET_KEYS),
-    "prefer": (*BASE_GROUPS, *BUDGET_KEYS),
-    "reinforce": (*BASE_GROUPS, "auto_size"),
+    "sft": (*BASE_GROUPS, *BUDGET_KEYS, "ckpt_path"),
+    "prefer": (*BASE_GROUPS, *BUDGET_KEYS, "ckpt_path"),
+    "reinforce": (*BASE_GROUPS, "auto_size", "ckpt_path"),
 }
 NOT_READ_BY: dict[Recipe, tuple[str, ...]] = {  # top-level keys
     recipe: (

@@ -46,8 +46,8 @@ _USAGE: dict[Recipe, tuple[str, tuple[str, ...]]] = {
         ("init_from=quickstart experiment=story_instruct", "init_from=quickstart data=instruct data.path=my.jsonl"),
     ),
     "prefer": (
-        "Teach a run which of two answers is better. Model and tokenizer come from init_from=RUN (default: the run "
-        "fine-tuned last).",
+        "Teach a run which of two answers is better. Model and tokenizer come from init_from=RUN (default: of the runs\n"
+        "that are not results of prefer, the one trained last).",
         (
             "init_from=sft-story_instruct experiment=story_preference",
             "init_from=sft-instruct data=preferences data.path=pairs.jsonl",

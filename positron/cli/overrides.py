@@ -175,6 +175,10 @@ class _Reader:
             return f"{ours} takes {_FROM_OTHER_RUNS.get(self.recipe, _FROM_BASE)}"
         if top in BUDGET_KEYS:
             return f"{key}= is not read by {ours}"
+        if top == "ckpt_path":
+            return (
+                f"{ours} starts with the weights of the run that init_from= names, and the same command continues a run"
+            )
         reader = next(recipe for recipe, groups in OWN_GROUPS.items() if top in groups)
         return f"{key}= is read by {command(reader)}, not by {ours}"
 

@@ -161,7 +161,7 @@ def refuse_unread(
             and choice.group not in NOT_READ_BY[recipe]
         ):
             _refuse_of_choice(choice, values[choice.group], {**(experiment or {}), **read}, recipe)
-    for rule in (_text_by_url, _pretraining_data, _length, _monitors, _sweep, _batch):
+    for rule in (_text_by_url, _pretraining_data, _samples, _length, _monitors, _sweep, _batch):
         rule(values, read, recipe, is_sweep)
 
 
@@ -231,6 +231,14 @@ def _pretraining_data(values: Mapping[str, Any], given: Mapping[str, str], recip
             raise UserError(
                 f"data.{key}= is read by {readers}, not by {command(recipe)}: leave data.{key}= out{instead}"
             )
+
+
+def _samples(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
+    if recipe == "reinforce" and "train.sample_prompt" in given:
+        raise UserError(
+            f"train.sample_prompt= is not read by {command(recipe)}, whose samples answer the first validation prompt: leave "
+            "train.sample_prompt= out"
+        )
 
 
 def _length(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:

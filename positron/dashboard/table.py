@@ -92,14 +92,17 @@ class Outputs:
 
         If the file is damaged, return a single entry with the reason. Raises Missing if the run does not exist.
         """
+        with self._guard:
+            run = Run(self._folder(name))
         try:
-            return [{"head": sample.head, "text": sample.text} for sample in read_samples(Run(self._folder(name)))]
+            return [{"head": sample.head, "text": sample.text} for sample in read_samples(run)]
         except UserError as damaged:
             return [{"head": "The samples cannot be read", "text": str(damaged)}]
 
     def report(self, name: str) -> bytes:
         """Return the report of a run as HTML. Raises Missing if the run or its report does not exist."""
-        path = Run(self._folder(name)).report_path
+        with self._guard:
+            path = Run(self._folder(name)).report_path
         content = _content(path)
         if content is None:
             raise Missing(f"the run {name} has no {path.name}: a run writes this file when it ends")

@@ -28,6 +28,7 @@ from positron.interop.hub_models import fetch_model
 from positron.interop.imported import Imported
 from positron.interop.llama2c_reading import read_llama2c
 from positron.interop.names import is_repository, run_name
+from positron.run.checkpoint import BEST
 from positron.run.facts import write_record
 from positron.run.folder import OUTPUTS, PRETRAIN, Run
 from positron.run.paths import RunPaths
@@ -144,6 +145,6 @@ def write_run(model: Imported, folder: Path) -> Run:
             "tokenizer_hash": model.tokenizer.hash,
             "gpt_config": known,
         }
-        with whole_file(paths.checkpoint_folder / "best.ckpt") as file:
+        with whole_file(paths.checkpoint_folder / BEST) as file:
             torch.save(checkpoint, file)
     return Run(folder)

@@ -26,7 +26,7 @@ class Sample(NamedTuple):
     """Hold a text sampled during training, with the model's scores at that step."""
 
     step: int
-    loss: float  # training loss of the step, in nats per token; NaN if the step was skipped
+    loss: float  # training loss of the step, in nats per token, or per pair in preference tuning; NaN if the step was skipped
     bpb: float | None  # validation bits per byte; None if not measured at this step
     text: str  # including the prompt
 
