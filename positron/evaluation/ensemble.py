@@ -1,4 +1,8 @@
-"""Measure what an ensemble gains over its members on a text that all of them scored in the same windows."""
+"""Measure how much lower the loss of an ensemble is than the losses of its members.
+
+An ensemble predicts with the mean of the probabilities of its members, which are models. All of them must have scored the same
+windows of tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,10 @@ from positron.evaluation.scoring import interval, sampling_units, total
 def ensemble_facts(
     names: Sequence[str], documents: list[list[Score]], by_member: Sequence[list[list[Score]]]
 ) -> dict[str, Any]:
-    """Return the scores of the members `names`, and the gain of the ensemble over their mean score and over the best member.
+    """Return the scores of the members, and the gain of the ensemble over their mean score and over the best member.
 
-    `documents` and `by_member` are the results of `score_ensemble`.
+    `names` are the names of the members. `documents` and `by_member` are the two results of `score_ensemble`. For the gains,
+    see `gain`.
     """
     scores = [total([total(windows) for windows in member]) for member in by_member]
     best = min(range(len(scores)), key=lambda i: scores[i].nats)
@@ -31,9 +36,9 @@ def ensemble_facts(
 def gain(documents: list[list[Score]], by_member: Sequence[list[list[Score]]]) -> dict[str, float | None]:
     """Return by how many bits per byte the score of an ensemble is lower than the mean score of the given members.
 
-    `documents` has the ensemble's scores of each document's windows, and `by_member` has such a list for each member. The
-    result has the keys `bpb` and `interval`, half the width of the 95 % interval (None if the text is too short).
-    The interval is computed from the differences on the same documents, so it is narrower than the intervals of the scores.
+    `documents` has the ensemble's scores of each document's windows, and `by_member` has such a list for each member. In the
+    result, `bpb` is the gain, and `interval` is half the width of its 95 % interval (None if the text is too short). The
+    interval is computed from the differences on the same documents, so it is narrower than the intervals of the scores.
     """
     differences = [
         [

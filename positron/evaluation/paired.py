@@ -1,4 +1,7 @@
-"""Measure the difference of two variants from pairs of runs with the same seed: intervals, p-values and seeds needed."""
+"""Measure the difference of two variants from pairs of runs with the same seed: intervals, p-values and needed seeds.
+
+A variant is a set of settings; its runs differ only in their seed. One run of each variant forms a pair.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +44,11 @@ class Difference:
     The fields `half_...` are half the width of the 95 % confidence interval of the difference.
     """
 
-    a: str
+    a: str  # name of variant A
     b: str
     changes: list[str]  # `key: value of A -> value of B`
     surroundings: list[str]  # code, versions and hardware that differ, in the same form
-    share_batches: bool
+    share_batches: bool  # whether both runs of a pair read the same batches
     seeds: list[int]
     bpb_a: list[float]  # for each seed
     bpb_b: list[float]
@@ -56,18 +59,24 @@ class Difference:
     bytes: int
     p_t_test: float | None
     sign_flips: SignFlips | None
-    seeds_needed: int | None  # number of seeds that makes p < LEVEL likely in the t-test; None: unknown or too large
+    seeds_needed: int | None  # number with which p < LEVEL has the probability POWER; None: unknown or too large
 
     @property
     def further_seeds(self) -> int | None:
-        """Return how many further seeds make p < LEVEL likely in the t-test: 0 if p < LEVEL already, None if unknown."""
+        """Return with how many further seeds the t-test gives p < LEVEL with the probability POWER.
+
+        The result is 0 if the t-test gives p < LEVEL already, and None if the number is unknown.
+        """
         if self.p_t_test is not None and self.p_t_test < LEVEL:
             return 0
         return None if self.seeds_needed is None else max(1, self.seeds_needed - len(self.seeds))
 
 
 def measure(pairs: Pairs, texts: list[str]) -> Difference:
-    """Score all runs on `texts` and compare them. Raises UserError if a run cannot be loaded or has a loss that is NaN."""
+    """Score all runs of `pairs` on `texts`, and compare the two variants.
+
+    Raises UserError if a run cannot be loaded, or if its loss is NaN or infinite.
+    """
     scored: list[tuple[Documents, Documents]] = []
     for seed, runs in zip(pairs.seeds, pairs.runs, strict=True):
         both = []
@@ -88,7 +97,7 @@ def measure(pairs: Pairs, texts: list[str]) -> Difference:
 def compare_scores(pairs: Pairs, scored: Sequence[tuple[Documents, Documents]]) -> Difference:
     """Compare the two variants of `pairs`, A and B, by their scores on the same documents.
 
-    `scored` has (scores of A, scores of B) for each seed.
+    `scored` has (scores of A, scores of B) for each seed; the scores of a run are a list of window scores for each document.
     """
     bpb_a, bpb_b = ([_whole(both[side]).bpb for both in scored] for side in (0, 1))
     differences = [b - a for a, b in zip(bpb_a, bpb_b, strict=True)]
@@ -122,8 +131,9 @@ def _whole(documents: Documents) -> Score:
 def mean_differences(scored: Sequence[tuple[Documents, Documents]]) -> Documents:
     """Return the loss of B minus the loss of A for each window of each document, averaged over the seeds.
 
-    The losses of one document with several seeds are not independent, so they are averaged before an interval over documents is
-    computed. If A and B divide a document into different windows, the result has one difference for the whole document.
+    A difference is a `Score` whose `nats` may be negative. The losses of one document with several seeds are not independent,
+    so they are averaged before an interval over documents is computed. If the runs divide a document into different windows,
+    the result has one difference for the whole document.
     """
     sides = [documents for both in scored for documents in both]
     differences: Documents = []
@@ -204,7 +214,7 @@ def _further(result: Difference) -> str:
 
 
 def as_json(result: Difference) -> str:
-    """Return the comparison as a JSON object."""
+    """Return the comparison as the text of a JSON object."""
     record = dataclasses.asdict(result) | {"further_seeds": result.further_seeds, "level": LEVEL, "power": POWER}
     return json.dumps(record, ensure_ascii=False, indent=2)
 

@@ -1,7 +1,9 @@
-"""Find pairs of runs that differ in one setting and share everything else: seed, data order and validation text.
+"""Find pairs of runs that have the same seed and differ in one setting, or only in the settings of --differ-in.
 
-Two runs with the same seed read the same batches in the same order and begin with the same random numbers, so that much of
-the noise of training is common to both and cancels in their difference. A group is the runs of one variant, one per seed.
+Two runs with the same seed begin with the same random numbers. Unless settings of the data differ, they also read the same
+batches in the same order. So much of the noise of training is common to both runs and cancels in their difference.
+
+Runs whose settings are the same, except for the seed, are one variant. A group is the runs of one variant, one for each seed.
 """
 
 from __future__ import annotations
@@ -47,13 +49,13 @@ _SURROUNDINGS = (
 
 @dataclass(frozen=True)
 class Member:
-    """Hold a trained run with the values that decide whether it can be compared."""
+    """Hold a run with the values that decide with which other runs it can be compared."""
 
     run: Run
     seed: int
-    settings: dict[str, Any]  # by dotted key, with numbers instead of `auto`
+    settings: dict[str, Any]  # settings that decide what the run learns, and STEPS, with numbers instead of `auto`
     choices: dict[str, str]  # by key, the overrides with which a sweep started the run; empty for other runs
-    text: str | None  # fingerprint of the text
+    text: str | None  # fingerprint (hash) of the text on which the run was trained; None if it was not recorded
 
     def has(self, key: str, value: str) -> bool:
         """Tell whether the setting `key` of the run has the value `value`.
@@ -67,9 +69,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Hold the pairs of two variants A and B, sorted by seed, and the settings in which they differ."""
+    """Hold pairs of a run of variant A and a run of variant B, sorted by seed, and the settings in which A and B differ."""
 
-    names: tuple[str, str]
+    names: tuple[str, str]  # of A and of B
     seeds: list[int]
     runs: list[tuple[Run, Run]]
     changes: list[str]  # `key: value of A -> value of B`
@@ -80,11 +82,15 @@ class Pairs:
 def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = ()) -> Pairs:
     """Return pairs of runs that have the same seed, one run from each of two groups.
 
-    Each name stands for one group: a run, a folder that contains runs, or FOLDER:KEY=VALUE[,KEY=VALUE] for the runs in the
-    folder that have these values. A single name stands for both groups: the folder must then contain exactly two variants.
+    Each of `names` stands for one group: a run, a folder that contains runs, or FOLDER:KEY=VALUE[,KEY=VALUE] for the runs in
+    the folder that have these values. Runs and folders are also looked up below `outputs`. If there is only one name, it stands
+    for both groups: the folder must then contain the runs of exactly two variants. Runs of a variant differ only in their seed.
+
     `differ_in` names the settings in which the two runs of a pair may differ; `data` stands for all settings `data.*`. If
-    `differ_in` is empty, the two runs may differ in one setting, which must not change the batches that a run reads. Raises
-    UserError if the groups cannot be compared.
+    `differ_in` is empty, the two runs may differ in one setting, which must not change the batches that a run reads.
+
+    A run is left out if its training is not finished, or if the other group has no run with its seed. Raises UserError if the
+    groups cannot be compared.
     """
     match len(names):
         case 1:
@@ -134,9 +140,9 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
 
 
 def settings_named(text: str) -> list[str]:
-    """Split `text`, such as "data,model.n_layer", into names of settings and of groups of settings.
+    """Split the value of --differ-in, such as "data,model.n_layer", into names of settings and of groups of settings.
 
-    Raises UserError for a name that does not exist.
+    STEPS, the number of trained steps, counts as a setting. Raises UserError for a name that does not exist.
     """
     keys = [key.strip() for key in text.split(",") if key.strip()]
     for key in keys:
@@ -160,7 +166,10 @@ def _range(values: Sequence[Any]) -> str:
 
 
 def _members(name: str, outputs: Path) -> list[Member]:
-    """Return the finished runs that a name stands for. Raises UserError if there is none."""
+    """Return the runs that a name stands for, without the runs whose training is not complete (see `_is_trained`).
+
+    Raises UserError if no run is left, or if one of the runs was pruned, diverged or failed.
+    """
     folder, chosen = _split(name)
     runs = find_runs([folder], outputs, lost_too=True)
     for run in runs:
@@ -189,7 +198,10 @@ def _members(name: str, outputs: Path) -> list[Member]:
 
 
 def _why_none(key: str, value: str, members: Sequence[Member]) -> str:
-    """Return why none of `members` has the value: the key is unknown, cannot select runs, or has only other values."""
+    """Return why the setting `key` has the value `value` in none of `members`.
+
+    The key may have only other values, not change what a run learns, be the name of a group of settings, or be unknown.
+    """
     values = [
         str(member.choices.get(key, member.settings.get(key)))
         for member in members
@@ -204,7 +216,10 @@ def _why_none(key: str, value: str, members: Sequence[Member]) -> str:
 
 
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
-    """Split FOLDER:KEY=VALUE,... into the folder and a list of pairs (key, value), which is empty for a plain FOLDER."""
+    """Split FOLDER:KEY=VALUE,... into the folder and a list of pairs (key, value), which is empty for a plain FOLDER.
+
+    Raises UserError if a key is missing before its "=".
+    """
     folder, *rest = re.split(r":(?=[\w.]*=)", name, maxsplit=1)
     if not rest:
         return name, []
@@ -230,7 +245,8 @@ def _member(run: Run) -> Member:
 def _is_trained(run: Run) -> bool:
     """Tell whether the training of a run is complete. Raises UserError if the run was pruned, diverged or failed.
 
-    Leaving out such a run would favour its variant.
+    The error is raised because the variant of such a run would seem better without the run. A run that a setting ended, such as
+    train.stop_at or train.max_time, is complete; a run that was interrupted is not.
     """
     facts = run.facts()
     if facts.status in LOST:
@@ -265,9 +281,10 @@ def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list
 
 
 def _variant(member: Member, members: list[Member]) -> tuple[tuple[str, str], ...]:
-    """Return the pairs (key, value), other than the seed, in which a run differs from at least one of `members`.
+    """Return the pairs (key, value) in which a run differs from at least one of `members`.
 
-    The pairs are overrides if all members are jobs of a sweep, otherwise settings.
+    The pairs are overrides if all members are jobs of a sweep, otherwise settings. The name, the seed and the number of steps
+    are left out.
     """
     are_jobs = all(other.choices for other in members)
     values = [other.choices if are_jobs else other.settings for other in members]
@@ -281,9 +298,9 @@ def _variant(member: Member, members: list[Member]) -> tuple[tuple[str, str], ..
 
 
 def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dict[int, Member]:
-    """Return the members of one group by seed.
+    """Return the members of one group as a dict from seed to member. `label` is the name of the group for messages.
 
-    Raises UserError if two of them have the same seed, or differ in a setting that `differ_in` does not name.
+    Raises UserError if two members have the same seed, or differ in a setting that `differ_in` does not name.
     """
     group: dict[int, Member] = {}
     for member in members:
@@ -316,7 +333,10 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
 
 
 def _how_to_select(member: Member, label: str, key: str, value: Any) -> str:
-    """Return the advice to give "LABEL:KEY=VALUE" instead of "LABEL", so that only runs such as `member` are selected."""
+    """Return the advice to give "LABEL:KEY=VALUE" instead of "LABEL", so that only runs such as `member` are selected.
+
+    If KEY=VALUE cannot select `member`, return the advice to name another folder.
+    """
     if not member.has(key, str(value)):  # the fingerprint of a text
         return "name a folder that has only the runs of one variant"
     narrower = f"{label}{',' if _split(label)[1] else ':'}{key}={value}"
@@ -326,7 +346,8 @@ def _how_to_select(member: Member, label: str, key: str, value: Any) -> str:
 def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bool) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ between two runs, as {key: (value of a, value of b)}.
 
-    With `in_group`, the settings that `differ_in` names are left out.
+    The name and the seed are left out and, if `in_group`, the settings that `differ_in` names. If both runs record a
+    fingerprint of their text, the fingerprints are compared instead of the locations of the texts, such as data.path.
     """
     same_text = a.text is not None and a.text == b.text
     ignored = _NOT_COMPARED | (TEXT_LOCATION if same_text or None not in (a.text, b.text) else set())
@@ -342,9 +363,9 @@ def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bo
 
 
 def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """Return the settings in which a pair differs, as {key: (value of a, value of b)}.
+    """Return the settings in which the two runs of a pair differ, as {key: (value of a, value of b)}.
 
-    Raises UserError if the pair cannot be compared.
+    Raises UserError if `differ_in` does not allow these differences (see `find_pairs`).
     """
     changes = _differences(a, b, differ_in, in_group=False)
     bases = (a.run.base, b.run.base)
@@ -375,9 +396,9 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
 
 
 def _surroundings(a: Run, b: Run) -> list[str]:
-    """Return what differs in code, versions and hardware between two runs, such as `versions.torch: 2.6 -> 2.7`.
+    """Return the differences of two runs in code, package versions and hardware, such as `versions.torch: 2.6 -> 2.7`.
 
-    The last start of each run is compared.
+    A run may have been trained by several processes, one after the other. The last process of each run is compared.
     """
     starts = [start_of(read_provenance(run.folder), run.facts().step or 0) for run in (a, b)]
     return [text for text in recorded_changes(*starts) if text.startswith(_SURROUNDINGS)]
@@ -388,7 +409,7 @@ def _is_named(key: str, differ_in: Sequence[str]) -> bool:
 
 
 def changes_data_order(key: str) -> bool:
-    """Tell whether two runs with the same seed read different batches if this setting differs."""
+    """Tell whether two runs with the same seed read different batches if they differ in the setting `key`."""
     return key in _ORDER_KEYS or key.startswith(_ORDER_GROUPS)
 
 

@@ -11,7 +11,7 @@ from positron.system.formatting import counted
 
 
 def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str, measure: str = "val/loss") -> bytes:
-    """Draw the progress of a run against tokens, and below it bits per byte with the entropy of the text. Returns a PNG.
+    """Draw the progress of a run and, in a second panel, its validation bits per byte, against training tokens. Returns a PNG.
 
     `rows` are the rows of metrics.jsonl; `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
     `measure` is the validation metric that shows the progress: "val/loss", "preference/loss" or "val/reward". A validation loss
@@ -86,7 +86,7 @@ def _draw_rewards(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _points(rows: list[dict[str, Any]], metric: str) -> list[tuple[int, float]]:
-    """Return (tokens, value) of the rows in which a metric was measured."""
+    """Return a pair (training tokens, value) for each of the rows in which `metric` was measured."""
     return [(row["tokens"], row[metric]) for row in rows if row.get(metric) is not None]
 
 
@@ -133,7 +133,10 @@ def say_why_empty(axes: Any, why: str) -> None:
 
 
 def learning_rate_curve(rows: list[dict[str, Any]]) -> bytes:
-    """Draw the learning rate and, in a second panel, the gradient norm against optimizer steps. Returns a PNG."""
+    """Draw the learning rate and, in a second panel, the gradient norm against optimizer steps. Returns a PNG.
+
+    `rows` are the rows of metrics.jsonl.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.8, 5), layout="constrained")
@@ -157,8 +160,8 @@ def learning_rate_curve(rows: list[dict[str, Any]]) -> bytes:
 def attention_maps(layers: list[Any], title: str) -> bytes:
     """Draw the attention maps of all heads as a grid: a row for each layer, a column for each head. Returns a PNG.
 
-    `layers` has an array (H, T, T) of probabilities for each layer; a map has a row for each query and a column for each
-    key. All maps are drawn as one image, because matplotlib takes seconds to draw 144 axes.
+    `layers` has an array (H, T, T) of probabilities for each layer, with H heads and T tokens. A map has a row for each query
+    and a column for each key. All maps are drawn as one image, because matplotlib would take seconds to draw one axes per map.
     """
     import numpy as np
     from matplotlib.colors import PowerNorm
@@ -187,9 +190,9 @@ def attention_maps(layers: list[Any], title: str) -> bytes:
 def heat_map(names: list[str], steps: list[int], values: np.ndarray, *, label: str, share: bool) -> bytes:
     """Draw `values` (n, m) as a heat map and return a PNG: a row for each of n names, a column for each of m increasing steps.
 
-    The first name is at the top. NaN is grey. The colour scale runs from 0 to 1 if `share`, otherwise it is logarithmic. A
-    white line separates two rows if the parts of their names before the last dot differ. `label` is the title of the colour
-    bar.
+    The steps are optimizer steps. The first name is at the top. The colour scale runs from 0 to 1 if `share`, otherwise it is
+    logarithmic. NaN is grey and, on the logarithmic scale, also 0. A white line separates two rows if the parts of their names
+    before the last dot differ. `label` is the title of the colour bar.
     """
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
@@ -218,7 +221,10 @@ def heat_map(names: list[str], steps: list[int], values: np.ndarray, *, label: s
 
 
 def bin_curves(names: list[str], steps: list[int], values: np.ndarray, *, label: str) -> bytes:
-    """Draw losses in nats per token, `values` (n, m): one curve for each of n groups of tokens, at m steps. Returns a PNG."""
+    """Draw losses in nats per token, `values` (n, m): one curve for each of n groups of tokens, at m steps. Returns a PNG.
+
+    `names` has the name of each group, and `label` is the title of the legend.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

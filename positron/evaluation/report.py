@@ -50,7 +50,7 @@ def write_report(run: Run) -> None:
 
 
 def _render(**values: Any) -> str:
-    """Fill in the template with `values`, in which all text is escaped.
+    """Return the HTML of the report: the template with `values`, whose text is escaped.
 
     The path of the user's home folder is removed from the values, because reports are sent to others.
     """
@@ -69,7 +69,7 @@ def _render(**values: Any) -> str:
 
 
 def _measure(run: Run) -> str:
-    """Return the validation metric that shows the progress of the run."""
+    """Return the name of the validation metric that shows the progress of the run."""
     return {PREFERENCE: "preference/loss", REINFORCE: "val/reward"}.get(run.kind, "val/loss")
 
 
@@ -87,9 +87,10 @@ def _headline(facts: Facts, on_answers: bool, learnt: str | None) -> dict[str, s
 
 
 def _environment(run: Run, facts: Facts) -> dict[str, str]:
-    """Return the machine and the versions that the run recorded at its last start.
+    """Return the device, the batch size, the machine, the command, the seed and the versions of a run, as {label: text}.
 
-    The process that writes the report may run on another machine or with other versions.
+    The values are those that the run itself recorded, because the process that writes the report may run on another machine or
+    with other versions.
     """
     resolved = run.resolved()
     # in fine-tuning, batch_tokens is the number of sequences times the context, although most sequences are shorter
@@ -129,7 +130,8 @@ def _commands(run: Run, facts: Facts) -> str:
 def reasons_for_a_higher_training_loss(run: Run, rows: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
     """Return the reasons why the training loss of a pretraining run is above the validation loss.
 
-    Returns an empty list if the training loss is not higher, or if the run is not a pretraining run.
+    `rows` are the rows of metrics.jsonl, and `config` are the settings in config.json. The two losses at the last validation
+    are compared. Returns an empty list if the training loss is not higher, or if the run is not a pretraining run.
     """
     last = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
     if last is None or last["train/loss"] is None or last["train/loss"] <= last["val/loss"] or run.kind != PRETRAIN:

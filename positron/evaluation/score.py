@@ -25,7 +25,7 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Return nats per token. Raises UserError if nothing was scored, because 0 would be the best possible score."""
+        """Return the loss in nats per token. Raises UserError if no token was scored; 0 would be the best possible loss."""
         if not self.tokens:
             raise UserError("there is nothing to score: the text has no tokens; give a longer text")
         return self.nats / self.tokens
@@ -44,10 +44,13 @@ class Score:
     def perplexity(self) -> float:
         """Return the perplexity per token, or inf if it is too large for a float.
 
-        Perplexities of models with different tokenizers cannot be compared.
+        Perplexities of models with different tokenizers cannot be compared. Raises UserError if no token was scored.
         """
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def is_below(self, floor_bits: float) -> bool:
-        """Tell whether the score is more than CHANCE_BITS bits below `floor_bits`, the entropy of the text in bits."""
+        """Tell whether the loss is more than CHANCE_BITS bits below `floor_bits`; both are in bits for the whole text.
+
+        `floor_bits` is the entropy of the text: -log2 of its exact probability.
+        """
         return self.nats / math.log(2) < floor_bits - CHANCE_BITS
