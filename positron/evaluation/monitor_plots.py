@@ -1,4 +1,7 @@
-"""Draw the measurements of the monitors (`monitor=`) for the report: heat maps of layers or heads, and curves."""
+"""Draw the measurements of the monitors for the report: heat maps of layers or heads, and curves.
+
+A monitor, switched on by `monitor=`, measures values such as gradient norms during training.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from positron.evaluation.plots import bin_curves, heat_map
 
 @dataclass(frozen=True)
 class View:
-    """Describe the figure of all metrics whose names begin with `prefix`."""
+    """Describe one figure, which shows all metrics whose names begin with `prefix`."""
 
     prefix: str
     title: str

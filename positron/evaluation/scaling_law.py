@@ -1,5 +1,7 @@
 """Fit a scaling law to runs: L(N, D) = E + A / N^alpha + B / D^beta, for N parameters and D training tokens.
 
+L is the loss in bits per byte.
+
 The method is approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556): minimise a Huber loss of the residuals of log L, from a
 grid of starting points. There are three differences. First, if the entropy of the text is known, it is used as E, and the
 residuals are the differences in log(L - E), so that a few runs are enough. Second, the threshold of the Huber loss is 0.1
@@ -44,7 +46,7 @@ class Law:
     slope: float  # of log D against log N, fitted to the runs; of log N against log D if the law has no term "N"
     theta: Array
     covariance: Array | None  # covariance of theta; None if the runs are too few or too similar
-    sigma: float | None  # standard deviation of the logarithm of a run's loss around the law
+    sigma: float | None  # standard deviation of log(loss - floor) of the runs around the law; None: too few runs
     dof: int  # degrees of freedom: number of runs minus number of fitted numbers
 
     @property
@@ -53,15 +55,15 @@ class Law:
         return None if {"N", "D"} <= set(self.terms) else self.terms[-1]
 
     def bpb(self, n: Any, d: Any) -> Array:
-        """Predict the bits per byte of models with `n` parameters after `d` tokens."""
+        """Predict the bits per byte, (R,), of R models with `n` parameters after `d` tokens; n and d are numbers or (R,)."""
         predicted: Array = self.floor + np.exp(log_excess(self.theta, self.terms, self._logs(n, d))[0])
         return predicted
 
     def interval(self, n: float, d: float) -> tuple[float, float] | None:
         """Return the 95 % interval for the bits per byte of a new run with `n` parameters after `d` tokens.
 
-        Returns None if the law was fitted to too few or too similar runs. The interval includes the
-        uncertainty of the law and the deviation of a single run from the law.
+        The interval includes the uncertainty of the law and the deviation of a single run from the law. Returns None if the law
+        was fitted to too few or too similar runs.
         """
         if self.covariance is None or self.sigma is None:
             return None
@@ -123,9 +125,8 @@ class Law:
 def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> tuple[Array, Array]:
     """Compute the log(loss - floor) that a law predicts for R runs, (R,), and its Jacobian by `theta`, (R, len(theta)).
 
-    The first result is the logsumexp of the logarithms of the law's terms. `theta` holds, term by term, the logarithm of the
-    coefficient, followed by the exponent if the term is N or D. `logs` has log N (parameters) and log D (tokens) minus
-    their means over the runs, each (R,).
+    The first result is the logsumexp of the logarithms of the law's terms. `terms`, `theta` and the floor are those of `Law`.
+    `logs` has log N (parameters) and log D (tokens) minus their means over the runs to which the law was fitted, each (R,).
     """
     rows, slopes, place = [], [], 0
     for term in terms:
@@ -143,9 +144,9 @@ def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> 
 def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: float | None) -> Law:
     """Fit a law to R runs. Parameters, training tokens and losses (bits per byte) are (R,).
 
-    `floor` is the entropy of the text in bits per byte, which all losses must exceed. If it is None, the law's constant
-    E is fitted instead. Raises UserError if there are fewer runs than numbers to fit, or if the runs differ neither in
-    parameters nor in tokens.
+    `floor` is the entropy of the text in bits per byte, which all losses must exceed. If it is None, the law's constant E is
+    fitted instead. Raises UserError if there are fewer runs than numbers to fit, or if the runs hardly differ in parameters and
+    tokens.
     """
     given = [np.asarray(values, dtype=np.float64) for values in (parameters, tokens, losses)]
     order = np.lexsort(given[::-1])  # sorted runs give the same sums in any order of the arguments
@@ -169,7 +170,10 @@ def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: 
 
 
 def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
-    """Return ("N", "D") if their terms can be told apart, else ("N",) or ("D",). Raises UserError if neither N nor D varies."""
+    """Return the terms that can be fitted: ("N", "D") if N and D vary independently enough, otherwise ("N",) or ("D",).
+
+    `logs` has log N and log D of the runs, minus their means. Raises UserError if neither N nor D varies enough.
+    """
     both = np.stack([logs["N"], logs["D"]])
     if np.linalg.eigvalsh(both @ both.T / both.shape[1])[0] >= MIN_SPREAD**2:
         return "N", "D"
@@ -182,8 +186,8 @@ def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
 def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
     """Return a grid of starting points theta for the fit to `y`, (R,), the log(loss - floor) of the runs.
 
-    If the law has the term "E", E is 0.1, 0.5 or 0.9 of the lowest loss. The other terms are fractions of the mean of the loss
-    minus E, with exponents of 0.1, 0.4 or 1.
+    If the law has the term "E", E is 0.1, 0.5 or 0.9 of the lowest loss. The other terms divide the mean of (loss - E) between
+    them, with exponents of 0.1, 0.4 or 1.
     """
     parts = (0.1, 0.5, 0.9) if "E" in terms else (0.0,)
     powers = [term for term in terms if term != "E"]
@@ -233,10 +237,11 @@ def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
 def _uncertainty(
     theta: Array, terms: tuple[str, ...], logs: dict[str, Array], y: Array
 ) -> tuple[float | None, Array | None]:
-    """Return the standard deviation of the runs around the law, and the covariance of theta; each is None if it is unknown.
+    """Return the standard deviation of the runs around the law, and the covariance of theta.
 
-    `y` (R,) is the log(loss - floor) of the runs. Both results are computed as in least squares, with residuals that are
-    limited to HUBER_THRESHOLD.
+    `y` (R,) is the log(loss - floor) of the runs. Both results are computed as in least squares, with residuals whose magnitude
+    is limited to HUBER_THRESHOLD. Both are None if there are not more runs than numbers in theta. Only the covariance is None
+    if the runs are too similar to tell the numbers in theta apart.
     """
     mean, jacobian = log_excess(theta, terms, logs)
     residuals = y - mean

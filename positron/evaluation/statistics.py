@@ -20,7 +20,7 @@ MAX_PAIRS = 100_000  # pairs_needed does not search beyond this number
 def t95(dof: int) -> float:
     """Return half the width of a 95 % confidence interval in standard errors, with `dof` degrees of freedom.
 
-    This is the 97.5 % quantile of Student's t distribution.
+    The result is the 97.5 % quantile of Student's t distribution.
     """
     return t_quantile(dof, 0.975)
 
@@ -41,7 +41,7 @@ def half_interval(values: Sequence[float]) -> float | None:
 def paired_t_test(differences: Sequence[float]) -> float | None:
     """Return the two-sided p-value of the paired t-test; None for fewer than two pairs.
 
-    Pairs whose differences are all equal give 1 if the differences are 0, otherwise 0.
+    `differences` has the difference of each pair. If all differences are equal, the p-value is 1 if they are 0, otherwise 0.
     """
     n = len(differences)
     if n < 2:
@@ -57,7 +57,8 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
 def one_sided_t_test(gains: Sequence[float]) -> float:
     """Return the p-value of the one-sided paired t-test of the hypothesis that the mean gain is 0 or less.
 
-    There must be at least two pairs. Pairs whose gains are all equal give 0 if the gains are positive, otherwise 1.
+    `gains` has the gain of each pair, of which there must be at least two. If all gains are equal, the p-value is 0 if they are
+    positive, otherwise 1.
     """
     p = paired_t_test(gains)
     assert p is not None
@@ -66,7 +67,10 @@ def one_sided_t_test(gains: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class SignFlips:
-    """Hold the result of a sign-flip test: its p-value, and the number of sign patterns that were compared."""
+    """Hold the result of a sign-flip test: its p-value, and the number of sign patterns that were compared.
+
+    For the test, see `sign_flip_test`.
+    """
 
     p: float
     patterns: int
@@ -82,9 +86,10 @@ def sign_flip_test(differences: Sequence[float]) -> SignFlips | None:
     """Return the result of the two-sided sign-flip permutation test of the mean; None for fewer than two pairs.
 
     If the two variants are equally good, the names A and B of each pair could be exchanged, so that each difference is as
-    likely to be negative as positive. The p-value is the share of sign patterns whose mean is at least as far from 0 as the
-    observed mean. Up to MAX_ENUMERATED_PAIRS pairs, all patterns are enumerated; for more, DRAWN_PATTERNS are drawn with a
-    fixed seed, and the observed pattern is counted too (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585).
+    likely to be negative as positive. A sign pattern gives each difference one of the two signs. The p-value is the share of
+    sign patterns with which the mean is at least as far from 0 as the observed mean. Up to MAX_ENUMERATED_PAIRS pairs, all
+    patterns are enumerated; for more, DRAWN_PATTERNS are drawn with a fixed seed, and the observed pattern is counted too
+    (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585).
     """
     n = len(differences)
     if n < 2:
@@ -109,8 +114,9 @@ def power_of_t_test(effect: float, pairs: int, level: float) -> float:
     """Return the probability that a two-sided paired t-test of `pairs` pairs gives p < `level`.
 
     `effect` is the true mean difference in units of the true standard deviation of the differences. The differences are assumed
-    to be normal, so the statistic of the test has the noncentral t distribution. The integral over the sample variance is
-    computed by Gauss-Legendre quadrature to 1e-5, because `scipy.special.nctdtr` returns NaN far from the centre.
+    to be normal, so the statistic of the test has the noncentral t distribution. The probability is an integral over the sample
+    variance, computed by Gauss-Legendre quadrature with an error of at most 1e-5. `scipy.special.nctdtr` is not used, because
+    it returns NaN far from the centre.
     """
     from scipy.special import chdtri, ndtr
 
@@ -121,10 +127,10 @@ def power_of_t_test(effect: float, pairs: int, level: float) -> float:
 
 
 def pairs_needed(differences: Sequence[float], level: float = 0.01, power: float = 0.8) -> int | None:
-    """Return the smallest number of pairs, 2 or more, for which a paired t-test gives p < `level` with the given power.
+    """Return the smallest number of pairs with which a paired t-test gives p < `level` with a probability of `power` or more.
 
-    The true mean and standard deviation of the differences are assumed to be the observed ones. Returns None for fewer than two
-    pairs, and if more than MAX_PAIRS would be needed.
+    The true mean and standard deviation of the differences are assumed to be those of `differences`. The result is at least 2.
+    Returns None if there are fewer than two differences, if all of them are 0, or if more than MAX_PAIRS would be needed.
     """
     if len(differences) < 2:
         return None

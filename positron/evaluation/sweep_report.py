@@ -1,6 +1,7 @@
 """Write the report of a sweep (sweep.md, sweep.csv and sweep.png in the sweep's folder), anew after every job.
 
-Jobs that differ only in their seed are one variant. Variants are ranked by their mean over the seeds.
+The jobs are the runs of the sweep. Jobs that differ only in their seed are one variant. Variants are ranked by their mean over
+the seeds.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ SEED = "seed"  # the key whose values are repetitions of a variant and not varia
 
 @dataclass(frozen=True)
 class Job:
-    """Hold a job that has ended. `choices` maps the key of each override to its value.
+    """Hold a job, one run of a sweep, that has ended. `choices` maps the key of each override to its value.
 
     `bpb` is the bits per byte at the last validation, or None. `why` is the reason why the job failed, was refused or cannot be
     read, or an empty text.
     """
 
-    number: str
+    number: str  # name of the job's folder in the folder of the sweep
     choices: dict[str, str]
     status: str  # finished, stopped, pruned, failed, refused (it had finished with other settings), or unknown
     bpb: float | None  # bits per byte at the last validation; None if the job failed or was never validated
@@ -52,7 +53,7 @@ class Job:
 
 
 def sweep_jobs(folder: Path) -> list[Job]:
-    """Return the ended jobs of a sweep: the jobs of the best variant first, the jobs without a score last."""
+    """Return the ended jobs of the sweep in `folder`: the jobs of the best variant first, the jobs without a score last."""
     jobs = []
     for path in folder.glob(f"*/{JOB}"):
         number = path.parent.name
@@ -85,13 +86,13 @@ def _place(number: str) -> tuple[int, str]:
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
-    """Return the keys whose values differ between the jobs, in the order of the command line."""
+    """Return the keys of the overrides whose values differ between the jobs, in the order of the command line."""
     keys = list(dict.fromkeys(key for job in jobs for key in job.choices))
     return [key for key in keys if len({job.choices.get(key) for job in jobs}) > 1]
 
 
 def table(jobs: Sequence[Job]) -> list[list[str]]:
-    """Return the table of jobs: a header, then a row for each job, with the score in the last column."""
+    """Return the table of jobs: a row of titles, then a row for each job, which ends with its score or why it has none."""
     keys = swept_keys(jobs)
     rows = [["job", *keys, "status", "val bits per byte"]]
     for job in jobs:
@@ -103,9 +104,9 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
 
 
 def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
-    """Return the table of variants, the best first: a header, then a row with the mean over the seeds for each variant.
+    """Return the table of variants, the best first: a row of titles, then a row with the mean over the seeds for each variant.
 
-    The table is empty if no seed was swept.
+    The table is empty if all jobs have the same seed.
     """
     keys = swept_keys(jobs)
     if SEED not in keys:
@@ -123,8 +124,9 @@ def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
 def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
     """Return the arguments of `positron compare --paired` that compare the two best variants with at least two seeds each.
 
-    If the two variants differ in several settings, in the choice of a config group, or in a setting that changes the order of
-    the data, --differ-in names these settings. The list is empty if fewer than two variants have two seeds.
+    If the two variants differ in several settings, in the choice of a config group such as model=nano, or in a setting that
+    changes the order of the data, --differ-in names these settings. The list is empty if fewer than two variants have scores
+    for two seeds.
     """
     # imports torch, which a sweep that is refused does not need
     from positron.evaluation.pairing import changes_data_order
@@ -144,7 +146,7 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
 def as_text(jobs: Sequence[Job]) -> str:
     """Format the table of jobs with aligned columns for the terminal.
 
-    If seeds were swept, a table of variants comes before it. Jobs that differ only in the seed are one variant.
+    If the jobs have different seeds, the table of variants (see `variant_table`) comes before the table of jobs.
     """
     rows = variant_table(jobs)
     return (f"{aligned(rows)}\n\n" if rows else "") + aligned(table(jobs))
@@ -178,7 +180,10 @@ def as_csv(jobs: Sequence[Job]) -> str:
 
 
 def write_sweep_report(folder: Path) -> list[Job]:
-    """Write the report of the jobs that have ended so far; return these jobs in the order of `sweep_jobs`."""
+    """Write the report of the jobs that have ended so far; return these jobs in the order of `sweep_jobs`.
+
+    `folder` is the folder of the sweep. If no job has ended, nothing is written.
+    """
     jobs = sweep_jobs(folder)
     if jobs:
         write_text(folder / "sweep.md", as_markdown(jobs, folder.name))
