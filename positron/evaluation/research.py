@@ -41,7 +41,7 @@ Trainer = Callable[[list[str], Path], Facts]
 class Plan:
     """Hold the base recipe and the candidates that `positron research` tests, and the settings of the tests."""
 
-    base: list[str]  # settings of `positron train`
+    base: list[str]  # settings of `positron train`, such as optimizer.lr=4e-3
     candidates: dict[
         str, list[str]
     ]  # name -> the settings that it adds to the base or replaces in it, in the order of testing
@@ -86,12 +86,15 @@ class Trial:
 
 
 def merged(base: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Return the settings of `base` and `overrides`; an override replaces a setting of `base` with the same key."""
+    """Return the settings of `base` and `overrides`; an override replaces a setting of `base` with the same key.
+
+    A setting is a text such as "optimizer.lr=4e-3".
+    """
     return list({_key(word): word for word in (*base, *overrides)}.values())
 
 
 def repeated(words: Sequence[str]) -> str | None:
-    """Return the first key that the settings `words` give more than once, or None if there is no such key."""
+    """Return the first key that occurs more than once in the settings `words`, or None if there is no such key."""
     keys = [_key(word) for word in words]
     return next((key for i, key in enumerate(keys) if key in keys[:i]), None)
 
@@ -103,8 +106,8 @@ def _key(word: str) -> str:
 def begin(folder: Path, plan: Plan) -> str:
     """Record the plan and the date of the first start in research.json in the folder, and return this date.
 
-    A later start may append candidates to the plan. Raises UserError if the plan differs from the recorded one in any other
-    way, or if the record is damaged.
+    If a plan was recorded at an earlier start, `plan` may have further candidates at its end. Raises UserError if `plan`
+    differs from the recorded plan in any other way, or if the record is damaged.
     """
     path, new = make_folder(folder) / _PLAN, dataclasses.asdict(plan)
     started = time.strftime("%Y-%m-%d")
@@ -138,16 +141,16 @@ def begin(folder: Path, plan: Plan) -> str:
 
 
 def _listed(plan: Plan) -> list[list[Any]]:
-    """Return the candidates as [[name, settings], ...]. A list keeps their order, which is a part of the plan."""
+    """Return the candidates of the plan as [[name, settings], ...]; a list keeps their order, which is a part of the plan."""
     return [[name, overrides] for name, overrides in plan.candidates.items()]
 
 
 def research(folder: Path, plan: Plan, train: Trainer, budget_s: float = math.inf) -> Iterator[list[Trial]]:
     """Test the candidates in order; yield all trials so far after each pair of runs, and when the budget is used up.
 
-    The runs of a pair have the same seed: one is without the candidate, one with it. No run is started once the runs in
-    `folder`, including those of earlier starts, have taken `budget_s` seconds of training. If a run of the base recipe
-    fails, its error is raised.
+    The runs of a pair have the same seed: one is without the candidate, one with it. `train` trains a run. No run is started
+    once the runs in `folder`, including those of earlier starts, have taken `budget_s` seconds of training. If the run without
+    the candidate fails, its error is raised. If the run with the candidate fails, the test of this candidate ends.
     """
     runs = _Runs(folder, train, budget_s)
     base, against = plan.base, BASE
@@ -191,7 +194,7 @@ class _BudgetUsed(Exception):
 
 @dataclass(frozen=True)
 class _Result:
-    """Hold the recorded result of a run: its bits per byte, or why it failed."""
+    """Hold the recorded result of a run: its bits per byte or why it failed, and the date of its end."""
 
     bpb: float | None
     failure: str | None
@@ -199,7 +202,7 @@ class _Result:
 
 
 class _Runs:
-    """Read the recorded results of runs from their folders, and train the runs that have no result."""
+    """Read the recorded results of the runs in a folder, and train the runs that have no recorded result."""
 
     def __init__(self, folder: Path, train: Trainer, budget_s: float) -> None:
         self.folder, self._train, self._budget_s = folder, train, budget_s
@@ -230,9 +233,9 @@ class _Runs:
     def _trained(self, folder: Path, overrides: list[str], may_fail: bool) -> dict[str, Any]:
         """Train a run and return its record.
 
-        If the run fails and `may_fail` is true, the record holds the failure; if `may_fail` is false, the error is raised. If
-        an earlier call began the run, a UserError is raised in both cases, because the run may still succeed when the user has
-        corrected the cause.
+        If the run fails and `may_fail` is true, the record holds the failure; if `may_fail` is false, the error is raised. One
+        error is raised in both cases: a UserError when a run is continued that was begun earlier, because this run may still
+        succeed when the user has corrected the cause.
         """
         logger.info(f"{folder}: {' '.join(overrides)}")
         is_begun, failure = Run(folder).exists, None

@@ -58,10 +58,13 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
 def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, title: str) -> bytes:
     """Draw the validation curves of a sweep's jobs and, in a second panel, their last scores against the swept values.
 
-    The x axis of the second panel is the first swept key whose values are numbers; it is logarithmic if the values span a
-    factor of 10 or more. Each combination of the values of the other keys is a line. If no key has numbers, the x axis
+    `keys` are the keys of the settings that differ between the jobs, without the seed. `jobs` has a `Curve` for each job.
+    `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
+
+    The x axis of the second panel is the first key whose values are numbers; it is logarithmic if the values are positive and
+    span a factor of 10 or more. Each combination of the values of the other keys is a line. If no key has numbers, the x axis
     shows the combinations. Jobs that differ only in their seed have the same colour, and a line runs through the mean of their
-    scores. `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown. Returns a PNG.
+    scores. Returns a PNG.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -103,7 +106,10 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
 
 
 def _draw_curves(axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tuple[str, ...], Any]) -> None:
-    """Draw the validation curves of the jobs, with a cross where a job was pruned. `colors`: values of a job -> colour."""
+    """Draw the validation curves of the jobs, with a cross where a job was pruned.
+
+    `colors` maps the values that a job has for `keys` to the colour of its curve.
+    """
     labelled: set[tuple[str, ...]] = set()
     for values, points, status in jobs:
         if points:
@@ -119,7 +125,10 @@ def _draw_curves(axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tup
 def _draw_scores(
     axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tuple[str, ...], Any], x_key: int | None
 ) -> None:
-    """Draw the last scores of the jobs against the values of `keys[x_key]` (None: against each combination of values)."""
+    """Draw the last scores of the jobs against the values of `keys[x_key]` (None: against each combination of values).
+
+    `colors` maps each combination of values to a colour.
+    """
     places = {values: float(place) for place, values in enumerate(colors)}
     lines: dict[tuple[str, ...], list[tuple[float, float, Any]]] = {}
     for values, points, status in jobs:
@@ -158,7 +167,10 @@ def _draw_scores(
 
 
 def _mark_tested(axes: Any, tested: list[float]) -> None:
-    """Put a tick at each tested value, if there are at most MAX_TICKS; the axis is logarithmic if they span a factor of 10."""
+    """Put a tick on the x axis at each of the sorted values `tested`, if there are at most MAX_TICKS of them.
+
+    The axis becomes logarithmic if the values are positive and span a factor of 10 or more.
+    """
     from matplotlib.ticker import FixedLocator, NullLocator
 
     if tested and tested[0] > 0 and tested[-1] >= 10 * tested[0]:

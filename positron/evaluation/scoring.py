@@ -28,9 +28,10 @@ MAX_BLOCKS = 100
 
 @dataclass(frozen=True)
 class Windows:
-    """Hold the windows of some documents: inputs x and targets y (N, context).
+    """Hold the windows into which some documents were cut: inputs x and targets y, (N, context) each, for N windows.
 
     `sizes` has a list for each document. Its numbers, one per window, say how many bytes of the document the window scores.
+    Targets that are not scored are -100.
     """
 
     x: Tensor
@@ -50,9 +51,9 @@ class Windows:
 
 @torch.inference_mode()
 def window_losses(model: GPT, x: Tensor, y: Tensor, what: str = "scoring") -> Tensor:
-    """Compute the loss in nats of each target, (N, T), 0 where y is -100; x and y are (N, T).
+    """Compute the loss in nats of each target, (N, T), for N windows of T tokens; the loss is 0 where the target is -100.
 
-    `what` is the title of the progress line.
+    `x` and `y` (N, T) are the inputs and the targets. `what` is the title of the progress line.
     """
     device = model.wte.weight.device
     losses = []
@@ -64,7 +65,7 @@ def window_losses(model: GPT, x: Tensor, y: Tensor, what: str = "scoring") -> Te
 
 
 def score(model: GPT, x: Tensor, y: Tensor, token_bytes: Tensor) -> Score:
-    """Return one score for all windows with inputs x and targets y (N, T).
+    """Return one score for all windows with inputs x and targets y, (N, T) each; targets of -100 are not scored.
 
     `token_bytes` (V,) has the number of bytes of text of each token id.
     """
@@ -76,9 +77,10 @@ def score(model: GPT, x: Tensor, y: Tensor, token_bytes: Tensor) -> Score:
 def sliding_windows(ids: list[int], context: int, stride: int) -> tuple[Tensor, Tensor]:
     """Cut ids into windows x, y (N, context) in which each id except the first is a target exactly once.
 
-    The first window scores all its targets; each later window reads `context` ids and scores only the last `stride`
-    targets. So each target is predicted from at least context - stride ids, or from all ids before it. Targets that are not
-    scored are -100.
+    The first window scores all its targets. Each later window begins `stride` ids after the window before it, and scores only
+    the targets that no earlier window scored. So each target is predicted from at least context - stride ids, or from all ids
+    before it. Targets that are not scored are -100. A window with fewer than `context` ids is filled up with ids of 0, whose
+    targets are -100.
     """
     xs, ys = [], []
     scored = 0  # number of targets so far, which are ids[1 : scored + 1]
@@ -99,9 +101,10 @@ def score_windows(
 ) -> list[list[Score]]:
     """Score each document separately, from its beginning to its end-of-text token, by sliding windows.
 
-    `stride` is the number of tokens scored per window (None: half the context length). Returns a list of scores for each
-    document, one per window; their sum is the score of the document. `what` is the title of the progress line. Raises
-    UserError if the stride is not between 1 and the context length.
+    A text that is a `Beginning` has no end-of-text token. `stride` is the number of tokens scored by each window after the
+    first (None: half the context length). Returns a list of scores for each document, one per window; their sum is the score of
+    the document. `what` is the title of the progress line. Raises UserError if the stride is not between 1 and the context
+    length.
     """
     if not texts:
         return []
@@ -130,7 +133,10 @@ def score_ensemble(
 
 
 def _cut(tokenizer: Tokenizer, texts: Sequence[str], context: int, stride: int | None) -> Windows:
-    """Cut one or more documents, each with its end-of-text token, into windows. Raises UserError for a wrong stride."""
+    """Cut one or more documents, each with its end-of-text token, into windows of `context` tokens (see `score_windows`).
+
+    Raises UserError if the stride is not between 1 and the context length.
+    """
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
         raise UserError(f"--stride must be between 1 and the context length {context}, not {stride}")
@@ -170,7 +176,8 @@ def sampling_units(documents: list[list[Score]]) -> tuple[list[Score], str]:
     """Return the scores of the units that a confidence interval treats as independent, and the name of the units.
 
     The units are "documents" or, if there are fewer than MIN_UNITS documents, "blocks of the text" (groups of neighbouring
-    windows). `documents` has the scores of each document's windows; the sum over all units equals the sum over all windows.
+    windows of one document). If each document is a single block, the name is "documents", too. `documents` has the scores of
+    each document's windows; the sum over all units equals the sum over all windows.
     """
     if len(documents) >= MIN_UNITS:
         return [total(scores) for scores in documents], "documents"

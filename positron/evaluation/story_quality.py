@@ -1,4 +1,7 @@
-"""Measure generated stories: whether the grammar's parser accepts them, how varied they are, and how much is copied."""
+"""Measure generated stories: whether the grammar's parser accepts them, how varied they are, and how much is copied.
+
+The grammar is that of the built-in stories. The parser accepts a text if the grammar can produce it.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ class Following:
 
 
 def write_stories(writer: Writer, count: int, sampling: Sampling, seed: int, max_tokens: int) -> list[Written]:
-    """Generate `count` stories without a prompt: the model is given only the token that begins a document."""
+    """Generate `count` stories without a prompt: the model is given only the token that begins a document.
+
+    Story i is sampled with the seed `seed` + i and has at most `max_tokens` tokens.
+    """
     begin = [writer.tokenizer.special_id(END_OF_TEXT)]
     return _write(writer, [begin] * count, sampling, seed, max_tokens, list(writer.tokenizer.end_ids))
 
@@ -59,7 +65,10 @@ def write_stories(writer: Writer, count: int, sampling: Sampling, seed: int, max
 def answer_requests(
     writer: Writer, conversations: Sequence[Conversation], sampling: Sampling, seed: int, max_tokens: int
 ) -> list[Written]:
-    """Generate the model's answer to the first message of each conversation."""
+    """Generate the model's answer to the first message of each conversation.
+
+    Answer i is sampled with the seed `seed` + i and has at most `max_tokens` tokens.
+    """
     prompts = [conversation.prompt_ids(example.messages[:1], writer.tokenizer) for example in conversations]
     return _write(writer, prompts, sampling, seed, max_tokens, conversation.stop_ids(writer.tokenizer))
 
@@ -78,7 +87,8 @@ def _write(
 def quality(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles) -> Quality:
     """Measure how many texts the grammar's parser accepts, how varied they are, and what share is copied.
 
-    A sequence of COPIED_TOKENS tokens is copied if it occurs in the training text, whose tokens `training` contains.
+    There must be at least one text. A sequence of COPIED_TOKENS tokens is copied if it occurs in the training text, whose
+    tokens `training` contains.
     """
     accepted = sum(bool(stories.parse(text)) for text in progress(texts, "parsing stories")) / len(texts)
     return Quality(accepted, distinct(texts, 2), distinct(texts, 3), copied(texts, tokenizer, training))
@@ -93,7 +103,10 @@ def following(written: Sequence[Written], requests: Sequence[stories.Request]) -
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Return the number of different sequences of `n` words in the texts, divided by the number of all such sequences."""
+    """Return the number of different sequences of `n` words in the texts, divided by the number of all such sequences.
+
+    Returns 0 if all texts are shorter than `n` words.
+    """
     runs = [tuple(words[i : i + n]) for words in (text.split() for text in texts) for i in range(len(words) - n + 1)]
     return len(set(runs)) / max(1, len(runs))
 
@@ -115,7 +128,10 @@ def copied(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles, n: 
 
 
 def _hashes(ids: np.ndarray, n: int) -> np.ndarray:
-    """Return a hash of each sequence of `n` ids, (len(ids) - n + 1,): a polynomial in an odd number, modulo 2^64."""
+    """Return a hash of each sequence of `n` neighbouring ids, (len(ids) - n + 1,); the result is empty if there are fewer ids.
+
+    The hash of a sequence is a polynomial in an odd number, modulo 2^64, whose coefficients are the ids plus 1.
+    """
     count = max(0, len(ids) - n + 1)
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(n if count else 0):

@@ -10,17 +10,17 @@ from positron.evaluation.plots import as_png, dots
 
 @dataclass(frozen=True)
 class Line:
-    """Describe a curve: a metric of metrics.jsonl, its name in the legend, and the metric of its standard error, if any."""
+    """Describe the curve of one metric."""
 
-    key: str
-    name: str
-    error: str | None = None
-    is_thin: bool = False  # a metric of single steps, which is noisy
+    key: str  # of the metric in metrics.jsonl
+    name: str  # in the legend
+    error: str | None = None  # key of the metric's standard error, which is drawn as a band
+    is_thin: bool = False  # a thin line, for a metric of single training steps, which is noisy
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Describe a panel: the label of its y axis and its curves; `is_share`: the values are shares, between 0 and 1."""
+    """Describe a panel of a figure: the label of its y axis, and its curves. If `is_share`, the y axis runs from 0 to 1."""
 
     label: str
     lines: tuple[Line, ...]
@@ -99,7 +99,7 @@ def tuning_pictures(rows: list[dict[str, Any]]) -> list[tuple[str, str, bytes]]:
 
 
 def _drawable(panel: Panel, keys: set[str]) -> list[Line]:
-    """Return the curves of a panel whose metric is in `keys`, the names of the recorded metrics.
+    """Return those curves of a panel whose metric is in `keys`, the names of the recorded metrics.
 
     PASS is only the prefix of metrics such as val/pass_1, whose names end with the number of answers per prompt. A curve with
     the key PASS is replaced by one curve for each of these metrics that was recorded.
