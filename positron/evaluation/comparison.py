@@ -40,7 +40,7 @@ GIVE_ANOTHER_TEXT = "give --text FILE to measure all runs on another text"
 
 @dataclass(frozen=True)
 class Row:
-    """Hold the results of one run: a line of the table of `compare`."""
+    """Hold the results of one run, a row of the table that `positron compare` prints."""
 
     run: str  # folder of the run
     parameters: int
@@ -58,9 +58,10 @@ class Row:
 def find_runs(names: Sequence[str], outputs: Path, *, lost_too: bool = False) -> list[Run]:
     """Return the runs with the given names, or all runs in `outputs` if `names` is empty. No run is returned twice.
 
-    A name may stand for a run, or for a folder that contains runs. From such a folder, only the runs with a checkpoint are
-    returned, and with `lost_too` also the runs that diverged, failed or were pruned before their first checkpoint. Raises
-    UserError if a name stands for neither a run nor a folder, or if a folder has no such run.
+    A name is a path, or a path relative to `outputs`. It may stand for a run, or for a folder that contains runs. From such a
+    folder, only the runs with a checkpoint are returned, and with `lost_too` also the runs that diverged, failed or were pruned
+    before their first checkpoint. Raises UserError if a name stands for neither a run nor a folder, or if a folder has no such
+    run.
     """
     runs: list[Run] = []
     for name in names or [str(outputs)]:
@@ -117,9 +118,11 @@ def common_text(
 ) -> tuple[list[Run], list[str]]:
     """Return the runs to compare, and the texts on which they are scored.
 
-    If `file` is not None, the texts are those of the file. Otherwise, they are the validation text that all runs share, and
-    runs whose validation text is not available are left out; UserError is raised if the validation texts differ. `limit` is the
-    number of bytes to score (0: all). `takes_file`: true if the command has the option --text; error messages then suggest it.
+    If `file` is not None, the texts are the documents of the file or folder. Otherwise, they are the documents of the
+    validation text that all runs share, and a run whose validation text is not available is left out. `limit` is the number of
+    bytes to score (0: all). `takes_file`: true if the command has the option --text; error messages then suggest it.
+
+    Raises UserError if the validation texts differ, or if no text is available.
     """
     if file is not None:
         return list(runs), up_to(texts_of_file(file), limit)
@@ -139,8 +142,9 @@ def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int,
     """Score each run on `texts` and generate a sample; return the rows sorted by bits per byte, the lowest first.
 
     Runs that differ only in their seed stay together as a group, and groups are sorted by their mean. The rows are sorted by
-    bits per byte because loss and perplexity per token depend on the tokenizer. Raises UserError if there is no text, or if no
-    run can be loaded.
+    bits per byte because loss and perplexity per token depend on the tokenizer. The sample of a run is the text that it
+    generates after `prompt`, with at most `max_tokens` tokens and the given seed. Raises UserError if there is no text, or if
+    no run can be loaded.
     """
     if not texts:
         raise UserError("there is no text to measure on: give --text FILE with text")
@@ -188,7 +192,10 @@ def _with_variants(measured: Sequence[tuple[Run, Row]]) -> Iterator[tuple[Hashab
 
 
 def _variant(run: Run) -> str:
-    """Return a text that is equal for two runs that differ only in the seed and in settings that do not affect the result."""
+    """Return a text that is equal for two runs if they differ only in their seed and in settings that do not affect the result.
+
+    For other pairs of runs, the texts differ.
+    """
     values = {key: value for key, value in flat(run.config()).items() if key not in ("name", "seed")}
     values = {key: value for key, value in values.items() if not is_changeable(key) and key not in TEXT_LOCATION}
     facts = run.facts()

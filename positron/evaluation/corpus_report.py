@@ -14,7 +14,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
 def sizes(split: str, files: TokenFiles) -> str:
-    """Return one line with the numbers of documents, tokens and bytes of the split "train" or "val"."""
+    """Return one line with the numbers of documents, tokens and bytes in the token files of a split, "train" or "val"."""
     noun = "document" if files.n_documents == 1 else "documents"
     return (
         f"  {split:<6} {files.n_documents:>12,} {noun:<9} {files.n_tokens:>14,} tokens {files.n_bytes:>14,} bytes"
@@ -23,7 +23,7 @@ def sizes(split: str, files: TokenFiles) -> str:
 
 
 def tokenizer_report(files: TokenFiles, tokenizer: Tokenizer, limit: int = 5_000_000) -> str:
-    """Describe how the tokenizer encodes the first `limit` training tokens.
+    """Describe, as lines of text, how the tokenizer encodes the text of the first `limit` training tokens.
 
     The lines are: vocabulary, bytes per token, tokens per word, share of unknown tokens, longest and rarest tokens.
     """
@@ -59,9 +59,9 @@ def _is_text(part: bytes) -> bool:
 
 
 def preview(files: TokenFiles, tokenizer: Tokenizer, context: int, folder: Path) -> str:
-    """Describe the document lengths, and show three windows of `context` tokens as a model reads them.
+    """Return lines of text with the document lengths and with three windows of `context` tokens, as a model reads them.
 
-    Also write a histogram of the lengths to `folder`/lengths.png.
+    Also writes a histogram of the lengths to `folder`/lengths.png, if there is a document.
     """
     end = tokenizer.special_id(END_OF_TEXT)
     positions = files.find_token(end)

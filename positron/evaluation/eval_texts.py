@@ -35,20 +35,24 @@ INSTEAD = "give --text FILE to measure on a text of your choice"
 
 
 class Lossy(str):
-    """Hold a text with � in place of unknown tokens; `n_bytes` is the size of the original text in bytes."""
+    """Hold a text with � in place of unknown tokens; `n_bytes` is the size of the original text in bytes, or None."""
 
     n_bytes: int | None = None
 
 
 class Beginning(Lossy):
-    """Hold the beginning of a document that is cut at a limit. No end-of-text token is scored after it."""
+    """Hold the beginning of a document that was cut. No end-of-text token is scored after it.
+
+    `n_bytes` is None unless the document is a `Lossy` text whose size is known.
+    """
 
 
 def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
     """Return the training or validation tokens (`split` "train" or "val") of the text that a run was pretrained on.
 
-    If the token files were deleted, they are written again. Raises UserError, whose message ends with the advice `instead`,
-    if the text is not available or has changed.
+    If the token files were deleted, they are written again from the text. If the text has changed or is missing, but the token
+    files still exist, they are used, and the change is logged. Raises UserError, whose message ends with the advice `instead`,
+    if neither the token files nor the unchanged text is available.
     """
     try:
         run = pretrained_run(run)
@@ -107,9 +111,10 @@ def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
 
 
 def texts_of_run(run: Run, split: str, limit: int, instead: str = INSTEAD) -> list[str]:
-    """Return the first documents of the run's training or validation text, about `limit` bytes (0: all documents).
+    """Return the first documents of the text of a run, about `limit` bytes (0: all documents).
 
-    Raises UserError, whose message ends with the advice `instead`, if the text is not available or empty.
+    `split` is "train" for the training text or "val" for the validation text. A document that alone is longer than the limit
+    is cut. Raises UserError, whose message ends with the advice `instead`, if the text is not available or empty.
     """
     files = token_files(run, split, instead)
     tokenizer = load_tokenizer(run.tokenizer_folder)
@@ -132,7 +137,8 @@ def texts_of_run(run: Run, split: str, limit: int, instead: str = INSTEAD) -> li
 def common_texts(runs: Sequence[Run], split: str, limit: int) -> list[str]:
     """Return the first documents, about `limit` bytes (0: all), of the text that all runs share.
 
-    `split`: "train" or "val". Raises UserError if these documents differ between runs, or if a text is not available.
+    `split` is "train" for the training text or "val" for the validation text. Raises UserError if these documents differ
+    between runs, or if a text is not available.
     """
     first, *others = runs
     texts = texts_of_run(first, split, limit)
@@ -203,10 +209,11 @@ def floor_of(texts: list[str]) -> float:
 
 
 def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:
-    """Return the entropy in bits per byte of `texts` from the run's `split`, or None if it is unknown.
+    """Return the entropy in bits per byte of `texts` from the text of a run, or None if the entropy is unknown.
 
-    The entropy of the whole split is read from its token files. The entropy of a part of the split is known only if the part
-    consists of whole built-in stories.
+    `split` is "train" or "val", the part of the run's text to which `texts` belong. The entropy of the whole part is read from
+    its token files. Otherwise, the entropy is known only if `texts` are whole built-in stories. Raises UserError if the run's
+    text is not available.
     """
     files = token_files(run, split)
     if files.floor_bpb is None or sum(map(size_of, texts)) == files.n_bytes:

@@ -67,7 +67,7 @@ class Claim:
 def documents(seed: int, count: int) -> list[Document]:
     """Generate `count` documents of the built-in corpus that are in no training text.
 
-    They are generated with the negative seed -1 - `seed`, while training texts have seeds of 0 or larger.
+    The documents are generated with the negative seed -1 - `seed`, while training texts have seeds of 0 or larger.
     """
     return [
         Document(f"{seed}/{index}", story.text, story.bits)
@@ -76,12 +76,12 @@ def documents(seed: int, count: int) -> list[Document]:
 
 
 def control_texts(seed: int, given: Sequence[Document], count: int) -> list[Document]:
-    """Return `count` texts of random words, drawn independently from the different words of the documents `given`.
+    """Return `count` texts of CONTROL_WORDS random words, drawn independently from the different words of `given`.
 
-    Each of these words has the same probability, however often it occurs in the documents. A model that knows only
-    the words of the stories can read these texts, and no model can expect a loss of less than log2(number of different
-    words) bits for a word. Each text ends with a full stop, so that no text is the beginning of another text; this is
-    also true of the stories.
+    Each word that occurs in the documents `given` has the same probability, however often it occurs. A model that knows only
+    the words of the stories can read these texts, and no model can expect a loss of less than log2(number of different words)
+    bits for a word. Each text ends with a full stop, so that no text is the beginning of another text; this is also true of the
+    stories.
     """
     words = sorted({word for document in given for word in re.findall(r"\b[a-z]+\b", document.text)})
     bits = CONTROL_WORDS * math.log2(len(words))
@@ -101,8 +101,8 @@ def write_documents(path: Path, given: Iterable[Document]) -> None:
 def read_claims(path: Path, called: str | None = None) -> list[Claim]:
     """Read the scores that a user's program wrote: JSON lines with `id`, `logprob` in nats, and `bytes`.
 
-    `called` is the name of the file in messages (default: its path). Raises UserError if a line is invalid; the message names
-    the line.
+        `called` is the name of the file in messages (default: its path). Raises UserError if the file cannot be read, or if a line is
+    invalid; the message names the line.
     """
     called = called or str(path)
     try:
@@ -243,7 +243,10 @@ def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
 
 
 def _per_byte(given: Sequence[Document], bits: dict[str, float]) -> tuple[float, float | None]:
-    """Return bits per byte, and their standard error over the documents, which is None for a single document."""
+    """Return the sum of `bits` per byte of the documents `given`, and its standard error over the documents.
+
+    `bits` maps the id of each document to a number of bits. The standard error is None for a single document.
+    """
     scores = [Score(bits[document.id] * math.log(2), document.bytes, 1) for document in given]
     return total(scores).bpb, _error(scores)
 
@@ -307,7 +310,7 @@ def evidence_bits(gains: np.ndarray) -> float:
 
 
 def as_text(result: Check, seed: int) -> str:
-    """Return the result as lines of text."""
+    """Return the result as lines of text. `seed` is the seed of the documents."""
     exact = f"{result.floor:.4f} bits per byte, exact for these documents"
     if result.floor_error is not None:
         exact += f" (as an estimate for all stories: standard error {result.floor_error:.4f})"

@@ -19,7 +19,7 @@ MIN_RUNS = 3  # two runs for the two numbers of the simplest law, and one for it
 
 @dataclass(frozen=True)
 class Size:
-    """Hold one run as a point of a scaling law."""
+    """Hold the numbers of one run to which a scaling law is fitted: its size and its loss."""
 
     run: str  # folder of the run
     parameters: int  # in matrix products and the output head; training takes 6 operations for each, per token
@@ -76,8 +76,9 @@ def _size_or_reason(run: Run) -> tuple[str, Size | None]:
 def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
     """Return the runs that were trained on the same text. Raises UserError if the texts differ.
 
-    If all runs record the same fingerprint and split of the text, all are returned. Otherwise, the validation texts are
-    compared, and runs whose text is not available are left out.
+    If all runs record the same fingerprint (hash) of the text and the same split into training and validation text, all runs
+    are returned. Otherwise, the validation texts are compared, and runs whose text is not available are left out. Raises
+    UserError also if fewer than MIN_RUNS runs remain.
     """
 
     def text(run: Run) -> tuple[object, ...]:

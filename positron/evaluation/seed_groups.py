@@ -17,10 +17,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SeedGroup(Generic[T]):
-    """Hold the runs of one variant. `mean` is the mean score of the runs that have a result; None if no run has one.
+    """Hold the runs of one variant, which differ only in their seed.
 
-    `scored` is the number of runs with a result. `missing` is the number of seeds for which other variants have a run and this
-    variant has no result. `half` is half the width of the 95 % interval of the mean; None for fewer than two results.
+    `mean` is the mean score of the runs that have a result; None if no run has one. `scored` is the number of runs with a
+    result. `missing` is the number of seeds, among the seeds of all variants, for which this variant has no result; if no
+    variant has several runs, `missing` is 0 with a result and 1 without. `half` is half the width of the 95 % interval of the
+    mean; None for fewer than two results.
     """
 
     members: list[T]
@@ -38,8 +40,9 @@ def seed_groups(
 ) -> list[SeedGroup[T]]:
     """Return the groups of items with the same variant, the lowest mean score first.
 
-    A group without a result for some seed comes after the groups that have results for all seeds, because a variant whose bad
-    runs failed or were ended early looks better than it is. `score` returns None for an item without a result.
+    An item represents a run. `variant`, `seed` and `score` return these values of an item; items with equal variants form a
+    group, and the score is None for an item without a result. A group without a result for some seed comes after the groups
+    that have results for all seeds, because a variant whose bad runs failed or were ended early looks better than it is.
     """
     by_variant: dict[Hashable, list[T]] = {}
     for item in items:

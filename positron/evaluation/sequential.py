@@ -30,7 +30,7 @@ Verdict = Literal["adopted", "rejected", "open"]
 
 @dataclass(frozen=True)
 class Look:
-    """Hold an interim result: what the pairs of runs that are finished say about a candidate, and the decision about it."""
+    """Hold an interim result: what the pairs of runs so far show about a candidate, and the decision about the candidate."""
 
     gain: float  # in bits per byte, mean over the pairs
     p: float | None  # one-sided p-value times the number of looks, at most 1; None for fewer than FIRST_ADOPTION pairs

@@ -43,9 +43,10 @@ def show_result(folder: Path) -> None:
 
 
 def own_measure(rows: list[dict[str, Any]]) -> str | None:
-    """Return the reward or the accuracy of a run at its last validation as text, from the rows of metrics.jsonl.
+    """Return as text the reward or the accuracy at the last validation, from `rows`, the rows of metrics.jsonl.
 
-    Returns None for kinds of runs that measure only the loss on a validation text.
+    Reinforcement learning measures the reward, and preference tuning the accuracy: how often the model prefers the chosen
+    answer of a pair. Returns None for a run that measures only the loss on a validation text.
     """
     for row in reversed(rows):
         if row.get("val/reward") is not None:
