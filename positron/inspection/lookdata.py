@@ -1,11 +1,13 @@
 """Define the data that the inspector, the page *Look inside*, shows, as typed dicts that are written as JSON.
 
 `positron look --json`, the server's `/api/look`, `/api/truth` and `/api/history`, and the single HTML file all produce these
-dicts, and the page reads nothing else. Numbers are finite; a number that does not exist is null (None).
+dicts, and they contain all data that the page shows about a run. Numbers are finite; a number that does not exist is null
+(None).
 
-Shapes: T tokens including the `<|endoftext|>` that begins every document, L layers, H heads, V vocabulary. Layers and heads
-are counted from 0. In the lists of L + 1 entries, entry 0 is the residual stream before the first block (the embeddings), and
-entry i + 1 the residual stream after block i. Probabilities are at temperature 1; bits are -log2 of a probability.
+Shapes: T tokens of the prompt including the `<|endoftext|>` that begins every document, L layers, H heads, V tokens in the
+vocabulary. Layers, heads and positions are counted from 0. In the lists of L + 1 entries, entry 0 belongs to the residual
+stream before the first block (the embeddings), and entry i + 1 to the residual stream after block i. Probabilities are at
+temperature 1; bits are -log2 of a probability.
 """
 
 from __future__ import annotations
@@ -52,9 +54,9 @@ class Prediction(TypedDict):
 
 
 class Lens(TypedDict):
-    """Describe the prediction of the logit lens at one depth and position.
+    """Describe the prediction of the logit lens at one position, before the first block or after one of the blocks.
 
-    The logit lens applies the final norm and the output matrix to the residual stream at this depth.
+    The logit lens applies the final norm and the output matrix to the residual stream at this place in the model.
     """
 
     top: list[Candidate]  # the most probable tokens, best first
@@ -67,7 +69,7 @@ class Focus(TypedDict):
 
     position: int  # 0 to T - 1
     top: list[Candidate]  # the most probable tokens, in the order of `logits`, at most 50
-    logits: list[float]  # (V,) descending; softmax(logits / temperature) gives the probabilities
+    logits: list[float]  # (V,) descending, apart from a constant; softmax(logits / temperature) gives the probabilities
 
 
 class HeadScore(TypedDict):
@@ -93,11 +95,11 @@ class Scores(TypedDict):
     heads: list[list[HeadScore]]  # (L, H)
     attn: list[float | None]  # (L,) increase of the validation loss without a block's attention, bits per token
     mlp: list[float | None]  # (L,) the same without the block's MLP
-    repeated: int  # number of random tokens in a sequence, which repeats them once
+    repeated: int  # length of the series of random tokens that a sequence contains twice
     sequences: int  # number of such sequences
     validation: int  # number of scored tokens of validation text; 0 without such text
     text_chance: float | None  # the text_induction of a head that attends to all keys equally
-    bits: float | None  # loss of the whole model on these tokens, in bits per token
+    bits: float | None  # loss of the whole model on the scored tokens of validation text, in bits per token
 
 
 class Shape(TypedDict):
@@ -169,13 +171,13 @@ class LookRequest(TypedDict):
     ablations: NotRequired[list[Ablation]]
     top: NotRequired[int]  # number of candidates per prediction, 1 to 50; default 10
     focus: NotRequired[int | None]  # a position; default: the last one
-    attention: NotRequired[list[int] | None]  # layers; default: all
+    attention: NotRequired[list[int] | None]  # layers whose attention is returned; default: all
     scores: NotRequired[bool]  # default: false; the first request takes seconds
     continuation: NotRequired[Continuation | None]
 
 
 class HistoryPoint(TypedDict):
-    """Describe one of the copies of the weights that were kept during training (train.keep_history)."""
+    """Describe one copy of the weights, of those that training kept (train.keep_history), by its step and its loss."""
 
     step: int
     tokens: int | None  # number of training tokens up to this step
@@ -191,7 +193,10 @@ class HistoryData(TypedDict):
 
 
 class TruthToken(TypedDict):
-    """Compare the model's and the grammar's probability of a token of the prompt, given the tokens before it."""
+    """Compare the model's and the grammar's probability of one token of the prompt, given the tokens before it.
+
+    The grammar is that of the built-in stories, whose probabilities are exact.
+    """
 
     id: int
     text: str
@@ -218,7 +223,7 @@ class TruthCandidate(TypedDict):
 
 
 class TruthPrediction(TypedDict):
-    """Compare the model's and the grammar's distribution of the token that follows a position."""
+    """Compare the model's and the grammar's distribution of the token that follows one position of the prompt."""
 
     top: list[TruthCandidate]  # tokens that the grammar allows, the most probable first
     allowed: int  # number of tokens that the grammar allows
@@ -236,8 +241,8 @@ class RuleRegret(TypedDict):
     group: Group
     rule: str
     tokens: int
-    true_bits: float  # surprise under the exact probabilities
-    model_bits: float
+    true_bits: float  # sum of the surprises under the exact probabilities
+    model_bits: float  # sum of the surprises in the model
     regret: float  # in bits: model_bits - true_bits; on few tokens, it may be negative by chance
 
 
@@ -254,7 +259,7 @@ class Departure(TypedDict):
 class TruthData(TypedDict):
     """Hold the comparison of a model with the grammar of the built-in stories on a prompt.
 
-    It is the answer to `POST /api/truth`, a request with the fields run, prompt, step and top.
+    This dict is the answer to `POST /api/truth`, a request with the fields run, prompt, step and top (see `LookRequest`).
     """
 
     version: Literal[1]
@@ -275,11 +280,12 @@ class RulesAtStep(TypedDict):
 
 
 class RegretHistory(TypedDict):
-    """Hold the regret of each grammar rule (see `RuleRegret`) at each step at which a run kept its weights.
+    """Hold the regret of each grammar rule (see `RuleRegret`) at each step whose weights are available.
 
-    It is the answer to `GET /api/truth?run=NAME`.
+    These are the steps at which the run kept its weights, and the step of the best checkpoint. This dict is the answer to
+    `GET /api/truth?run=NAME`.
     """
 
     run: str
-    stories: int  # number of validation stories on which it is measured
-    points: list[RulesAtStep]  # earliest first; the last point is the best checkpoint if it is not among the kept ones
+    stories: int  # number of validation stories on which the regrets are measured
+    points: list[RulesAtStep]  # one for each step, the earliest first

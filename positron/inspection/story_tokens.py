@@ -1,8 +1,9 @@
 """Compute the grammar's exact distribution of the next token of a story, given the tokens before it.
 
-The tokenizer encodes each word of a story separately (`stories/following.py` defines words), so the tokens of a story are the
-tokens of its words, one after the other. If only the first tokens of a word were read, the next token can belong to any word
-that the grammar allows here and that begins with these tokens.
+A word is white space followed by other characters, including punctuation (see `stories/following.py`). The tokenizer encodes
+each word of a story separately, so the tokens of a story are the tokens of its words, one after the other. If only the first
+tokens of a word were read, the next token can belong to any word that the grammar allows here and that begins with these
+tokens.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 @dataclass(frozen=True)
 class _Reading:
-    """Hold a possible current word: its probability, its tokens, how many of them were read, and the state after the word."""
+    """Hold a word that may be the current one: its probability, its tokens, and how many of its tokens were read."""
 
     p: float
     ids: tuple[int, ...]
     read: int
-    pieces: tuple[Piece, ...]
-    after: Following | None
+    pieces: tuple[Piece, ...]  # text of the word, with the grammar rule of each piece; empty at the end of the story
+    after: Following | None  # state of the grammar after the word; None after the end of the story
 
 
 class StoryTokens:
@@ -122,7 +123,10 @@ class StoryTokens:
 
 
 def refuse_joining(tokenizer: Tokenizer) -> None:
-    """Raise UserError for a tokenizer with tokens that contain parts of two words of a story."""
+    """Raise UserError for a tokenizer with tokens that contain parts of two words of a story.
+
+    A word is white space followed by other characters. The tokenizer is tested on one story.
+    """
     text = generate(0, 0).text
     words: list[str] = []
     for character in text:

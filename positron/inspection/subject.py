@@ -67,9 +67,9 @@ class Subject:
     """
 
     def __init__(self, run: Run, model: GPT | None = None, tokenizer: Tokenizer | None = None) -> None:
-        """Load the best checkpoint, or use its `model` and `tokenizer` if the caller has loaded both already.
+        """Load the best checkpoint of `run`, or use `model` and `tokenizer` if the caller has loaded them from it already.
 
-        Raises UserError if the checkpoint cannot be loaded.
+        If no best checkpoint was saved, the newest one is loaded. Raises UserError if the checkpoint cannot be loaded.
         """
         self.run, self.name = run, run.folder.resolve().name
         best, own, path = load_model(run) if model is None or tokenizer is None else (model, tokenizer, None)
@@ -126,7 +126,8 @@ class Subject:
 
         `step` is None for the best checkpoint. The prompt of a chat model is a message. `continuation` are the settings with
         which the model continues the prompt or answers the message; if it is None, no text is generated. If `scores`, the
-        scores of the heads are returned too.
+        scores of the heads are returned too. For the other arguments, see `look.look`. Raises UserError if an argument is
+        wrong, or if the weights of the step were not kept.
         """
         model, at = self.model(step)
         data = look(
@@ -169,7 +170,10 @@ class Subject:
 
     @cached_property
     def validation_texts(self) -> list[str]:
-        """Return the first documents of the validation text, or an empty list if the text is not on this machine."""
+        """Return the first documents of the validation text.
+
+        The list is empty if the text is not on this machine, or if its token files would have to be written again.
+        """
         with contextlib.suppress(UserError):
             return self._validation_stories(10)
         try:
@@ -199,8 +203,9 @@ class Subject:
         """Compare the model's probability of each token of a prompt with the exact probability by the story grammar.
 
         `step`: the step whose weights are used (None: the best checkpoint). `top`: how many of the possible next tokens
-        are listed at each position. Raises UserError if the run was trained on another text or is a chat model, if the
-        prompt is too long, or if `top` is out of range.
+        are listed at each position. Raises UserError if the run was not trained on the built-in stories, has an unsuitable
+        tokenizer or is a chat model, if the weights of the step were not kept, if the prompt is too long, or if `top` is
+        out of range.
         """
         self.refuse_other_text()
         if self.chats:
@@ -236,7 +241,7 @@ class Subject:
 
     @cached_property
     def _true_stories(self) -> tuple[list[list[int]], list[StoryTruth]]:
-        """Return the token ids of the first validation stories, and the exact next-token distributions of each story.
+        """Return the token ids of the first REGRET_STORIES validation stories, and the exact probabilities of their tokens.
 
         The ids of a story are cut at the context length, or at MAX_TOKENS if this is smaller.
         """
@@ -248,7 +253,7 @@ class Subject:
 
     @property
     def knows_truth(self) -> bool:
-        """Tell whether the exact probabilities of the run's text are known."""
+        """Tell whether the exact probabilities of the run's text are known (see `refuse_other_text`)."""
         try:
             self.refuse_other_text()
         except UserError:
@@ -266,8 +271,8 @@ class Subject:
     def _source_of_stories(self) -> StoriesSource:
         """Return the source of the built-in stories on which the run or its base run was trained.
 
-        Raises UserError if the run was trained on another text or on the stories of another version of Positron, or if its
-        training text is not known.
+        Raises UserError if the run was trained on another text or on the stories of another version of Positron, or if its base
+        run is missing.
         """
         base = pretrained_run(self.run)
         data = from_dict(DataConfig, base.config()["data"])
@@ -285,7 +290,10 @@ class Subject:
         return source
 
     def _validation_stories(self, count: int) -> list[str]:
-        """Return the first validation stories, generated again as in training."""
+        """Return the first `count` validation stories of the run, which are generated again as in training.
+
+        Raises UserError if the run was not trained on the built-in stories of this version.
+        """
         source = self._source_of_stories()
         documents = (document for task in source.tasks() for document in source.read(task))
         return [document.text for document in itertools.islice((d for d in documents if d.is_val), count)]

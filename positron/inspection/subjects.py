@@ -1,4 +1,4 @@
-"""Load the runs of a server when a request names them for the first time."""
+"""Load the runs that a server offers, each when a request names it for the first time."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from positron.system.file_cache import FileCache
 class Subjects(Mapping[str, Subject]):
     """Map the names of runs to `Subject` objects, of which the `keep` most recently used ones stay in memory.
 
-    A run that was trained further is loaded again. If a run cannot be loaded, looking it up raises UserError. Several threads
-    may look up runs at the same time.
+    A `Subject` holds a loaded run. A run that was trained further since it was loaded is loaded again. Several threads may look
+    up runs at the same time.
     """
 
     def __init__(self, runs: Mapping[str, Run], keep: int = 4) -> None:
-        """Keep a reference to the mapping `runs`, which may change later."""
+        """Keep a reference to `runs`, from names to runs, which may change later; `keep` runs stay in memory."""
         self._runs = runs
         self._loaded: FileCache[Subject] = FileCache(keep)
         self._lock = threading.Lock()  # so that a run is not loaded by two threads at the same time
 
     def __getitem__(self, name: str) -> Subject:
-        """Return the `Subject` of the run `name`, and load it if it is not in memory."""
+        """Return the `Subject` of the run `name`, and load it if it is not in memory.
+
+        Raises KeyError if there is no run of this name, and UserError if the run cannot be loaded.
+        """
         run = self._runs[name]
         with self._lock:
             return self._loaded.get(model_files(run), lambda: Subject(run))

@@ -14,7 +14,7 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 
 class Vocabulary:
-    """Convert between ids and the text that the inspector shows. If `chats`, prompts are messages to a chat model."""
+    """Convert between token ids and the text that the inspector shows. If `chats`, prompts are messages to a chat model."""
 
     def __init__(self, tokenizer: Tokenizer, chats: bool = False) -> None:
         self.tokenizer, self.chats = tokenizer, chats
@@ -25,11 +25,11 @@ class Vocabulary:
         return {self.tokenizer.special_id(name): name for name in SPECIALS}
 
     def text(self, i: int) -> str:
-        """Return the text of an id, with U+FFFD for bytes that are only a part of a character; or a special token's name."""
+        """Return the text of an id or, for a special token, its name; bytes that are only part of a character become U+FFFD."""
         return self.specials.get(i) or self.tokenizer.bytes_of(i).decode("utf-8", errors="replace")
 
     def candidates(self, logp: Tensor, count: int) -> list[list[Candidate]]:
-        """Return the `count` most probable ids of each row of log probabilities (T, V), the most probable first."""
+        """Return the `count` most probable ids of each row of `logp` (T, V), log probabilities in nats; the likeliest first."""
         values, ids = logp.topk(min(count, logp.shape[-1]), dim=-1)
         return [
             [self._candidate(i, x) for i, x in zip(row_ids, row, strict=True)]
@@ -42,7 +42,8 @@ class Vocabulary:
     def ids(self, prompt: str, limit: int) -> list[int]:
         """Encode a prompt as the beginning of a document or, if `chats`, as a message in the chat template.
 
-        The ids of a message end where the answer begins. Raises UserError if there are more than `limit` ids.
+        A document begins with the end-of-text token. The ids of a message end where the answer begins. Raises UserError if
+        there are more than `limit` ids.
         """
         text = self.tokenizer.encode(prompt)
         if self.chats:
