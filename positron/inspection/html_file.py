@@ -76,7 +76,7 @@ _EXPORT = re.compile(r"^export (?=(async function|function|class|const))", re.MU
 
 @dataclass(frozen=True)
 class Written:
-    """Describe an HTML page that `write_file` wrote."""
+    """Describe an HTML file that `write_file` wrote."""
 
     path: Path
     size: int  # bytes
@@ -99,8 +99,9 @@ class Stored:
 
 
 def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> Written:
-    """Write the HTML file of a model, with the results in `stored`.
+    """Write the HTML file of a model to `path`, with the results in `stored`.
 
+    The matrices of the model are rounded to as many bits, 8 to 16, as the limit MAX_BYTES of the file allows (see `attempts`).
     Raises UserError if the page does not implement the tokenizer, or if the prompt or the model is too large.
     """
     shape = shape_of(model)
@@ -162,7 +163,7 @@ def _logits(model: GPT, ids: list[int]) -> np.ndarray:
 
 
 def _rounded(model: GPT, bits: int) -> GPT:
-    """Return a copy of the model whose matrices are rounded to `bits` bits, as in the file."""
+    """Return a copy of the model on the CPU whose matrices are rounded to `bits` bits, as in the file."""
     copy = GPT(model.config).eval()
     copy.load_state_dict(
         {
@@ -176,8 +177,8 @@ def _rounded(model: GPT, bits: int) -> GPT:
 def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.ndarray) -> bytes:
     """Return the content of the HTML file.
 
-    `facts`: all data for the page except weights and logits. `logits` (T, V): logits computed by PyTorch, with which the page
-    compares the logits that its JavaScript code computes.
+    `title` is the name of the run. `facts` are all data for the page except weights and logits. `logits` (T, V) were computed
+    by PyTorch; the page compares with them the logits that its JavaScript code computes.
     """
     script, style = joined_scripts(), "\n".join([_package_file(DESIGN).decode(), *map(_text, STYLES)])
     kernels = base64.b64encode(_static("engine.wasm")).decode()
@@ -247,11 +248,12 @@ def _package_file(name: str) -> bytes:
 
 
 def write_html(run: Run, prompt: str, path: Path) -> Written:
-    """Write the HTML file of a run.
+    """Write the HTML file of a run to `path`.
 
     The file contains the best weights, the scores of their heads, and the results on the prompt with the weights that were kept
     during training (train.keep_history). For a run on the built-in stories, the file also contains the exact probabilities by
-    the grammar. Measuring the heads takes seconds to minutes. Raises the errors of `write_file`.
+    the grammar. Measuring the heads takes seconds to minutes. Raises the errors of `write_file`, and UserError if the run
+    cannot be loaded.
     """
     subject = Subject(run)
     page_tokenizer(subject.tokenizer)  # raises its error before anything is measured
@@ -278,7 +280,7 @@ def kept_look(subject: Subject, prompt: str, point: HistoryPoint) -> dict[str, A
 
 
 def spread(points: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` of the points, evenly spaced, including the first and the last."""
+    """Return at most `count` (2 or more) of the points, evenly spaced, including the first and the last."""
     if len(points) <= count:
         return list(points)
     return [points[round(i * (len(points) - 1) / (count - 1))] for i in range(count)]

@@ -13,10 +13,10 @@ from positron.model.probes import probabilities, visible_keys
 
 
 class Inside(NamedTuple):
-    """Hold the intermediate values of a forward pass."""
+    """Hold the residual streams and the attention probabilities of a forward pass through L layers."""
 
-    stream: list[Tensor]  # L + 1 of (B, T, C): the residual stream before the first block and after each block
-    attention: list[Tensor | None]  # L of (B, H, T, T), query by key; None for a layer that was not asked for
+    stream: list[Tensor]  # L + 1 tensors (B, T, C): the residual stream before the first block and after each block
+    attention: list[Tensor | None]  # L tensors (B, H, T, T), query by key; None for a layer that was not asked for
 
 
 @torch.no_grad()

@@ -46,9 +46,9 @@ def look(
     scores: Scores | None = None,
     continuation: str | None = None,
 ) -> LookData:
-    """Run a model on a prompt, and return its predictions, its attention, and what the logit lens shows.
+    """Run a model on a prompt, and return its predictions, its attention, and the predictions of the logit lens.
 
-    If `chats`, the prompt is a message, and the chat template is added to it. `run` and `step` name the model in the result.
+    If `chats`, the prompt is a message, and the chat template is added to it. `run` and `step` are copied into the result.
     `ablations` are the parts of the model whose output is set to 0. `top` is the number of likeliest tokens in each prediction.
     `focus` is the position after which the whole distribution of the next token is returned (None: the last position).
     `attention` are the layers whose attention is returned (None: all); if these layers have more than MAX_ATTENTION attention
@@ -112,7 +112,7 @@ def shape_of(model: GPT) -> Shape:
 
 
 def described_tokens(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> list[Token]:
-    """Describe the T tokens of a prompt. `logp` (T, V) are the log probabilities of the token after each position."""
+    """Describe the T tokens `ids` of a prompt. `logp` (T, V) has the log probabilities of the token after each position."""
     came = logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:], dtype=torch.long)]  # (T - 1,)
     ranks = 1 + (logp[:-1] > came[:, None]).sum(dim=-1)
     measured = zip(came.exp().tolist(), ranks.tolist(), (-came / math.log(2)).tolist(), strict=True)
@@ -125,7 +125,7 @@ def described_tokens(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> li
 
 
 def _layers(asked: Sequence[int] | None, n_layer: int, weights: int) -> list[int]:
-    """Return the layers `asked` (None: all), but at most as many as MAX_ATTENTION allows.
+    """Return the layers `asked` (None: all `n_layer` layers), but only the first ones that MAX_ATTENTION allows.
 
     `weights` is the number of attention weights of one layer. Raises UserError if a layer does not exist.
     """
@@ -151,7 +151,7 @@ def _focus(vocabulary: Vocabulary, logp: Tensor, place: int) -> Focus:
 
 
 def _rows(p: Tensor) -> list[list[list[float]]]:
-    """Return the attention of one layer (H, T, T) as lists, without the zeros for keys after the query."""
+    """Return the attention of one layer (H, T, T) as lists, rounded to five decimals, without the keys after each query."""
     rounded: list[list[list[float]]] = ((p.double() * 1e5).round() / 1e5).cpu().tolist()
     return [[row[: t + 1] for t, row in enumerate(head)] for head in rounded]
 
@@ -170,7 +170,10 @@ def _lenses(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> list[Lens]:
 
 
 def _bits(logp: Tensor, ids: list[int]) -> float | None:
-    """Return the mean surprise, in bits, of all tokens except the first; None if there is only one token."""
+    """Return the mean surprise, in bits, of all tokens except the first; None if there is only one token.
+
+    `logp` (T, V) has the log probabilities, in nats, of the token after each of the T `ids`.
+    """
     if len(ids) < 2:
         return None
     came = logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]

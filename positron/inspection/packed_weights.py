@@ -1,8 +1,8 @@
 """Pack the weights of a model for the engine in JavaScript (`static/engine.js`); `static/weights.js` unpacks them.
 
-A vector is kept in float32. A matrix is rounded to whole numbers of `bits` bits with one float32 scale per row, or kept as
-float16 or float32. Numbers of two bytes are written as two planes, all low bytes and then all high bytes: high bytes have few
-different values, so that gzip compresses them better.
+A vector is kept in float32. A matrix is rounded to whole numbers of 8 to 16 bits with one float32 scale per row, or kept as
+float16 or float32. Numbers of two bytes are written as two planes: all low bytes, then all high bytes. High bytes have few
+different values, so gzip compresses them better when they are together.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def pack(model: GPT, precision: Precision) -> PackedWeights:
 
 
 def _packed(values: np.ndarray, precision: Precision) -> tuple[str, bytes]:
-    """Return the number format of a tensor (f32, f16, i8 or i16) and its bytes.
+    """Return the number format of the packed tensor (f32, f16, i8 or i16) and its bytes; `precision` is that of `pack`.
 
     For i8 and i16, the bytes begin with the scales of the rows.
     """
@@ -91,7 +91,8 @@ def _packed(values: np.ndarray, precision: Precision) -> tuple[str, bytes]:
 def quantised(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Round a matrix (rows, cols) to whole numbers of `bits` bits; return the whole numbers and the scales (rows,).
 
-    The largest magnitude of a row becomes 2^(bits - 1) - 1; a row of zeros has the scale 0.
+    A value is about its whole number times the scale of its row. The largest magnitude of a row becomes 2^(bits - 1) - 1; a row
+    of zeros has the scale 0.
     """
     most = 2 ** (bits - 1) - 1
     scale = (np.abs(values).max(axis=1) / most).astype(np.float32)

@@ -29,7 +29,7 @@ _LIBRARY = {  # the same for files of the tokenizers library
 
 
 def page_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the argument of the function `createTokenizer` in static/tokenizer.js.
+    """Describe a tokenizer as a dict for JSON, the argument of the function `createTokenizer` in static/tokenizer.js.
 
     Raises UserError for a tokenizer that tokenizer.js does not implement.
     """
@@ -61,9 +61,9 @@ def _refused(what: str) -> UserError:
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """Return the pieces, their kinds, and the ranks of their scores; 0 is the rank of the highest score.
+    """Return the pieces of the vocabulary, the first letters of their kinds, and the ranks of their scores.
 
-    Pieces with a higher score are merged first.
+    Rank 0 belongs to the highest score. Pieces with a higher score are merged first.
     """
     pieces = tokenizer.pieces()
     ranks = {score: i for i, score in enumerate(sorted({piece.score for piece in pieces}, reverse=True))}
@@ -112,7 +112,7 @@ def _library(tokenizer: LibraryTokenizer) -> dict[str, Any]:
 
 
 def _steps(file: dict[str, Any]) -> dict[str, Any]:
-    """Return the steps of a tokenizer.json, `file`, that change or split a text before tokens are merged.
+    """Return which steps change or split a text before tokens are merged. `file` is the content of a tokenizer.json.
 
     Raises UserError for a step that tokenizer.js does not implement.
     """
@@ -150,9 +150,9 @@ def _steps(file: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
-    """Return the steps of a normalizer or pre-tokenizer, which is None, one step, or a sequence of steps.
+    """Return the list of the steps of `part`, a normalizer or pre-tokenizer: None, one step, or a sequence of steps.
 
-    `inner`: the key under which a sequence has the list of its steps.
+    `inner` is the key under which a sequence has the list of its steps.
     """
     if part is None:
         return []

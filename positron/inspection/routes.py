@@ -52,11 +52,15 @@ def routes(subjects: Mapping[str, Subject]) -> list[Route]:
 
 
 class _UnknownRun(UserError):
-    """Report that the server has no run with this name."""
+    """Report that a request names no run, or a run that the server does not have."""
 
 
 async def _answer(request: Request, compute: Callable[[dict[str, Any]], Any]) -> Response:
-    """Compute the answer to a request in a thread, so that other requests do not wait."""
+    """Return the result of `compute` as JSON, or an error as `routes` describes it.
+
+    `compute` gets the JSON body of a POST request, or the query parameters of a GET request. It runs in a thread, so that other
+    requests do not wait.
+    """
     try:
         values = await _body(request) if request.method == "POST" else dict(request.query_params)
         data = await run_in_threadpool(compute, values)

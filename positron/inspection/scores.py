@@ -30,8 +30,8 @@ VALIDATION_BYTES = 8_000  # amount of text; each part of the model needs one for
 def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores:
     """Measure what each head attends to, and how much the loss rises without each head, attention layer and MLP.
 
-    `texts` are documents of validation text; the first MAX_WINDOW tokens of each document are read. If there are no documents,
-    only the scores on random tokens are measured.
+    `texts` are documents of validation text. The first MAX_WINDOW tokens of each document are read, or fewer if the context is
+    shorter. If there are no documents, only the scores on random tokens are measured.
     """
     config = model.config
     previous, induction, first = repeated_scores(model, repeated_rows(model, tokenizer))
@@ -67,8 +67,8 @@ def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores
 def _period(model: GPT) -> int:
     """Return R, the number of random tokens that each row of `repeated_rows` contains twice.
 
-    R is at most MAX_REPEATED, and so small that a row fits the context and that the attention window of each repeated token
-    reaches its first occurrence.
+    R is at most MAX_REPEATED. It is so small that a row, which has 1 + 2 R tokens, fits the context, and that the attention
+    window of each repeated token reaches the first occurrence of the token. It is at least 1 in any case.
     """
     config = model.config
     most = (config.context_length - 1) // 2
@@ -76,7 +76,10 @@ def _period(model: GPT) -> int:
 
 
 def repeated_rows(model: GPT, tokenizer: Tokenizer) -> Tensor:
-    """Return ids (SEQUENCES, 1 + 2 R): the token that begins a document, then R random tokens twice; the seed is fixed."""
+    """Return ids (SEQUENCES, 1 + 2 R): the token that begins a document, then R random tokens twice.
+
+    For R, see `_period`. The random tokens are the same at every call; special tokens are not among them.
+    """
     specials = [tokenizer.special_id(name) for name in SPECIALS]
     allowed = torch.tensor([i for i in range(tokenizer.vocab_size) if i not in specials])
     drawn = torch.randint(len(allowed), (SEQUENCES, _period(model)), generator=torch.Generator().manual_seed(0))
@@ -88,8 +91,9 @@ def repeated_rows(model: GPT, tokenizer: Tokenizer) -> Tensor:
 def repeated_scores(model: GPT, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the previous-token, induction and first-token scores, (L, H) each, on the rows of `repeated_rows`.
 
-    The previous-token and first-token scores leave out position 0, which has no previous token, and position 1, whose previous
-    token is the first token.
+    They are the mean attention from a token to the previous token, to the token after the first occurrence of the same token,
+    and to the first token of the row. The previous-token and first-token scores leave out position 0, which has no previous
+    token, and position 1, whose previous token is the first token.
     """
     period = (rows.shape[1] - 1) // 2
     p = _attention(model, rows)
@@ -100,7 +104,10 @@ def repeated_scores(model: GPT, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class TextScores(NamedTuple):
-    """Hold the scores on text, (L, H) each, and the induction score `chance` of a head that attends to all keys equally."""
+    """Hold the scores of all heads on text, (L, H) each, and the score `chance` for comparison.
+
+    `chance` is the induction score of a head that attends to all keys equally.
+    """
 
     previous: Tensor
     induction: Tensor
@@ -131,7 +138,7 @@ def text_scores(model: GPT, documents: list[list[int]]) -> TextScores:
 
 
 def _attention(model: GPT, rows: Tensor) -> Tensor:
-    """Return the attention of all layers, (L, B, H, T, T), on the CPU."""
+    """Return the attention probabilities of all layers, (L, B, H, T, T), query by key, for the ids `rows` (B, T), on the CPU."""
     layers = look_inside(model, rows.to(model.wte.weight.device)).attention
     return torch.stack([p.cpu() for p in layers if p is not None])
 
@@ -145,7 +152,7 @@ def _documents(texts: list[str], tokenizer: Tokenizer, limit: int) -> list[list[
 def _costs(model: GPT, documents: list[list[int]]) -> tuple[dict[tuple[int, int | Part], float], float | None]:
     """Return the rise of the loss without each part of the model, by (layer, part), and the loss of the whole model.
 
-    Both are in bits per token. Without documents, returns ({}, None).
+    A part is the number of a head, "attn" or "mlp". Both results are in bits per token. Without documents, returns ({}, None).
     """
     if not documents:
         return {}, None

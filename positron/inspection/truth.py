@@ -1,7 +1,7 @@
 """Compare a model with the grammar of the built-in stories, token by token (see `lookdata.TruthData`).
 
-The *regret* of a token is log2(exact probability / probability by the model), in bits. Its expectation is the
-Kullback-Leibler divergence, which is never negative.
+The *regret* of a token is log2(exact probability / probability by the model), in bits. Its expectation under the exact
+distribution is the Kullback-Leibler divergence, which is never negative.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ class TrueToken:
 
 @dataclass(frozen=True)
 class StoryTruth:
-    """Hold the exact distribution of the next token at each position of a text, up to the last token that the grammar allows.
+    """Hold the exact distribution of the next token at each position of a text, up to the first token that cannot occur.
 
-    `tokens[t]` describes the token at position t + 1, because the token at position 0 begins the document and is given.
-    `expected[t]` is the distribution of the token after position t, so `expected` has one entry more than `tokens`. `story` is
-    the state after the last of `tokens`.
+    A token cannot occur if the grammar does not allow it after the tokens before it. `tokens[t]` describes the token at
+    position t + 1, because the token at position 0 begins the document and is given. `expected[t]` maps each possible token
+    after position t to its probability, so `expected` has one entry more than `tokens`. `story` is the state after the last of
+    `tokens`.
     """
 
     tokens: list[TrueToken]
@@ -51,7 +52,8 @@ class StoryTruth:
 def story_truth(tokenizer: Tokenizer, ids: Sequence[int]) -> StoryTruth:
     """Compute the exact distribution of the next token at each position of a story, from the grammar of the stories.
 
-    `ids` are the tokens of the story; the first one must be the token that begins a document.
+    `ids` are the tokens of the story; the first one must be the token that begins a document. The result ends before the first
+    token that the grammar does not allow.
     """
     story = StoryTokens(tokenizer)
     tokens: list[TrueToken] = []
@@ -105,7 +107,7 @@ def regret_by_rule(
 ) -> list[RuleRegret]:
     """Add up the regrets of the tokens of several stories by grammar rule, and return the rules by descending regret.
 
-    Each story has an entry in `truths`, in `logps` (the model's log probabilities) and in `rows` (the ids).
+    Each story has an entry in `truths`, in `logps` (the model's log probabilities (T, V), in nats) and in `rows` (its T ids).
     """
     sums: dict[Rule, list[tuple[float, float]]] = {}
     for truth, logp, ids in zip(truths, logps, rows, strict=True):
@@ -173,7 +175,10 @@ def _prediction(vocabulary: Vocabulary, expected: dict[int, float], logp: Tensor
 
 
 def _departure(tokenizer: Tokenizer, truth: StoryTruth, ids: list[int]) -> Departure:
-    """Describe the first token of `ids` that the grammar does not allow."""
+    """Describe the first token of `ids` that the grammar does not allow; there must be one.
+
+    `truth` is the result of `story_truth` for `ids`.
+    """
     place = 1 + len(truth.tokens)
     rest = tokenizer.decode(ids[place:])
     words = [word.strip() for word in truth.story.words(SHOWN_WORDS) if word]
