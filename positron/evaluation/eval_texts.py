@@ -113,8 +113,8 @@ def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
 def texts_of_run(run: Run, split: str, limit: int, instead: str = INSTEAD) -> list[str]:
     """Return the first documents of the text of a run, about `limit` bytes (0: all documents).
 
-    `split` is "train" for the training text or "val" for the validation text. A document that alone is longer than the limit
-    is cut. Raises UserError, whose message ends with the advice `instead`, if the text is not available or empty.
+    `split` is "train" for the training text or "val" for the validation text. A document that alone is longer than the limit is
+    cut. Raises UserError, whose message ends with the advice `instead`, if the text is not available or empty.
     """
     files = token_files(run, split, instead)
     tokenizer = load_tokenizer(run.tokenizer_folder)
@@ -197,7 +197,10 @@ def _beginning(text: str, characters: int) -> Beginning:
 
 
 def floor_of(texts: list[str]) -> float:
-    """Return the entropy of built-in stories in bits per byte. Raises UserError if a text is not a built-in story."""
+    """Return the entropy of built-in stories, -log2 of their exact probability, in bits per byte of the stories.
+
+    Raises UserError if a text is not a whole built-in story.
+    """
     try:
         return sum(map(stories.bits, texts)) / sum(len(text.encode("utf-8")) for text in texts)
     except ValueError as error:

@@ -1,10 +1,10 @@
 """Check whether a claimed score on documents of the built-in corpus, whose exact probabilities are known, is possible.
 
-Let p be the probability of a document under the grammar, and q the probability that a model gives it. If q is a distribution
-that does not depend on the document, then E[q/p] <= 1 over documents drawn from p. So q/p is an e-value (Vovk and Wang 2021,
-doi:10.1214/20-AOS2020), and by Markov's inequality it reaches 2^k with a probability of at most 2^-k. This holds exactly, for
-any number of documents. It also holds for a model that learns from the documents that it has already scored, because the
-bound then holds for each document given the earlier ones.
+The documents are stories that a grammar generates. Let p be the probability of a document under the grammar, and q the
+probability that a model gives it. If q is a distribution that does not depend on the document, then E[q/p] <= 1 over documents
+drawn from p. So q/p is an e-value (Vovk and Wang 2021, doi:10.1214/20-AOS2020), and by Markov's inequality it reaches 2^k with
+a probability of at most 2^-k. This holds exactly, for any number of documents. It also holds for a model that learns from the
+documents that it has already scored, because the bound then holds for each document given the earlier ones.
 
 The entropy of the stories is low, so a weak model may score above it even if the evaluation leaks the text to the model. So
 there are also control texts of random words: no model can predict them, so a good score on them shows the leak.
@@ -200,9 +200,10 @@ class Check:
 def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
     """Decide whether a model that has not seen the documents can give them the claimed log-probabilities.
 
-    The verdict is "impossible" if the e-value (see `evidence_bits`) of the claimed against the exact probabilities is
-    at least 2^CHANCE_BITS. It is "not comparable" if a document has no claim or several claims, or if a claim is for
-    an unknown document or has another number of bytes than its document.
+    An e-value (see `evidence_bits`) compares the claimed with the exact probabilities, for the stories and for the control
+    texts. The verdict is "impossible" if the mean of the two e-values is at least 2^CHANCE_BITS. It is "not comparable" if a
+    document has no claim or several claims, or if a claim is for an unknown document or has another number of bytes than its
+    document.
     """
     told = [document for document in given if not document.is_control]
     controls = [document for document in given if document.is_control]

@@ -63,7 +63,7 @@ class Difference:
 
     @property
     def further_seeds(self) -> int | None:
-        """Return with how many further seeds the t-test gives p < LEVEL with the probability POWER.
+        """Return how many further seeds are needed for p < LEVEL in the t-test with a probability of POWER.
 
         The result is 0 if the t-test gives p < LEVEL already, and None if the number is unknown.
         """

@@ -200,7 +200,8 @@ def _members(name: str, outputs: Path) -> list[Member]:
 def _why_none(key: str, value: str, members: Sequence[Member]) -> str:
     """Return why the setting `key` has the value `value` in none of `members`.
 
-    The key may have only other values, not change what a run learns, be the name of a group of settings, or be unknown.
+    There are four possible reasons: the key has only other values, does not change what a run learns, names a group of
+    settings, or is unknown.
     """
     values = [
         str(member.choices.get(key, member.settings.get(key)))

@@ -197,9 +197,9 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     """Draw a `scaling_law.Law` with its runs in two panels: the loss minus E, where a power law is straight, and the loss.
 
     `n`, `d` and `bpb` (R,) are the parameters, tokens and bits per byte of the runs. The law is drawn up to the size `aim`,
-    (parameters, tokens), with the 95 % interval for a single run. The x axis is the quantity that varies: parameters or
-    tokens. For a law of both, the x axis is the number of operations, 6 N D, and the line shows models with as many tokens
-    per parameter as `aim`. Returns a PNG.
+    (parameters, tokens), with the 95 % interval for a single run. The x axis is the quantity that varies: parameters or tokens.
+    For a law of both, the x axis is the number of operations, 6 N D, and the line shows models with as many tokens per
+    parameter as `aim`. Returns a PNG.
     """
     import numpy as np
     from matplotlib.figure import Figure

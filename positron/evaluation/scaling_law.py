@@ -5,9 +5,9 @@ L is the loss in bits per byte.
 The method is approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556): minimise a Huber loss of the residuals of log L, from a
 grid of starting points. There are three differences. First, if the entropy of the text is known, it is used as E, and the
 residuals are the differences in log(L - E), so that a few runs are enough. Second, the threshold of the Huber loss is 0.1
-instead of 0.001: with few runs, the small threshold would fit some runs exactly and ignore the others. Third, if N and D
-vary together, their terms cannot be told apart; then a single power law is fitted, which holds only if N and D continue to
-vary together in this way.
+instead of 0.001: with few runs, the small threshold would fit some runs exactly and ignore the others. Third, if N and D vary
+together, their terms cannot be told apart; then a single power law is fitted, which holds only if N and D continue to vary
+together in this way.
 """
 
 from __future__ import annotations

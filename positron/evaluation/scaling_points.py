@@ -31,9 +31,9 @@ class Size:
 def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
     """Return the finished pretraining runs, smallest first, and the entropy of their text in bits per byte (None: unknown).
 
-    Only the last loss of a run is used, because earlier losses depend on the schedule of the learning rate. Raises
-    UserError if fewer than MIN_RUNS can be used, if the runs were trained on different texts, or if the loss of a run is
-    not above the entropy of the text.
+    Only the last loss of a run is used, because earlier losses depend on the schedule of the learning rate. Raises UserError if
+    fewer than MIN_RUNS can be used, if the runs were trained on different texts, or if the loss of a run is not above the
+    entropy of the text.
     """
     finished = []
     for run, (reason, size) in read_runs(runs, _size_or_reason):

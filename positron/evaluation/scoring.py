@@ -191,8 +191,8 @@ def sampling_units(documents: list[list[Score]]) -> tuple[list[Score], str]:
 def interval(scores: Sequence[Score]) -> float | None:
     """Return half the width of the 95 % confidence interval of bits per byte over independent units; None for a single unit.
 
-    Bits per byte is a ratio of sums. Its variance is computed by linearisation (Cochran, Sampling Techniques, eq. 6.13),
-    the limit of a bootstrap that draws the units with replacement.
+    Bits per byte is a ratio of sums. Its variance is computed by linearisation (Cochran, Sampling Techniques, eq. 6.13), the
+    limit of a bootstrap that draws the units with replacement.
     """
     n, whole = len(scores), total(scores)
     if n < 2:

@@ -1,7 +1,8 @@
 """Decide after each pair of runs whether a candidate is adopted, rejected, or needs another pair.
 
-The gain of a pair is the bits per byte without the candidate minus the bits per byte with it. It is positive if the candidate
-is better. The gains of different seeds are assumed to be independent draws from one normal distribution, as in every paired
+A candidate is a change of the training settings. The two runs of a pair have the same seed, and one of them has the change. The
+gain of a pair is the bits per byte without the candidate minus the bits per byte with it. It is positive if the candidate is
+better. The gains of different seeds are assumed to be independent draws from one normal distribution, as in every paired
 t-test.
 
 A candidate is tested after each further pair; each such test is called a look. Adoptions are corrected for the number of looks

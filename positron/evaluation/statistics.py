@@ -1,6 +1,7 @@
 """Compute confidence intervals, p-values and sample sizes, with SciPy.
 
-A *pair* is two runs with the same seed, one of each variant. The functions take the difference of each pair.
+A *pair* is two runs with the same seed, one of each of two compared variants. Several functions take the difference of each
+pair.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ def own_measure(rows: list[dict[str, Any]]) -> str | None:
 def quality(last: float, best: float, floor: float | None, on_answers: bool) -> str:
     """Describe the score of a run: bits per byte and, if the entropy of its text is known, the distance to the entropy.
 
-    `last` and `best` are the bits per byte of the validation text at the end and at the best checkpoint. `on_answers`: true
-    if validation scores only the answers of conversations; `best` is then described, otherwise `last`. `floor` is the entropy
-    in bits per byte, None if it is unknown.
+    `last` and `best` are the bits per byte of the validation text at the end and at the best checkpoint. `on_answers`: true if
+    validation scores only the answers of conversations; `best` is then described, otherwise `last`. `floor` is the entropy in
+    bits per byte, None if it is unknown.
     """
     bpb = representative_bpb(last, best, on_answers)
     text = f"{bpb:.4f} validation bits per byte" + (" of the answers at the best checkpoint" if on_answers else "")

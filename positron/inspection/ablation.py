@@ -49,7 +49,9 @@ def check_ablations(ablations: Sequence[Ablation], config: GPTConfig) -> None:
 
 @torch.no_grad()
 def ablated(model: GPT, ablations: Sequence[Ablation]) -> GPT:
-    """Return a copy of the model in which the output of each named part is 0. The copy shares all other weights with the model.
+    """Return a copy of the model in which the output of each part in `ablations` is 0.
+
+    The copy shares all other weights with the model.
 
     To remove a head, its columns in the attention's output matrix are set to 0. To remove a whole attention or MLP, its output
     matrix and its bias are set to 0. Raises UserError for a part that the model does not have.
@@ -71,7 +73,7 @@ def ablated(model: GPT, ablations: Sequence[Ablation]) -> GPT:
 
 
 def _output(model: GPT, ablation: Ablation) -> nn.Linear:
-    """Return the output layer of the MLP or attention that `ablation` names; for a head, that of the head's attention."""
+    """Return the output layer of the MLP or attention that `ablation` names; for a head, the output layer of its attention."""
     block = model.blocks[ablation["layer"]]
     assert isinstance(block, Block)
     match ablation["part"]:

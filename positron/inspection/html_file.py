@@ -1,7 +1,8 @@
 """Write one HTML file that holds a run's model, its tokenizer, the inspector, and JavaScript code that computes the model.
 
-The file works offline. It contains all scripts, styles and data, and its content security policy allows only the file's own
-scripts: no network requests, and no `eval`. The content of the run is stored as compressed data and never as HTML.
+The inspector is the page *Look inside*. The file works offline. It contains all scripts, styles and data, and its content
+security policy allows only the file's own scripts: no network requests, and no `eval`. The content of the run is stored as
+compressed data and never as HTML.
 """
 
 from __future__ import annotations

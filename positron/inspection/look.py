@@ -1,4 +1,4 @@
-"""Compute the data that the inspector shows for a model and a prompt (see `lookdata.LookData`)."""
+"""Compute what the inspector, the page *Look inside*, shows for a model and a prompt (see `lookdata.LookData`)."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class LookData(TypedDict):
 class Continuation(TypedDict):
     """Hold the settings with which the model writes a continuation of the prompt.
 
-    The defaults are `max_tokens` 100, `seed` 0, and the values of the preset `balanced` for the other settings.
+    The defaults are `max_tokens` 100, `seed` 0, and the values of the sampling preset `balanced` for the other settings.
     """
 
     max_tokens: NotRequired[int]
@@ -247,7 +247,7 @@ class RuleRegret(TypedDict):
 
 
 class Departure(TypedDict):
-    """Describe the position at which a prompt leaves the grammar."""
+    """Describe the first token of a prompt that the grammar of the stories does not allow at its position."""
 
     token: int  # index of the first token that cannot occur in a story
     character: int  # index of the character of the prompt at which this token begins
@@ -282,8 +282,8 @@ class RulesAtStep(TypedDict):
 class RegretHistory(TypedDict):
     """Hold the regret of each grammar rule (see `RuleRegret`) at each step whose weights are available.
 
-    These are the steps at which the run kept its weights, and the step of the best checkpoint. This dict is the answer to
-    `GET /api/truth?run=NAME`.
+    These are the steps at which the run kept its weights, and the step of the best checkpoint. This dict is the answer to `GET
+    /api/truth?run=NAME`.
     """
 
     run: str

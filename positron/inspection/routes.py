@@ -1,4 +1,7 @@
-"""Define the routes of the inspector, which an application mounts: /api/look, /api/truth and /api/history."""
+"""Define the routes that an application mounts for the inspector, the page *Look inside*.
+
+They are /api/look, /api/truth and /api/history.
+"""
 
 from __future__ import annotations
 

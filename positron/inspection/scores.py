@@ -117,10 +117,9 @@ class TextScores(NamedTuple):
 def text_scores(model: GPT, documents: list[list[int]]) -> TextScores:
     """Compute the previous-token and induction scores of all heads on documents, given as token ids.
 
-    The previous-token score is the mean attention from a token to the previous token, without positions 0 and 1. The
-    induction score is measured at each token that has occurred before: the attention from this token to all tokens that
-    followed its earlier occurrences is added up. The induction score of a head is the mean of these sums, or 0 if no token
-    occurs twice.
+    The previous-token score is the mean attention from a token to the previous token, without positions 0 and 1. The induction
+    score is measured at each token that has occurred before: the attention from this token to all tokens that followed its
+    earlier occurrences is added up. The induction score of a head is the mean of these sums, or 0 if no token occurs twice.
     """
     previous, induction = torch.zeros(2, model.config.n_layer, model.config.n_head, dtype=torch.float64)
     chance, positions, repeats = 0.0, 0, 0
@@ -138,7 +137,7 @@ def text_scores(model: GPT, documents: list[list[int]]) -> TextScores:
 
 
 def _attention(model: GPT, rows: Tensor) -> Tensor:
-    """Return the attention probabilities of all layers, (L, B, H, T, T), query by key, for the ids `rows` (B, T), on the CPU."""
+    """Return the attention probabilities of all layers for the ids `rows` (B, T): (L, B, H, T, T), query by key, on the CPU."""
     layers = look_inside(model, rows.to(model.wte.weight.device)).attention
     return torch.stack([p.cpu() for p in layers if p is not None])
 

@@ -1,7 +1,7 @@
 """Give the inspector, the page *Look inside*, access to a run.
 
-The inspector needs the best weights of the run, the weights that were kept during training (train.keep_history), its
-validation text, and the grammar, if the run was trained on the built-in stories.
+The inspector needs the best weights of the run, the weights that were kept during training (train.keep_history), and the
+validation text of the run. For a run that was trained on the built-in stories, it also needs the grammar of these stories.
 """
 
 from __future__ import annotations
@@ -187,7 +187,10 @@ class Subject:
             return []
 
     def history(self) -> HistoryData:
-        """Return the steps whose weights were kept, each with the training tokens so far and the validation bits per byte."""
+        """Return the steps whose weights were kept, each with its number of training tokens and its validation bits per byte.
+
+        The bits per byte are those of the last validation up to this step.
+        """
         rows = read_metrics(self.run.metrics_path)
         data: HistoryData = {"run": self.name, "points": [], "best": self.best_step}
         for step, _ in self.run.history:
@@ -202,10 +205,10 @@ class Subject:
     def truth(self, prompt: str, *, step: int | None = None, top: int = TOP) -> TruthData:
         """Compare the model's probability of each token of a prompt with the exact probability by the story grammar.
 
-        `step`: the step whose weights are used (None: the best checkpoint). `top`: how many of the possible next tokens
-        are listed at each position. Raises UserError if the run was not trained on the built-in stories, has an unsuitable
-        tokenizer or is a chat model, if the weights of the step were not kept, if the prompt is too long, or if `top` is
-        out of range.
+        `step`: the step whose weights are used (None: the best checkpoint). `top`: how many of the possible next tokens are
+        listed at each position. Raises UserError if the run was not trained on the built-in stories, has an unsuitable
+        tokenizer or is a chat model, if the weights of the step were not kept, if the prompt is too long, or if `top` is out of
+        range.
         """
         self.refuse_other_text()
         if self.chats:
@@ -219,9 +222,9 @@ class Subject:
     def regrets(self) -> RegretHistory:
         """Return the regret of each grammar rule on validation stories, for each kept step and for the best checkpoint.
 
-        The regret of a rule is the model's surprise (-log2 p) minus the surprise under the grammar's exact
-        probabilities, summed over the rule's tokens. Each step is measured only once. Raises UserError if the run was
-        not trained on the built-in stories of this version, or has an unsuitable tokenizer.
+        The regret of a rule is the model's surprise (-log2 p) minus the surprise under the grammar's exact probabilities,
+        summed over the rule's tokens. Each step is measured only once. Raises UserError if the run was not trained on the
+        built-in stories of this version, or has an unsuitable tokenizer.
         """
         self.refuse_other_text()
         steps = sorted({self.best_step, *(kept.step for kept in self.run.history)})

@@ -19,7 +19,7 @@ class Subjects(Mapping[str, Subject]):
     """
 
     def __init__(self, runs: Mapping[str, Run], keep: int = 4) -> None:
-        """Keep a reference to `runs`, from names to runs, which may change later; `keep` runs stay in memory."""
+        """Keep a reference to `runs`, a mapping from names to runs, which may change later."""
         self._runs = runs
         self._loaded: FileCache[Subject] = FileCache(keep)
         self._lock = threading.Lock()  # so that a run is not loaded by two threads at the same time
