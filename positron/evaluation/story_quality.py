@@ -46,11 +46,14 @@ class Quality:
 
 @dataclass(frozen=True)
 class Following:
-    """Hold the shares of answers that follow the request, that the parser accepts, and that end with an end-of-text token."""
+    """Hold the shares of answers that follow the request, that the grammar's parser accepts, and that end with a stop token.
+
+    A stop token is a special token at which an answer ends, such as <|end|>.
+    """
 
     followed: float  # answers with the requested hero, object, place and plot; other errors are tolerated
     accepted: float  # answers that the grammar's parser accepts, with any content
-    ended: float  # answers that end with an end-of-text token before the limit of tokens
+    ended: float  # answers that end with a stop token before the limit of tokens
 
 
 def write_stories(writer: Writer, count: int, sampling: Sampling, seed: int, max_tokens: int) -> list[Written]:
