@@ -101,8 +101,8 @@ def write_documents(path: Path, given: Iterable[Document]) -> None:
 def read_claims(path: Path, called: str | None = None) -> list[Claim]:
     """Read the scores that a user's program wrote: JSON lines with `id`, `logprob` in nats, and `bytes`.
 
-        `called` is the name of the file in messages (default: its path). Raises UserError if the file cannot be read, or if a line is
-    invalid; the message names the line.
+    `called` is the name of the file in messages (default: its path). Raises UserError if the file cannot be read, or if a line
+    is invalid; the message then names the line.
     """
     called = called or str(path)
     try:

@@ -266,6 +266,12 @@ def test_a_word_that_is_not_ours_is_answered_with_what_to_type(words, said):
         ("reinforce", "lora_r=8", "reinforce.lora.rank"),
         ("prefer", "model_name_or_path=mine", "init_from"),
         ("train", "num_generations=8", "reinforce.samples= is read by"),
+        (
+            "sft",
+            "ckpt_path=x.ckpt",
+            "starts with the weights of the run that init_from= names, and the same command continues",
+        ),
+        ("reinforce", "train.sample_prompt=Hi", "train.sample_prompt= is not read by"),
         ("train", "epochs=3", "give train.max_steps=, the number of optimizer steps, instead"),
         ("train", "rank=8", "sft.lora.rank= is read by"),
         ("sft", "vocab_size=8000", "of the base run, which init_from= names: leave vocab_size= out"),

@@ -41,7 +41,7 @@ from positron.evaluation.scoring import (
     sliding_windows,
     total,
 )
-from positron.evaluation.story_quality import copied, distinct, following
+from positron.evaluation.story_quality import copied, distinct, following, quality
 from positron.inference.engine import Written
 from positron.model.gpt import GPT
 from positron.run.folder import Run
@@ -229,6 +229,14 @@ def test_the_chunks_in_which_training_text_is_searched_overlap(runs: Path, monke
     training, tokenizer = token_files(run, "train"), load_tokenizer(run.tokenizer_folder)
     monkeypatch.setattr(story_quality, "CHUNK", 777)
     assert copied(texts_of_run(run, "train", 5_000), tokenizer, training) == 1.0
+
+
+def test_an_empty_story_counts_as_one_that_the_grammar_does_not_accept(runs: Path) -> None:
+    run = Run(runs / "outputs" / "chars")
+    training, tokenizer = token_files(run, "train"), load_tokenizer(run.tokenizer_folder)
+    told = [story.text for story in stories.documents(-1, 0, 2)]
+    assert quality([*told, ""], tokenizer, training).accepted == pytest.approx(2 / 3)
+    assert dataclasses.astuple(quality([""], tokenizer, training)) == (0.0, 0.0, 0.0, None)
 
 
 def test_distinct_counts_different_runs_of_words() -> None:
