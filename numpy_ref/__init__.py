@@ -31,9 +31,9 @@ Read the files in this order. Each begins with its mathematics; the code below i
 
 Notation. Shapes: B batch, T time (tokens), C = d_model channels, H heads, K key/value heads, G = H / K, D head dimension, F
 width of the MLP, V vocabulary, L layers, N = B T rows, S keys. I and O are the input and output channels of a linear layer.
-`dx` is dLoss/dx and has x's shape. Every `f_forward(...)` returns (out, cache); the `f_backward(dout, cache)` that follows it
-returns the gradients in the order of forward's arguments, with None (or, at the end, nothing) for an argument without a
-gradient. A cache is a dictionary of the values that backward needs.
+`dx` is dLoss/dx and has x's shape. Every `f_forward(...)` returns (out, cache), where `cache` is a dictionary of the values
+that backward needs. The matching `f_backward(dout, cache)` returns a tuple with the gradient of each argument of `f_forward`,
+in the same order, and None for an argument without a gradient. At the end of the tuple, such Nones may be left out.
 
 The result has the dtype of the input: float64 for tests against finite differences, float32 for training.
 

@@ -19,9 +19,9 @@ overflows at x = -89: e^89 is inf, with a warning, before 1 / inf gives the righ
 swish and gelu are tables of about 256 entries with linear interpolation; relu needs only the sign bit, relu2 also a multiplier.
 
 Cost: a few FLOPs per number, but 8 bytes of memory traffic (one float32 read, one written), so memory is the limit. Therefore
-all steps of an activation are done on a block of `BLOCK_NUMBERS` numbers that fits the cache, into buffers that already exist,
-and the derivative is computed at the same time: backward is then a single product. Each function below begins with the same
-computation in plain NumPy.
+the numbers are processed in blocks of `BLOCK_NUMBERS`, which fit the cache, and the results are written into arrays that
+already exist. Forward also computes f', so that backward is a single product. The docstring of each function that computes f
+and f' shows the same computation in plain NumPy.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _swish(x: Array, f: Array, slope: Array) -> None:
 def _gelu(x: Array, f: Array, slope: Array) -> None:
     """Write GELU(x), computed by tanh, into f, and its derivative into slope.
 
-    In plain NumPy, with t = np.tanh(_GELU * (x + _CUBIC * x**3)):
+    In plain NumPy, with t = np.tanh(_GELU * (x + _CUBIC * x**3)), _GELU = sqrt(2 / pi) and _CUBIC = 0.044715:
 
         f = x * (1 + t) / 2
         slope = (1 + t) / 2 + x * (1 - t**2) / 2 * _GELU * (1 + 3 * _CUBIC * x**2)
@@ -149,7 +149,10 @@ ACTIVATIONS: dict[str, Callable[[Array, Array, Array], None]] = {
 
 
 def activation_forward(x: Array, kind: str) -> tuple[Array, Cache]:
-    """Apply the activation `kind`, a key of ACTIVATIONS, to every number of x; the shape stays the same."""
+    """Apply the activation `kind` to every number of x; the shape stays the same.
+
+    `kind` is "gelu" (by tanh), "relu", "swish", "relu2" (ReLU squared) or "gelu_exact" (by erf).
+    """
     x = np.ascontiguousarray(x)
     f, slope = np.empty_like(x), np.empty_like(x)
     flat_x, flat_f, flat_slope = x.reshape(-1), f.reshape(-1), slope.reshape(-1)

@@ -4,23 +4,24 @@
     P = softmax(Z + mask)      (T, S)   mask: 0 where t may attend to s, -inf where s lies in the future
     O = P v                    (T, D)
 
-The shape (T, S) stands for T queries and S keys. 1 / sqrt(D): for q and k of unit variance the sum of D products has variance
-D; without the factor, softmax would be saturated, and its gradient vanish, before the first step. A masked score is -inf, not
--1e9: e^-inf is exactly 0, so the future has no influence at all, not even in the last bit.
+The shape (T, S) stands for T queries and S keys. If q and k have unit variance, their dot product, a sum of D products, has
+variance D. The factor 1 / sqrt(D) brings it back to 1. Without the factor, softmax would be saturated, and its gradient would
+vanish, before the first step. A masked score is -inf, not -1e9: e^-inf is exactly 0, so the future has no influence at all, not
+even in the last bit.
 
 Backward, from dO. O = P v gives two products: dv = P^T dO and dP = dO v^T. Softmax (`loss.py`) gives dZ = P (dP - rowsum(dP
 P)); at masked positions P = 0, hence dZ = 0. Last, dq = dZ k / sqrt(D), dk = dZ^T q / sqrt(D).
 
-One pass over (T, S) is saved by FlashAttention's identity (arXiv:2205.14135, B.2): rowsum(dP P) = rowsum(dO O), because
-sum_s (dO . v_s) P_s = dO . sum_s P_s v_s. The right side costs D per row instead of S. It also holds with dropout on P.
+FlashAttention's identity (arXiv:2205.14135, B.2) saves one pass over the (T, S) numbers of P: rowsum(dP P) = rowsum(dO O),
+because sum_s (dO . v_s) P_s = dO . sum_s P_s v_s. The right side costs D per row instead of S. It also holds with dropout on P.
 
 Grouped heads (arXiv:2305.13245): G = H / K query heads share one key/value head. Axes are split as (B, K, G, ...) and
 keys broadcast over G; the gradient of a shared input is the sum over its uses, so dk and dv are summed over G.
 
-Cost: 4 T S D FLOPs per head forward, 8 T S D backward. Causality makes half of them unnecessary, so queries are taken in
-blocks, and each block only multiplies the keys up to its own end. P takes 4 T S bytes per head, the reason for
-FlashAttention, which never stores it. In fixed point: scores need a wide accumulator and one scale per row; P fits 8
-unsigned bits, since it lies in [0, 1].
+Cost: 4 T S D FLOPs per head forward, 8 T S D backward. Causality makes half of them unnecessary. So queries are taken in
+blocks, and a block is multiplied only by the keys up to its last query. P takes 4 T S bytes per head; FlashAttention saves
+them, because it never stores P. In fixed point, the scores need a wide accumulator and one scale per row. Each number of P lies
+in [0, 1], so 8 unsigned bits are enough for it.
 """
 
 from __future__ import annotations

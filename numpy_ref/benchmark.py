@@ -2,10 +2,10 @@
 
     python -m numpy_ref.benchmark
 
-If torch is installed, it runs the same shapes (eager, float32) in turns with NumPy, so that a change in the machine's speed
-affects both libraries; the printed ratio is NumPy's median time divided by torch's. NumPy has one thread and torch its default,
-unless OMP_NUM_THREADS sets the number of threads of both. The torch model below is plain functional code:
-`F.scaled_dot_product_attention`, `F.cross_entropy`, `torch.optim.AdamW`.
+If torch is installed, NumPy and torch take turns with the same shapes in float32, so that a change in the machine's speed
+affects both libraries. The printed ratio is NumPy's median time divided by torch's. NumPy uses one thread, and torch its
+default number of threads; if OMP_NUM_THREADS is set, it is the number of threads of both. The torch model in this file runs in
+eager mode and is plain functional code: `F.scaled_dot_product_attention`, `F.cross_entropy`, `torch.optim.AdamW`.
 """
 
 from __future__ import annotations

@@ -3,11 +3,13 @@
     m = x + dropout(attention(norm1(x)))
     y = m + dropout(mlp(norm2(m)))
 
-Backward. y depends on m directly and through the branch, so the gradients add: dm = dy + branch_backward(dy). The first
-term is why deep networks train: whatever the branches do, a gradient of 1 reaches every layer.
+Backward. y depends on m directly and through the MLP branch, so the gradients add: dm = dy + branch_backward(dy). Because of
+the first term, deep networks can be trained: whatever the branches do, the gradient at the end of the stream is a term of the
+gradient at every layer.
 
-Cost: the sum of its parts; each addition moves 12 bytes per float32 number (two read, one written) for 1 FLOP. In fixed point
-the stream needs more bits than the branches, because it is the sum of 2 L branches.
+Cost: that of the norms, attention and the MLP, and two additions, each of which moves 12 bytes per float32 number (two read,
+one written) for 1 FLOP. In fixed point, the residual stream needs more bits than the branches, because it is the sum of 2 L
+branches.
 """
 
 from __future__ import annotations

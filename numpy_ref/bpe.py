@@ -83,7 +83,7 @@ class BPETokenizer:
         return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the kind and the merges, for `from_json`."""
+        """Return the kind of the tokenizer ("bpe") and its merges, from which `from_json` restores it."""
         return {"kind": self.kind, "merges": self.merges}
 
 

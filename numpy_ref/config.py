@@ -23,11 +23,15 @@ Activation = Literal["gelu", "relu", "swish", "relu2", "swiglu"]
 class GPTConfig:
     """Describe the architecture of a GPT. Raises InputError for impossible values.
 
-    `context_length` is in tokens. `head_dim` None: d_model / n_head. `n_kv_head` None: as many key/value heads as query heads.
-    `d_ff` None: 4 d_model, or for swiglu 8/3 d_model, rounded up to a multiple of 8. `bias`: linear layers, except the output
-    head, and LayerNorms have a bias. `qk_norm`: queries and keys are normalized with RMSNorm; `qk_scale`: with a learned scale.
-    `smear`: a learned multiple of the previous token's embedding is added to each embedding. `window`: each token attends to
-    this many tokens, itself included; None: to itself and all tokens before it. `dropout`: the dropout probability.
+    `context_length` is in tokens. `head_dim` is the number of channels of a head (None: d_model / n_head), and `n_kv_head` the
+    number of key/value heads (None: as many as query heads). `d_ff` is the width of the MLP. If it is None, the width is four
+    times d_model; with the activation swiglu, it is 8/3 d_model, rounded up to a multiple of 8.
+
+    With `bias`, LayerNorms and all linear layers except the output head have a bias. With `tie_embeddings`, the output head is
+    the matrix of the token embeddings. With `qk_norm`, queries and keys are normalized with RMSNorm, and with `qk_scale`, this
+    norm has a learned scale. With `smear`, a learned multiple of the previous token's embedding is added to each embedding.
+    `window` is the number of tokens to which each token attends, itself included (None: itself and all tokens before it).
+    `dropout` is the dropout probability.
     """
 
     vocab_size: int

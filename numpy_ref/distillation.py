@@ -1,8 +1,8 @@
 """Learn from the probabilities of a teacher: cross-entropy with the text, and the KL divergence from the teacher.
 
-A text says which token comes next; a teacher, a trained model, says how probable every token is. The student learns from both
-(Hinton et al., arXiv:1503.02531). With the logits z (V,) of the student at a position whose target is y, the logits z_k of the
-teacher k, a temperature T, and the teachers' weight a,
+A text says which token comes next. A teacher, that is, a trained model, says how probable every token is. The student is the
+model in training; it learns from both (Hinton et al., arXiv:1503.02531). At a position whose target is y, z (V,) are the logits
+of the student, and z_k (V,) those of the teacher k. With a temperature T and a weight a of the teachers,
 
     p = softmax(z)        s = softmax(z / T)        q = mean over the teachers k of softmax(z_k / T)
 
@@ -80,7 +80,8 @@ def distillation_backward(dloss: Array | float, cache: Cache) -> tuple[Array, No
     """Compute dlogits = dloss ((1 - a) (p - onehot(target)) + a T (s - q)) / count; teacher and targets have no gradient.
 
     Here a = alpha, T = temperature, p = softmax(logits), s = softmax(logits / T), and q = teacher. `count` is the number by
-    which the sum of the loss was divided. dloss, a scalar -> dlogits (..., V), 0 where the target is -100.
+    which `distillation_forward` divided the sums over the targets. `dloss` is a scalar. dlogits has the shape (..., V) and is 0
+    where the target is -100.
     """
     alpha, temperature = cache["alpha"], cache["temperature"]
     (dlogits,) = cross_entropy_backward((1 - alpha) * dloss, cache["cross_entropy"])

@@ -7,7 +7,8 @@ The generator is an argument, never a hidden global: the same seed gives the sam
 repeated and resumed bit for bit. In float32, 1 / (1 - p) is rounded, so that the expectation of y differs from x by a
 relative error of up to about 1e-7. This is far less than the random variation that dropout itself causes.
 
-Cost: one random number per value, which takes far longer than the product. On an FPGA: a linear-feedback shift register.
+Cost: one random number per value, which takes far longer than the product. On an FPGA, a linear-feedback shift register yields
+the random numbers.
 """
 
 from __future__ import annotations

@@ -1,23 +1,24 @@
 """Embeddings: from token ids to vectors, and how a token learns its position.
 
-Token embedding. y_n = W[id_n], a row of a table (V, C). As a product it would be onehot(id) W, so the linear layer's
-dW = onehot^T dy applies: row v of dW is the sum of dy over all positions that hold token v. Ids are integers, so they
-have no gradient.
+Token embedding. y_n = W[id_n]: an id selects a row of a table W (V, C). The matrix product onehot(id) W gives the same rows, so
+the gradient is that of a linear layer, dW = onehot(id)^T dy: row v of dW is the sum of dy over all positions that hold token v.
+Ids are integers, so they have no gradient.
 
-Learned positions are a second table (T, C) whose row t is added to the token at position t: its gradient is the sum of
-dy over the batch.
+Learned positions are a second table (T, C). Its row t is added to the token at position t in every sequence, so the gradient of
+row t is the sum of dy at position t over the batch.
 
-Sinusoidal positions (arXiv:1706.03762, section 3.5) are a fixed table of the same shape: sin and cos of t 10000^(-2i/C). New
-token embeddings have a root mean square of 0.02 and a sine has 1 / sqrt 2, so the table is multiplied by 0.02 sqrt 2.
+Sinusoidal positions (arXiv:1706.03762, section 3.5) are a fixed table of the same shape: sin and cos of t 10000^(-2i/C). The
+initial token embeddings have a root mean square of 0.02, and a sine has 1 / sqrt 2. The table is multiplied by 0.02 sqrt 2, so
+that both are equally large.
 
 Smearing. y_t = x_t + w * x_{t-1}, channel by channel, with a learned w (C,) that starts at 0; x_{-1} is 0. A token's
 vector then also holds the token before it, so that a single attention layer can look for "what followed this word
 earlier" (an induction head, arXiv:2209.11895); without smearing this takes two layers. x_t takes part in y_t and in
 y_{t+1}, so dx_t = dy_t + w * dy_{t+1}, and dw is the sum of dy_t * x_{t-1}.
 
-Cost: no FLOPs forward, N C additions backward; memory traffic only, in rows of 4 C bytes. In the backward, adding the
-rows of equal ids one by one (`np.add.at`) is slow, so the rows are sorted by id first and each group is summed at once.
-On an FPGA: a lookup in memory, nothing else.
+Cost: no FLOPs forward, N C additions backward. Forward only moves data, in rows of 4 C bytes. Backward sorts the rows of dy
+by id and sums each group at once, because adding the rows one by one (`np.add.at`) is slow. On an FPGA, an embedding is a
+lookup in memory, nothing else.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def all_answers(vocab_size: int, max_tokens: int) -> Answers:
 def answer_gradients(table: Array, answers: Answers, own_length: bool = False) -> tuple[Array, Array]:
     """Return the log-probability (N,) of each answer, and its gradient (N, C, V) with respect to the policy's table (C, V).
 
-    The table has the logits of the next token for each of C contexts. With `own_length`, both results are divided by the
-    number of tokens of the answer.
+    The table has the logits of the next token for each of C contexts; a context is the answer so far. With `own_length`, both
+    results are divided by the number of tokens of the answer.
     """
     logits, lookup = embedding_forward(answers.contexts, table)  # (N, L, V)
     rows, cache = log_probs_forward(logits, answers.targets, own_length)  # (N,)
@@ -98,7 +98,7 @@ def estimator_moments(
     The variance is the sum of the variances of the C * V entries of this estimate. Mean and variance are exact: they
     are computed over all N^K groups of K answers. log_probs (N,) and rewards (N,) are those of all N answers;
     `gradients` (N, C, V) are the gradients of log_probs with respect to the policy's table, which has the logits of V
-    tokens for each of C contexts. `advantages` maps the rewards (G, K) of G groups to advantages (G, K).
+    tokens for each of C contexts (answers so far). `advantages` maps the rewards (G, K) of G groups to advantages (G, K).
     """
     groups = np.indices((len(rewards),) * group_size).reshape(group_size, -1).T  # (N^K, K)
     probability = np.exp(log_probs[groups].sum(axis=1))  # (N^K,)
@@ -115,7 +115,7 @@ def kl_estimate_moments(log_p: Array, log_q: Array, gradients: Array, kind: KLEs
 
     The estimate is computed from one answer that is sampled from p, by the estimator `kind` (see policy_gradient.py). log_p and
     log_q (N,) are the log-probabilities of all N answers; `gradients` (N, C, V) are the gradients of log_p with respect to the
-    policy's table, which has the logits of V tokens for each of C contexts.
+    policy's table, which has the logits of V tokens for each of C contexts (answers so far).
     """
     p = np.exp(log_p)
     estimates, cache = kl_estimate_forward(log_p, log_q, kind)  # (N,)

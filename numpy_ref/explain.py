@@ -2,12 +2,12 @@
 
     python -m numpy_ref.explain "Lily had a ball" --run outputs/quickstart
 
-- attention maps: the weight that each head of each layer gives to each token (`attention.py`), and the three tokens to which
-  the last token attends most;
-- the norm of the residual stream after each layer, which shows how much each block adds, the tokens with an unusual norm,
-  and the channels that hold a large share of the norm;
-- the logit lens (nostalgebraist, 2020): norm_f and the output head applied to the stream after every layer, as if the
-  later layers did not exist. It shows at which depth the prediction is made;
+- attention maps: the weight that each head of each layer gives to each token (`attention.py`); the report names the three
+  tokens to which the last token attends most;
+- the norm of the residual stream after each layer, which shows how much each block adds. The report names the channels that
+  hold a large share of the last token's norm, and the figure names the tokens with an unusual norm;
+- the logit lens (nostalgebraist, 2020): norm_f (the last norm) and the output head are applied to the residual stream after
+  every layer, as if the later layers did not exist. This shows at which depth the prediction is made;
 - the probabilities of the next token.
 """
 

@@ -1,9 +1,9 @@
 """Generation: one token after the other, each appended to the input of the next.
 
 Without a cache, token n costs a forward pass over n tokens. Keys and values of past tokens never change, because a token
-attends only to earlier ones. So a cache keeps them, and each new token costs a forward pass over one token. Keys and values
-depend on the positions of their tokens. So when the context is full, the cache is emptied, the last tokens, half of a context,
-pass through the model again, now at positions 0, 1, ..., and generation continues.
+attends only to earlier ones. So a cache keeps them, and each new token costs a forward pass over one token. But keys and values
+depend on the positions of their tokens. So when the context is full, the cache is emptied, and the most recent tokens, which
+fill half of the context, pass through the model again at the positions 0, 1, ... Then generation continues.
 
     python -m numpy_ref.generate "Once upon a time" --temperature 0.5 --top-k 50 --top-p 0.9
     python -m numpy_ref.generate "Once upon a time" --run outputs/quickstart
@@ -95,7 +95,8 @@ def load_model(run: str | None, model: str | None) -> tuple[Params, GPTConfig, T
     """Load the model of a Positron run or of `numpy_ref.train`: return its weights, architecture, tokenizer and path.
 
     `run` is the folder of a Positron run. `model` is FOLDER/NAME, under which `numpy_ref.train` saved a model. If both are
-    None, the newest model in OUTPUTS is loaded. Raises InputError if there is no model, or if a file is damaged.
+    None, the newest model in the folder outputs/numpy_ref is loaded. Raises InputError if there is no model, or if a file is
+    damaged.
     """
     if run is not None:
         return *from_torch_run(run), run

@@ -1,10 +1,10 @@
 """Softmax and cross-entropy: from scores to probabilities, and from probabilities to a loss.
 
-Softmax. p_j = e^(z_j) / sum_k e^(z_k). Subtracting any c from all z changes nothing, since e^-c cancels; c = max(z)
-makes the largest exponent 0. Without it, IEEE 754 float32 overflows at z = 89: inf / inf = NaN. With it, no exponent is
-positive, the sum is at least 1, and a term that underflows to 0 was below 1e-38 of the largest term.
+Softmax. p_j = e^(z_j) / sum_k e^(z_k). Subtracting any c from all z changes nothing, since e^-c cancels. With c = max(z), no
+exponent is positive, the sum is at least 1, and a term that underflows to 0 was below 1e-38 of the largest term. Without this
+subtraction, IEEE 754 float32 overflows at z = 89: inf / inf = NaN. For the loss L, with dp = dL/dp and dz = dL/dz:
 
-    dp_j/dz_i = p_j (delta_ij - p_i)    so    dz = p (dp - sum_j dp_j p_j)
+    d(p_j)/d(z_i) = p_j (delta_ij - p_i)    so    dz_i = sum_j dp_j d(p_j)/d(z_i) = p_i (dp_i - sum_j dp_j p_j)
 
 If a whole row is masked (all z = -inf), its maximum is -inf, and -inf - -inf = NaN. Such a row has nothing to attend to,
 so its result is all zeros, and so is its gradient.
@@ -14,13 +14,15 @@ It is never computed as log(softmax), because a p that underflowed would give -i
 
     dl/dz_j = p_j - [j = y]
 
-that is, the probabilities, minus one at the target. A target of -100 carries no loss and no gradient. The loss is the
-sum over the targets divided by their number, so the gradients of the micro-batches add up to the gradient of the
-whole batch if each loss is divided by the number of targets of the whole batch, the argument `denominator`.
+that is, the probabilities, minus one at the target. A target of -100 carries no loss and no gradient.
 
-Cost: about 6 FLOPs per logit. With N rows and V tokens, each pass over the logits moves 4 N V bytes, so memory is the
-limit, and the rows are processed in blocks that fit the cache. On an FPGA: e^z = 2^(z / log 2) is a shift by the integer
-part and a table for the fraction; a running maximum (rescale the sum when it grows) makes it one pass.
+The loss is the sum over the targets divided by their number. For a micro-batch, the divisor is the number of targets of the
+whole batch (the argument `denominator`). Then the gradients of the micro-batches add up to the gradient of the whole batch.
+
+Cost: about 6 FLOPs per logit. With N rows and V tokens, each pass over the logits moves 4 N V bytes, so memory is the limit,
+and the rows are processed in blocks that fit the cache. On an FPGA, e^z is computed as 2^(z / log 2): the integer part of this
+exponent is a shift, and a table gives the power for its fraction. One pass over z is enough with a running maximum: whenever
+the maximum grows, the sum so far is rescaled.
 """
 
 from __future__ import annotations

@@ -9,19 +9,20 @@ contributions.
 
 QK-norm (arXiv:2010.04245) is RMSNorm without weight over the D channels of each head: |q| = |k| = sqrt(D), so no score can
 exceed sqrt(D) however large the weights grow. It comes after the rotation, which does not change lengths. With a learned scale
-(Qwen3, arXiv:2505.09388) it comes before the rotation: the channels of a pair have different scales, and the rotation mixes
-them.
+(Qwen3, arXiv:2505.09388), QK-norm comes before the rotation. The two channels of a rotated pair have different scales; applied
+after the rotation, they would make scores depend on more than distances.
 
-A bias on the keys adds the same q.b to all scores of a query, and softmax ignores what is added to a whole row: without
-rotation or QK-norm the gradient of this bias is 0, and the computed value is rounding noise.
+A bias on the keys adds the same number, the dot product of q and the bias, to all scores of a query. Softmax ignores what is
+added to a whole row. So in a model with neither rotation nor QK-norm, the gradient of this bias is 0, and the computed value is
+rounding noise.
 
 A window (Longformer, arXiv:2004.05150) lets a token attend to the last W tokens only, itself included. Through L layers
 information still travels over L (W - 1) tokens, and beyond W the cost of a token no longer grows with the text.
 
 Generation: keys and values of past tokens never change, so a `Past` keeps them, and a forward pass computes only the new token.
 
-Cost: 2 N C (2 H D + 2 K D) FLOPs for the projections. With K < H the cache shrinks by H / K, which matters because memory
-limits generation; even more so on an FPGA, where the cache has to fit the chip.
+Cost: 2 N C (2 H D + 2 K D) FLOPs for the projections. With K < H, the cache has 1 / G of the size, with G = H / K. This matters
+because memory limits generation. It matters even more on an FPGA, where the cache has to fit the chip.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Backward. dw = sum over tokens of dy h, db = sum of dy, and with g = dy w (which
 
     dL/dx_i = sum_j g_j dh_j/dx_i,   dh_j/dx_i = r (delta_ij - 1/C) + (x_j - m) dr/dx_i
 
-The derivative of the variance by x_i is 2 (x_i - m) / C (that of the mean drops out, since deviations sum to 0), so
-dr/dx_i = -r^3 (x_i - m) / C = -r^2 h_i / C. Collect:
+The derivative of the variance by x_i is 2 (x_i - m) / C. (m depends on x_i, too, but this contributes nothing, since the
+deviations sum to 0.) So dr/dx_i = -r^3 (x_i - m) / C = -r^2 h_i / C. Collecting the terms gives
 
     dx = r (g - mean(g) - h mean(g h))
 
@@ -20,10 +20,10 @@ RMSNorm (arXiv:1910.07467) leaves out the mean: r = 1 / sqrt(mean(x^2) + eps), h
 dx = r (g - h mean(g h)). QK-norm (`multihead.py`) is RMSNorm without a weight, or with a weight of D numbers that all heads
 share.
 
-Cost: about 8 FLOPs per number and two passes over memory. eps = 1e-5 keeps 1 / sqrt finite for a row of zeros. The
-variance is computed from the deviations, not as mean(x^2) - mean(x)^2: in float32 the latter loses all digits, and can
-become negative, when the mean is a few thousand times the deviation. On an FPGA: two adder trees over C numbers, one
-reciprocal square root per token (a table and one Newton step r <- r (3 - v r^2) / 2), then a multiplier.
+Cost: about 8 FLOPs per number and two passes over memory. eps = 1e-5 keeps 1 / sqrt finite for a row of zeros. The variance is
+computed from the deviations, not as mean(x^2) - mean(x)^2. In float32, this difference loses all digits and can become negative
+if the mean is a few thousand times the standard deviation. On an FPGA, a norm needs two adder trees over C numbers, one
+reciprocal square root of v = var + eps per token (a table and one Newton step r <- r (3 - v r^2) / 2), and a multiplier.
 """
 
 from __future__ import annotations

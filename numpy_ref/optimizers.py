@@ -19,12 +19,16 @@ The torch model is trained with one of two optimizers:
         m = mu m + (1 - mu) g,  n = mu m + (1 - mu) g       Nesterov's momentum: g is mixed in a second time
         w -= a weight_decay w + 0.2 a sqrt(max(rows, columns)) U V^T,  where n = U S V^T
 
-A gradient's singular values S fall steeply, so plain steps go far along few directions. U V^T, the orthogonal matrix
-nearest to n, goes equally far along all directions. It needs no decomposition: a polynomial p(x) = p1 x + p3 x^3 + p5 x^5 acts
-on the singular values alone, p(U S V^T) = U p(S) V^T, since n n^T = U S^2 U^T. Five iterations from S <= 1 bring all values
-above 0.0015 near 1, fast rather than exactly (0.68 to 1.21). The root mean square of the entries of U V^T is
-1 / sqrt(max(rows, columns)), and that of AdamW's step is about 0.2 a. The factor 0.2 sqrt(max(rows, columns)) makes both steps
-equally large (arXiv:2502.16982), so that one learning rate suits both.
+The singular values S of a gradient fall steeply, so a plain step goes far along few directions. U V^T, the orthogonal matrix
+nearest to n, goes equally far along all directions. It is computed without a decomposition, with a polynomial
+
+    p(x) = p1 x + p3 x^3 + p5 x^5        p(U S V^T) = U p(S) V^T, since n n^T = U S^2 U^T
+
+that acts on the singular values alone. n is scaled so that S <= 1, and p is applied five times. Then every value that was above
+0.0015 lies between 0.68 and 1.21: p is chosen for speed, and values near 1 are enough.
+
+The root mean square of the entries of U V^T is 1 / sqrt(max(rows, columns)). That of AdamW's step, divided by a, is about 0.2.
+The factor 0.2 sqrt(max(rows, columns)) makes both steps equally large (arXiv:2502.16982), so that one learning rate suits both.
 
 Each weight therefore moves by up to about the learning rate in a step, whatever the scale of its gradient. Only matrices decay:
 pulling the scale of a norm towards 0 is not a regularisation.
@@ -32,10 +36,11 @@ pulling the scale of a norm towards 0 is not a regularisation.
 Clipping (arXiv:1211.5063): if the norm of all gradients together exceeds c, all are scaled by c / norm. The direction
 stays the same, and one bad batch cannot ruin the weights.
 
-Cost: AdamW reads four numbers and writes three per weight, 28 bytes, for about 12 FLOPs. Memory is the limit, so it works in
+Cost: AdamW reads four numbers and writes three per weight, 28 bytes, for about 12 FLOPs. Memory is the limit, so AdamW works in
 blocks that stay in the cache. Muon keeps one mean instead of two and costs 5 (4 r^2 c + 2 r^3) FLOPs for a matrix of r x c with
-r <= c. With F = 4 C, K = H and H D = C these are 300 C^3 for the matrices of a block, as much as its forward pass (24 C^2 per
-token) over 12.5 C tokens. On small hardware, m and v, twice the size of the model, are the first arrays that no longer fit.
+r <= c. With F = 4 C, K = H and H D = C, the matrices of a block cost 300 C^3 FLOPs, as much as the forward pass of the block
+over 12.5 C tokens (24 C^2 per token). On small hardware, m and v, twice the size of the model, are the first arrays that no
+longer fit.
 """
 
 from __future__ import annotations

@@ -22,12 +22,14 @@ Loss. Its gradient is an estimate of -dJ, so that a minimizing optimizer makes J
 
     L = -1 / D sum_i A_i sum_t log p_t(y_it)        dL/dz_itj = -A_i / D ([j = y_it] - p_itj)
 
-RLOO and Dr. GRPO have D = B K L_max, where the constant L_max is the largest number of tokens of an answer. With RLOO, the
-gradient of L is then an estimate of -dJ / L_max. Every token has the same weight. GRPO has the mean over the tokens of each
-answer instead, and D = B K. Then a token of a long answer has less weight, so that a long wrong answer costs no more than a
-short one. The end token is a target, because otherwise the policy would not learn to stop. A truncated answer has no end token;
-it may be masked, that is, all its targets are -100. D does not depend on the mask or on the micro-batch, so the gradients of
-the micro-batches of a batch add up.
+RLOO and Dr. GRPO have the divisor D = B K L_max, where the constant L_max is the largest number of tokens of an answer. With
+RLOO, the gradient of L is then an estimate of -dJ / L_max. Every token has the same weight. GRPO divides the sum over t by the
+number of tokens of the answer and has the divisor D = B K. So in GRPO a token of a long answer has less weight, and a long
+wrong answer costs no more than a short one.
+
+The end token is a target, because otherwise the policy would not learn to stop. A truncated answer has no end token. It may be
+masked, that is, all its targets are -100. D does not depend on masked answers or on the micro-batch, so the gradients of the
+micro-batches of a batch add up.
 
 Each answer is used for one step only, by the policy that wrote it. Therefore the probability ratios of PPO are 1, and no ratio
 is clipped.
@@ -96,10 +98,10 @@ def policy_gradient_forward(
 ) -> tuple[Array, Cache]:
     """Compute the scalar loss = -1 / denominator sum_i advantages_i sum_t log p(target_it), where p = softmax(logits).
 
-    logits (N, T, V), targets (N, T) and advantages (N,) are those of N answers. The targets of the prompt, of padding
-    and of masked answers are -100 and are not counted. `denominator` is B K L_max, for B prompts with K answers each
-    and at most L_max tokens per answer. With `own_length` (GRPO), the sum over t is divided by the answer's number of
-    targets, and `denominator` is B K.
+    logits (N, T, V), targets (N, T) and advantages (N,) are those of N answers. Targets of -100 are not counted: those of the
+    prompt, of padding, and of answers from which the policy shall not learn. `denominator` is B K L_max, for B prompts with K
+    answers each and at most L_max tokens per answer. With `own_length` (GRPO), the sum over t is divided by the answer's number
+    of targets, and `denominator` is B K.
     """
     rows, cache = log_probs_forward(logits, targets, own_length)  # (N,)
     loss = -(advantages * rows).sum() / denominator
@@ -110,7 +112,8 @@ def policy_gradient_backward(dloss: Array | float, cache: Cache) -> tuple[Array]
     """Compute the gradient of `policy_gradient_forward` with respect to the logits: dloss, a scalar -> dlogits (N, T, V).
 
     dlogits = dloss * advantage / denominator * (p - onehot(target)), where p = softmax(logits); 0 where the target is -100.
-    With `own_length`, dlogits is also divided by the answer's number of targets.
+    `denominator` and `own_length` are the arguments of `policy_gradient_forward`. With `own_length`, dlogits is also divided by
+    the answer's number of targets.
     """
     return log_probs_backward(-dloss / cache["denominator"] * cache["advantages"], cache["rows"])
 

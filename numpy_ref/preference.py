@@ -9,10 +9,10 @@ Only the tokens of the answer have a target; the targets of the prompt and the p
 negative of its cross-entropy (loss.py), so its gradient is [j = y_t] - p_tj. If the mean over the M tokens is used instead of
 the sum, log pi and its gradient are divided by M.
 
-A pair is a prompt with two answers, of which w (chosen) is preferred to l (rejected). Below, w and l are their
-log-probabilities under the model, rw and rl those under the frozen reference, which is computed without dropout and has no
-gradient. Every loss depends on one margin h, so that backward needs one slope: dL/dw = dL/dh dh/dw. (ORPO's loss has -w as a
-further term.)
+A pair is a prompt with two answers; one of them (chosen) is preferred to the other (rejected). Below, w and l are the
+log-probabilities of the chosen and of the rejected answer under the model, and rw and rl are those under the frozen reference.
+The reference is computed without dropout and has no gradient. Every loss is a function of one margin h, so backward needs only
+one slope, dL/dh: dL/dw = dL/dh dh/dw, and likewise for l. (ORPO's loss has -w as a further term.)
 
 DPO (arXiv:2305.18290, equation 7), with sums:
 
@@ -24,8 +24,9 @@ Label smoothing s assumes that a share s of the pairs is swapped (conservative D
 
 since log(1 + e^h) = log(1 + e^-h) + h. A model that equals its reference has h = 0: its loss is log 2 for every s.
 
-IPO (arXiv:2310.12036, equation 17) is a regression of the same margin, without beta, to 1 / (2 tau). The paper uses sums;
-common implementations use means, so that long answers do not have larger margins. The caller passes either of the two:
+IPO (arXiv:2310.12036, equation 17) takes the margin of DPO without beta and fits it to 1 / (2 tau) by least squares. The paper
+uses sums over the tokens. Common implementations use means, so that long answers do not have larger margins. The caller passes
+either sums or means:
 
     h = (w - rw) - (l - rl)               L = (h - 1 / (2 tau))^2                    dL/dh = 2 (h - 1 / (2 tau))
 
@@ -126,7 +127,10 @@ def dpo_forward(
 ) -> tuple[Array, Cache]:
     """Compute DPO's loss, a scalar, from the answers' log-probabilities (N,) under the model and the reference, for N pairs.
 
-    The log-probability of an answer is the sum over its tokens. `beta` multiplies the margin between the two answers, and
+    The log-probability of an answer is the sum over its tokens. `beta` multiplies the margin of each pair,
+
+        (chosen - reference_chosen) - (rejected - reference_rejected)
+
     `label_smoothing` is the share of the pairs that is assumed to be swapped. The sum of the pairs' losses is divided by
     `denominator` (None: by N).
     """
@@ -151,9 +155,9 @@ def ipo_forward(
 ) -> tuple[Array, Cache]:
     """Compute IPO's loss, a scalar, from the answers' log-probabilities (N,) under the model and the reference, for N pairs.
 
-    The log-probability of an answer is the sum over its tokens, as in the paper, or the mean; the caller chooses. The loss of a
-    pair is the square of the difference between its margin and 1 / (2 tau). The sum of the pairs' losses is divided by
-    `denominator` (None: by N).
+    The log-probability of an answer is the sum over its tokens, as in the paper, or the mean; the caller chooses. The margin of
+    a pair is (chosen - reference_chosen) - (rejected - reference_rejected), and its loss is (margin - 1 / (2 tau))^2. The sum
+    of the pairs' losses is divided by `denominator` (None: by N).
     """
     h = (chosen - reference_chosen) - (rejected - reference_rejected)  # (N,)
     error = h - 1 / (2 * tau)
@@ -189,10 +193,13 @@ def simpo_backward(dloss: Array | float, cache: Cache) -> tuple[Array, Array]:
 def orpo_forward(
     chosen: Array, rejected: Array, weight: float = 0.1, denominator: int | None = None
 ) -> tuple[Array, Cache]:
-    """Compute ORPO's loss, a scalar, from the mean log-probabilities per token (N,), all below 0, of the answers of N pairs.
+    """Compute ORPO's loss, a scalar, from the mean log-probabilities per token (N,) of the answers of N pairs.
 
-    `weight` is the factor of the preference term, lambda in the paper. The sum of the pairs' losses is divided by `denominator`
-    (None: by N).
+    All log-probabilities must be below 0. With log_odds(w) = w - log(1 - e^w), the loss of a pair is
+
+        -chosen - weight * log sigmoid(log_odds(chosen) - log_odds(rejected))
+
+    `weight` is lambda in the paper. The sum of the pairs' losses is divided by `denominator` (None: by N).
     """
     unlikely_chosen, unlikely_rejected = -np.expm1(chosen), -np.expm1(rejected)  # (N,), 1 - P
     h = (chosen - np.log(unlikely_chosen)) - (rejected - np.log(unlikely_rejected))  # (N,)

@@ -5,14 +5,14 @@ the pair i is rotated by the angle t f_i with f_i = base^(-2i/D), where the base
 
     a' = a cos - b sin,    b' = a sin + b cos
 
-Rotating q by s and k by t, and then taking their dot product, is the same as rotating only by t - s: scores depend on
-distances, never on absolute positions, and there are no parameters.
+Let q have position s and k position t. The dot product of the two rotated vectors is the same as if only k were rotated, by the
+angles (t - s) f_i. So scores depend on distances, never on absolute positions. There are no parameters.
 
 Backward. The rotation is a linear map by the matrix R = [[cos, -sin], [sin, cos]], so the gradient is multiplied by R^T,
 which rotates the other way: da = da' cos + db' sin, db = db' cos - da' sin.
 
-Cost: 3 FLOPs per number. cos and sin come from one table, computed in float64: in float32, t f_i at t = 100,000 is
-already wrong by 0.004 rad. On an FPGA: a table, or CORDIC, which rotates by shifts and additions alone.
+Cost: 3 FLOPs per number. cos and sin come from one table. It is computed in float64, because in float32 t f_i at t = 100,000 is
+already wrong by 0.004 rad. An FPGA needs either a table or CORDIC, which rotates by shifts and additions alone.
 """
 
 from __future__ import annotations

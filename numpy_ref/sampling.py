@@ -2,8 +2,8 @@
 
 Each step is a pure function of the logits (V,) and its options. The steps are applied in this order:
 
-    repetition penalty   make recent tokens less likely, by the same factor for one or more occurrences: z / r where
-                         z > 0, z r where z < 0 (CTRL, arXiv:1909.05858; dividing a negative z would make it likelier)
+    repetition penalty   make recent tokens less likely by a penalty r > 1: z / r where z > 0, z r where z < 0, because z / r
+                         would make a negative z likelier; r acts once, however often a token occurs (CTRL, arXiv:1909.05858)
     temperature          z / T: T < 1 sharpens, T > 1 flattens, T = 0 takes the likeliest token
     top-k                keep the k likeliest tokens
     top-p                keep the smallest set of tokens whose probabilities sum to at least p (arXiv:1904.09751)
@@ -11,7 +11,7 @@ Each step is a pure function of the logits (V,) and its options. The steps are a
 
 The logits of tokens that are not kept become -inf, so their probability is exactly 0. The likeliest token is always kept.
 
-Cost: one sort of V numbers for top-p, little beside the model. On an FPGA, greedy decoding needs a comparator, sampling a
+Cost: one sort of V numbers for top-p, little beside the model. On an FPGA, greedy decoding needs a comparator; sampling needs a
 random number and a running sum.
 """
 

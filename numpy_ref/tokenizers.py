@@ -1,14 +1,15 @@
 """Tokenizers: from text to ids and back, by characters, words, or merged bytes (`bpe.py`).
 
 All three tokenizers have `encode(text) -> ids`, `decode(ids) -> text`, `vocab_size` and `to_json`; the function `from_json`
-restores a saved tokenizer. The first ids are the special tokens of SPECIALS. Id 0 is `<unk>`, for a character or word that is
-not in the vocabulary; `encode` never returns the other special tokens.
+restores a saved tokenizer. The first ids are the special tokens: `<unk>`, `<|endoftext|>`, and four for chat. Id 0 is `<unk>`,
+for a character or word that is not in the vocabulary; `encode` never returns the other special tokens.
 
 Longer tokens mean more text per context and per FLOP. But there are more different tokens, so the embedding table is larger,
 and the vectors of rare tokens are trained little. Losses per token cannot be compared between tokenizers; bits per byte of text
 can.
 
-Cost: negligible beside the model. On small hardware, use characters or bytes, which need no table.
+Cost: negligible beside the model. On small hardware, the list of words or merges needs memory. Characters have a short list,
+and byte pairs without any merge, that is, single bytes, need none.
 """
 
 from __future__ import annotations
@@ -77,13 +78,13 @@ class _TableTokenizer(ABC):
         return [self._ids.get(piece, 0) for piece in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert ids to text: `<unk>` becomes UNKNOWN_TEXT, other special tokens are left out."""
+        """Convert ids to text: `<unk>` becomes U+FFFD, other special tokens are left out."""
         return "".join(
             UNKNOWN_TEXT if i == 0 else self.pieces[i - self.n_special] for i in ids if i == 0 or i >= self.n_special
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the kind and the pieces, for `from_json`."""
+        """Return the kind of the tokenizer ("character" or "word") and its pieces, from which `from_json` restores it."""
         return {"kind": self.kind, "pieces": self.pieces}
 
 
@@ -144,9 +145,9 @@ def train_tokenizer(kind: TokenizerKind, text: str, vocab_size: int) -> OwnToken
 
 
 def from_json(facts: dict[str, Any], where: str) -> OwnTokenizer:
-    """Restore a tokenizer from the result of its `to_json`, read from the file `where`.
+    """Restore a tokenizer from `facts`, the values that its method `to_json` returned.
 
-    Raises InputError if the content does not describe a tokenizer.
+    Raises InputError if `facts` does not describe a tokenizer; `where` names the file of `facts` in the error message.
     """
     from numpy_ref.bpe import BPETokenizer
 

@@ -6,8 +6,9 @@
 If a training is interrupted, give the same command again to continue it; the results are the same as without the interruption.
 Ctrl-C saves the training before it ends. `--fresh` starts over.
 
-Writes to `--out` (default outputs/numpy_ref): NAME_config.json, NAME_weights.npz, NAME_tokenizer.json, training_loss.png,
-and NAME_training.npz, from which a training continues.
+Writes to the folder `--out` (default outputs/numpy_ref): NAME_config.json, NAME_weights.npz, NAME_tokenizer.json,
+training_loss.png, and NAME_training.npz, from which a training continues. NAME is the value of `--name`; without this option,
+it is the value of `--config`.
 """
 
 from __future__ import annotations
@@ -73,9 +74,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def settings_from(options: argparse.Namespace, text: str) -> Settings:
-    """Return the settings that a command line gives. `text` is the text to train on, whose hash is one of the settings.
+    """Return the settings of a training from the parsed command line `options`.
 
-    The defaults of epochs, batch and learning rate depend on --config.
+    `text` is the content of the text to train on; its sha256 is one of the settings. The defaults of epochs, batch and learning
+    rate depend on --config.
     """
     choice = CONFIGS[options.config or "small"]
     return Settings(
