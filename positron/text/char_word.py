@@ -45,7 +45,7 @@ class CharTokenizer:
         return hashlib.sha256(("char\n" + self.characters).encode("utf-8")).hexdigest()
 
     def special_id(self, token: str) -> int:
-        """Return the id of a token of SPECIALS."""
+        """Return the id of `token`, one of SPECIALS: <|endoftext|>, <|system|>, <|user|>, <|assistant|> or <|end|>."""
         return 1 + SPECIALS.index(token)
 
     @property
@@ -78,7 +78,7 @@ class CharTokenizer:
         return b"".join(map(self.bytes_of, ids)).decode("utf-8")
 
     def token_bytes(self) -> np.ndarray:
-        """Return the number of text bytes of each token (V,): 0 for special tokens, 1 for `<unk>`."""
+        """Return the number of text bytes of each token (V,): 0 for special tokens, 1 (the possible minimum) for `<unk>`."""
         lengths = [1] + [0] * len(SPECIALS) + [len(c.encode("utf-8")) for c in self.characters]
         return np.array(lengths, dtype=np.int64)
 
@@ -124,7 +124,7 @@ class WordTokenizer:
         return hashlib.sha256(("word\n" + json.dumps(self.pieces)).encode("utf-8")).hexdigest()
 
     def special_id(self, token: str) -> int:
-        """Return the id of a token of SPECIALS."""
+        """Return the id of `token`, one of SPECIALS: <|endoftext|>, <|system|>, <|user|>, <|assistant|> or <|end|>."""
         return 1 + SPECIALS.index(token)
 
     @property
@@ -151,7 +151,7 @@ class WordTokenizer:
         return b"".join(map(self.bytes_of, ids)).decode("utf-8")
 
     def token_bytes(self) -> np.ndarray:
-        """Return the number of text bytes of each token (V,): 0 for special tokens, 1 for `<unk>`."""
+        """Return the number of text bytes of each token (V,): 0 for special tokens, 1 (the possible minimum) for `<unk>`."""
         return np.array([1] + [0] * len(SPECIALS) + [len(p.encode("utf-8")) for p in self.pieces], dtype=np.int64)
 
     def save(self, folder: Path) -> None:

@@ -25,7 +25,7 @@ TEMPLATE = {"version": 1, "begin": END_OF_TEXT, "markers": list(MARKERS), "end":
 class Message:
     """Hold one message of a conversation; `learn` False excludes an assistant's message from the loss."""
 
-    role: str  # one of ROLES
+    role: str  # "system", "user" or "assistant"
     content: str
     learn: bool = True
 
@@ -65,10 +65,12 @@ def fit(
     """Drop the oldest turns until the context has room for an answer.
 
     Returns the remaining messages and the number of dropped turns. A turn is a question with its answer. `context` is the
-    model's context length in tokens. `max_tokens` is the number of tokens to reserve for the answer; if it is None, the lengths
-    of the answers so far decide (see `_answer_tokens`). If the system message and the last question leave less room than the
-    reserved number, the answer gets fewer tokens, but at least a quarter of the context (or `max_tokens`, if that is less). To
-    leave this minimum, the beginning of the question is cut off.
+    model's context length in tokens. `max_tokens` is the number of tokens to reserve for the answer; if it is None,
+    `_answer_tokens` derives the number from the lengths of the answers so far.
+
+    The system message and the last question may leave less room than the reserved number. Then the answer gets this room, but
+    at least a quarter of the context (or the reserved number, if that is less). If the room is smaller than this minimum, the
+    beginning of the question is cut off.
     """
     reserved = _answer_tokens(messages, tokenizer, context) if max_tokens is None else max_tokens
     alone = len(prompt_ids([m for m in messages[:1] if m.role == "system"] + list(messages[-1:]), tokenizer))
@@ -79,9 +81,9 @@ def fit(
 def _answer_tokens(messages: Sequence[Message], tokenizer: Tokenizer, context: int) -> int:
     """Return the number of tokens to reserve for the next answer.
 
-    The number is the length in tokens of the longest answer so far, but at least a quarter of the context and at most
-    ANSWER_TOKENS. If there is no answer yet, the number is ANSWER_TOKENS. So a model whose answers are short can read many
-    earlier turns, and a model that writes stories can finish another story.
+    The number is the length in tokens of the longest answer so far, but at least a quarter of the context, and never more than
+    256 (ANSWER_TOKENS). If there is no answer yet, the number is 256. So a model whose answers are short can read many earlier
+    turns, and a model that writes stories can finish another story.
     """
     answers = [len(tokenizer.encode(message.content)) + 1 for message in messages if message.role == "assistant"]
     return min(ANSWER_TOKENS, max(context // 4, *answers)) if answers else ANSWER_TOKENS

@@ -105,8 +105,8 @@ class LibraryTokenizer:
     def spelling(self) -> Spelling:
         """Return how the vocabulary writes its tokens.
 
-        "bytes": a printable character stands for each byte (BYTE_CHARACTERS). "pieces": ▁ stands for a space, as in
-        SentencePiece. "characters": the tokens are plain text.
+        "bytes": a printable character stands for each byte, as in GPT-2. "pieces": ▁ stands for a space, as in SentencePiece.
+        "characters": the tokens are plain text.
         """
         return self._spelling
 
@@ -116,7 +116,7 @@ class LibraryTokenizer:
         return token
 
     def special_id(self, token: str) -> int:
-        """Return the id of a token of SPECIALS."""
+        """Return the id of `token`, one of SPECIALS: <|endoftext|>, <|system|>, <|user|>, <|assistant|> or <|end|>."""
         return self._specials[token]
 
     @property
@@ -163,7 +163,7 @@ class LibraryTokenizer:
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
-        """Write two files into `folder`: the imported file as VOCABULARY, and the settings for `load` as `tokenizer.json`."""
+        """Write the imported file to `folder`/vocabulary.json, and the settings for `load` to `folder`/tokenizer.json."""
         with whole_file(folder / VOCABULARY) as file:
             file.write(self._content)
         facts = {"kind": self.kind, "hash": self.hash, "specials": self._specials, "vocab_size": self.vocab_size}

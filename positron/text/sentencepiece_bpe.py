@@ -107,7 +107,7 @@ class SentencePieceTokenizer:
         return hashlib.sha256(b"sentencepiece\n" + self._model).hexdigest()
 
     def special_id(self, token: str) -> int:
-        """Return the id of a token of SPECIALS."""
+        """Return the id of `token`, one of SPECIALS: <|endoftext|>, <|system|>, <|user|>, <|assistant|> or <|end|>."""
         return int(self._sp.piece_to_id(token))
 
     @property
@@ -125,7 +125,10 @@ class SentencePieceTokenizer:
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Convert each text to ids, in one call of the library if possible."""
+        """Convert each text to ids, as `encode` does.
+
+        If no text contains the character ▁, one call of the library converts all texts.
+        """
         if any(_SPACE in text for text in texts):
             return [self.encode(text) for text in texts]
         ids: list[list[int]] = self._sp.encode(texts)

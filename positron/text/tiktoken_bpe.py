@@ -1,11 +1,12 @@
 """Use the vocabularies of OpenAI's models with the tiktoken library: r50k_base (GPT-2's), p50k_base, cl100k_base, o200k_base.
 
-The definitions of the vocabularies are copied from the library's `tiktoken_ext.openai_public`, because the library's loader
-waits for the network without a time limit and stores its files in a temporary folder. Instead, `fetch` downloads a rank file
-once and keeps it in the cache, and each run has a copy. A rank file lists the tokens of a vocabulary with their ids.
+A rank file lists the tokens of a vocabulary with their ids. tiktoken's own loader waits for the network without a time limit
+and stores the rank files in a temporary folder. Instead, `fetch` downloads a rank file once and keeps it in Positron's cache;
+each training run has a copy in its folder. DEFINITIONS has what else is needed, copied from the library's
+`tiktoken_ext.openai_public`.
 
-A definition must never change, because its pattern is part of a tokenizer's hash. Even a pattern that splits every text in the
-same way would change the hash.
+A definition must never change, because its pattern is part of a tokenizer's hash. Even another pattern that splits every text
+in the same way would change the hash.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Definition:
     pattern: str  # regular expression that splits a text into words before the merges
     end_of_text: int  # the id of <|endoftext|>
     n_vocab: int  # 1 + the largest id of the library's vocabulary, special tokens included
-    sha256: str  # of the rank file
+    sha256: str  # of the rank file, which lists the tokens of the vocabulary with their ids
 
 
 _GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -133,7 +134,7 @@ class TiktokenTokenizer:
         return _parse(self._content)
 
     def special_id(self, token: str) -> int:
-        """Return the id of a token of SPECIALS."""
+        """Return the id of `token`, one of SPECIALS: <|endoftext|>, <|system|>, <|user|>, <|assistant|> or <|end|>."""
         return self._specials[token]
 
     @property
@@ -167,7 +168,7 @@ class TiktokenTokenizer:
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
-        """Write the rank file to `folder`/RANKS, and the other arguments of the constructor to `folder`/tokenizer.json."""
+        """Write the rank file to `folder`/ranks.tiktoken, and the other constructor arguments to `folder`/tokenizer.json."""
         with whole_file(folder / RANKS) as file:
             file.write(self._content)
         facts = {"name": self.name, "pattern": self.pattern, "end_of_text": self._specials[END_OF_TEXT]}

@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
         """Return the sha256 of everything that determines the result of `encode`."""
 
     def special_id(self, token: str) -> int:
-        """Return the id of a token of SPECIALS."""
+        """Return the id of `token`, one of SPECIALS: <|endoftext|>, <|system|>, <|user|>, <|assistant|> or <|end|>."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
