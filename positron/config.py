@@ -597,7 +597,8 @@ class WandbConfig:
 
     project: str = "positron"  # project in Weights & Biases
     entity: str | None = None  # user or team in Weights & Biases; null: the account's default
-    name: str | None = None  # name of the run in Weights & Biases; null: the folder's name, in a sweep SWEEP/JOB
+    # name of the run in Weights & Biases; null: the name of the run folder, or SWEEP/NUMBER for a job of a sweep
+    name: str | None = None
     group: str | None = (
         None  # group of runs in Weights & Biases; null: the name of the sweep, if the run is part of one
     )
@@ -628,7 +629,10 @@ class LoggerConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Hold the settings of a sweep, several runs by one command (-m): whether jobs with poor results are stopped early."""
+    """Hold the settings of a sweep (several runs, started by one command with -m): when a job is stopped early.
+
+    A job is one of the runs of the sweep.
+    """
 
     # median: stop a job that is worse than the median of the finished jobs with the same seed at the same step
     prune: Literal["median"] | None = None
@@ -776,9 +780,9 @@ class RewardConfig:
 
 
 def _refuse_unread_of_term(term: RewardTerm, key: str) -> None:
-    """Raise UserError if `term`, an entry of reward.terms, sets a key that a reward of this kind does not read.
+    """Raise UserError if `term`, an entry of reward.terms, sets a field that a reward of the kind `term.kind` does not read.
 
-    `key` is the name of the term in the message, such as reward.terms[0]. `cli/unused_settings.py` checks all other settings.
+    `key` is the name of the entry in the message, such as reward.terms[0]. `cli/unused_settings.py` checks all other settings.
     """
     for name in ("function", "pattern", "target"):
         if getattr(term, name) is not None and name not in REWARD_READS[term.kind]:

@@ -264,11 +264,12 @@ def _similar_last_word(word: str, keys: Sequence[str], least: float) -> list[str
 def unknown_key(key: str, written: Callable[[str], str] = str) -> str:
     """Return the error message about a key that the command does not know.
 
-    The message depends on the group, the part of `key` before the last dot. If the group exists, the message suggests a key of
-    MAIN_GROUPS with the same last word, or else a key of the group with a similar last word; if there is neither, it lists the
-    keys of the group. If the group does not exist, the message suggests a similar key of any group, or names the command that
-    lists all keys. For a key that exists, the message says that this command cannot set it. `written` converts the suggested
-    key to the form that the user must type.
+    The group of a key is the part before the last dot, and the last word is the part after this dot.
+    If the group exists, the message suggests a key of a main group (such as model or train) that has the same last word.
+    If there is none, it suggests a key of the same group with a similar last word, or else lists the keys of the group.
+    If the group does not exist, the message suggests a similar key of any group, or else names the command that lists all keys.
+    If `key` itself exists, the message says that this command cannot set the key.
+    `written` converts the suggested key to the form that the user must type.
     """
     keys = [*leaf_keys(), "experiment"]
     group, _, last = key.rpartition(".")

@@ -45,7 +45,10 @@ MODULES = tuple(map(module_of, COMMANDS))
 
 
 def summary(name: str) -> str:
-    """Return the first sentence of the docstring of command `name`, without an example such as `positron chat` at its end."""
+    """Return the first sentence of the module docstring of the command `name`.
+
+    An example at the end of the sentence, such as `positron prefer init_from=outputs/sft`, is left out.
+    """
     package = Path(__file__).parents[1]
     path = package / f"{module_of(name)}.py"
     source = (path if path.exists() else package / name / "__init__.py").read_text(encoding="utf-8")

@@ -32,10 +32,11 @@ _DATA_OF_TRAINING = ("packing", "document_mask")
 
 
 def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> Plan:
-    """Read the base recipe and the candidates from a YAML file, check them all, and return them as a plan.
+    """Read the base recipe, the candidates and the settings of the tests from a YAML file, check them, and return them.
 
-    `configure` builds the configuration of a run from its settings as nested dicts. Raises UserError, which names the file and
-    the key, if the plan cannot be carried out.
+    The settings of the tests are `pairs`, the largest number of pairs of runs for a candidate, and `min_gain`, the smallest
+    gain worth having in bits per byte. `configure` builds the configuration of a run from its settings as nested dicts. Raises
+    UserError, which names the file and the wrong key, if a value is wrong or if a recipe cannot be trained.
     """
     content = _read_yaml(path)
     for key in content:
@@ -117,7 +118,11 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def _refuse_repeated_keys(node: Any, path: Path) -> None:
-    """Raise UserError for a key that a mapping has twice, because YAML would silently take the second value."""
+    """Raise UserError if a YAML mapping has a key twice, because PyYAML would silently take the second value.
+
+    `node` is the mapping as a PyYAML node; the mappings among its values are checked, too. `path` is the YAML file, which the
+    message names. Also raises UserError for a key that is a list or a mapping.
+    """
     if not isinstance(node, yaml.MappingNode):
         return
     known = set()

@@ -2,7 +2,8 @@
 
 The function is called when the command line is read. The texts, conversations or pairs that it returns are written to a file
 that is named by a hash of its content. The run reads this file like any other file of data. So the run can be continued,
-evaluated and shared without the function, and the run folder of another person cannot make this program import code.
+evaluated and shared without the function. The configuration of a run does not contain the function; therefore a run folder that
+another person made cannot cause this program to import code.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ def _reference_reason(text: str) -> str:
 def run_hydra(job: Callable[[Any], Any], recipe: Recipe) -> None:
     """Compose `conf/<recipe>.yaml` with the command line and call `job` with it, once or for each job of a sweep.
 
-    The error of a single run is kept and raised after Hydra has returned, because Hydra would print it in its own format.
-    The jobs of a sweep record their errors themselves; only the SystemExit after Ctrl-C or SIGTERM arrives here.
+    An error of `job` is kept and raised after Hydra has returned, because Hydra would print the error in its own format.
+    KeyboardInterrupt and SystemExit are raised at once, so that Ctrl-C or SIGTERM also ends a sweep.
     """
     failures: list[BaseException] = []
     typed = sys.argv

@@ -210,10 +210,11 @@ def same_option(name: str, recipe: Recipe) -> str | None:
 
 
 def advice(key: str, value: str | None) -> str:
-    """Return the setting to type instead of another training tool's option, whose value is `value` (None: no value).
+    """Return the setting that the user should type instead of an option of another training tool.
 
-    `key` is Positron's key for this option. The result is `key=value` if the value has the same meaning in Positron,
-    otherwise `key=`, with a note about the key if there is one.
+    `key` is Positron's key for the option, and `value` is the value that the user gave to the option (None: no value). The
+    result is `key=value` if the value has the same meaning in Positron. Otherwise, it is `key=`, with a note about the key if
+    there is one.
     """
     if value and key in _KEYS_WITH_SAME_VALUE:
         return f"{key}={value}"

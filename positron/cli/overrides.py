@@ -81,10 +81,11 @@ def given_keys(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def experiment_keys(conf: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Return a dict from key to value of the settings in the file of the experiment that the command line chooses.
+    """Return the settings in the file of the chosen experiment, as a dict from keys, such as optimizer.lr, to values.
 
-    `given` maps the keys of the command line to their values. If `given` replaces a whole group, as model=nano does, the
-    experiment's settings of this group are left out. Settings outside a group, such as seed, are always left out.
+    `given` maps the keys of the command line to their values; its key `experiment` names the file in conf/experiment. Without
+    this key, the result is empty. If `given` replaces a whole group, as model=nano does, the experiment's settings of this
+    group are left out. Settings outside a group, such as seed, are always left out.
     """
     path = conf / "experiment" / f"{given.get('experiment', '')}.yaml"
     if not path.is_file():
@@ -160,7 +161,10 @@ class _Reader:
         return f"{key}={self._value(key, value, parser)}"
 
     def _check_command(self, key: str) -> None:
-        """Raise UserError for a key that only another command reads, or whose value the run takes from other runs."""
+        """Raise UserError if the command does not read the setting `key`.
+
+        For example, the key belongs to another command, or the command takes this setting from the base run or the teachers.
+        """
         if self._is_unread(key):
             remedy = "give train.max_time=, or train.max_steps=" if key in BUDGET_KEYS else f"leave {key}= out"
             raise UserError(f"{self._why_unread(key)}: {remedy}")
@@ -246,7 +250,7 @@ class _Reader:
     def _value(self, key: str, text: str, parser: OverridesParser) -> str:
         """Return the value in the form that Hydra needs: a text that Hydra would refuse or read as another type is quoted.
 
-        A list of texts may be written without brackets and is never a sweep.
+        A list of texts may be written without brackets, as teachers=a,b; its commas never stand for the values of a sweep.
         """
         if is_list_of_texts(key):
             names = [name.strip().strip("'\"") for name in text.strip().removeprefix("[").removesuffix("]").split(",")]

@@ -1,8 +1,8 @@
 """Check within a second, before torch is imported or a file is written, whether a training can start or continue.
 
-The same conditions are checked again while the run is locked; here they are only reported sooner. A new run can start with the
-weights of another run, its source run, which init_from= or ckpt_path= names. The argument `asked` holds the settings that the
-user gave (see `config.Asked`).
+The training itself checks the same conditions again after it has locked the run folder. The checks in this module only report
+an error sooner. A new run can start with the weights of another run, its source run, which init_from= or ckpt_path= names. The
+argument `asked` holds the settings that the user gave (see `config.Asked`).
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _FIELD_OF = {"kv_heads": "n_kv_head", "ff_width": "d_ff", "d_head": "head_dim"} 
 def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     """Check that a training can start or continue in `folder`, and return its configuration.
 
-    With init_from= or ckpt_path=, the configuration gets the tokenizer of the run whose weights the training starts with. With
-    init_from=, and if the command line chooses no architecture, the configuration also gets the architecture of this run.
-    Raises UserError if the training cannot start or continue.
+    The result differs from `config` if the training starts with the weights of a source run. Then it has the tokenizer of the
+    source run (see `with_known_tokenizer`). With init_from=, it also has the architecture of the source run, unless the command
+    line chooses an architecture (see `with_source_model`). Raises UserError if the training cannot start or continue.
     """
     check_name(folder)
     config = with_known_tokenizer(config, folder, asked.given)
@@ -113,10 +113,11 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
 
 
 def check_source_run(config: RunConfig, asked: Asked) -> None:
-    """Raise UserError if the run of init_from= or ckpt_path= does not exist, or has another architecture than `config`.
+    """Raise UserError if the source run does not exist, or if its architecture differs from that of `config`.
 
-    Also raises UserError if `budget=` would choose the size of the model, because the weights of that run have a fixed size.
-    Does not compare the architectures for a run that fine-tunes.
+    The source run is the run that init_from= or ckpt_path= names. Also raises UserError if `budget=` would choose the size of
+    the model, because the weights of the source run have a fixed size. For a run that fine-tunes, only the existence of the
+    source run is checked.
     """
     run = _source_run(config)
     if run is None or config.is_tuning:
@@ -162,8 +163,8 @@ def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfi
     """Return the configuration with the architecture of the run that init_from= names.
 
     If `folder` already contains a run, the architecture of this run is used instead. Single values of the command line, such
-    as model.context_length=, are kept. The configuration is returned unchanged for fine-tuning, without init_from=, or if
-    model= or experiment= chooses an architecture.
+    as model.context_length=, are kept. The configuration is returned unchanged for fine-tuning, without init_from=, if model=
+    or experiment= chooses an architecture, or if `budget=` chooses the size of the model.
     """
     if config.is_tuning or config.init_from is None or asked.auto_size or {"model", "experiment"} & set(asked.given):
         return config
@@ -230,19 +231,20 @@ def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, st
 
 
 def _saved_kind(run: Run, known: TokenizerConfig) -> str:
-    """Return the kind of tokenizer that a run's tokenizer file records, or `known.kind` if there is no such file.
+    """Return the kind of tokenizer that the tokenizer file of a run records, or `known.kind` if there is no such file.
 
-    In runs of older versions, config.json may record another kind.
+    `known` holds the tokenizer settings in config.json of the run. In the run of an older version of Positron, the kind in
+    config.json may differ from the kind in the tokenizer file.
     """
     path = run.tokenizer_folder / "tokenizer.json"
     return str(read_json(path).get("kind", known.kind)) if path.is_file() else known.kind
 
 
 def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
-    """Raise UserError if no text can be read at data.path=, or if data.field= is given but no file at data.path= has fields.
+    """Raise UserError if no text can be read at data.path=, or if data.field= is given but all files are plain text.
 
-    `given` maps the keys of the command line to their values. Nothing is checked if the data does not come from files of the
-    user.
+    Plain text has no fields, in contrast to JSON, CSV or Parquet. `given` maps the keys of the command line to their values.
+    Nothing is checked if the data does not come from files of the user.
     """
     if data.path is None or data.url is not None or data.source not in OWN_FILES:
         return

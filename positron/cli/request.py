@@ -30,7 +30,10 @@ class Request:
     callbacks: Mapping[str, Any] | None  # the user's callbacks by name
 
     def refuse_unread(self, *, is_sweep: bool = False, swept: Iterable[str] = ()) -> None:
-        """Raise UserError for a given key that this run would not read; see `unused_settings.refuse_unread`."""
+        """Raise UserError if the user gave a setting that the run would not read; see `unused_settings.refuse_unread`.
+
+        In a sweep, `swept` contains the keys with several values.
+        """
         experiment = experiment_keys(conf_folder(), self.asked.given)
         recipe = recipe_of(self.values)
         refuse_unread(

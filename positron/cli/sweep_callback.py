@@ -228,7 +228,10 @@ def _share_machine(config: Any, jobs: int | None) -> None:
 
 
 def _set(config: Any, key: str, text: str, value: Any) -> None:
-    """Set hydra.<key> to `value` in this process, and in the jobs of the sweep by the override hydra.<key>=`text`."""
+    """Set the setting hydra.KEY of Hydra to `value`, where KEY is `key`.
+
+    `config` is changed for this process. The override hydra.KEY=TEXT, where TEXT is `text`, is added for the jobs of the sweep.
+    """
     from omegaconf import OmegaConf, open_dict, read_write
 
     with read_write(config.hydra), open_dict(config.hydra):

@@ -1,7 +1,8 @@
-"""Run one job of Hydra: a single run, or a job of a sweep, whose outcome is recorded in its folder.
+"""Run one job of Hydra. A job is a single run, or one of the runs of a sweep.
 
-Only Ctrl-C or SIGTERM ends a sweep; a job that raises an exception or calls sys.exit is recorded as failed. A job is identified
-by its overrides, not by its number, so that finished jobs stay finished when values are added or reordered.
+Each job of a sweep records its outcome in its folder. If training raises an exception or calls sys.exit, the job is recorded as
+failed, and the sweep goes on; Ctrl-C or SIGTERM ends the sweep. A job is identified by its overrides, which are settings of the
+command line, and not by its number. So finished jobs stay finished if the user adds or reorders values of the sweep.
 """
 
 from __future__ import annotations

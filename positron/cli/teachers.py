@@ -17,12 +17,12 @@ from positron.system.errors import UserError
 def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None:
     """Write the tokenizer, model and data settings of the first teacher into `values`, a composed configuration.
 
-    Does nothing if `values` has no group `distill`. `given` maps the keys of the command line to their values. If the command
-    line or an experiment chooses a preset of the model or the data, these settings are not taken from the teacher. Single keys
-    in `given`, such as model.n_layer=, take precedence over those of the teacher. The paths of the teachers' folders are
-    written into `values`, too. If a teacher cannot be used, all these settings are taken from the run values["name"], provided
-    that this run is a finished distillation from the same teachers. Raises UserError if a teacher cannot be used and there is
-    no such run.
+    Does nothing if `values` has no group `distill`. `given` maps the keys of the command line to their values. The model
+    settings are not taken from the teacher if the command line or an experiment chooses a preset of the model. The same applies
+    to the data settings. Single keys in `given`, such as model.n_layer=, take precedence over those of the teacher. The entry
+    distill.teachers of `values` is replaced by the paths of the teachers' folders. If a teacher cannot be used, but the run
+    values["name"] is a finished distillation from the same teachers, the settings of this run are taken instead. If there is no
+    such run either, raises UserError.
     """
     if "distill" not in values:
         return
@@ -46,7 +46,9 @@ def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None
 def _is_chosen(group: str, cls: type, values: Mapping[str, Any], given: Mapping[str, str]) -> bool:
     """Tell whether the command line or an experiment chooses a preset of `group`, whose dataclass is `cls`.
 
-    An experiment has chosen a preset if a key without a default has a value that is not from the command line.
+    `values` is the composed configuration, and `given` maps the keys of the command line to their values. Without a preset, the
+    keys of the group that have no default value stay unset. So if such a key has a value, and this value is not from the
+    command line, then an experiment has chosen a preset.
     """
     needed = [key for key, value in defaults_of(cls).items() if value == MISSING and f"{group}.{key}" not in given]
     return group in given or any(values[group].get(key, MISSING) != MISSING for key in needed)

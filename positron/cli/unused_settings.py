@@ -38,7 +38,11 @@ class Choice:
         return next(iter(self.select.values())).partition("=")[0]
 
     def readers(self, key: str) -> list[str]:
-        """Return the values of the key `decided_by` for which a run reads `key`, another key of the same group."""
+        """Return the choices with which a run reads `key`, a key of the group without the group's name.
+
+        A choice is a value of the deciding key. For example, the key "betas" of the group `optimizer` is read if
+        optimizer.kind is adamw or muon, so the result is ["adamw", "muon"].
+        """
         return [choice for choice, keys in self.choices.items() if key in keys]
 
 
@@ -143,11 +147,11 @@ def refuse_unread(
     is_sweep: bool = False,
     swept: Iterable[str] = (),
 ) -> None:
-    """Raise UserError for the first given key that this run would not read.
+    """Raise UserError if the user gave a setting that this run would not read; the message names the first such setting.
 
-    `values` is the composed configuration, `given` maps the keys of the command line to their values as text, and `experiment`
-    maps the keys of the experiment's file to their values. In a sweep over the keys `swept`, a key is accepted if at least one
-    job reads it.
+    `values` is the composed configuration. `given` maps the keys of the command line to their values as text, and `experiment`
+    maps the keys of the experiment's file to their values. In a sweep, `swept` contains the keys with several values: a group
+    of settings is not checked if one of these keys decides which settings of the group are read.
     """
     varied = set(swept)
     if "experiment" in varied:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def make_callbacks(entries: Mapping[str, Any] | None) -> list[Callback]:
-    """Build a Lightning callback for each entry: `_target_` is its class, the other keys are its arguments.
+    """Build a Lightning callback from each value of `entries`, a dict whose keys are the names of the callbacks.
 
-    `entries` maps the names of the callbacks to these dicts. An entry that is None is left out. Raises UserError if a class
-    cannot be imported, is not a callback, or refuses its arguments.
+    A value is a dict: its key `_target_` names the class of the callback, and its other keys are the arguments of the class. A
+    value that is None is left out. Raises UserError if a class cannot be imported, is not a callback, or refuses its arguments.
     """
     callbacks: list[Callback] = []
     for name, entry in (entries or {}).items():
