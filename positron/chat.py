@@ -4,8 +4,8 @@
     positron chat "Tell me a story about Tom."
 
 In the chat: /settings, /settings NAME VALUE, /reset, /save FILE, /load FILE, /system TEXT, /help, /quit. Ctrl-C stops an
-answer. At the prompt, Ctrl-C clears the line, or ends the chat if the line is empty; if the conversation is not saved, press it
-twice.
+answer. At the prompt, Ctrl-C clears the line. On an empty line, Ctrl-C ends the chat; if the conversation is not saved, press
+Ctrl-C twice.
 """
 
 from __future__ import annotations
