@@ -126,11 +126,11 @@ def prefer(
 ) -> Run:
     """Train a run to prefer the better of two answers, and return the new run.
 
-    `base` is the run to start from: a `Run`, its folder or its name. If `base` is None, it is the run trained last, apart from
-    the results of `prefer` itself. `data` is the name of a preset in conf/data, a file of pairs of answers, or a list of pairs.
-    An item of this list is a dict with `prompt`, `chosen` and `rejected`, or a dict in any other form that a file of pairs may
-    contain. If `name` is None, the new run is named prefer-DATA. `callbacks` are Lightning callbacks, and `settings` are
-    further settings of `positron prefer`. Raises the errors of `train`.
+    `base` is the run to start from: a `Run`, its folder or its name. If `base` is None, the training starts from the run that
+    was trained last; runs that `prefer` made are not considered. `data` is the name of a preset in conf/data, a file of pairs
+    of answers, or a list of pairs. An item of this list is a dict with `prompt`, `chosen` and `rejected`, or a dict in any
+    other form that a file of pairs may contain. If `name` is None, the new run is named prefer-DATA. `callbacks` are Lightning
+    callbacks, and `settings` are further settings of `positron prefer`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.prefer import configure
@@ -285,8 +285,9 @@ def import_model(
 def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
     """Return `recipe` (the name of a command), and the settings as words of its command line, such as `optimizer.lr=0.001`.
 
-    If `name` is None, the run is named MODEL-DATA for `train`, and COMMAND-DATA for other commands, such as sft-story_instruct.
-    MODEL and DATA are the names of the presets, and DATA of the user's own data is text, instruct or preferences.
+    If `name` is None, the run gets a name from its presets: MODEL-DATA for `train`, such as tinygpt-stories, and RECIPE-DATA
+    for other commands, such as sft-story_instruct. If the data is the user's own and not a preset, DATA is the kind of the
+    data: text, instruct or preferences.
     """
     from positron.cli.help_text import default_choices
     from positron.cli.hydra_app import conf_folder

@@ -77,9 +77,9 @@ def main() -> None:
 def _clean(folder: Path) -> str:
     """Delete the token files and raw texts of a corpus, but keep its tokenizer, so that the corpus can be prepared again.
 
-    A corpus that another process uses is left unchanged. A folder that is not a corpus, which holds downloads or texts that
-    were passed to the Python functions, is deleted completely. Returns the outcome, such as "freed" or "in use, not deleted",
-    after two spaces.
+    A corpus that another process uses is left unchanged. If `folder` is not a corpus, it is deleted completely; such a folder
+    holds downloads, or data that was passed to the Python functions. Returns the outcome as the end of a line of output: two
+    spaces, and a text such as "freed" or "in use, not deleted".
     """
     lock_file = folder / "lock"
     with try_lock(lock_file) if lock_file.exists() else nullcontext(True) as free:

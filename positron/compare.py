@@ -1,4 +1,7 @@
-"""Compare runs on the same text by loss, curves and samples, or two variants of the settings by pairs of runs with equal seeds.
+"""Compare runs on the same text by loss, curves and samples, or compare two variants of the settings (--paired).
+
+The two variants are compared by pairs of runs: the two runs of a pair have the same seed, and each has the settings of one
+variant.
 
 positron compare outputs/small outputs/large
 positron compare --csv > runs.csv

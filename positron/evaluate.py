@@ -283,8 +283,9 @@ def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namesp
 def _requests_of(run: Run) -> DataConfig:
     """Return the data settings of the story requests on which the run was trained, or the defaults if it used other data.
 
-    For a run of preference tuning (data=story_preference), these are the settings of the requests of its base run, provided
-    that both runs have the same data.seed and data.val_fraction, and the base run has the default data.examples.
+    A run of preference tuning (data=story_preference) was trained on pairs of answers to requests. Its result has the data.seed
+    and data.val_fraction of the pairs; data.examples is the number of pairs, but at least the default number of requests. The
+    result describes the requests of the base run only if the base run has the same three settings.
     """
     data = from_dict(DataConfig, run.config()["data"])
     match data.source:

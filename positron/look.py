@@ -129,7 +129,7 @@ def show(options: argparse.Namespace) -> None:
 
 
 def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
-    """Write a page that contains the model of the run to the HTML file that `--html` names.
+    """Write an HTML page, which contains the model of the run, to the file that `--html` names.
 
     Log the size of the file, the number of bits to which the weights are rounded, and the largest difference on `prompt`
     between the logits with the rounded weights and the logits of the run. Raises UserError if an option that has no effect on
@@ -246,8 +246,9 @@ def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
 def head_table(scores: Scores) -> list[str]:
     """Return the lines of a table with one row for each head, each attention layer and each MLP.
 
-    The row of a head shows its mean attention to certain earlier tokens. Each row also shows, in bits per token, how much the
-    loss rises if the output of this part is replaced by zeros.
+    The row of a head shows the mean attention of the head to three tokens: the previous token, the token that followed an
+    earlier occurrence of the same token ("induction"), and the first token. Each row also shows a cost in bits per token: how
+    much the loss on the validation text rises if the output of the head, attention layer or MLP is replaced by zeros.
     """
     lines = [
         f"{'part':<8} {'previous':>9} {'induction':>9} {'first':>9} {'on text: previous':>18} {'induction':>9} {'cost':>8}"

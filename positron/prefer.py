@@ -1,8 +1,9 @@
 """Train a run to prefer the better one of two answers: `positron prefer init_from=outputs/sft data=story_preference`.
 
-The training loop is the same as in pretraining. The base run, whose weights the training starts from, is the reference model:
-the losses dpo and ipo compare the trained model with it, and the divergence from it is measured. It is never changed. Its
-log-probabilities are computed once and stored, so that only one model is in memory during training.
+The training loop is the same as in pretraining. The training starts from the weights of the base run, which is never changed.
+The model of the base run is also the reference model: the losses dpo and ipo compare the trained model with the reference
+model, and the divergence between the two is measured. The log-probabilities of the reference model are computed once and
+stored, so that only one model is in memory during training.
 """
 
 from __future__ import annotations
@@ -109,7 +110,10 @@ def _notice_untaught(base: Run) -> None:
 
 
 def _refuse_too_small_batch(plan: Plan) -> None:
-    """Raise UserError if a batch has fewer pairs, of two sequences each, than there are processes."""
+    """Raise UserError if a batch does not have at least one pair of answers for each process.
+
+    `plan` holds the sequences per batch and the number of processes. The two answers of a pair are two sequences.
+    """
     if plan.batch_size // 2 < plan.world_size:
         needed = 2 * plan.world_size * plan.gpt.context_length
         devices = "" if plan.world_size == 1 else f" for each of {plan.world_size} devices"

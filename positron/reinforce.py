@@ -199,10 +199,11 @@ def _questions(
 def _within_budget(
     config: RunConfig, plan: Plan, model: GPT, objective: ReinforceObjective, started: float, validation: float
 ) -> Plan:
-    """Return the plan with the number of steps that fit the budget, after timing one step.
+    """Time one step, and return `plan` with the number of steps that can be computed in the time `config.budget`.
 
-    The timed step does not change the weights. `started`: time.monotonic() when the budget began; `validation`: duration of a
-    validation in seconds.
+    `plan` holds the sizes and the number of steps of the training. The timed step does not change the weights. `started` is the
+    value of time.monotonic() at the beginning of the budget. `validation` is the duration of one validation in seconds; the
+    number of steps leaves time for the validations.
     """
     assert config.budget is not None
     budget = seconds(config.budget, "budget")

@@ -206,11 +206,12 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
 def differences(
     there: dict[int, dict[str, Any]], here: dict[int, dict[str, Any]], train: TrainConfig
 ) -> Iterator[tuple[int, str]]:
-    """Yield (step, description) for each metric in TRACE that differs between two runs, or that only one of them has.
+    """Yield (step, description) for each loss, gradient norm and learning rate that differs between two runs.
 
-    `there` (first run) and `here` (second run) map each logged step to the metrics of this step; `train` holds the settings of
-    both runs. Steps after the end of the shorter run are not compared. A stopped run validates once more, and early stopping
-    counts this validation, so two equal runs can end at different steps.
+    `there` (first run) and `here` (second run) map each logged step to the metrics of this step; `train` holds the training
+    settings of both runs. A metric that only one run has is a difference if both runs should have it (see `is_due`). Steps
+    after the end of the shorter run are not compared, because two equal runs can end at different steps: a run that is stopped
+    and continued validates once more, and early stopping counts this validation.
     """
     end = min(max(there), max(here))
     for step in sorted(step for step in {*there, *here} if step <= end):

@@ -139,7 +139,10 @@ def family(law: Law) -> str:
 
 
 def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, Any]:
-    """Return the law and its prediction for `aim`, (parameters, tokens), as nested dicts of numbers and texts."""
+    """Return the scaling law `law` and its prediction for `aim`, (parameters, tokens), as nested dicts of numbers and texts.
+
+    `sizes` are the sizes and results of the runs to which the law was fitted.
+    """
     runs = []
     for size in sizes:
         fitted = law.bpb(size.parameters, size.tokens).item()
