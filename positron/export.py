@@ -4,8 +4,8 @@ positron export quickstart --to onnx
 positron export my_run --to gguf --precision q8_0
 positron export my_run --to ollama --out ~/my-model
 
-Some formats do not support all options of a model; an error message then names the option. A run of experiment=quickstart can
-be written only as onnx and safetensors.
+Some formats do not support all options of a model; an error message then names the option. A run of experiment=quickstart has
+the option model.smear=true, which only onnx and safetensors support.
 """
 
 from __future__ import annotations

@@ -140,8 +140,8 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
 def _replay(config: RunConfig, start: Start) -> Windows | None:
     """Return windows of the pretraining text, on which each step also trains: one window for each prompt of the step.
 
-    Returns None if `reinforce.replay` is 0, or if the base model was imported and its training text is unknown. Raises
-    UserError if the text is not available.
+    `start` is the state from which the run starts. Returns None if `reinforce.replay` is 0, or if the base model was imported
+    and its training text is unknown. Raises UserError if the text is not available.
     """
     from positron.training.tuning import replayed_run, replayed_text
 

@@ -81,8 +81,8 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
     """Return windows of the base run's pretraining text, or None if no pretraining text is replayed.
 
     To replay means to mix this text into each batch, so that the model forgets less of it. The windows are the fraction
-    sft.replay_ratio of the sequences of a batch, but at least one sequence and at most all but one. Raises UserError if the
-    text is not available, or if a batch has only one sequence.
+    sft.replay_ratio of the sequences of a batch, but at least one sequence and at most all but one. `start` is the state
+    from which the run starts. Raises UserError if the text is not available, or if a batch has only one sequence.
     """
     from positron.training.tuning import replayed_run, replayed_text
 

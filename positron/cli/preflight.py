@@ -1,7 +1,7 @@
 """Check within a second, before torch is imported or a file is written, whether a training can start or continue.
 
-The training itself checks the same conditions again after it has locked the run folder. The checks in this module only report
-an error sooner. A new run can start with the weights of another run, its source run, which init_from= or ckpt_path= names. The
+The checks report an error sooner than the training, which locks the run folder and then checks again whether the run may
+continue. A new run can start with the weights of another run, its source run, which init_from= or ckpt_path= names. The
 argument `asked` holds the settings that the user gave (see `config.Asked`).
 """
 
