@@ -117,7 +117,10 @@ def _function(name: str) -> Callable[[str, str], Any]:
 
 
 def _reader(term: RewardTerm) -> Callable[[str], object] | None:
-    """Return a function whose result is falsy for prompts that the reward cannot read; None if it can read every prompt."""
+    """Return a function that returns a falsy value for prompts that the reward cannot read.
+
+    Returns None if the reward can read every prompt.
+    """
     match term.kind:
         case "story_request":
             return stories.read_request

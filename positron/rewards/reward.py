@@ -1,4 +1,4 @@
-"""Define the types of rewards."""
+"""Define the types of two kinds of functions: rewards, and functions that find how much text decides a reward."""
 
 from __future__ import annotations
 

@@ -2,13 +2,12 @@
 
 A plot is a list of beats, the steps of a story; a beat is a tuple of variants. A story takes one variant of each beat, and
 all variants of a beat have the same probability; the variant "" omits the beat. In a variant,
-    {hero}         is the value bound to slot `hero`, drawn from the slot's kind at its first mention;
+    {hero}         is the value of slot `hero`, drawn at its first mention from the slot's kind, a list of values in `words.py`;
     {hero.his}     is a form of this value, {hero.His} the form with a capital letter, {thing.a} the value with its article;
     [walked]       is a newly drawn word of list `walked`, [Walked] with a capital letter, [a trait] with its article;
     (this|that|)   is one of several texts, which may contain slots, lists and alternatives; here the last text is empty.
-No text of a beat is the beginning of another text of the beat, so that the text of a story determines all its choices
-(`tests/stories/test_stories.py` proves it). Beats are joined by a space, or by an empty line if the variant begins with a
-pilcrow.
+The variants must be written so that the text of a story determines all its choices; `tests/stories/test_stories.py` proves this
+for all stories. Beats are joined by a space, or by an empty line if the variant begins with a pilcrow.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ Beat = tuple[str, ...]
 class Plot:
     """Describe a plot: its beats (the steps of a story), and the slots for which values are drawn, such as the hero.
 
-    The probability of the plot is proportional to `weight`. `slots` maps the name of each slot to its kind in `words.py`;
-    every plot has the slots `hero`, `thing` and `place`, whose values a user's request names. `asks` are phrases that say what
-    happens, for requests such as "Tell me a story about Tom, who " + phrase.
+    The probability of the plot is proportional to `weight`. `slots` maps the name of each slot to a kind, such as "toy". A kind
+    is the name of a list of possible values in `words.py`. Every plot has the slots `hero`, `thing` and `place`, whose values a
+    user's request names. `asks` are phrases that say what happens, for requests such as "Tell me a story about Tom, who " +
+    phrase.
     """
 
     name: str

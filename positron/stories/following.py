@@ -2,7 +2,7 @@
 
 A *word* is white space followed by other characters, including punctuation. A story is a sequence of such words; only its
 first word has no white space. `Following` is a state of the grammar between two words. The beginning of a story usually
-has several possible states, because its later words determine some of the earlier choices.
+has several possible states, because some choices, such as the plot, become known only from words that come later.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _SENTENCE, _ALTERNATIVE, END = Rule("sentence", "sentence"), Rule("alternative",
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """Hold a frame of a stack, which is like a call stack: what is left to write of a sequence of nodes.
+    """Hold what is left to write of a sequence of nodes. A node is a fixed text, a slot or a choice (see `grammar.py`).
 
-    `nodes` are the remaining nodes, and `rule` is the rule of the fixed texts among them. When the sequence is complete,
-    writing continues with the frame below, `after`.
+    Frames form a stack, like the frames of function calls. `nodes` are the remaining nodes, and `rule` is the grammar rule of
+    the fixed texts among them. When all nodes are written, writing continues with the frame below, `after`.
     """
 
     nodes: tuple[Node, ...]
@@ -151,7 +151,12 @@ def _begins_with_space(frame: _Frame | None) -> bool:
 
 
 def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[float, Following]]:
-    """Yield each state that the next node of `frame` can lead to from the state `at`, as pairs (probability, state)."""
+    """Yield the states that may come after the state `at`, as pairs (probability, state).
+
+    `frame` is what is left to write in the state `at` (`at.frame`). The step from `at` to the next state processes the first
+    node of `frame`, or goes on to the frame below if no node is left. If the node is a choice, or a slot without a value, each
+    option gives a state. Otherwise, there is one state, with probability 1.
+    """
     if not frame.nodes:
         yield 1.0, Following(at.plot, at.bound, at.named, None, frame.after)
         return
@@ -178,9 +183,10 @@ def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[flo
 def _spelled(
     at: Following, slot: Slot, value: str, bound: tuple[tuple[str, str], ...], after: _Frame | None, grammar: Grammar
 ) -> Following:
-    """Return the state after `at` in which the next text to write is `value` in the form `slot.form`.
+    """Return the state that follows the state `at` if the next text of the story is the value of a slot.
 
-    `bound` has the values of the slots in the returned state. `after` is the frame that writes the text after `value`.
+    `value` is the value of `slot`; it is written in the form `slot.form`. `bound` has the values of all slots in the returned
+    state, and `after` is what is left to write after `value`.
     """
     if slot.form in _PRONOUNS:
         group: Group = "pronoun"

@@ -96,9 +96,10 @@ class Slot(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """Stand for a choice between the sequences of nodes `options`, with the probabilities of `choice`.
+    """Stand for a choice between several sequences of nodes, the `options`; `choice` has their probabilities.
 
-    The options are the words of a list, the alternatives in a sentence, or the variants of a beat (a step of a story).
+    The options are the words of a list, the alternatives in a sentence, or the variants of a beat (a step of a story). `name`
+    is the name of the list, "or" for alternatives, and "beat" for variants.
     """
 
     name: str
@@ -114,7 +115,9 @@ _TOKEN = re.compile(r"\{[^}]+\}|\[[^\]]+\]|[(|)]|[^{\[(|)]+")
 class Grammar:
     """Hold plots, compiled to trees of nodes, and the possible values of their slots.
 
-    `GRAMMAR` is the grammar of the built-in stories; tests create small grammars.
+    `beats` maps the name of each plot to its compiled beats (the steps of a story). `kinds` maps each kind of slot, such as
+    "toy", to its values, and each value to its forms. `weights` maps a kind to the weights of its values; the values of a kind
+    without weights have equal probabilities. `GRAMMAR` is the grammar of the built-in stories; tests create small grammars.
     """
 
     plots: dict[str, Plot]
@@ -136,7 +139,7 @@ class Grammar:
 
         `kinds` maps a kind of slot, such as "toy", to its values, each in all its forms. `lists` maps the name of each
         word list to its words; the texts of the plots refer to it as `[name]`. `weights` maps a kind to the weights of
-        its values; a missing kind has equal weights.
+        its values; the values of a kind without weights have equal probabilities.
         """
         compiled = {plot.name: tuple(_beat(variants, lists) for variants in plot.beats) for plot in plots}
         return cls(
@@ -192,7 +195,10 @@ def compile_text(source: str, lists: dict[str, tuple[str, ...]]) -> tuple[Node, 
 
 
 def _sequence(tokens: list[str], lists: dict[str, tuple[str, ...]]) -> tuple[Node, ...]:
-    """Compile the tokens before the first unmatched `|` or `)`, and remove them from the list."""
+    """Compile the tokens before the first unmatched `|` or `)`, and remove these tokens from the list `tokens`.
+
+    A token is `{slot.form}`, `[list]`, one of the characters `(`, `|` and `)`, or a fixed text between them.
+    """
     nodes: list[Node] = []
     while tokens and tokens[0] not in ("|", ")"):
         token = tokens.pop(0)

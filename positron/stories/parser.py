@@ -41,9 +41,11 @@ REQUEST_SLOTS = ("hero", "thing", "place")  # the slots that a request names
 def parse(text: str, *, grammar: Grammar = GRAMMAR, forgiving: bool = False) -> list[Story]:
     """Find all derivations of the whole text: exactly one for a story of this grammar, none for any other text.
 
-    A derivation is a list of choices by which the grammar generates the text. If `forgiving`, accept inconsistencies in slots
-    that a request does not name, such as a red ball that is green later, a friend whose name changes, or a balloon that rolls.
-    Hero, thing and place must still be the same at every mention. The `bits` of the returned stories are then meaningless.
+    A derivation is a list of choices by which the grammar generates the text.
+
+    If `forgiving` is true, inconsistencies in slots that a request does not name are accepted, such as a red ball that is green
+    later, a friend whose name changes, or a balloon that rolls. Hero, thing and place must still be the same at every mention.
+    The `bits` of the stories that a forgiving call returns are meaningless.
 
     The parser reads the text from left to right and drops a derivation at its first wrong character. Few sentences begin in the
     same way, so that only few derivations exist at a time.
@@ -67,7 +69,8 @@ class _Reader:
     def _starts_and_note(self, word: str, position: int) -> bool:
         """Tell whether the text continues with `word` at `position`.
 
-        If not, set `furthest` to the position of the first different character, if this is larger than `furthest`.
+        If it does not, the position of the first different character becomes the value of the attribute `furthest`, unless this
+        value is larger already.
         """
         if self.text.startswith(word, position):
             return True
@@ -77,14 +80,14 @@ class _Reader:
         return False
 
     def read_beats(self, plot: str, path: _Path) -> list[_Path]:
-        """Return every continuation of `path` that reads all beats of the plot with this name."""
+        """Return every derivation that continues `path` with all beats of the plot with the name `plot`."""
         paths = [path]
         for beat in self.grammar.beats[plot]:
             paths = [end for path in paths for end in self.read((beat,), path)]
         return paths
 
     def read(self, nodes: tuple[Node, ...], path: _Path) -> Iterator[_Path]:
-        """Yield every continuation of `path` that reads all of `nodes`."""
+        """Yield every derivation that continues `path` with all of `nodes`."""
         for i, node in enumerate(nodes):
             if isinstance(node, Text):
                 if not self.starts(node.text, path.position):
@@ -103,11 +106,12 @@ class _Reader:
         yield path
 
     def accepted_words(self, slot: Slot, value: str | None) -> set[str]:
-        """Return the texts that a forgiving parser accepts for `slot`, whose value is `value` (None: not known yet).
+        """Return the texts that a forgiving parser accepts for `slot`. `value` is the value of the slot, or None if unknown.
 
-        If the value is known and its form `slot.form` contains the value, as `in the park` contains `the park`, only this form
-        is accepted; the form `a` may begin with "a" or "an". If the value is unknown or its form does not contain the value, as
-        with a pronoun, this form of every value of the same kind is accepted.
+        If the value is known, and its form `slot.form` contains the value, only this form is accepted: `in the park` contains
+        `the park`. The form `a` of a known value is accepted with either article, "a" or "an". In all other cases, the form
+        `slot.form` of every value of the same kind is accepted. These are an unknown value, and a form that does not contain
+        the value, such as a pronoun.
         """
         if value is not None:
             word = self.grammar.spell(self.plot, slot, value)

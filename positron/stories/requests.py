@@ -40,7 +40,7 @@ def requests(seed: int, index: int) -> Request:
 def ask(request: Request, seed: int, index: int) -> str:
     """Return a user's message that asks for a story that fulfils `request`.
 
-    `seed` and `index` together decide which of REQUEST_PHRASINGS is used, and which of the phrases for the plot (`Plot.asks`).
+    `seed` and `index` together decide which wording of the request and which of the phrases for the plot (`Plot.asks`) is used.
     An example is `Tell me a story about Jack, who grows a melon by the front door.`
     """
     rng = random.Random(f"ask {seed}/{index}")
