@@ -34,11 +34,12 @@ def prepare(
 ) -> tuple[Tokenizer, Path]:
     """Return the tokenizer of a corpus and the folder of its token files; create both if they do not exist.
 
-    `tokenizer`: the tokenizer of an existing run; if None, a tokenizer with the settings `choice` is trained on the corpus, or
-    loaded if its vocabulary is fixed. `known`: the fingerprint (a hash) of the text that an existing run was started with. If
-    this text cannot be read any more, or if this version of Positron reads it differently, the token files that were written
-    for this fingerprint are used, if they exist. If two processes need the same corpus, the second waits for the first. Raises
-    UserError if the text is missing, empty or unreadable, and Unreachable if the text must be downloaded and the network fails.
+    `tokenizer`: the tokenizer of an existing run. If it is None, a tokenizer with the settings `choice` is trained on the
+    corpus; a tokenizer with a fixed vocabulary, such as GPT-2's, is loaded instead. `known`: the fingerprint (a hash) of the
+    text with which an existing run was started. The token files with this fingerprint are used, if they exist, in two cases:
+    the text cannot be read any more, or this version of Positron reads it differently. If two processes need the same corpus,
+    the second waits for the first. Raises UserError if the text is missing, empty or unreadable, and Unreachable if the text
+    must be downloaded and the network fails.
     """
     existing = find_token_files(data, tokenizer, known)
     try:
@@ -87,8 +88,8 @@ def find_token_files(data: DataConfig, tokenizer: Tokenizer | None, known: str |
 def _report(source: Source, tokens: Path, tokenizer: Tokenizer, *, is_own: bool) -> None:
     """Log the sizes of the training and validation texts, and what was skipped.
 
-    Log a warning if the tokenizer does not suit the text. `is_own`: true if the command's settings choose the tokenizer; false
-    if the tokenizer belongs to the weights with which the run starts.
+    Log a warning if a word tokenizer finds few words in the text, or if more than 1 % of the tokens are <unk>. `is_own`: true
+    if the tokenizer was made for this corpus; false if it belongs to the weights with which the run starts.
     """
     train, val = (TokenFiles(tokens, split, tokenizer) for split in SPLITS)
     if summary := source.summary():
@@ -140,9 +141,9 @@ def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, streams:
 
 
 def _sample(source: Source, limit: int | None) -> Iterator[str]:
-    """Yield the first documents of a source, up to the smaller of the limits `limit` and `source.limit_bytes`, in bytes.
+    """Yield the first documents of a source, until they have `limit` or `source.limit_bytes` bytes (None: no limit).
 
-    None means no limit. The documents of the last task are yielded completely.
+    The size is compared with the limits only at the end of each task (a part of the corpus), so it may become larger.
     """
     limits = [size for size in (limit, source.limit_bytes) if size is not None]
     size = tasks = 0

@@ -38,11 +38,12 @@ Task = tuple[str, int]  # a file, and one of its row groups
 class Repository:
     """Hold the commit and the files of a dataset's repository, as they were when the dataset was used for the first time.
 
-    The commit and the files are saved once for each combination of settings. `files` are the Parquet files that match
-    `data.files`, as dicts with the keys that `download` needs and with `row_groups`, the number of row groups (None until a
-    file is opened). If there are no such files, `load_dataset` reads the files `others`, or, if `others` is None, the files
-    that the repository itself declares. Raises UserError if the repository or the files do not exist or if `data.config_name`
-    is given for Parquet files, and Unreachable if the dataset is new and the hub cannot be reached.
+    The commit and the files are saved once for each combination of settings. The attribute `files` lists the Parquet files that
+    match `data.files`. Each of them is a dict with the keys `name`, `size`, `sha256` and `row_groups`, the number of row groups
+    (None until the file is opened). If no Parquet file matches, the rows are read by `datasets.load_dataset`. The attribute
+    `others` then lists the files to read; None means the files that the repository itself declares. Raises UserError if the
+    repository or the files do not exist, or if `data.config_name` is given for Parquet files. Raises Unreachable if the dataset
+    is used for the first time and the hub cannot be reached.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -117,7 +118,7 @@ class Repository:
 
 
 def _is_description(name: str) -> bool:
-    """Tell by its name whether a file of a repository, such as `README.md` or `.gitattributes`, contains no data."""
+    """Tell whether the name of a file in a repository, such as `README.md`, shows that the file contains no data."""
     return Path(name).name.lower().startswith((".", "readme", "license"))
 
 

@@ -31,9 +31,9 @@ def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: di
 
     `file` has the keys `name`, `size` (in bytes) and `sha256`; a size or a checksum that the repository does not state is None.
     If the same file is already being downloaded, the call waits for the end of that download, because the hub's client would
-    delete the unfinished file when it begins another download. Raises UserError if fewer than SPARE_BYTES would stay free on
-    the disk or if the hub refuses the request, and Unreachable if the network fails or the checksum stays wrong in repeated
-    downloads.
+    delete the unfinished file when it begins another download. Raises UserError if less than 1 GB (SPARE_BYTES) would
+    stay free on the disk, or if the hub refuses the request. Raises Unreachable if the network fails, or if the checksum stays
+    wrong in repeated downloads.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
@@ -76,9 +76,9 @@ def _sha256(path: Path) -> str:
 
 
 def patience_s() -> float:
-    """Return the seconds for which a failed request is repeated.
+    """Return the number of seconds for which a failed request is repeated.
 
-    The environment variable POSITRON_PATIENCE_S sets this number; the default is PATIENCE_S.
+    It is the value of the environment variable POSITRON_PATIENCE_S, or 300 if the variable is not set.
     """
     return float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
 
@@ -151,7 +151,7 @@ def retry_network(
 
 
 def is_of_this_machine(error: BaseException) -> TypeGuard[OSError]:
-    """Tell whether an error is a fault of this machine, such as a full disk, which another attempt would meet again."""
+    """Tell whether an error is a fault of this machine, such as a full disk, so that another attempt would fail, too."""
     return isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE
 
 

@@ -2,7 +2,8 @@
 
 The library `datasets` runs in a separate process, with its caches below `data.dir` instead of in the user's home. The process
 reports a failure of the network instead of retrying silently, and is killed if it sends nothing for `patience_s()` seconds. The
-rows are grouped into chunks by their size alone, so that chunk i is the same in every call.
+rows are grouped into chunks. A chunk ends as soon as it has about a million characters. Nothing else decides where it ends, so
+chunk i is the same in every call.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class HubRowsSource:
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
         """Yield the tasks after the first `skip`, each a list of documents with about a million characters in total.
 
-        The skipped tasks are downloaded, too. Raises Unreachable if the network fails, UserError if a row lacks the field, or
-        if the value of the field is neither text nor null.
+        The skipped tasks are downloaded, too. Raises Unreachable if the network fails. Raises UserError if a row lacks the
+        field, or if the value of the field is neither text nor null.
         """
         for first, chunk in row_chunks(self.repository, self.field, skip):
             task = []
@@ -115,12 +116,13 @@ def _all_rows(repository: Repository, config: DataConfig) -> Iterator[Any]:
 
 
 def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the rows of a dataset in chunks of about CHUNK_CHARS characters, except the first `skip` chunks.
+    """Yield the rows of a dataset in chunks of about a million characters, except the first `skip` chunks.
 
     Each chunk is a pair: the number of its first row in the dataset, counted from 1, and its rows. If `field` is not None,
-    the chunks contain the non-empty texts in this field instead of the rows. After a failure of the network, the rows are read
-    again, and the first chunk that is still missing comes next. Raises Unreachable if `retry_network` gives up, UserError if
-    the rows cannot be read, and OSError for a fault of this machine, such as a full disk.
+    the chunks contain the non-empty texts in this field instead of the rows, and the number counts these texts. After a failure
+    of the network, the dataset is read again from its beginning, and the chunks that were yielded already are skipped. Raises
+    Unreachable if the network fails for `patience_s()` seconds, UserError if the rows cannot be read, and OSError for a fault
+    of this machine, such as a full disk.
     """
     process = _Process(repository, field, skip)
     try:

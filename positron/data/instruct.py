@@ -73,8 +73,8 @@ def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
 def to_part(rows: list[Row], context: int, pad: int) -> Part:
     """Return one micro-batch of all rows: input and target ids (B, T), padded on the right.
 
-    T is the length of the longest row, rounded up to a multiple of context / BUCKETS. Padded inputs are the id `pad`, and
-    padded targets are -100.
+    T is the length of the longest row, rounded up to a multiple of a sixteenth of `context` (see BUCKETS), but at most
+    `context`. Padded inputs are the id `pad`, and padded targets are -100.
     """
     step = -(-context // BUCKETS)
     width = min(context, -(-max(len(row_x) for row_x, _ in rows) // step) * step)

@@ -42,7 +42,7 @@ class StoriesSource:
         """Do nothing: the stories are generated, so no downloaded file has to be deleted."""
 
     def read(self, task: int) -> list[Document]:
-        """Generate STORIES_PER_TASK stories, each with -log2 of its probability; `task` is the index of the first story."""
+        """Generate the 500 stories of a task, each with -log2 of its probability; `task` is the index of the first story."""
         from positron import stories
 
         return [

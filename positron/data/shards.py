@@ -58,7 +58,7 @@ class Encoded:
 
 
 def encode_task(source: Source, tokenizer: Tokenizer, task: Any) -> dict[str, Encoded]:
-    """Read and tokenize the documents of `task`, a part of the corpus; return the result for each of SPLITS."""
+    """Read and tokenize the documents of `task`, a part of the corpus; return a dict with the keys "train" and "val"."""
     documents = source.read(task)
     result = {split: Encoded(ids=[]) for split in SPLITS}
     end = np.array(separator(tokenizer), dtype=np.uint32)
@@ -172,10 +172,11 @@ class SplitWriter:
 
 
 def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, folder: Path) -> None:
-    """Tokenize the whole source into `folder`, and show the progress on stderr. The folder appears when it is complete.
+    """Tokenize the source up to `source.limit_bytes`, write the token files to `folder`, and show the progress on stderr.
 
-    After every SHARD_TOKENS training tokens, both splits and the position in the source are saved. If the call is
-    interrupted, the next call continues from there and writes the same files byte for byte.
+    The files are written to a temporary folder, which gets the name `folder` when it is complete. After every 16 million
+    training tokens (SHARD_TOKENS), the tokens of both splits and the position in the source are saved. If the call is
+    interrupted, the next call continues at this position. The files are then, byte for byte, those of an uninterrupted call.
     """
     partial = make_folder(folder.with_name(f".{folder.name}.partial"))
     for temporary_file in partial.glob(".*.tmp"):  # left by a call that was killed while writing

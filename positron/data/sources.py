@@ -37,7 +37,7 @@ class Source(Protocol):
 
     name: str  # the name of the corpus's folder below data.dir
     fingerprint: str  # hash of the text, and of the settings that change how it is read and split
-    earlier_fingerprint: str  # what earlier versions computed for the same text, if they read or split it differently
+    earlier_fingerprint: str  # what earlier versions of Positron computed as `fingerprint` of this text (often equal)
 
     def tasks(self, skip: int = 0) -> Iterator[Any]:
         """Yield all tasks after the first `skip`; yield WAIT if the caller must first `release` the tasks that it has read."""

@@ -43,8 +43,8 @@ Place = dict[str, int]
 class Stream:
     """Manage the epochs of one streamed corpus for one tokenizer.
 
-    The corpus is cut into consecutive epochs of the same number of tokens. Each epoch is a folder of token files. A process
-    must hold the lock of the corpus to write an epoch.
+    The corpus is cut into consecutive epochs of the same number of tokens. Each epoch is a folder of token files. A lock file
+    in the folder of the corpus ensures that only one process at a time writes epochs.
     """
 
     def __init__(self, config: DataConfig, tokenizer_folder: Path) -> None:
@@ -184,11 +184,12 @@ class Stream:
         write_json(folder / "tokens.json", header)
 
     def _evict_epochs(self, needed: int) -> None:
-        """Delete the oldest epochs until the limits MAX_EPOCHS and MAX_BYTES allow another epoch.
+        """Delete the oldest epochs until there is space for another one.
 
-        The epoch `needed` and the epochs that a running training needs are kept. Epoch folders without `tokens.json` are
-        deleted, too. Such folders are left by an earlier call that was interrupted or, on Windows, could not delete a file that
-        another process had open.
+        There is space if, with the new epoch, at most 5 epochs (MAX_EPOCHS) with at most 2.5 GB (MAX_BYTES) are on the disk.
+        The epoch `needed`, the epochs that running trainings read, and the epoch after each of these are kept, even if the
+        limits are then exceeded. Epoch folders without `tokens.json` are deleted, too. Such folders are left by an earlier call
+        that was interrupted or, on Windows, could not delete a file that another process had open.
         """
         for folder in self.folder.glob("epoch-*"):
             if not (folder / "tokens.json").exists():

@@ -68,7 +68,10 @@ def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) ->
 
 @lru_cache(maxsize=4)  # training reads one text, and fine-tuning reads conversations and replayed windows
 def _samples(block: int, seed: int, n_windows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the epochs and window numbers of `size` samples, beginning with sample block * size; both are read-only."""
+    """Return the epochs and window numbers of the samples block * size .. (block + 1) * size - 1, as two read-only arrays.
+
+    The samples of the training are numbered from 0, one for each entry of each batch (see `windows_of_step`).
+    """
     sample = block * size + np.arange(size, dtype=np.int64)
     epoch, place = np.divmod(sample, n_windows)
     windows = np.empty(size, dtype=np.int64)

@@ -23,9 +23,10 @@ def window_starts(starts: np.ndarray, n_tokens: int, context: int) -> Iterator[t
     """Yield windows (start, stop) that cover a token file so that each token, except the first, is a target once.
 
     The inputs of a window are the tokens start .. stop - 1, and its targets are the tokens start + 1 .. stop. `starts` are the
-    positions of the documents' first tokens, `<|endoftext|>`, in ascending order. A window has at most `context` inputs. It
-    ends before a document that begins inside the window but does not fit into it. The next window begins with this document, so
-    that the model sees its beginning.
+    positions of the documents' first tokens, `<|endoftext|>`, in ascending order. A window has at most `context` inputs. If
+    the last document of a window does not fit into the window as a whole, the window ends where this document begins, and the
+    next window begins there. So the model sees the beginning of the document. Only a document that is longer than a window is
+    cut.
     """
     place = 0
     while place < n_tokens - 1:
@@ -41,9 +42,9 @@ class Windows:
     """Make training batches (B, T + 1) of token ids for any optimizer step, without computing the batches before it.
 
     B is `batch_size` and T is `context`. In each row, the inputs are all ids except the last, and the targets are all ids
-    except the first. `end_id` is the id of `<|endoftext|>`, with which each document begins: if it is given, windows begin with
-    a document where possible. Otherwise, the file is cut into windows of equal length. Tokens at the end of the file that do
-    not fill a window are not used. Raises UserError if the text is shorter than one window.
+    except the first. `end_id` is the id of `<|endoftext|>`, with which each document begins. If `end_id` is given, windows
+    begin with a document where possible, and may overlap. If it is None, the text is cut into consecutive windows. Tokens at
+    the end of the text that do not fill a window are not used. Raises UserError if the text is shorter than one window.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Windows:
         return self.tokens.n_tokens
 
     def close(self) -> None:
-        """Do nothing: no other process or file is in use."""
+        """Do nothing. Only `StreamWindows`, which has the same methods, must end a process and release files."""
 
 
 def validation_windows(tokens: TokenFiles, *, context: int, end_id: int, limit: int) -> tuple[Tensor, Tensor]:
