@@ -50,7 +50,7 @@ _KNOWN_FORMATS = (
 
 
 class Malformed(Exception):
-    """Report a row that is not a conversation (or a pair of answers) in a known format.
+    """Report a row that is not a valid conversation or, in a file of pairs, not a valid pair of answers.
 
     In the error message "line 3 has a message without `role`", the message of this exception is the text after "line 3". In
     the summary "2 with a message without `role` (line 3, line 8)", `label` is the text after the number, up to the parenthesis.
@@ -119,10 +119,11 @@ def _lowercase_names(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _shape_of(row: dict[str, Any]) -> Shape | None:
-    """Return the first of SHAPES whose fields all have values in the row.
+    """Return the format of a row: the first of the known formats (SHAPES) whose fields all have a value in the row.
 
-    In a field of TURNS, only a list counts as a value. If there is no such shape, return the first of SHAPES whose fields all
-    exist in the row, whatever their values are. If there is no such shape either, return None.
+    None does not count as a value. In a field that should contain a list of messages (one of TURNS), only a list counts. If no
+    format fits, return the first format whose fields all exist in the row, whatever their values are. If there is no such
+    format either, return None.
     """
     filled = {name for name, cell in row.items() if cell is not None and (name not in TURNS or _is_list(cell))}
     for names in (filled, set(row)):

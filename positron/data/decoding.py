@@ -35,8 +35,8 @@ class Reading:
 
     field: str = "text"  # name of the field of a JSON row, or of the column of a table, that contains the text
     on_invalid: OnInvalid = "error"  # what to do with bytes that are not UTF-8, and with lone surrogates in JSON
-    is_one_of_several: bool = False  # whether the file is one of several, which may have other fields
-    has_settings: bool = True  # whether the user of this command can set data.field and data.on_invalid
+    is_one_of_several: bool = False  # whether other files are read, too (their fields may differ)
+    has_settings: bool = True  # whether error messages may advise the user to set data.field or data.on_invalid
     replaced: int = 0  # characters that became U+FFFD
     line_ends: int = 0  # files in which \r\n or \r became \n
 
@@ -129,10 +129,11 @@ def open_decompressed(path: Path) -> IO[bytes] | Any:
 
 
 def refuse_unreadable(files: Sequence[Path], called: str, reading: Reading) -> None:
-    """Raise UserError if all `files` are empty, or if one of the first CHECKED_FILES does not begin with text.
+    """Raise UserError if all `files` are empty, or if one of them does not begin with text.
 
-    Only the first megabyte of each file is checked. Compressed, Parquet and Arrow files are not checked here: reading them
-    later raises the same errors. `called` is the name of the files in the message.
+    Only the first megabyte of each of the first CHECKED_FILES (16) files is checked. Compressed, Parquet and Arrow files are
+    not checked here, because an error in them is raised when they are read. `called` is the name of the files in the message.
+    `reading` decides whether invalid UTF-8 is an error.
     """
     try:
         if not any(path.stat().st_size for path in files):
@@ -170,8 +171,9 @@ def explain_read_error(error: Exception, path: Path) -> str:
 def decode_blocks(file: Any, path: Path, reading: Reading) -> Iterator[str]:
     r"""Yield the text of a file in blocks, without a byte order mark and with \n for \r\n and \r.
 
-    `file` is the opened file, and `path` is its name in messages. Raises UserError if the file is binary, if it is not UTF-8
-    and `reading` does not replace invalid bytes, or if more than the share MAX_REPLACED of its characters would be replaced.
+    `file` is the opened file, and `path` is its name in messages. Raises UserError if the file is binary, or if it has invalid
+    UTF-8 and `reading` does not replace invalid bytes. If `reading` replaces them, raises UserError if more than one of the
+    characters read so far, and more than 1 % of them (MAX_REPLACED), were replaced.
     """
     return _plain_line_ends(_utf8(file, path, reading), reading)
 

@@ -51,13 +51,14 @@ class Split:
 class FileSource:
     """Read documents from one or more files.
 
-    A document is a row of JSON, CSV, Parquet or Arrow, or the part of a text file between two lines `<|endoftext|>`.
+    In a file of rows (JSON, CSV, Parquet, Arrow), each row is a document. In a text file, lines `<|endoftext|>` separate the
+    documents; without such lines, the whole file is one document.
 
-    The fingerprint covers the content of the files and the settings that change how they are read. The hash of a document
-    decides whether it is used for training or for validation. If there are fewer than MIN_DOCUMENTS documents, or if the sizes
-    of the training and validation text would be far from what `data.val_fraction` asks for, the end of the text is used for
-    validation instead. Raises UserError if the files contain no text, or if a file is missing, unreadable or cannot be
-    downloaded.
+    The attribute `fingerprint` is a hash of the files' content and of the settings that change how they are read and split. The
+    hash of a document decides whether it is used for training or for validation. In two cases, the end of the text is used for
+    validation instead: if there are fewer than 20 documents (MIN_DOCUMENTS), or if the hashes would give sizes of the training
+    and validation text that are far from what `data.val_fraction` asks for. Raises UserError if the files contain no text, or
+    if a file is missing, unreadable or cannot be downloaded.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -92,9 +93,9 @@ class FileSource:
 
     @property
     def limit_bytes(self) -> int | None:
-        """Return None, so that the caller reads all tasks: `tasks` itself ends the text at `data.max_mb`.
+        """Return None, which means no limit: the caller must read all tasks, because `tasks` itself stops at `data.max_mb`.
 
-        The source must find this end itself, because its split into training and validation text may depend on it.
+        The source must know where its text ends, because it may use the end of the text for validation.
         """
         return None
 
@@ -178,7 +179,10 @@ class FileSource:
                 yield text, ends
 
     def _first_pieces(self, limit: int) -> Iterator[Piece]:
-        """Yield pieces until they have `limit` bytes; the size is checked after every CHARS_PER_TASK characters."""
+        """Yield pieces until they have at least `limit` bytes.
+
+        The size is compared with the limit only after about every million characters (CHARS_PER_TASK).
+        """
         size = in_task = 0
         for text, ends in self._all_pieces():
             if self._is_cut_short:
@@ -244,8 +248,9 @@ def _is_balanced(sizes: list[int], val_fraction: float) -> bool:
 def cached_path(url: str, sha256: str | None) -> Path:
     """Return the path in the cache for the file at `url`, whether or not the file was downloaded already.
 
-    Addresses with equal file names have the same path if `sha256` is given, and different paths if `sha256` is None. Raises
-    UserError unless the address is https, or http to this machine.
+    If `sha256` is given, the path depends only on the file name at the end of `url`. If `sha256` is None, the path depends on
+    the whole `url`, so that two files with the same name are not confused. Raises UserError unless the address is https, or
+    http to this machine.
     """
     check_address(url)
     name = re.sub(r"[^\w.-]", "_", Path(urlsplit(url).path).name).lstrip(".") or "download.txt"
@@ -266,7 +271,10 @@ def not_downloaded(folder: Path) -> str:
 
 
 def _fetched(url: str, sha256: str | None) -> str:
-    """Download a file into the cache, unless it is there, and return its path. Raises UserError if the download fails."""
+    """Download a file into the cache, unless it is there, and return its path.
+
+    `sha256`: the expected checksum (None: no check). Raises UserError if the download fails or if the checksum is wrong.
+    """
     path = cached_path(url, sha256)
     instead = "give data=text data.path=FILE, or data=stories, which needs no network"
     fetch(url, path, sha256, instead=instead, sha256_key="data.sha256")
@@ -276,9 +284,9 @@ def _fetched(url: str, sha256: str | None) -> str:
 def list_texts(path: str, reading: Reading) -> Listing:
     """List the files of `path` that contain text.
 
-    A .json, .csv or .tsv file in a folder often contains other data: it is skipped if its first row has no field (or column)
-    with the name `reading.field`. Sets `reading.is_one_of_several`. Raises UserError if no file is left, or if the first row of
-    such a file is malformed.
+    If `path` is a folder, a .json, .csv or .tsv file in it is skipped if the file's first row has no field (or column) with the
+    name `reading.field`, because such a file often contains other data. Sets `reading.is_one_of_several` to whether `path`
+    names more than one file. Raises UserError if no file is left, or if the first row of one of these files is malformed.
     """
     called = f"data.path={path}" if reading.has_settings else path
     listing = list_files(path, called)

@@ -29,9 +29,9 @@ _FORMERLY_OTHER = re.compile(rb"^\xef\xbb\xbf|\r|<\|endoftext\|>[ \t]")
 def file_digest(path: Path) -> tuple[tuple[str, int, str], bool]:
     """Return (name, size in bytes, hash) of a file, and whether earlier versions of Positron read it differently.
 
-    The hash of a file larger than MAX_HASHED_BYTES covers only its first and last MiB and its time of modification, and only
-    these two MiB are searched for text that earlier versions read differently. In a compressed file, the first 64 KiB of the
-    decompressed text are searched. Raises UserError if the file cannot be read.
+    If a file is larger than 64 MiB (MAX_HASHED_BYTES), the hash covers only its first and last MiB and its time of
+    modification, and only these two MiB are searched for text that earlier versions read differently. In a compressed file, the
+    first 64 KiB of the decompressed text are searched. Raises UserError if the file cannot be read.
     """
     try:
         size, content = path.stat().st_size, hashlib.sha256()

@@ -57,7 +57,7 @@ class Listing:
 
 
 def format_of(path: Path) -> str | None:
-    """Return the format of a file by its suffix: one of the values of FORMATS, or None for an unknown suffix."""
+    """Return the format of a file by its suffix, such as "text", "json lines" or "csv", or None for an unknown suffix."""
     return FORMATS.get(_inner_suffix(path))
 
 

@@ -39,7 +39,7 @@ P = TypeVar("P", bound=Parsed)
 
 @dataclass
 class RowSummary:
-    """Count the rows, formats and mistakes of one `data.path`, for a summary of one line.
+    """Count the rows of the data that a command reads, with their formats and mistakes, for a summary of one line.
 
     `noun`: what a row contains, in the singular, such as "conversation". `harmless`: the labels (see `skip`) of rows that are
     skipped although they are not malformed.
@@ -47,11 +47,11 @@ class RowSummary:
 
     noun: str
     harmless: tuple[str, ...] = ()
-    rows: int = 0
-    shapes: Counter[str] = field(default_factory=Counter)
+    rows: int = 0  # including the skipped rows
+    shapes: Counter[str] = field(default_factory=Counter)  # name of a format -> number of rows
     unused: dict[str, None] = field(default_factory=dict)  # names of fields, in order of appearance
     skipped: dict[str, list[str]] = field(default_factory=dict)  # kind of mistake -> places
-    first_error: str | None = None
+    first_error: str | None = None  # file, position and message of the first malformed row
 
     @property
     def malformed(self) -> int:
@@ -80,7 +80,7 @@ class RowSummary:
         return text
 
     def reasons(self) -> str:
-        """Return the kinds of mistakes, the most frequent first, each with its count and its first MAX_PLACES rows."""
+        """Return the kinds of mistakes, the most frequent first, each with its count and its first three rows."""
         parts = []
         for label, places in sorted(self.skipped.items(), key=lambda item: -len(item[1])):
             named = ", ".join([*places[:MAX_PLACES], *["..."] * (len(places) > MAX_PLACES)])
@@ -88,10 +88,10 @@ class RowSummary:
         return ", ".join(parts)
 
     def refuse_malformed(self, called: str, kept: int) -> None:
-        """Raise UserError if there are no rows, or if more than half of them are malformed.
+        """Raise UserError if there are no rows, if more than half are malformed, or if some are malformed and none is used.
 
-        Raises UserError also if a row is malformed and no row is used. `called`: the name of the data in messages, which
-        `name_of` returns. `kept`: the number of rows that are used.
+        `called`: the name of the data in messages, such as `data.path=FILE` (see `name_of`). `kept`: the number of rows that
+        are used.
         """
         if not self.rows:
             raise UserError(f"{called} contains no {self.noun}s: give some, for example one JSON object per line")

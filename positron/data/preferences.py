@@ -82,10 +82,10 @@ def story_pairs(seed: int, start: int, stop: int, val_fraction: float) -> Iterat
 
 
 def violated(request: Request, seed: int, index: int) -> tuple[Request, Violation]:
-    """Return a request that differs from `request` in exactly one value, and which value this is: name, thing, place or plot.
+    """Return a copy of `request` with one value changed, and the kind of this value: "name", "thing", "place" or "plot".
 
-    The value is drawn at random; `seed` and `index` determine the result. The plot can only be changed if another plot allows
-    the same name, thing and place, which is rarely the case.
+    Both the kind and the new value are drawn at random; `seed` and `index` determine the result. The plot can be changed only
+    if the name, thing and place of the request can also occur in another plot. This is rarely so.
     """
     rng = random.Random(f"violation {seed}/{index}")
     plots = _other_plots(request)

@@ -87,7 +87,7 @@ def _records_of_file(path: Path, on_invalid: OnInvalid, is_record: Callable[[Any
 
 
 def parquet_rows(path: Path, row_group: int | None = None) -> Iterator[Any]:
-    """Yield the rows of one row group of a Parquet file (`row_group` is None: of all row groups)."""
+    """Yield the rows of a Parquet file: those of the row group with the index `row_group`, or all rows if it is None."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -140,11 +140,14 @@ def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
 
 
 def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_line: bool) -> Iterator[tuple[str, Any]]:
-    """Yield (position, row) for each row of a JSON document, of JSON lines, or of JSON values that follow each other.
+    """Yield (position, row) for each row of a JSON text. The row is `Broken` if it is not valid JSON.
 
-    The first format that fits is used. JSON lines, or values that follow each other, fit if at least half of them are valid;
-    the invalid ones are yielded as `Broken`. If no format fits, but the file's suffix means JSON lines (`by_line`) or at least
-    one line is valid, the text is read as JSON lines. Otherwise, raises UserError.
+    Three formats are tried in this order:
+    1. The whole text is one JSON value (see `_rows_of_document`).
+    2. The text has one JSON value on each line. This format fits if at least half of the non-empty lines are valid.
+    3. JSON values follow each other, each on one or more lines. This format fits if at least half of the values are valid.
+    If no format fits, the text is read in the second format if at least one line is valid or if `by_line` is true (the suffix
+    of the file is .jsonl or .ndjson). Otherwise, raises UserError.
     """
     if not text.strip():
         return
@@ -210,8 +213,9 @@ def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
 def _rows_of_document(whole: Any, path: Path, is_record: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
     """Yield (position, row) for each row of a JSON value.
 
-    The value is a list of rows, an object with such a list, a table as an object with one column per field, an object whose
-    values are rows, or one row. Raises UserError if an object has several lists of rows.
+    The value has one of five forms: one row; a list of rows; an object with a list of rows in one of its fields; a table, as an
+    object that maps the name of each column to its values; or an object whose values are rows. `is_record` tells whether a
+    value is a row. Raises UserError if several fields of an object contain a list of rows.
     """
     if is_record(whole):
         yield "line 1", whole

@@ -249,9 +249,10 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
 
 
 def parquet_texts(path: Path, reading: Reading, row_group: int | None = None) -> Iterator[str]:
-    """Yield the texts of the column `reading.field` of a Parquet file, from one row group (None: from all).
+    """Yield the texts of the column `reading.field` of a Parquet file.
 
-    Raises UserError if the column is missing or is not text, or if the file is damaged.
+    `row_group`: the index of the row group to read; None means all row groups. Raises UserError if the column is missing or is
+    not text, or if the file is damaged.
     """
     import pyarrow
     import pyarrow.parquet
