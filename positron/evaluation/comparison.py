@@ -46,7 +46,7 @@ class Row:
     parameters: int
     tokens: int  # read in training, including the training of the base run
     bpb: float
-    interval: float | None  # half the width of the 95 % confidence interval; None for a single sampling unit
+    interval: float | None  # half the width of the 95 % confidence interval; None if one window contains the whole text
     perplexity: float  # per token of the run's own tokenizer
     tokenizer: str  # kind and vocabulary size
     sample: str  # text generated from the prompt, without the prompt

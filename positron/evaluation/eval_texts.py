@@ -43,7 +43,8 @@ class Lossy(str):
 class Beginning(Lossy):
     """Hold the beginning of a document that was cut. No end-of-text token is scored after it.
 
-    `n_bytes` is None unless the document is a `Lossy` text whose size is known.
+    `n_bytes` is an estimate of the number of bytes of the original text in this beginning. It is None if the document is not a
+    `Lossy` text, or if the size of the document is unknown.
     """
 
 
@@ -212,11 +213,12 @@ def floor_of(texts: list[str]) -> float:
 
 
 def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:
-    """Return the entropy in bits per byte of `texts` from the text of a run, or None if the entropy is unknown.
+    """Return the entropy of `texts` in bits per byte, or None if the entropy is unknown.
 
-    `split` is "train" or "val", the part of the run's text to which `texts` belong. The entropy of the whole part is read from
-    its token files. Otherwise, the entropy is known only if `texts` are whole built-in stories. Raises UserError if the run's
-    text is not available.
+    `texts` are documents of the text of `run`. They belong to the part `split` of this text, "train" or "val". If `texts` are
+    the whole part, the result is the entropy that the token files of this part record. If `texts` are only some documents of
+    the part, the entropy is computed from them, which is possible only for whole built-in stories. The entropy is unknown in
+    all other cases, and if the token files record no entropy. Raises UserError if the text of the run is not available.
     """
     files = token_files(run, split)
     if files.floor_bpb is None or sum(map(size_of, texts)) == files.n_bytes:

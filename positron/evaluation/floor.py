@@ -57,7 +57,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Claim:
-    """Hold what a user's program reports for a document: log q(document) in nats, and the number of bytes that were scored."""
+    """Hold the score that a user's program reports for one document.
+
+    `logprob` is the natural logarithm of the probability that the program gives to the whole document. `bytes` is the number of
+    bytes of text that the program scored.
+    """
 
     id: str
     logprob: float
@@ -76,12 +80,12 @@ def documents(seed: int, count: int) -> list[Document]:
 
 
 def control_texts(seed: int, given: Sequence[Document], count: int) -> list[Document]:
-    """Return `count` texts of CONTROL_WORDS random words, drawn independently from the different words of `given`.
+    """Return `count` texts of CONTROL_WORDS random words, which are drawn from the words of the documents `given`.
 
-    Each word that occurs in the documents `given` has the same probability, however often it occurs. A model that knows only
-    the words of the stories can read these texts, and no model can expect a loss of less than log2(number of different words)
-    bits for a word. Each text ends with a full stop, so that no text is the beginning of another text; this is also true of the
-    stories.
+    All different words of the documents are equally likely, however often they occur. `seed` is the seed of the random numbers.
+    The texts contain no new words, so the tokenizer of a model for stories can encode them. The expected loss of any model is
+    at least log2(number of different words) bits for each word. Each text ends with a full stop, so no text is the beginning of
+    another text. The stories have this property, too.
     """
     words = sorted({word for document in given for word in re.findall(r"\b[a-z]+\b", document.text)})
     bits = CONTROL_WORDS * math.log2(len(words))
@@ -161,30 +165,34 @@ class Gain:
 
 @dataclass(frozen=True)
 class Check:
-    """Hold the result of `check`. The scores, such as `floor` and `claimed`, are in bits per byte.
+    """Hold the result of `check`, which compares the scores that a user's program reported with the exact probabilities.
 
-    The checked program was given stories, and control texts of random words, which no model can predict. Fields whose names
-    begin with `control` are about the control texts; `evidence_bits` and `gains` are about both kinds of text; all other fields
-    are about the stories. The claims are the scores that the program reported. If the claims are not comparable with the
-    documents, the values computed from the claims are None.
+    The program was given stories, and control texts of random words, which no model can predict. A claim is the score that the
+    program reported for one of these documents. `verdict`, `problems`, `evidence_bits` and `gains` are about stories and
+    control texts. Fields whose names begin with `control` are about the control texts, and all other fields are about the
+    stories. The scores, such as `floor` and `claimed`, are in bits per byte.
+
+    If the verdict is "not comparable", `problems` says why, and the fields that need comparable claims have their default
+    values. The claims are comparable with the documents if there is exactly one claim, with the right number of bytes, for each
+    document.
     """
 
     verdict: Verdict
-    problems: list[str]  # why the claims are not comparable
+    problems: list[str]  # why the claims are not comparable with the documents; empty if they are comparable
     documents: int  # number of stories that the program was given
     scored_documents: int  # number of stories that it scored
     bytes: int
     scored_bytes: int
     floor: float  # -log2 of the exact probability of the stories, per byte
-    floor_error: float | None  # standard error of `floor` over documents, as an estimate for the whole corpus
+    floor_error: float | None  # standard error of `floor` as an estimate of the entropy of all stories of the corpus
     controls: int = 0
     control_floor: float | None = None
     control_claimed: float | None = None
     claimed: float | None = None
     difference: float | None = None  # claimed - floor
     difference_error: float | None = None  # standard error over documents
-    evidence_bits: float | None = None  # log2 of the e-value E; a correct program reaches E with probability <= 1 / E
-    gains: list[Gain] = field(default_factory=list)  # the largest gains, of stories and control texts
+    evidence_bits: float | None = None  # log2 of the e-value E; a correct program has P(E >= x) <= 1 / x
+    gains: list[Gain] = field(default_factory=list)  # at most SHOWN_DOCUMENTS of them, the largest first
 
     @property
     def standard_errors(self) -> float | None:
@@ -200,10 +208,10 @@ class Check:
 def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
     """Decide whether a model that has not seen the documents can give them the claimed log-probabilities.
 
-    An e-value (see `evidence_bits`) compares the claimed with the exact probabilities, for the stories and for the control
-    texts. The verdict is "impossible" if the mean of the two e-values is at least 2^CHANCE_BITS. It is "not comparable" if a
-    document has no claim or several claims, or if a claim is for an unknown document or has another number of bytes than its
-    document.
+    An e-value (see `evidence_bits`) compares the claimed probabilities of the stories with the exact probabilities. If there
+    are control texts, a second e-value does the same for the control texts. The verdict is "impossible" if the mean of the
+    e-values is at least 2^CHANCE_BITS. It is "not comparable" if a document has no claim or several claims, if a claim names an
+    unknown document, or if the number of bytes in a claim is not the size of the document.
     """
     told = [document for document in given if not document.is_control]
     controls = [document for document in given if document.is_control]
@@ -261,9 +269,11 @@ _WHOLE = " (score each given document as a whole, the control texts too)"
 
 
 def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
-    """Return why the claims cannot be compared: for each kind of problem, one line that names the first documents with it.
+    """Return the reasons why the claims cannot be compared with the documents `given`; an empty list if they can.
 
-    The problems are documents without a claim or with several claims, claims for unknown documents, and wrong sizes.
+    A claim is the score that a user's program reports for one document. Each reason is one line of text about one kind of
+    problem, and names the first documents with this problem. The kinds are: documents without a claim, claims for unknown
+    documents, documents with several claims, and claims whose number of bytes is not the size of the document.
     """
     sizes = {document.id: document.bytes for document in given}
     lines = Counter(claim.id for claim in claims)
@@ -284,9 +294,10 @@ def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
 
 
 def _listed(names: list[str], one: str, several: str) -> str:
-    """Return a problem of the documents `names` as text, such as "2 documents were not given: 0/7, 0/8".
+    """Return a sentence about documents with the same problem, such as "2 documents were not given: 0/7, 0/8".
 
-    `one` says what is wrong with a single document ("was not given"), `several` with more ("were not given").
+    `names` are the ids of these documents; the first SHOWN_IDS of them are listed. `one` states the problem for a single
+    document ("was not given"), and `several` for more than one ("were not given").
     """
     shown = ", ".join(one_line(name, 40) for name in names[:SHOWN_IDS])
     more = f" and {len(names) - SHOWN_IDS:,} more" if len(names) > SHOWN_IDS else ""

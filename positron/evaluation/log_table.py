@@ -11,8 +11,8 @@ from positron.run.provenance import read_provenance, start_of
 def cell(value: Any, column: dict[str, str]) -> str:
     """Return a value in the format of its column, or "" if the value is missing.
 
-    `column` is an entry of the list `columns` in docs/results/*.json. The parts of a list, such as a mean and half the width of
-    its interval, are joined by the sign `pair` of the column, such as "±".
+    `column` is an entry of the list `columns` in docs/results/*.json. A value may be a list, such as a mean and half the width
+    of its interval. The parts of a list are formatted one by one, and joined by the sign `column["pair"]`, such as "±".
     """
     if isinstance(value, list):
         return f" {column['pair']} ".join(cell(part, column) for part in value)

@@ -41,7 +41,7 @@ Documents = list[list[Score]]  # the scores of each document's windows
 class Difference:
     """Hold the difference of the scores of two variants, B - A in bits per byte, which is negative if B is better.
 
-    The fields `half_...` are half the width of the 95 % confidence interval of the difference.
+    Each of `half_over_seeds` and `half_over_documents` is half the width of a 95 % confidence interval of the difference.
     """
 
     a: str  # name of variant A
@@ -54,18 +54,21 @@ class Difference:
     bpb_b: list[float]
     difference: float  # the mean over the seeds
     half_over_seeds: float | None  # None for one seed
-    half_over_documents: float | None  # None for one document
-    documents: str  # the units of the interval over documents, such as "464 documents"
+    half_over_documents: float | None  # None for a single unit (see `documents`)
+    documents: str  # number and kind of the units of this interval, such as "464 documents"
     bytes: int
     p_t_test: float | None
     sign_flips: SignFlips | None
-    seeds_needed: int | None  # number with which p < LEVEL has the probability POWER; None: unknown or too large
+    # number of seeds with which the t-test gives p < LEVEL with a probability of POWER (see `further_seeds`); None: unknown or
+    # too large
+    seeds_needed: int | None
 
     @property
     def further_seeds(self) -> int | None:
-        """Return how many further seeds are needed for p < LEVEL in the t-test with a probability of POWER.
+        """Return how many further seeds the t-test needs to give p < LEVEL with a probability of POWER.
 
-        The result is 0 if the t-test gives p < LEVEL already, and None if the number is unknown.
+        LEVEL is the significance level of this module, and POWER is the power that a test should have. The result is 0 if the
+        t-test gives p < LEVEL already, and None if the number of seeds is unknown.
         """
         if self.p_t_test is not None and self.p_t_test < LEVEL:
             return 0
@@ -234,8 +237,9 @@ COLUMNS: list[dict[str, str]] = [
 def as_log_row(pairs: Pairs, result: Difference) -> str:
     """Return the comparison as JSON for a file in docs/results/, from which scripts/render_log.py renders a table of one row.
 
-    The commit and the machine are those of the first run of the second variant in `pairs`, or null if this run does not record
-    them. The recorded command is the command that trained this run, followed by the command of this process.
+    The commit and the machine are those of one of the compared runs: the first run of the second variant in `pairs`. They are
+    null if that run does not record them. The value of `command` is the command that trained that run, followed by the command
+    of the current process.
     """
     run = pairs.runs[0][1]
     start = start_of(read_provenance(run.folder), run.facts().step or 0)

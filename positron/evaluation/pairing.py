@@ -53,8 +53,10 @@ class Member:
 
     run: Run
     seed: int
-    settings: dict[str, Any]  # settings that decide what the run learns, and STEPS, with numbers instead of `auto`
-    choices: dict[str, str]  # by key, the overrides with which a sweep started the run; empty for other runs
+    # The settings that decide what the run learns, by key, and the number of trained steps under the key STEPS. A setting that
+    # is `auto` has the value that the run used.
+    settings: dict[str, Any]
+    choices: dict[str, str]  # overrides with which a sweep started the run, {key: value}; empty for other runs
     text: str | None  # fingerprint (hash) of the text on which the run was trained; None if it was not recorded
 
     def has(self, key: str, value: str) -> bool:
@@ -282,10 +284,10 @@ def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list
 
 
 def _variant(member: Member, members: list[Member]) -> tuple[tuple[str, str], ...]:
-    """Return the pairs (key, value) in which a run differs from at least one of `members`.
+    """Return the pairs (key, value) of `member` whose value differs from the value of at least one of `members`.
 
-    The pairs are overrides if all members are jobs of a sweep, otherwise settings. The name, the seed and the number of steps
-    are left out.
+    If a sweep started all `members`, the pairs are the overrides of the sweep; otherwise, they are settings. The name, the seed
+    and the number of steps are left out.
     """
     are_jobs = all(other.choices for other in members)
     values = [other.choices if are_jobs else other.settings for other in members]

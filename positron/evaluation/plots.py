@@ -13,11 +13,13 @@ from positron.system.formatting import counted
 def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str, measure: str = "val/loss") -> bytes:
     """Draw the progress of a run and, in a second panel, its validation bits per byte, against training tokens. Returns a PNG.
 
-    `rows` are the rows of metrics.jsonl; `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
-    `measure` is the validation metric that shows the progress: "val/loss", "preference/loss" or "val/reward". A validation loss
-    is drawn together with the training loss, or in distillation with the cross-entropy, one of the two terms of the training
-    loss. The reward is drawn together with the reward of the training prompts, because the training loss of reinforcement
-    learning shows no progress. There are two panels because losses, rewards and bits per byte cannot share an axis.
+    `rows` are the rows of metrics.jsonl. `floor_bpb` is the entropy of the text in bits per byte, or None if it is unknown.
+    `measure` is the validation metric that shows the progress: "val/loss", "preference/loss" or "val/reward".
+
+    A validation loss is drawn together with the training loss. In distillation, it is drawn together with the cross-entropy,
+    which is one of the two terms of the training loss. The validation reward is drawn together with the reward of the training
+    prompts, because the training loss of reinforcement learning shows no progress. There are two panels because losses, rewards
+    and bits per byte cannot share an axis.
     """
     from matplotlib.figure import Figure
 
@@ -191,8 +193,8 @@ def heat_map(names: list[str], steps: list[int], values: np.ndarray, *, label: s
     """Draw `values` (n, m) as a heat map and return a PNG: a row for each of n names, a column for each of m increasing steps.
 
     The steps are optimizer steps. The first name is at the top. The colour scale runs from 0 to 1 if `share`, otherwise it is
-    logarithmic. NaN is grey and, on the logarithmic scale, also 0. A white line separates two rows if the parts of their names
-    before the last dot differ. `label` is the title of the colour bar.
+    logarithmic. NaN is grey. On the logarithmic scale, values of 0 or less are grey, too. A white line separates two rows if
+    the parts of their names before the last dot differ. `label` is the title of the colour bar.
     """
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure

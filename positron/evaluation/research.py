@@ -231,11 +231,11 @@ class _Runs:
         return _Result(job["bpb"], job["failed"], job["date"])
 
     def _trained(self, folder: Path, overrides: list[str], may_fail: bool) -> dict[str, Any]:
-        """Train a run and return its record.
+        """Train a run, or continue it if it was begun earlier, and return its record.
 
-        If the run fails and `may_fail` is true, the record holds the failure; if `may_fail` is false, the error is raised. One
-        error is raised in both cases: a UserError when a run is continued that was begun earlier, because this run may still
-        succeed when the user has corrected the cause.
+        If the run fails and `may_fail` is true, the record holds the failure. If `may_fail` is false, an error is raised
+        instead. If the run was begun earlier, a UserError is always raised, because the user can correct its cause and then
+        continue the run.
         """
         logger.info(f"{folder}: {' '.join(overrides)}")
         is_begun, failure = Run(folder).exists, None

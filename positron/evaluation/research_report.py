@@ -35,8 +35,9 @@ COLUMNS: list[dict[str, str]] = [
 def write_report(folder: Path, date: str, file: str, plan: Plan, trials: Sequence[Trial]) -> None:
     """Write `DATE-NAME.md`, `DATE-NAME.json` and `DATE-NAME.png` into `folder`, where NAME is the name of this folder.
 
-    `date` is the date on which `positron research` was first started in the folder, and `file` is the file of candidates as the
-    command named it. If the report is written again later, it has the same content, unless there are new runs.
+    `date` is the date on which `positron research` was first started in the folder. `file` is the path of the file of
+    candidates, as given on the command line. If the report is written again later, it has the same content, unless there are
+    new runs.
     """
     name = f"{date}-{folder.name}"
     record = as_record(folder, date, file, trials)

@@ -194,12 +194,15 @@ def _number(text: str) -> float | None:
 
 
 def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]) -> bytes:
-    """Draw a `scaling_law.Law` with its runs in two panels: the loss minus E, where a power law is straight, and the loss.
+    """Draw a scaling law, an instance of `scaling_law.Law`, and its runs in two panels. Returns a PNG.
 
-    `n`, `d` and `bpb` (R,) are the parameters, tokens and bits per byte of the runs. The law is drawn up to the size `aim`,
-    (parameters, tokens), with the 95 % interval for a single run. The x axis is the quantity that varies: parameters or tokens.
-    For a law of both, the x axis is the number of operations, 6 N D, and the line shows models with as many tokens per
-    parameter as `aim`. Returns a PNG.
+    The first panel shows the loss minus E, the constant of the law, on logarithmic axes, on which a power law is a straight
+    line. The second panel shows the loss. Both are in bits per byte.
+
+    `n`, `d` and `bpb` (R,) are the parameters, tokens and bits per byte of the runs. The law is drawn up to the size `aim`, a
+    pair (parameters, tokens), or a little further, with the 95 % interval of a single run. If only one of the two quantities
+    varies in the law, it is the x axis. If both vary, the x axis is the number of training operations, 6 N D, for N parameters
+    and D tokens; the law is then drawn for models with as many tokens per parameter as `aim`.
     """
     import numpy as np
     from matplotlib.figure import Figure

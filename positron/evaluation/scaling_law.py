@@ -34,16 +34,19 @@ MIN_SPREAD = 0.15  # standard deviation of log N or log D; below this value, N o
 class Law:
     """Hold a fitted law for the bits per byte after D tokens with N parameters: E + A / N^alpha + B / D^beta.
 
-    `terms` names the terms that are fitted: "E", "N" (A / N^alpha) and "D" (B / D^beta). If "E" is missing, E is `floor`; if
-    "N" or "D" is missing, its term is 0. `theta` contains the fitted numbers of each term in the order of `terms`. The term "E"
-    has one number, log E. The term "N" has two numbers: the logarithm of A / N^alpha at log N = `center["N"]`, and alpha. The
-    term "D" has two numbers: the logarithm of B / D^beta at log D = `center["D"]`, and beta.
+    `terms` names the terms that are fitted: "E", "N" (A / N^alpha) and "D" (B / D^beta). If "E" is missing, E is `floor`. If
+    "N" or "D" is missing, its term is 0.
+
+    `theta` contains the fitted numbers of each term in the order of `terms`:
+    "E" has one number, log E.
+    "N" has two numbers: the logarithm of A / N^alpha at log N = `center["N"]`, and alpha.
+    "D" has two numbers: the logarithm of B / D^beta at log D = `center["D"]`, and beta.
     """
 
     terms: tuple[str, ...]  # "E" if E is fitted, then "N", "D" or both
     floor: float  # the known E; 0 if E is fitted
     center: dict[str, float]  # mean of log N and mean of log D over the runs
-    slope: float  # of log D against log N, fitted to the runs; of log N against log D if the law has no term "N"
+    slope: float  # of a line fitted to the runs: log D against log N, or log N against log D if the law has no term "N"
     theta: Array
     covariance: Array | None  # covariance of theta; None if the runs are too few or too similar
     sigma: float | None  # standard deviation of log(loss - floor) of the runs around the law; None: too few runs
@@ -123,10 +126,11 @@ class Law:
 
 
 def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> tuple[Array, Array]:
-    """Compute the log(loss - floor) that a law predicts for R runs, (R,), and its Jacobian by `theta`, (R, len(theta)).
+    """Compute the log(loss - floor) that a law predicts for R runs, and its Jacobian with respect to `theta`.
 
-    The first result is the logsumexp of the logarithms of the law's terms. `terms`, `theta` and the floor are those of `Law`.
-    `logs` has log N (parameters) and log D (tokens) minus their means over the runs to which the law was fitted, each (R,).
+    The results have the shapes (R,) and (R, len(theta)). The predicted value is the logsumexp of the logarithms of the law's
+    terms. `terms`, `theta` and the floor are those of `Law`. `logs` has two arrays (R,): log N (parameters) and log D (tokens),
+    each minus its mean over the runs to which the law was fitted.
     """
     rows, slopes, place = [], [], 0
     for term in terms:

@@ -22,8 +22,8 @@ class Size:
     """Hold the numbers of one run to which a scaling law is fitted: its size and its loss."""
 
     run: str  # folder of the run
-    parameters: int  # in matrix products and the output head; training takes 6 operations for each, per token
-    all_parameters: int
+    parameters: int  # weights in matrix products; training takes 6 operations per token for each of them
+    all_parameters: int  # including embeddings, biases and norms
     tokens: int  # training tokens
     bpb: float  # bits per byte at the last validation
 
@@ -60,7 +60,7 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
 
 
 def _size_or_reason(run: Run) -> tuple[str, Size | None]:
-    """Return ("", the point of a run), or (the reason why the run cannot be used, None)."""
+    """Return ("", the `Size` of a run), or (the reason why the run cannot be used, None)."""
     facts = run.facts()
     if run.base is not None:
         return "it started from the weights of another run", None

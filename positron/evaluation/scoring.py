@@ -101,10 +101,10 @@ def score_windows(
 ) -> list[list[Score]]:
     """Score each document separately, from its beginning to its end-of-text token, by sliding windows.
 
-    A text that is a `Beginning` has no end-of-text token. `stride` is the number of tokens scored by each window after the
-    first (None: half the context length). Returns a list of scores for each document, one per window; their sum is the score of
-    the document. `what` is the title of the progress line. Raises UserError if the stride is not between 1 and the context
-    length.
+    A `Beginning`, the first part of a document that was cut, is scored without an end-of-text token. `stride` is the number of
+    tokens scored by each window after the first (None: half the context length). Returns a list of scores for each document,
+    one per window; their sum is the score of the document. `what` is the title of the progress line. Raises UserError if the
+    stride is not between 1 and the context length.
     """
     if not texts:
         return []

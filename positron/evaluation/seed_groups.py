@@ -19,16 +19,14 @@ T = TypeVar("T")
 class SeedGroup(Generic[T]):
     """Hold the runs of one variant, which differ only in their seed.
 
-    `mean` is the mean score of the runs that have a result; None if no run has one. `scored` is the number of runs with a
-    result. `missing` is the number of seeds, among the seeds of all variants, for which this variant has no result; if no
-    variant has several runs, `missing` is 0 with a result and 1 without. `half` is half the width of the 95 % interval of the
-    mean; None for fewer than two results.
+    `missing` is the number of seeds with which at least one variant was trained, but for which this variant has no result. If
+    no variant has several runs, the seeds are not compared; then `missing` is 0 if this variant has a result, otherwise 1.
     """
 
     members: list[T]
     scored: int  # number of runs with a result
-    missing: int  # number of seeds, among the seeds of all variants, for which this variant has no result
-    mean: float | None
+    missing: int  # number of seeds without a result
+    mean: float | None  # mean score of the runs with a result; None if no run has one
     half: float | None  # half the width of the 95 % interval of the mean over seeds; None for fewer than two results
 
 
@@ -40,9 +38,10 @@ def seed_groups(
 ) -> list[SeedGroup[T]]:
     """Return the groups of items with the same variant, the lowest mean score first.
 
-    An item represents a run. `variant`, `seed` and `score` return these values of an item; items with equal variants form a
-    group, and the score is None for an item without a result. A group without a result for some seed comes after the groups
-    that have results for all seeds, because a variant whose bad runs failed or were ended early looks better than it is.
+    An item represents a run. `variant`, `seed` and `score` are functions that return the variant, the seed and the score of the
+    run that an item represents; the score is None if the run has no result. Items with equal variants form a group. A group
+    without a result for some seed comes after the groups that have results for all seeds, because a variant whose bad runs
+    failed or were ended early looks better than it is.
     """
     by_variant: dict[Hashable, list[T]] = {}
     for item in items:

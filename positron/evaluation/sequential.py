@@ -6,9 +6,10 @@ better. The gains of different seeds are assumed to be independent draws from on
 t-test.
 
 A candidate is tested after each further pair; each such test is called a look. Adoptions are corrected for the number of looks
-by Bonferroni's inequality: if each of the K looks errs with a probability of at most LEVEL / K, all looks together err with a
-probability of at most LEVEL, however the looks depend on each other. Early rejections are corrected in the same way, with the
-level MISS.
+by Bonferroni's inequality. If each of K looks errs with a probability of at most LEVEL / K, all looks together err with a
+probability of at most LEVEL, however the looks depend on each other. LEVEL is the largest probability to adopt a candidate
+whose true mean gain is 0 or less. Early rejections are corrected in the same way. For them, the limit is MISS, the largest
+probability to reject early a candidate whose true mean gain is the smallest gain worth having.
 """
 
 from __future__ import annotations

@@ -30,13 +30,14 @@ SEED = "seed"  # the key whose values are repetitions of a variant and not varia
 class Job:
     """Hold a job, one run of a sweep, that has ended. `choices` maps the key of each override to its value.
 
-    `bpb` is the bits per byte at the last validation, or None. `why` is the reason why the job failed, was refused or cannot be
-    read, or an empty text.
+    `status` is "refused" if the run had finished earlier and cannot continue with the settings of this job. It is "unknown" if
+    the files of the job are damaged or record no status. Otherwise, it is the status of the run, such as finished, stopped,
+    pruned or failed.
     """
 
     number: str  # name of the job's folder in the folder of the sweep
     choices: dict[str, str]
-    status: str  # finished, stopped, pruned, failed, refused (it had finished with other settings), or unknown
+    status: str
     bpb: float | None  # bits per byte at the last validation; None if the job failed or was never validated
     facts: Facts
     why: str  # reason why the job failed, was refused or cannot be read, otherwise empty
@@ -122,11 +123,11 @@ def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
 
 
 def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
-    """Return the arguments of `positron compare --paired` that compare the two best variants with at least two seeds each.
+    """Return the arguments of `positron compare --paired` that compare the best two variants of a sweep.
 
-    If the two variants differ in several settings, in the choice of a config group such as model=nano, or in a setting that
-    changes the order of the data, --differ-in names these settings. The list is empty if fewer than two variants have scores
-    for two seeds.
+    Only variants with scores for at least two seeds count. The list is empty if there are fewer than two such variants. If the
+    two variants differ in several settings, in the choice of a config group such as model=nano, or in a setting that changes
+    the order of the data, the argument --differ-in names the settings in which they differ.
     """
     # imports torch, which a sweep that is refused does not need
     from positron.evaluation.pairing import changes_data_order

@@ -101,8 +101,8 @@ def tuning_pictures(rows: list[dict[str, Any]]) -> list[tuple[str, str, bytes]]:
 def _drawable(panel: Panel, keys: set[str]) -> list[Line]:
     """Return those curves of a panel whose metric is in `keys`, the names of the recorded metrics.
 
-    PASS is only the prefix of metrics such as val/pass_1, whose names end with the number of answers per prompt. A curve with
-    the key PASS is replaced by one curve for each of these metrics that was recorded.
+    PASS is not a metric, but the common beginning of the names of metrics such as val/pass_1 and val/pass_8, which end with the
+    number of answers per prompt. A curve with the key PASS is replaced by one curve for each recorded metric of this kind.
     """
     lines = []
     for line in panel.lines:
