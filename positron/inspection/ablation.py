@@ -53,8 +53,8 @@ def ablated(model: GPT, ablations: Sequence[Ablation]) -> GPT:
 
     The copy shares all other weights with the model.
 
-    To remove a head, its columns in the attention's output matrix are set to 0. To remove a whole attention or MLP, its output
-    matrix and its bias are set to 0. Raises UserError for a part that the model does not have.
+    To remove a head, its columns in the attention's output matrix are set to 0. To remove a whole attention or MLP, the weight
+    matrix and the bias of its output layer are set to 0. Raises UserError for a part that the model does not have.
     """
     check_ablations(ablations, model.config)
     outputs = [_output(model, ablation) for ablation in ablations]

@@ -1,7 +1,7 @@
-"""Write one HTML file that holds a run's model, its tokenizer, the inspector, and JavaScript code that computes the model.
+"""Write one HTML file that holds a run's model, its tokenizer, the inspector, and JavaScript code that runs the model.
 
-The inspector is the page *Look inside*. The file works offline. It contains all scripts, styles and data, and its content
-security policy allows only the file's own scripts: no network requests, and no `eval`. The content of the run is stored as
+The inspector is the page *Look inside*. The file works offline. It contains all scripts, styles and data. Its content security
+policy allows only the scripts in the file, and forbids network requests and `eval`. The content of the run is stored as
 compressed data and never as HTML.
 """
 
@@ -96,7 +96,7 @@ class Stored:
     scores: Any = None  # lookdata.Scores
     truth: Any = None  # lookdata.TruthData of the prompt
     regrets: Any = None  # lookdata.RegretHistory
-    history: list[Any] = dataclasses.field(default_factory=list)  # lookdata.LookData of the prompt, with "point"
+    history: list[Any] = dataclasses.field(default_factory=list)  # results of `kept_look`, one for each kept step
 
 
 def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> Written:
@@ -143,11 +143,12 @@ def _refuse_large(run: str, shape: Shape) -> None:
 
 
 def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
-    """Yield pairs (bits per weight, number of steps in the history), which the caller tries until a file is small enough.
+    """Yield pairs (bits per weight, number of steps in the history) in the order in which `write_file` tries them.
 
-    The number of bits decreases from at most 16 to 8. Each number of bits is first paired with all `steps`. ENOUGH_BITS is then
-    paired with a half and a quarter of the `steps`, because fewer bits would change the logits visibly. The same two pairs
-    follow for 8 bits if the weights alone fit into the file.
+    The caller stops at the first pair with which the file is small enough. `steps` is the number of steps that are available.
+    The number of bits decreases from at most 16 to 8. Each number of bits is tried with all `steps`. ENOUGH_BITS is then also
+    tried with a half and with a quarter of the `steps`, because fewer bits would change the logits visibly. 8 bits are also
+    tried with a half and with a quarter of the `steps`, if the weights alone fit into the file.
     """
     fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
     for bits in range(max(8, min(16, fitting)), 7, -1):
@@ -179,7 +180,7 @@ def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.n
     """Return the content of the HTML file.
 
     `title` is the name of the run. `facts` are all data for the page except weights and logits. `logits` (T, V) were computed
-    by PyTorch; the page compares with them the logits that its JavaScript code computes.
+    by PyTorch. To check its own computation, the page compares `logits` with the logits that its JavaScript code computes.
     """
     script, style = joined_scripts(), "\n".join([_package_file(DESIGN).decode(), *map(_text, STYLES)])
     kernels = base64.b64encode(_static("engine.wasm")).decode()
@@ -251,10 +252,10 @@ def _package_file(name: str) -> bytes:
 def write_html(run: Run, prompt: str, path: Path) -> Written:
     """Write the HTML file of a run to `path`.
 
-    The file contains the best weights, the scores of their heads, and the results on the prompt with the weights that were kept
-    during training (train.keep_history). For a run on the built-in stories, the file also contains the exact probabilities by
-    the grammar. Measuring the heads takes seconds to minutes. Raises the errors of `write_file`, and UserError if the run
-    cannot be loaded.
+    The file contains the model with the best weights, and the scores of the model's heads. It also contains results on the
+    prompt for earlier steps of training, at most MAX_HISTORY, whose weights were kept (train.keep_history). For a run on the
+    built-in stories, the file also contains the exact probabilities by the grammar. Measuring the heads takes seconds to
+    minutes. Raises the errors of `write_file`, and UserError if the run cannot be loaded.
     """
     subject = Subject(run)
     page_tokenizer(subject.tokenizer)  # raises its error before anything is measured

@@ -1,13 +1,13 @@
-"""Define the data that the inspector, the page *Look inside*, shows, as typed dicts that are written as JSON.
+"""Define typed dicts for the data that the inspector shows. The dicts are written as JSON.
 
-`positron look --json`, the server's `/api/look`, `/api/truth` and `/api/history`, and the single HTML file all produce these
-dicts, and they contain all data that the page shows about a run. Numbers are finite; a number that does not exist is null
-(None).
+The inspector is the page *Look inside*. The dicts contain all data that this page shows about a run. `positron look --json`
+prints such a dict. The server's answers to `/api/look`, `/api/truth` and `/api/history` are such dicts. The single HTML file
+also contains them. Numbers are finite; a number that does not exist is null (None).
 
-Shapes: T tokens of the prompt including the `<|endoftext|>` that begins every document, L layers, H heads, V tokens in the
-vocabulary. Layers, heads and positions are counted from 0. In the lists of L + 1 entries, entry 0 belongs to the residual
-stream before the first block (the embeddings), and entry i + 1 to the residual stream after block i. Probabilities are at
-temperature 1; bits are -log2 of a probability.
+T is the number of tokens of the prompt, including the `<|endoftext|>` that begins every document. L is the number of layers, H
+the number of heads, and V the size of the vocabulary. Layers, heads and positions are counted from 0. In the lists of L + 1
+entries, entry 0 belongs to the residual stream before the first block (the embeddings), and entry i + 1 to the residual stream
+after block i. Probabilities are at temperature 1; bits are -log2 of a probability.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Ablation(TypedDict):
     """Name a part of the model whose output is replaced by zeros: a head, or the attention or the MLP of a block."""
 
     layer: int  # 0 to L - 1
-    part: int | Part  # a head, 0 to H - 1; or "attn" or "mlp", whose bias becomes zero too
+    part: int | Part  # number of a head, 0 to H - 1; or "attn" or "mlp", the whole attention or MLP of the block
 
 
 class Token(TypedDict):
@@ -69,7 +69,9 @@ class Focus(TypedDict):
 
     position: int  # 0 to T - 1
     top: list[Candidate]  # the most probable tokens, in the order of `logits`, at most 50
-    logits: list[float]  # (V,) descending, apart from a constant; softmax(logits / temperature) gives the probabilities
+    # (V,) in descending order. All may be shifted by the same constant, which does not change the probabilities
+    # softmax(logits / temperature).
+    logits: list[float]
 
 
 class HeadScore(TypedDict):
@@ -83,9 +85,9 @@ class HeadScore(TypedDict):
     induction: float  # 0 to 1: mean attention to the token after the earlier occurrence of the same token
     first: float  # 0 to 1: mean attention to the first token
     text_previous: float | None  # 0 to 1: the same as `previous`, on text
-    text_induction: (
-        float | None
-    )  # 0 to 1: `induction` on text, summed over all earlier occurrences; compare text_chance
+    # 0 to 1: mean attention, on text, from a token to all tokens that followed earlier occurrences of the same token; to be
+    # compared with `Scores.text_chance`
+    text_induction: float | None
     cost: float | None  # increase of the loss without this head, in bits per token
 
 
@@ -95,10 +97,10 @@ class Scores(TypedDict):
     heads: list[list[HeadScore]]  # (L, H)
     attn: list[float | None]  # (L,) increase of the validation loss without a block's attention, bits per token
     mlp: list[float | None]  # (L,) the same without the block's MLP
-    repeated: int  # length of the series of random tokens that a sequence contains twice
-    sequences: int  # number of such sequences
+    repeated: int  # number of random tokens in a sequence, which contains all of them twice in the same order
+    sequences: int  # number of sequences of repeated random tokens
     validation: int  # number of scored tokens of validation text; 0 without such text
-    text_chance: float | None  # the text_induction of a head that attends to all keys equally
+    text_chance: float | None  # value of `text_induction` for a head that attends to all keys equally
     bits: float | None  # loss of the whole model on the scored tokens of validation text, in bits per token
 
 
@@ -172,12 +174,12 @@ class LookRequest(TypedDict):
     top: NotRequired[int]  # number of candidates per prediction, 1 to 50; default 10
     focus: NotRequired[int | None]  # a position; default: the last one
     attention: NotRequired[list[int] | None]  # layers whose attention is returned; default: all
-    scores: NotRequired[bool]  # default: false; the first request takes seconds
+    scores: NotRequired[bool]  # whether to return the scores of the heads; default: false; measuring them takes seconds
     continuation: NotRequired[Continuation | None]
 
 
 class HistoryPoint(TypedDict):
-    """Describe one copy of the weights, of those that training kept (train.keep_history), by its step and its loss."""
+    """Describe a step of training whose weights were kept (train.keep_history), with the loss at this step."""
 
     step: int
     tokens: int | None  # number of training tokens up to this step
@@ -204,12 +206,10 @@ class TruthToken(TypedDict):
     model: float | None  # probability; None for the first token
     true: (
         float | None
-    )  # probability in the grammar; None for the first token, and after the prompt has left the grammar
+    )  # probability in the grammar; None for the first token, and from the first token on that the grammar does not allow
     regret: float | None  # bits: log2(true / model), the model's surprise minus the true surprise
     group: Group | None  # kind of grammar rule that produced the token; None where `true` is None
-    rule: (
-        str | None
-    )  # name of the rule (see `stories.following.Rule`): a word list, such as color, a slot, or the group
+    rule: str | None  # name of a word list, such as color, or of a slot, such as hero; otherwise equal to `group`
 
 
 class TruthCandidate(TypedDict):
@@ -251,9 +251,9 @@ class Departure(TypedDict):
 
     token: int  # index of the first token that cannot occur in a story
     character: int  # index of the character of the prompt at which this token begins
-    reason: Literal["text", "tokens"]  # "tokens": a story may contain the text, but is tokenized differently there
+    reason: Literal["text", "tokens"]  # "tokens": a story may contain the same text here, but as other tokens
     message: str  # description for people
-    expected: list[str]  # some beginnings of words that a story may contain there, most probable first
+    expected: list[str]  # some words that a story may contain here, without white space, the most probable first
 
 
 class TruthData(TypedDict):
@@ -267,8 +267,8 @@ class TruthData(TypedDict):
     step: int
     prompt: str
     tokens: list[TruthToken]  # (T,)
-    next: list[TruthPrediction | None]  # (T,); None after the prompt has left the grammar
-    departure: Departure | None
+    next: list[TruthPrediction | None]  # (T,); None where the grammar allows no token, or does not allow an earlier one
+    departure: Departure | None  # None if the grammar allows all tokens of the prompt
     rules: list[RuleRegret]  # regret on the prompt, the largest first
 
 

@@ -61,9 +61,10 @@ def _refused(what: str) -> UserError:
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """Return the pieces of the vocabulary, the first letters of their kinds, and the ranks of their scores.
+    """Return the texts of the pieces of the vocabulary, their kinds, and the ranks of their scores.
 
-    Rank 0 belongs to the highest score. Pieces with a higher score are merged first.
+    A kind is written as its first letter: n (normal), b (byte), c (control) or u (unknown). Rank 0 belongs to the highest
+    score. Pieces with a higher score are merged first.
     """
     pieces = tokenizer.pieces()
     ranks = {score: i for i, score in enumerate(sorted({piece.score for piece in pieces}, reverse=True))}

@@ -20,7 +20,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 @dataclass(frozen=True)
 class _Reading:
-    """Hold a word that may be the current one: its probability, its tokens, and how many of its tokens were read."""
+    """Hold a word to which the next token may belong: its probability, its tokens, and how many of its tokens were read."""
 
     p: float
     ids: tuple[int, ...]
