@@ -114,7 +114,7 @@ def stops_of(value: Any) -> tuple[str, ...]:
 
 
 def weights_of(value: Any) -> str:
-    """Return `value` if it is one of the number formats for weights in `WEIGHTS`; raises UserError otherwise."""
+    """Return `value` if it is the name of a number format for weights: fp32, bf16 or int8; raises UserError otherwise."""
     if not isinstance(value, str) or value not in WEIGHTS:
         raise UserError(f"weights={value} is not a weight precision: choose from {', '.join(WEIGHTS)}")
     return value

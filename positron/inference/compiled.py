@@ -60,9 +60,11 @@ class CompiledDecoder(Decoder):
         self._compile()
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> Linear | Int8Linear:
-        """Return a linear layer that uses torch, for prompt pieces of more than DIRECT_PROMPT tokens.
+        """Return a linear layer that torch computes.
 
-        The layer stores the weight in the decoder's number format, and converts the weight to fp32 at each call.
+        Only the tokens of a long piece of a prompt (more than DIRECT_PROMPT tokens) pass through these layers. All other tokens
+        are computed by the compiled function. The layer stores the weight in the decoder's number format, and converts the
+        weight to fp32 at each call.
         """
         bias = bias.detach() if bias is not None else None
         if self.weight_dtype == torch.int8:
@@ -255,10 +257,11 @@ def activation_code(kind: Activation) -> int:
 class _Packed:
     """Hold all weights in the layout that `compiled_step.py` reads.
 
-    `weights` (1-D) contains the matrices, and `floats` (1-D, fp32) all other tensors. Each row of `where` contains, for one
-    layer, the indices at which the layer's tensors begin in these two arrays; the last row is for the last norm and the output
-    matrix. `sizes` contains the dimensions and options of the model, and for the tensors that belong to no layer (smear,
-    positions and RoPE) the indices at which they begin in `floats`.
+    `weights` (1-D) contains the matrices, and `floats` (1-D, fp32) all other tensors. `where` has a row for each layer, and a
+    last row for the last norm and the output matrix. A row contains the indices at which the tensors begin in `weights` or
+    `floats`. `sizes` contains the dimensions and options of the model. It also contains the indices in `floats` at which the
+    tensors that belong to no layer begin: the position embeddings, the cosines and sines of RoPE, and `smear`. `smear`
+    is a factor for each channel; the previous token's embedding times `smear` is added to each embedding.
     """
 
     def __init__(self, model: GPT, decoder: CompiledDecoder) -> None:
@@ -330,8 +333,8 @@ class _Packed:
         """Append matrices of one shape with their biases, and return where the matrices, the scales and the biases begin.
 
         `parts`: (matrix, bias) pairs. The matrices are stored one after the other, each in blocks of 16 rows (see
-        `compiled_step.py`). A scale is the factor of a row of an int8 matrix; for other formats, it is 1. If there are no
-        biases, the third index is that of zeros.
+        `compiled_step.py`). A scale is the factor of a row of an int8 matrix; for other formats, it is 1. If the matrices have
+        no biases, the third index points to an array of zeros.
         """
         packed, scales, biases = [], [], []
         for weight, bias in parts:

@@ -1,13 +1,14 @@
 """Define one step of decoding as a function that Numba compiles: all layers, for several rows, by several threads.
 
 A step is a list of phases (the products of a layer, its attention, the logits), and each phase is a list of chunks. A thread
-takes the next chunk from an atomic counter, after all chunks of the earlier phases are done. No thread waits for a thread that
-has not begun: if the other threads are late or asleep, the caller computes all chunks itself, with the same result.
+takes the next chunk from an atomic counter, after all chunks of the earlier phases are done. A thread waits only for chunks
+that another thread has already taken. If the other threads are late or asleep, the thread that started the step computes all
+chunks itself, with the same result.
 
 A matrix is stored in blocks of 16 rows (`_Packed` in `compiled.py`). The 16 numbers of a column of a block are adjacent, so a
-block is read from beginning to end, and the sums of its 16 rows are the lanes of a vector. The order of the additions for a row
-of the batch does not depend on the number of rows. Therefore the logits of a text are the same, bit for bit, whatever other
-texts are in the batch.
+block is read from beginning to end. A vector register of 16 numbers holds one sum for each row of the block. The order of the
+additions for a row of the batch does not depend on the number of rows in the batch. Therefore the logits of a text are the
+same, bit for bit, whatever other texts are in the batch.
 
 All kernels are in this file, because Numba's cache on disk notices changes only in the file of the outermost function.
 """
@@ -218,9 +219,10 @@ def _yield(typing: Any) -> Any:
 def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, bias):
     """Compute a part of y = (x W^T) scale + bias for `rows` rows of x: the columns in the blocks `first` to `end` - 1.
 
-    A block is 16 rows of W, which give 16 columns of y. In the 1-D array `w`, W begins at index `at` and has rows of `width`
-    numbers. In the array `x`, the first row begins at index `x_at`, and each next row `x_row` numbers later. `scale` and `bias`
-    are the indices in `floats` at which the scales and biases of the columns of y begin.
+    A block is 16 rows of W, which give 16 columns of y. W begins at index `at` of the 1-D array `w`, and each of its rows has
+    `width` numbers. The first row of x begins at the flat index `x_at` of the array `x`, and each further row begins `x_row`
+    numbers after the row before it. `scale` and `bias` are the indices in `floats` at which the scales and biases of the
+    columns of y begin.
     """
     y_row = y.shape[1]
     for block in range(first, end):
@@ -264,7 +266,10 @@ def _exp(x):
 
 @inner
 def _normalise(kind, eps, x, weight, bias, y):
-    """Write the LayerNorm or RMSNorm of x (C,) with `weight` and `bias` (C,) to y (C,). `kind`: LAYERNORM or RMSNORM."""
+    """Write the LayerNorm or RMSNorm of x (C,) with `weight` and `bias` (C,) to y (C,).
+
+    `kind`: LAYERNORM or RMSNORM, constants of this module.
+    """
     mean = np.float32(0.0)
     if kind == LAYERNORM:
         for i in range(x.size):
@@ -282,7 +287,10 @@ def _normalise(kind, eps, x, weight, bias, y):
 
 @inner
 def _activate(kind, h, u):
-    """Apply the activation `kind` (GELU to SWIGLU) to h (F,) in place. For SWIGLU, h becomes swish(h) * u, with u (F,)."""
+    """Apply the activation `kind` to h (F,) in place. For SWIGLU, h becomes swish(h) * u, with u (F,).
+
+    `kind`: GELU, RELU, SWISH, RELU2 or SWIGLU, constants of this module. u is used only for SWIGLU.
+    """
     if kind == GELU:  # 0.5 h (1 + tanh(z)) = h / (1 + e^(-2 z)), z = sqrt(2 / pi) (h + 0.044715 h^3)
         for i in range(h.size):
             z = h[i] * (np.float32(1.5957691216) + np.float32(0.0713548163) * h[i] * h[i])
@@ -399,8 +407,10 @@ def _embed(rows, model, batch, x):
 def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch, memory):
     """Compute a chunk: the items `first` to `end` - 1 of a phase of a layer.
 
-    `fresh`: true if this thread must first write the normalised input of the phase to the part of `memory` for this thread.
-    `rows`: the number of rows of the batch. The other arguments are described in `work`.
+    An item is a block of 16 rows of the matrix of the phase or, in the phase ATTEND, a key head. `fresh`: true if this chunk is
+    the first of the phase in this thread. The thread then first normalises the input of the phase (for a product after a norm)
+    and keeps the result in its own part of `memory`. `rows`: the number of rows of the batch. The other arguments are described
+    in `work`.
     """
     sizes, eps, where, weights, floats, _ = model
     keys, values = cache
@@ -473,23 +483,28 @@ def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
     """Start a decoding step and compute it (thread 0), or help with the decoding steps of `owner` (any other thread).
 
     Thread 0 returns when the step is done. The other threads return when no step has started for a while, or when a step of
-    another owner starts. The dimensions are R rows of the batch, N chunks, L layers, B rows of the cache, T positions of the
-    context, C channels of the residual stream, H query heads, K key heads, D channels of a head, F channels in the MLP, and V
-    tokens of the vocabulary.
+    another owner starts. A step is divided into chunks. A chunk is a part of the work that one thread computes, such as the
+    product with some rows of a matrix.
+
+    The dimensions are R rows of the batch, N chunks, L layers, B rows of the cache, T positions of the context, C channels of
+    the residual stream, H query heads, K key heads, D channels of a head, F channels in the MLP, and V tokens of the
+    vocabulary. SYNC, JOB, COLUMNS, SIZES and PLACES are constants of this module: the lengths of small arrays of int64.
 
     thread  number of the calling thread
-    spins   how many times a thread other than 0 looks for work before it returns
+    spins   how many times in a row a thread other than 0 looks for a chunk and finds none before it returns
     owner   number of the decoder to which the arrays belong
-    sync    (SYNC,): numbers of the step and of the next chunk (in one int64), number of finished chunks, owner of the step
-    plan    job (JOB,): number of rows of the batch and number of chunks; chunks (N, COLUMNS)
-    model   sizes (SIZES,), eps, where (L + 1, PLACES), weights and floats (1-D), token embeddings (V, C); a row of
-            `where` has the indices at which the arrays of a layer begin in `weights` or `floats`, and the last row has
-            those of norm_f and lm_head
+    sync    (SYNC,): what the threads share. One number contains the number of the step and, in its lower 32 bits, the number
+            of the next chunk; the others are the number of finished chunks and the owner of the step
+    plan    job (JOB,), chunks (N, COLUMNS). `job` contains the number of rows of the batch and the number of chunks. A row of
+            `chunks` describes one chunk
+    model   sizes (SIZES,), eps, where (L + 1, PLACES), weights (1-D), floats (1-D), token embeddings (V, C). `weights` contains
+            all matrices, one after the other, and `floats` all other tensors. A row of `where` contains the indices at which
+            the tensors of a layer begin in `weights` or `floats`; the last row is for norm_f and lm_head
     cache   keys, values: (L, B, K, T, D) each
-    batch   for each row of the batch the token id, the previous token id (or -1), the row of the cache, the position: (R,) each
-    memory  stream and branch (R, C), qkv (R, (H + 2 K) D), heads (R, H D), hidden and gated (R, F), normalised stream
-            (threads, R, C), scores (threads, T), logits (R, V); except for scores, the last dimension is rounded up to a
-            multiple of LANES or CHAINS
+    batch   ids, previous ids (-1: there is no previous token), rows of the cache, positions in the context: (R,) each
+    memory  scratch memory: stream and branch (R, C), qkv (R, (H + 2 K) D), heads (R, H D), hidden and gated (R, F), normalised
+            stream (threads, R, C), scores (threads, T), logits (R, V). In all of them except scores, the size of the last
+            dimension is rounded up to a multiple of LANES or CHAINS
     """
     job, chunks = plan
     word = _load(sync, TICKET)

@@ -35,7 +35,9 @@ class _Layer:
     """Hold the weights of one transformer block in the form that `Decoder` uses.
 
     A norm is a pair of weight and bias (None: no bias). The weight of an RMSNorm contains its C numbers twice (see
-    `_rms_norm`). H is the number of query heads, K the number of key heads, and D the number of channels of a head.
+    `_rms_norm`). `up` is the first layer of the MLP. It includes the activation, except for SwiGLU. For SwiGLU, it has no
+    activation, and its weight contains the rows of gate, followed by the rows of up. `qk_scale` contains the learned scales of
+    QK-norm. H is the number of query heads, K the number of key heads, and D the number of channels of a head.
     """
 
     norm1: tuple[Tensor, Tensor | None]
@@ -44,17 +46,17 @@ class _Layer:
     out: Linear | Int8Linear
     up: (
         Linear | Int8Linear
-    )  # includes the activation; for swiglu: the rows of gate, then those of up, without activation
+    )  # includes the activation, except for SwiGLU, whose gate and up are computed by this one layer
     down: Linear | Int8Linear
-    qk_scale: Tensor | None  # (H + K, D), in the same order of numbers as q and k
+    qk_scale: Tensor | None  # (H + K, D); with RoPE, the two numbers of each pair are neighbours
 
 
 def piece_end(start: int, length: int) -> int:
     """Return the position after the next piece of a prompt of `length` tokens, of which the first `start` have been read.
 
     A piece is a part of a prompt that is read at once. Pieces end at multiples of PIECE, and the last piece ends at `length`.
-    These positions do not depend on other texts that are generated between two pieces. Therefore the same matrix products
-    always read the prompt, and its logits are the same bit for bit.
+    The ends of the pieces do not depend on other texts that are generated between two pieces. Therefore a prompt is always read
+    by matrix products of the same sizes, and its logits are always the same, bit for bit.
     """
     return min(length, start // PIECE * PIECE + PIECE)
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Written(NamedTuple):
     """Hold a generated text, without its prompt, and the number of its tokens.
 
-    `ended` is true if the text ended at a stop token or a stop string, and not at max_tokens.
+    `ended` is true if the text ended at a stop token or a stop string, and false if it reached the maximum number of tokens.
     """
 
     text: str
@@ -105,7 +105,8 @@ class Engine:
         """Compute the logits after the newest token of each text, (B, V).
 
         `seen`: the token ids of each text. `ended`: whether each text has ended; the logits of an ended text have no meaning.
-        If another text has filled the context, its cache is emptied, and the last half of the context is read again.
+        If a text that has not ended has filled the context, its cache is emptied, and the text's last context // 2 tokens (at
+        least one) are read again.
         """
         full = [i for i, length in enumerate(decoder.lengths[: len(seen)]) if length >= self.context]
         active = [i for i in full if not ended[i]]

@@ -1,7 +1,8 @@
-"""Decode with several models that predict as one, each with its own key/value cache.
+"""Decode with an ensemble: several models, whose next-token probabilities are averaged.
 
-For each token, the models compute one after the other. Stacking the weights, so that one operator computes all models
-(torch.vmap), took more than twice as long for three models of 15M parameters on one thread.
+Each model has its own key/value cache. For each token, one model is computed after the other. The alternative, to stack the
+weights and compute all models with each operator (torch.vmap), took more than twice as long. This was measured with three
+models of 15M parameters on one thread.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def round_weights(model: GPT, dtype: torch.dtype | None) -> GPT:
 class Int8Linear:
     """Compute activation(x W^T + b) with W in int8.
 
-    On a CPU, the int8 operator of torch is used if x is a bf16 matrix of at most MAX_DIRECT_ROWS rows whose length is a
-    multiple of ROW_MULTIPLE. Otherwise, the int8 weights are converted to the dtype of x for each product.
+    The int8 operator of torch is used on a CPU if x is a bf16 matrix (rows, in) with at most MAX_DIRECT_ROWS rows (8), and `in`
+    is a multiple of ROW_MULTIPLE (32). Otherwise, the int8 weights are converted to the dtype of x for each product.
     """
 
     packed = False

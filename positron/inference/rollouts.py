@@ -35,9 +35,9 @@ class Rollout:
 
     prompt: int  # index of the prompt
     ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)  # log-probability of the token when it was drawn
-    entropies: list[float] = field(default_factory=list)  # entropy of the distribution from which it was drawn
-    ended: bool = False  # True if a stop token ended the answer, False if the limit did
+    logprobs: list[float] = field(default_factory=list)  # log-probability of each token when it was drawn
+    entropies: list[float] = field(default_factory=list)  # entropy of the distribution from which each token was drawn
+    ended: bool = False  # True if the answer ended at a stop token, False if it reached a limit of its length
 
 
 def rollouts(

@@ -78,11 +78,12 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _likeliest_of(values: np.ndarray, candidates: np.ndarray, before: float, p: float) -> np.ndarray | None:
-    """Select each candidate for which the sum of all larger values is less than p. Returns bool (n,), True where selected.
+    """Select each candidate for which the sum of all larger probabilities is less than p.
 
-    `candidates`: indices into `values` (n,), in ascending order. Of equal values, the one with the smaller index counts as
-    larger. `before`: the sum of those values that are larger than the values of all candidates. Returns None if `before` is not
-    0 and rounding could change the selection.
+    `values` (n,): probabilities of tokens. `candidates`: the indices of some of them, in ascending order. Of equal
+    probabilities, the one with the smaller index counts as larger. `before`: the sum of the probabilities that are larger than
+    those of all candidates. Returns bool (n,), True where a candidate is selected. Returns None if `before` is not 0 and
+    rounding errors could change the selection.
     """
     order = candidates[np.argsort(-values[candidates], kind="stable")]
     ordered = values[order]

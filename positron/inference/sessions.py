@@ -3,8 +3,8 @@
 Each text has its own settings, its own random generator and its own row of the key/value cache. In fp32, a text has exactly
 the tokens that `Engine.stream` returns, and does not depend on the other texts, for two reasons. A step computes at most
 `exact_rows` rows together, so that each row gets the result that it would get alone. And a prompt is read in pieces that end
-at fixed positions. There is one exception: if a row still holds the earlier turns of a conversation, only the next turn is
-read. The logits of this text then differ from those of `Engine` by rounding.
+at fixed positions. There is one exception: if a row still holds the earlier turns of a conversation, only the tokens after
+these turns are read. The logits of this text then differ from those of `Engine` by rounding.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Piece(NamedTuple):
     """Hold the characters that a step adds to a text, and their tokens.
 
     `tokens` is filled only if the request asks for log-probabilities. `finish`: "stop" if the text ended at a stop token or a
-    stop string, "length" if it ended at max_tokens, None if it has not ended.
+    stop string, "length" if it reached the maximum number of tokens, None if it has not ended.
     """
 
     text: str
     tokens: list[Token]
-    finish: Literal["stop", "length"] | None = None  # stop: the text ended by itself or at a stop string
+    finish: Literal["stop", "length"] | None = None  # None: the text has not ended
 
 
 class Session:
@@ -271,10 +271,10 @@ def scored(logits: Tensor, tokens: list[int], likeliest: int) -> list[Token]:
 def exact_rows(decoder: AnyDecoder) -> int:
     """Return how many rows `step_some` may compute together so that each row gets exactly the logits that it gets alone.
 
-    oneDNN's products with packed weights give a row the same result in any number of rows; those of `F.linear` do not.
-    It is not known in advance which of the two products this machine uses, or how torch divides elementwise operators among
-    threads. Therefore a step is computed with each number of rows, at the middle position of the context in a new cache, and
-    the results are compared.
+    With oneDNN's packed weights, the result of a matrix product for one row does not depend on the number of rows. With
+    `F.linear`, it may. It is not known in advance which of the two products this machine uses, or how torch divides
+    elementwise operators among threads. Therefore this function computes steps with 2, 3 and more rows, until the logits differ
+    from those of each row alone. These steps use a new cache, at the middle position of the context.
     """
     slots = len(decoder.lengths)
     probe, rows = decoder.with_empty_cache(slots), list(range(slots))

@@ -38,8 +38,8 @@ class Window:
     def free_tokens(self, seen: list[int]) -> int:
         """Return the number of tokens that fit the context after `seen`, the tokens of the text so far.
 
-        If `seen` from `start` on does not fit the context, the cache is emptied and `start` is moved forward, so that
-        `read` reads the last context // 2 tokens of `seen` (at least one) again.
+        If the tokens of `seen` from the index `start` on do not fit the context, the cache is emptied. `start` is then moved
+        forward, so that the next call of `read` reads the last context // 2 tokens of `seen` (at least one) again.
         """
         if len(seen) - self.start > self.context:
             self.start, self.decoder.lengths[0] = len(seen) - max(1, self.context // 2), 0

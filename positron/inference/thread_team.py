@@ -2,8 +2,8 @@
 
 OpenMP is not used, for two reasons. Numba and torch would each have a pool of threads in the same process. And at each of the
 about 30 matrix products of a step, the caller would wait for every thread, even for a thread whose core is used by another
-program. In this module, a helper takes part in a step if it is ready in time (see `compiled_step.py`), and the caller never
-waits for a helper that has not begun.
+program. In this module, a helper takes part in a step if it is ready in time (see `compiled_step.py`). The caller only waits
+for helpers that are already computing a part of the step.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ class Progress:
     """Turn the tokens of one text into characters. Characters that may begin a stop string are held back.
 
     `tokens`: the number of tokens of the text, without those of a stop string. `ended`: true if the text ended at a stop token
-    or a stop string, and not at max_tokens.
+    or a stop string, false if it has not ended or has reached the maximum number of tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
@@ -39,7 +39,7 @@ class Progress:
     def finish(self, by_itself: bool) -> str:
         """End the text and return the characters that were held back.
 
-        `by_itself`: true if a stop token ended the text before max_tokens.
+        `by_itself`: true if the text ended at a stop token, false if it reached the maximum number of tokens.
         """
         if self.ended:
             return ""
@@ -85,7 +85,7 @@ class Stream(Iterator[str]):
 
     @property
     def ended(self) -> bool:
-        """Tell whether the text ended at a stop token or a stop string, and not because of max_tokens."""
+        """Tell whether the text ended at a stop token or a stop string, and not at the maximum number of tokens."""
         return self._progress.ended
 
 
