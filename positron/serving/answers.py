@@ -16,7 +16,7 @@ MIN_LOGPROB = -9999.0  # OpenAI's value for a probability of 0, whose logarithm 
 
 
 class _Vocabulary:
-    """Convert token ids to the texts that identify tokens in an answer with log-probabilities."""
+    """Convert token ids to texts. An answer with log-probabilities shows these texts in place of the ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

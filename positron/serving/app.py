@@ -151,7 +151,11 @@ async def _disconnected(request: Request) -> None:
 
 
 class _Texts:
-    """Hold the texts that are generated for one request, and the pieces of them that the worker's thread has delivered."""
+    """Hold the texts that are generated for one HTTP request.
+
+    The model's worker generates the texts in a thread of its own, and delivers each text in pieces. The object also holds the
+    pieces that were delivered and not yet read.
+    """
 
     def __init__(self, call: Call, model: Served) -> None:
         self._worker = model.worker
@@ -171,7 +175,7 @@ class _Texts:
         return deliver
 
     def submit(self) -> None:
-        """Queue the texts; raises ApiError if the queue is full."""
+        """Queue the texts; raises ApiError if the worker's queue is full, or if the worker was closed."""
         try:
             self._worker.submit(self._jobs)
         except QueueFull:
@@ -210,7 +214,11 @@ class _Texts:
             await asyncio.sleep(0)  # let the server notice now, and not after the last piece, if the client is gone
 
     async def _next_arrivals(self) -> list[tuple[int, Piece | Exception]]:
-        """Wait until a piece has arrived, and return all pieces that have arrived, as (index of the text, piece)."""
+        """Wait until a piece has arrived, and return all pieces that have arrived since the last call.
+
+        The pieces are returned as (index of the text, piece) pairs. If a text has failed, its last pair has the error in place
+        of a piece.
+        """
         while not self._arrived:
             self._wake.clear()
             self._is_waiting = True

@@ -107,8 +107,8 @@ class Models:
     def get(self, name: Any) -> Served:
         """Return the model `name`, and load it if it was not loaded at the start or by an earlier request.
 
-        If an earlier request loaded the model and the run was trained further since then, the model is loaded again. But while
-        the model generates texts, it is returned without the new training. If `name` is None, the first model that was loaded
+        If a request has loaded the model, and the run was trained further since then, the model is loaded again. But if the old
+        model is generating texts at this moment, the old model is returned. If `name` is None, the first model that was loaded
         at the start is returned. Raises ApiError if there is no such model, if it cannot be loaded, or if too many other models
         are busy.
         """

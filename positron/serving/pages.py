@@ -1,4 +1,4 @@
-"""Define the page Chat of the web site, and the files that all its pages share. Other packages define the other pages."""
+"""Define the page Chat of the web site, and the files that all pages of the site share. Other packages define other pages."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def page(template: Path) -> Callable[[Request], Response]:
 
 
 def routes() -> list[BaseRoute]:
-    """Return the routes of the page Chat, and of the files that all pages share.
+    """Return the routes of the page Chat, of the presets that it offers, and of the files that all pages share.
 
-    These must be the last routes of the site, because one of them matches every path below /static.
+    Put these routes at the end of the site's list of routes, because one of them matches every path below /static.
     """
 
     def presets(_: Request) -> Response:

@@ -81,7 +81,8 @@ class Call:
 class _Body:
     """Hold the parameters of a request.
 
-    `take` returns a parameter. When all parameters were taken, `refuse_others` refuses those that were given and not taken.
+    `take` returns a parameter. Call `refuse_others` after all calls of `take`: it refuses every parameter that the client gave,
+    but that no call of `take` has read and that the server does not ignore.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:

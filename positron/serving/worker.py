@@ -12,11 +12,11 @@ MAX_UNREAD = 64  # with this number of unread pieces, a text waits for its reade
 
 
 class QueueFull(Exception):
-    """Report that the worker accepts no further request now: its queue is full, or it was closed in the meantime."""
+    """Report that a worker accepts no further request now, because its queue is full or the worker was closed."""
 
 
 class Job:
-    """Hold a request from its submission to its end.
+    """Hold a request for one text, from its submission until the text has ended.
 
     `deliver`: a function that the worker's thread calls with each piece of the text or, if the text fails, with the error.
     """
