@@ -19,5 +19,8 @@ class _Command(ModuleType):
 
 
 def make_callable(module: str) -> None:
-    """Make the module `positron.NAME` callable: `positron.NAME(...)` then calls `positron.api.NAME(...)`."""
+    """Make a module callable. `module` is its full name, such as "positron.train".
+
+    A call `positron.train(...)` then calls the function `train` of `positron.api`.
+    """
     sys.modules[module].__class__ = _Command

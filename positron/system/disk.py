@@ -55,9 +55,10 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
     """Open a regular file without following a symbolic link in any component of `path` below the folder `below`.
 
-    `below` (default: the folder of the file) may itself be a link, because the user named it. `mode` is a key of _MODES, such
-    as "rb" or "lock". Returns a file descriptor. Raises OSError if the file cannot be opened, and UserError if a component is a
-    link or the file is not a regular file.
+    `below` (default: the folder of the file) may itself be a link, because the user named it. `mode` is "rb", "wb", "xb" or
+    "ab", as in `open`, or "lock" or "locked". The modes "lock" and "locked" open the file for reading and writing, and only
+    "lock" creates a missing file. Returns a file descriptor. Raises OSError if the file cannot be opened, and UserError if a
+    component is a link or the file is not a regular file.
     """
     below = path.parent if below is None else below
     parts = path.relative_to(below).parts
@@ -127,9 +128,10 @@ def refuse_links_in(folder: Path) -> None:
 class _Recorder(io.BufferedIOBase):
     """Write to a file and record the first exception that a write raises, because libraries hide this exception.
 
-    `torch.save` finishes its archive although a write has failed, and raises a RuntimeError about positions instead of "No
-    space left on device" or an interruption. The class has no `fileno`, so that NumPy and Pillow also call `write` instead of
-    writing to the file descriptor themselves, which would lose the reason.
+    If a write fails, `torch.save` still tries to finish its archive, and then raises a RuntimeError about wrong positions. The
+    original exception, such as "No space left on device" or KeyboardInterrupt, would be lost. The class has no `fileno`, so
+    that NumPy and Pillow call `write`. With a `fileno`, they would write to the file descriptor themselves, and an exception
+    would not be recorded.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -35,10 +35,11 @@ def cache_folder() -> Path:
 def fetch(url: str, path: Path, sha256: str | None, *, instead: str, sha256_key: str | None = None) -> bytes:
     """Return the content of the file `path`. If the file does not exist, download it from `url` first.
 
-    `sha256` is the expected checksum; None: no check. `sha256_key`: the setting that gives it, if there is one. Raises
-    UserError if the address is not allowed (see `check_address`), if the download fails or receives nothing for PATIENCE_S
-    seconds, or if the checksum is wrong. The message of a failed download names the file, its folder and the URL, and ends
-    with `instead`, which says what the user can do instead.
+    `sha256` is the expected checksum; None: no check. `sha256_key`: the name of the setting from which `sha256` was read, or
+    None if it does not come from a setting. If a download has a wrong checksum, the error names this setting. Raises UserError
+    if the address is not allowed (see `check_address`), if the download fails or receives nothing for PATIENCE_S seconds, or if
+    the checksum is wrong. The message of a failed download names the file, its folder and the URL, and ends with `instead`,
+    which says what the user can do instead.
     """
     check_address(url)
     if path.exists():

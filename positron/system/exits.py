@@ -18,8 +18,8 @@ def errors_as_one_line() -> Iterator[None]:
     """Print an error of the block as one line on stderr and exit with a code.
 
     The exit code is 2 for a UserError and a missing package, 128 + the signal's number after a signal, 0 after a closed pipe,
-    and 1 for other errors. A SystemExit keeps its code, and nothing is printed for it. With POSITRON_DEBUG=1 in the
-    environment, the traceback of every other error is printed, too.
+    and 1 for other errors. With POSITRON_DEBUG=1 in the environment, the traceback is printed, too. A SystemExit is not
+    changed: its code is kept, and neither a line nor a traceback is printed for it.
     """
     open_streams()
     try:

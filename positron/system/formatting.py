@@ -85,10 +85,10 @@ def above_floor(bpb: float, floor: float) -> str:
 
 
 def representative_bpb(last: float, best: float, on_answers: bool) -> float:
-    """Return the validation bits per byte that represent a run: `best` if `on_answers` is true, otherwise `last`.
+    """Return the validation bits per byte to report for a training: `best` if `on_answers` is true, otherwise `last`.
 
     `last`: the value at the end of the training. `best`: the lowest value during the training. `on_answers`: true if validation
-    scores only the answers of conversations, as for a run of supervised fine-tuning.
+    scores only the answers of conversations, as in supervised fine-tuning.
     """
     return best if on_answers else last
 

@@ -2,8 +2,8 @@
 
 Every module logs to `logging.getLogger(__name__)`. A context variable holds the handlers, because one process may train
 several runs at once in threads, and a line of one run must not reach the log of another. `run_log` and `screen_log` set the
-handlers for their block; outside of such a block only warnings and errors are shown. A thread that works for a run must be
-started in a copy of the run's context.
+handlers for their block; outside of such a block only warnings and errors are shown. A new thread does not see these handlers.
+Therefore a thread that works for a run must be started in a copy (`contextvars.copy_context`) of the context of that run.
 """
 
 from __future__ import annotations

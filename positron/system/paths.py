@@ -30,10 +30,10 @@ def without_home(value: Any) -> Any:
 
 
 def _homes() -> list[str]:
-    """Return all ways to write the path of the home folder; an empty list if it is the root folder or unknown.
+    """Return all ways to write the path of the home folder; an empty list if the folder is the root folder or unknown.
 
-    These are the path as given and with links resolved. A Windows path is also returned with slashes instead of
-    backslashes, and with doubled backslashes, as in quoted text.
+    The list contains the path that the system gives and the same path with its symbolic links resolved. On Windows, it also
+    contains both paths with slashes in place of backslashes, and with each backslash doubled, as in quoted text.
     """
     try:
         home = Path.home()
@@ -45,7 +45,7 @@ def _homes() -> list[str]:
 
 
 def portable_name(name: str) -> str:
-    """Return `name` with `_` in place of each character that Windows refuses in the name of a file."""
+    """Return `name` with `_` in place of each printable character that Windows refuses in the name of a file."""
     return "".join("_" if char in _FORBIDDEN else char for char in name)
 
 

@@ -11,13 +11,13 @@ _SET_BY_LAUNCHERS = ("SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_S
 
 
 def first_rank(processes: int) -> bool:
-    """Tell whether this process is the first of the `processes` that train one run.
+    """Tell whether this process is the first of all processes that train the same model together.
 
-    The first process prints and writes for all of them. `processes` is their number. A single process is always the first, even
-    if a container, a notebook, a launcher or SLURM has set rank variables for another program. Of several processes, the first
-    is the one with RANK=0 (torchrun sets the variable RANK). If RANK is not set, the first process is the one whose LOCAL_RANK,
-    NODE_RANK and SLURM_PROCID are 0 or not set. RANK takes precedence, because torchrun may number the machines in another
-    order than SLURM.
+    The first process prints and writes for all of them. `processes` is the number of processes. A single process is always the
+    first, even if a container, a notebook, a launcher or SLURM has set rank variables for another program. Of several
+    processes, the first is the one with RANK=0 in its environment (torchrun sets the variable RANK). If RANK is not set, the
+    first process is the one whose LOCAL_RANK, NODE_RANK and SLURM_PROCID are 0 or not set. RANK takes precedence, because
+    torchrun may number the machines in another order than SLURM.
     """
     if processes == 1:
         return True
@@ -40,9 +40,10 @@ def local_rank(processes: int) -> int:
 def refuse_unknown_machines(machines: int) -> None:
     """Raise UserError if a training on several machines lacks the address of the first machine or this machine's number.
 
-    `machines`: the number of machines. The address and the number are environment variables. They are not needed under SLURM,
-    LSF or MPI, where Lightning finds them itself. Without the address, each process would wait for the others on its own
-    machine, without an end.
+    `machines`: the number of machines. The address and the number must be given in environment variables: MASTER_ADDR,
+    MASTER_PORT, and NODE_RANK or GROUP_RANK. Under SLURM, LSF or MPI, they are not needed, because Lightning finds the machines
+    itself. Without the address, each process would look for the first machine at 127.0.0.1, that is, on its own machine, and
+    wait forever.
     """
     if machines == 1 or any(name in os.environ for name in _SET_BY_LAUNCHERS):
         return
