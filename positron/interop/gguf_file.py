@@ -1,8 +1,8 @@
 """Write a run as a GGUF file, the format of llama.cpp, Ollama and LM Studio, with the `gguf` package.
 
 llama.cpp fixes the activation function of each architecture, so it can run fewer of Positron's models than transformers can.
-In llama.cpp's architectures llama and arcee, RoPE rotates the pairs (2 i, 2 i + 1) instead of (i, i + D/2). Therefore the rows
-of the query and key matrices are reordered for these two architectures.
+In llama.cpp's architectures llama and arcee, RoPE rotates the pairs (2 i, 2 i + 1) of a head's D numbers. Positron rotates the
+pairs (i, i + D/2). Therefore the rows of the query and key matrices are reordered for these two architectures.
 """
 
 from __future__ import annotations
@@ -113,10 +113,12 @@ def _layer_norm_keys(config: GPTConfig, writer: GGUFWriter) -> None:
 
 
 def _apertus_keys(config: GPTConfig, writer: GGUFWriter) -> None:
-    """Write the constants with which Apertus' activation xIELU (arXiv:2411.13010) equals relu(x)^2.
+    """Write the epsilon of RMSNorm, and the constants with which xIELU, the activation of Apertus, equals relu(x)^2.
 
-    xIELU is a_p x^2 + b x for x > 0, and (expm1(min(x, eps)) - x) a_n + b x otherwise. It equals relu(x)^2 for a_p = 1,
-    a_n = 0 and b = 0. The file stores numbers whose softplus are a_p and a_n.
+    xIELU (arXiv:2411.13010) has the constants a_p, a_n, b and eps, a tiny negative number:
+    a_p x^2 + b x for x > 0, and (expm1(min(x, eps)) - x) a_n + b x otherwise.
+    It equals relu(x)^2 for a_p = 1, a_n = 0 and b = 0.
+    The file does not store a_p and a_n themselves. It stores two numbers whose softplus is a_p and a_n; softplus(-1e4) is 0.
     """
     _rms_keys(config, writer)
     writer.add_xielu_alpha_p([math.log(math.e - 1)] * config.n_layer)

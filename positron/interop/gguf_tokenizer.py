@@ -1,4 +1,4 @@
-"""Write a tokenizer into a GGUF file, as pieces of SentencePiece with scores or as byte-level tokens with merges."""
+"""Write a tokenizer into a GGUF file: either as SentencePiece pieces with scores, or as byte-level tokens with merges."""
 
 from __future__ import annotations
 
@@ -90,10 +90,11 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
 
 
 def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
-    """Write an imported vocabulary of SentencePiece pieces, or of byte-level tokens with a known way to split texts.
+    """Write an imported vocabulary, which consists of SentencePiece pieces or of byte-level tokens.
 
-    Raises UserError if the way to split texts is not known, because llama.cpp needs its name, which tokenizer.json does not
-    contain. Also raises UserError for a vocabulary without tokens for bytes.
+    A byte-level tokenizer splits a text by a rule before it merges bytes. llama.cpp knows such rules by names, which
+    tokenizer.json does not contain. Raises UserError if the name is not known (see `pre_tokenizer_name`), or if the vocabulary
+    has no tokens for bytes.
     """
     facts = json.loads(tokenizer.content)
     merges = [

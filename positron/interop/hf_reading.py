@@ -133,10 +133,10 @@ class _Keys:
             )
 
     def activation(self, name: str, default: str) -> Any:
-        """Return Positron's name of the activation function that the key `name` names.
+        """Return Positron's name of the activation function that config.json names under the key `name`.
 
-        `default`: transformers' name of the activation function if the key is missing. Raises UserError if Positron does not
-        have this activation function.
+        `default`: the name that counts if the key is missing; like the names in config.json, it is a name of transformers.
+        Raises UserError if Positron does not have this activation function.
         """
         value = self._facts.pop(name, default)
         if not isinstance(value, str) or value not in _ACTIVATIONS:
@@ -356,10 +356,10 @@ def _starcoder2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 
 
 def _with_biases(rules: list[Rule], config: GPTConfig, has: dict[str, bool]) -> list[Rule]:
-    """Replace the rules for biases that the file does not have by rules that fill in zeros.
+    """Return `rules` with another rule for each bias that the file of weights lacks: it fills in zeros (see `absent`).
 
-    `has` tells for each part of a block, such as "mlp" or "attn.q", whether its biases are in the file. For each bias, the
-    first key of `has` that occurs in the bias's name counts, so "attn.q" must come before "attn".
+    `has` maps each part of a block, such as "mlp" or "attn.q", to True if the biases of this part are in the file. For each
+    bias, the first key of `has` that occurs in the bias's name counts, so "attn.q" must come before "attn".
     """
     return [rule if _has_bias(rule, has) else absent(rule.ours[0], _size(rule, config)) for rule in rules]
 

@@ -51,9 +51,11 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
 
 
 def _wanted(files: dict[str, dict[str, Any]], repo: str) -> list[dict[str, Any]]:
-    """Return the files that an import reads. Raises UserError if a file that every import needs is missing.
+    """Return those of a repository's files that an import reads.
 
-    pytorch_model.bin is among the files only if there are no safetensors files.
+    `files`: maps the name of each file to a dict with the keys `name`, `size` and `sha256`. `repo`: the name of the repository,
+    for the message. pytorch_model.bin is returned only if there are no safetensors files. Raises UserError if a file that
+    every import needs is missing.
     """
     if _INDEX in files:
         weights = [name for name in files if name.startswith("model-") and name.endswith(".safetensors")] + [_INDEX]
@@ -67,8 +69,9 @@ def _wanted(files: dict[str, dict[str, Any]], repo: str) -> list[dict[str, Any]]
 
 
 def _is_here(path: Path, file: dict[str, Any]) -> bool:
-    """Tell whether a file exists and, if the hub gives its size, has this size.
+    """Tell whether the file `path` exists and, if the hub states a size, has this size.
 
-    If so, the file was downloaded completely, because `download` deletes files with a wrong checksum.
+    `file`: a dict with the keys `name`, `size` and `sha256`, as the hub states them. A stated checksum is not
+    tested again: `download` has tested it, and would have deleted a file with a wrong checksum.
     """
     return path.is_file() and file["size"] in (None, path.stat().st_size)

@@ -81,8 +81,8 @@ def rules(config: GPTConfig) -> list[Rule]:
 def id_order(tokenizer: SentencePieceTokenizer) -> list[int]:
     """Return a list whose item i is Positron's id of the token that gets the id i in the files for `run.c`.
 
-    The order is: the unknown token, <|endoftext|>, another special token, the 256 bytes, and all others. `run.c` expects the
-    bytes at the ids 3 to 258.
+    `run.c` expects the bytes at the ids 3 to 258. The order is: the unknown token (0), <|endoftext|> (1), the first of the
+    other special tokens (2), the 256 bytes (3 to 258), and then all other tokens.
     """
     pieces = tokenizer.pieces()
     begin = tokenizer.special_id(END_OF_TEXT)
@@ -171,7 +171,10 @@ def _text_of(piece: Piece) -> bytes:
 
 
 def count_numbers(config: GPTConfig) -> int:
-    """Return how many numbers follow the header: the tensors, two RoPE tables, and the output head if it is not tied."""
+    """Return how many numbers follow the header in a model file of llama2.c.
+
+    These are the numbers of the tensors, of two RoPE tables, and of the output head if it is not tied to the embedding.
+    """
     numbers = sum(shape.numel() for shape in expected_shapes(rules(config), config).values())
     numbers += config.context_length * config.d_head
     return numbers + (0 if config.tie_embeddings else config.vocab_size * config.d_model)

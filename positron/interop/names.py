@@ -24,7 +24,8 @@ def is_repository(name: str) -> bool:
 def run_name(name: str) -> str:
     """Return the default name of the run into which the model `name` is imported.
 
-    This is the last part of the path or of the name of the repository, with `-` in place of unusual characters.
+    This is the last part of the path, without the suffix of a file, or the last part of the name of the repository. Unusual
+    characters are replaced by `-`.
     """
     path = expanded(name)
     return re.sub(r"[^\w.-]", "-", path.stem if path.is_file() else path.resolve().name)
@@ -33,7 +34,8 @@ def run_name(name: str) -> str:
 def needs_import(name: str) -> bool:
     """Tell whether `init_from=name` names a model that must be imported first.
 
-    This is the case if `name` is not a run, but is a folder with a tokenizer.json or a repository (see `is_repository`).
+    This is the case if `name` is not a run, and if it is either a repository (see `is_repository`) or a folder that contains
+    a tokenizer.json.
     """
     path = expanded(name)
     if any(Run(folder).exists for folder in (path, OUTPUTS / name)):

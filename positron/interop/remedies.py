@@ -43,9 +43,9 @@ def chosen(choose: Callable[[GPTConfig], T], config: GPTConfig, lack: str) -> T:
 
 
 def smallest_change(choose: Callable[[GPTConfig], Any], config: GPTConfig) -> tuple[tuple[str, Any], ...]:
-    """Return the smallest set of `CHANGES`, each (option, value), after which `choose` accepts the configuration.
+    """Return the smallest set of changes, each (option, value), after which `choose` accepts the configuration.
 
-    `choose` refuses a configuration by raising Unsupported or UserError.
+    `choose` refuses a configuration by raising Unsupported or UserError. Only the changes in the list `CHANGES` are tried.
     """
     for count in range(1, len(CHANGES) + 1):
         for changes in itertools.combinations(CHANGES, count):

@@ -73,7 +73,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
-    """Return the content of the imported tokenizer.json, extended by the special tokens that the import added."""
+    """Return the content of the imported tokenizer.json, extended by the special tokens that the import added.
+
+    Ids beyond the imported vocabulary that still have no token get a placeholder such as `<|unused_300|>`.
+    """
     facts: dict[str, Any] = json.loads(tokenizer.content)
     known = {token["id"]: token["content"] for token in facts["added_tokens"]}
     vocabulary = facts["model"]["vocab"]
@@ -88,8 +91,8 @@ def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
 def _special_ids(tokenizer: Tokenizer) -> dict[int, str]:
     """Return the special tokens by their ids.
 
-    Ids of a tiktoken vocabulary that no token has also get a special token; otherwise the tokens after them would get other
-    ids.
+    In a tiktoken vocabulary, some ids have no token. Each of these ids gets a placeholder such as `<|unused_50300|>`, because
+    the tokens after a gap would otherwise get other ids.
     """
     ids = {tokenizer.special_id(token): token for token in SPECIALS}
     if isinstance(tokenizer, TiktokenTokenizer):
@@ -99,7 +102,10 @@ def _special_ids(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def spelled(tokenizer: Tokenizer, i: int) -> str:
-    """Return the special token with this id as the vocabulary spells it; in an imported vocabulary, that may be `<s>`."""
+    """Return the special token with the id `i` as the vocabulary spells it.
+
+    An imported vocabulary may have its own spelling, such as `<s>` instead of `<|endoftext|>`.
+    """
     token = tokenizer.token(i) if isinstance(tokenizer, LibraryTokenizer) else None
     return token or next((name for name in SPECIALS if tokenizer.special_id(name) == i), f"<|unused_{i}|>")
 
@@ -158,7 +164,10 @@ def sentencepiece_merges(tokenizer: SentencePieceTokenizer) -> list[tuple[str, s
 
 
 def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
-    """Return the merges that form these pieces, those of the highest score first. A piece is given as (text, score, id)."""
+    """Return the pairs of pieces that can be joined to one of these pieces. Pairs with the best result come first.
+
+    A piece is given as (text, score, id). A result is better if its score is higher.
+    """
     normal = {text: (score, i) for text, score, i in pieces}
     ranked: list[tuple[float, int, int, str, str]] = []
     for text, (score, _) in normal.items():
