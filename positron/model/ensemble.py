@@ -44,12 +44,12 @@ def context_of(model: GPT | Ensemble) -> int:
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """Return logits (..., V) whose softmax is the mean of the members' distributions, from the logits (..., V) of each member.
+    """Return logits (..., V) whose softmax is the mean of the members' distributions.
 
-    The result is in float64 if the device supports float64. It is log p + c, where p is the mean of the members' probabilities,
-    and c the mean of the logsumexp of the members' logits. With this c, if all members have equal logits, the result is equal
-    to these logits. c does not change the distribution, but it changes the effect of the repetition penalty, which depends on
-    the sign of a logit.
+    `logits`: the logits (..., V) of each member. The result is log p + c, in float64 if the device supports float64.
+    p is the mean of the members' probabilities. c is the mean of the logsumexp of the members' logits.
+    c makes the result equal to the members' logits if all members have the same logits. c does not change the distribution.
+    But the repetition penalty depends on the sign of a logit, and c can change the sign.
     """
     each = torch.stack([part.to(widest(part.device)) for part in logits])  # (n, ..., V)
     log_sums = each.logsumexp(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Implement LoRA (arXiv:2106.09685): freeze each matrix W of the blocks, and train a low-rank update of it, W + 2 B A."""
+"""Implement LoRA (arXiv:2106.09685): freeze each matrix W of the blocks, and add a trained low-rank matrix, 2 B A, to it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def add_lora(model: GPT, rank: int, seed: int, markers: Sequence[int] = (), *, k
 
 
 def effective_weight(linear: nn.Module) -> Tensor:
-    """Return the matrix (out, in) that a linear layer multiplies by: W + SCALE lora_b lora_a for a LoraLinear."""
+    """Return the matrix (out, in) by which a linear layer multiplies: W + 2 B A for a LoraLinear, otherwise W."""
     assert isinstance(linear, nn.Linear)
     if isinstance(linear, LoraLinear):
         return linear.weight + SCALE * linear.lora_b @ linear.lora_a
@@ -97,7 +97,10 @@ def effective_weight(linear: nn.Module) -> Tensor:
 
 
 def merge_lora(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Merge all updates into the weights, and return the state dict of a GPT without LoRA that computes the same."""
+    """Return the state dict of a GPT without LoRA that computes the same as the GPT with LoRA in `state_dict`.
+
+    Low-rank updates and trained rows are added to the weights that they change.
+    """
     plain = {
         name: value
         for name, value in state_dict.items()

@@ -34,10 +34,11 @@ def check_memory(
 ) -> None:
     """Raise UserError if the memory of this machine is too small for `copies` floats per parameter of the model.
 
-    `copies`: TRAINING_COPIES for training (1 with LoRA), 2 for an import, 1 for a model that is only used. With
-    accelerator="cuda", the main memory must hold one float per parameter, because the weights are created there, and the GPUs
-    of all processes together must hold `copies`. `processes`: the number of processes, each of which uses one GPU. `is_new`:
-    true if the command's settings choose the size of the model; the message then advises to reduce it.
+    `copies`: 4 for training (TRAINING_COPIES), 1 for training with LoRA, 2 for an import, 1 for a model that is only used. With
+    an accelerator other than "cpu", one float per parameter is enough in main memory, where the weights are created. With
+    "cuda", the GPUs of all processes together must hold `copies` floats per parameter. `processes`: the number of processes,
+    each of which uses one GPU. `is_new`: true if the command's settings choose the size of the model; the message then advises
+    to reduce it.
     """
     total = machine_memory()
     fixed = config.n_layer * LAYER_BYTES + _table_bytes(config)

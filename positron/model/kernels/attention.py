@@ -57,11 +57,13 @@ def window_mask(T: int, window: int | None, device: torch.device) -> Tensor:
 def blocked_is_faster(q: Tensor, visible: int, dropout: float = 0.0) -> bool:
     """Tell whether BlockedCausalAttention is faster than SDPA in forward and backward pass together.
 
-    `visible`: the number of keys that a query attends to. The speeds were measured on cores with AVX512-BF16 and with AMX, for
-    D from 32 to 64. In bf16, BlockedCausalAttention is 2 to 4 times as fast as SDPA at T = 128 to 1024. At T = 16 to 64, with
-    BlockedCausalAttention, a whole training step of a small model is 1.4 to 2.2 times as fast as with SDPA. In fp32,
-    BlockedCausalAttention is 1.4 times as fast as SDPA at T = 128 to 1024, and equally fast at T <= 64. Without gradients,
-    BlockedCausalAttention and SDPA are equally fast. Dropout makes SDPA ten times as slow.
+    `q`: the queries (B, H, T, D) of T tokens and H heads of dimension D. `visible`: the number of keys that a query attends to.
+
+    The speeds were measured on cores with AVX512-BF16 and with AMX, for D from 32 to 64.
+    In bf16, BlockedCausalAttention is 2 to 4 times as fast as SDPA at T = 128 to 1024. At T = 16 to 64, with
+    BlockedCausalAttention, a whole training step of a small model is 1.4 to 2.2 times as fast as with SDPA.
+    In fp32, BlockedCausalAttention is 1.4 times as fast as SDPA at T = 128 to 1024, and equally fast at T <= 64.
+    Without gradients, both are equally fast. Dropout makes SDPA ten times as slow.
     """
     if dropout > 0 and torch.compiler.is_compiling():
         return False  # a compiled graph draws its random numbers in its own way

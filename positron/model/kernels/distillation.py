@@ -26,12 +26,13 @@ States = tuple[Tensor, Tensor]  # last hidden states (N, C) and output matrix (V
 def linear_distillation(
     x: Tensor, weight: Tensor, targets: Tensor, teachers: Sequence[States], alpha: float, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the sum over the targets of (1 - alpha) CE + alpha temperature² KL, and the sums of CE and KL alone, in nats.
+    """Compute the loss of distillation and its two parts, CE and KL. Each is a tensor () in nats, summed over the targets.
 
-    CE is the cross-entropy of the target, at temperature 1. KL is KL(q, s), where q is the mean of the teachers' distributions
-    and s the student's distribution, all at `temperature`. x (N, C), weight (V, C), targets (N,) -> three tensors (). Only the
-    first tensor has a gradient. `teachers`: for each teacher, its last hidden states (N, C) and its output matrix (V, C), where
-    C is the teacher's width. A target that is IGNORE is not counted.
+    The loss is (1 - alpha) CE + alpha temperature² KL. Only the loss has a gradient.
+    CE is the cross-entropy of the target, at temperature 1.
+    KL is KL(q, s), where q is the mean of the teachers' distributions and s the student's distribution, all at `temperature`.
+    The student's last hidden states are x (N, C), its output matrix is weight (V, C), and targets is (N,). `teachers`: the same
+    two tensors for each teacher, with the teacher's width in place of C. A target that is IGNORE (-100) is not counted.
     """
     if x.device.type == "cpu":  # on other devices, counting the targets would wait for the device
         scored = targets != IGNORE
@@ -43,7 +44,10 @@ def linear_distillation(
 
 
 class _LinearDistillation(torch.autograd.Function):
-    """Implement `linear_distillation`. Matrix products are in `dtype`, softmax and the weight's gradient in fp32 or wider."""
+    """Implement `linear_distillation`.
+
+    Matrix products are in the argument `dtype` of `forward`. Softmax and the weight's gradient are in fp32 or wider.
+    """
 
     @staticmethod
     def forward(

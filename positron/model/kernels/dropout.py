@@ -1,7 +1,8 @@
-"""Set random numbers of an activation to 0 in training (dropout, Srivastava et al. 2014), fast on a CPU.
+"""Set randomly chosen numbers of an activation to 0 in training (dropout, Srivastava et al. 2014), fast on a CPU.
 
-torch's dropout draws a float for each number on one core: 16 ms for 4,096 tokens of width 384, longer than their product with
-a square matrix takes. Here each draw of 64 random bits decides about four numbers.
+torch's dropout draws one random float for each number, on one core. For 4,096 tokens of width 384, it takes 16 ms. This is
+longer than the product of these tokens with a (384, 384) matrix takes. Here each draw of 64 random bits decides about four
+numbers.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Dropout(nn.Module):
 
 
 class _Dropout(torch.autograd.Function):
-    """Compute y = x * keep / (1 - p), whose gradient is dx = dy * keep / (1 - p)."""
+    """Compute y = x * keep / (1 - p), whose gradient is dx = dy * keep / (1 - p); keep is the mask of `draw_kept`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
@@ -71,5 +72,8 @@ def scale_of_kept(p: float) -> float:
 
 
 def _dropped_values(p: float) -> int:
-    """Return how many of the 2^16 values of 16 random bits set a number to 0; at least one value keeps it."""
+    """Return how many of the 2^16 values of a random 16-bit integer mean "set the number to 0".
+
+    This is p * 2^16, rounded, but at most 2^16 - 1: one value always means "keep the number".
+    """
     return min(round(p * VALUES), VALUES - 1)

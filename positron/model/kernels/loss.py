@@ -25,7 +25,7 @@ MIN_EXACT_PROBABILITY = 1e-30  # below this, fp32 is near the end of its range a
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Compute the sum of -log softmax(x weight^T)[target], in nats, over the targets that are not IGNORE.
+    """Compute the sum of -log softmax(x weight^T)[target], in nats, over the targets that are not IGNORE (-100).
 
     x (N, C), weight (V, C), targets (N,) -> ().
     """
@@ -41,7 +41,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Compute the loss of each target, in nats, in fp32 or wider; 0 where the target is IGNORE.
+    """Compute the loss of each target, in nats, in fp32 or wider; 0 where the target is IGNORE (-100).
 
     x (N, C), weight (V, C), targets (N,) -> (N,).
     """
@@ -67,7 +67,7 @@ def linear_token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 class _LinearTokenLosses(torch.autograd.Function):
-    """Implement `linear_token_losses`. The backward pass computes the logits again, and then the gradients."""
+    """Implement `linear_token_losses`. The backward pass computes the logits again, and from them the gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -96,7 +96,10 @@ class _LinearTokenLosses(torch.autograd.Function):
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Implement `linear_cross_entropy`. Matrix products are in `dtype`, softmax and the weight's gradient in fp32 or wider."""
+    """Implement `linear_cross_entropy`.
+
+    Matrix products are in the argument `dtype` of `forward`. Softmax and the weight's gradient are in fp32 or wider.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -132,7 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def losses_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Compute losses (n,) in nats and softmax (n, V), in fp32 or wider, from logits (n, V) and targets (n,).
 
-    A loss is 0 where the target is IGNORE.
+    A loss is 0 where the target is IGNORE (-100).
     """
     p = logits.softmax(dim=-1, dtype=wide(logits.dtype))
     p_target = p.gather(1, targets.clamp(min=0)[:, None])[:, 0]
@@ -149,7 +152,7 @@ def losses_and_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
 def subtract_one_hot_(p: Tensor, targets: Tensor) -> Tensor:
     """Subtract 1 from the probability of each target in p (n, V), in place, and return p.
 
-    In a row whose target is IGNORE, 1 is subtracted from the first probability, so the caller must not use this row.
+    In a row whose target is IGNORE (-100), 1 is subtracted from the first probability, so the caller must not use this row.
     """
     return p.scatter_add_(1, targets.clamp(min=0)[:, None], torch.full_like(p[:, :1], -1.0))
 

@@ -70,10 +70,11 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def interleave_pairs(rows: Tensor, d_head: int) -> Tensor:
-    """Move the rows i and i + D/2 of each head of a q or k matrix or bias (heads * D, ...) to the rows 2i and 2i + 1.
+    """Reorder the rows (heads * D, ...) of a q or k matrix or bias, so that each rotary pair is side by side.
 
-    The two numbers that RoPE rotates together (a rotary pair) are then one complex number. Scores do not change, because q
-    and k are permuted in the same way.
+    A rotary pair is two numbers that RoPE rotates together. In each head, the rows i and i + D/2 move to the places 2i and
+    2i + 1, where D is `d_head`. A rotary pair is then one complex number. Scores do not change, because q and k are permuted in
+    the same way.
     """
     pairs: Tensor = rows.unflatten(0, (-1, 2, d_head // 2))
     return pairs.transpose(1, 2).flatten(0, 2)
@@ -106,7 +107,10 @@ class Heads(torch.autograd.Function):
     def forward(
         ctx: Any, qkv: Tensor, rotation: Tensor | None, n_head: int, n_kv_head: int, norm_eps: float | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute q (B, H, T, D), k and v (B, K, T, D) from qkv (B, T, (H + 2K) D)."""
+        """Compute q (B, H, T, D), k and v (B, K, T, D) from qkv (B, T, (H + 2K) D).
+
+        `rotation`: cos + i sin of the angles of RoPE, (T, 1, D/2) or (B, T, 1, D/2), or None for no rotation.
+        """
         by_head = qkv.unflatten(-1, (n_head + 2 * n_kv_head, -1))  # (B, T, H + 2K, D)
         qk, v = by_head[:, :, :-n_kv_head], by_head[:, :, -n_kv_head:]
         inverse = None
