@@ -43,9 +43,9 @@ def base_of(run: Run) -> Run | None:
 
 
 def pretrained_run(run: Run) -> Run:
-    """Return the last run of `lineage(run)`, which was trained on a text; this may be `run` itself.
+    """Return the run at the start of the chain of base runs, which has no base run itself; this may be `run`.
 
-    Raises the errors of `lineage`.
+    It is the last run of `lineage(run)`. Raises the errors of `lineage`.
     """
     return lineage(run)[-1]
 

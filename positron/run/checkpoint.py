@@ -39,9 +39,9 @@ _NEEDED_TO_CONTINUE: dict[str, type] = {
 def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool = False) -> dict[str, Any]:
     """Load the tensors and plain values of a checkpoint.
 
-    `map_location`: as in `torch.load`. With `to_continue`, the state of the optimizer, schedule, loops and callbacks is
-    required too. Raises UserError if the file is missing, corrupt or not a checkpoint of Positron, if a required part is
-    missing, or if its weights are not finite.
+    `map_location`: as in `torch.load`. With `to_continue`, the checkpoint must also contain the states of the optimizer, the
+    learning-rate schedule, Lightning's loops and the callbacks. Raises UserError if the file is missing, corrupt or not a
+    checkpoint of Positron, if it lacks a required part, or if a weight is not finite.
     """
     fault = checkpoint_fault(path)
     if fault and not path.exists():
@@ -141,7 +141,7 @@ def checkpoint_fault(path: Path) -> str | None:
 def checkpoints(folder: Path) -> list[Path]:
     """Return the files `step-*.ckpt` in `folder`, the folder of a run's checkpoints, oldest first.
 
-    `best.ckpt` is left out, because it is a link to one of these files, or a copy.
+    `best.ckpt` is left out, because it is a hard link to one of these files, or a copy of one.
     """
     numbered = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(numbered)]

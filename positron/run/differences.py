@@ -37,8 +37,8 @@ _RESOLVED = ("max_steps", "batch_tokens")  # settings whose `auto` is compared a
 def differences(run: Run, config: RunConfig) -> list[str]:
     """Return `key: recorded -> requested` for each setting in which the run and `config` differ.
 
-    The name of the run and all settings that decide what the model learns, or when the model is validated, are compared. Where
-    the text is stored is not compared if `run.json` contains the fingerprint of the text.
+    The name of the run is compared, and all settings that decide what the model learns or when the model is validated. The
+    place of the text, such as data.path, is not compared if `run.json` contains the text's fingerprint.
     """
     resolved = run.resolved()
     recorded, requested = (learned_settings(settings, resolved) for settings in (run.settings(), config))

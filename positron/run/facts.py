@@ -68,9 +68,9 @@ _GROUP = _Type(lambda value: isinstance(value, dict), "an object")
 
 
 def _fact(kind: _Type, key: str | None = None) -> Any:
-    """Declare a dataclass field that run.json stores under `key` (None: under the name of the field); its default is None.
+    """Declare a field of a dataclass, with None as the field's default value.
 
-    `kind` describes the values that the field may have.
+    `kind` describes the values that the field may have. `key` is the key of the field in run.json (None: the field's name).
     """
     return dataclasses.field(default=None, metadata={"type": kind, "key": key})
 
@@ -108,12 +108,12 @@ class Facts:
     time_s: float | None = _fact(_NUMBER)
     val_bpb: float | None = _fact(_NUMBER, "val/bpb")  # bits per byte of the last validation
     val_loss: float | None = _fact(_NUMBER, "val/loss")
-    best_step: int | None = _fact(_COUNT, "best/step")  # of the best validation; prefer and reinforce: of the last one
-    best_bpb: float | None = _fact(_NUMBER, "best/bpb")
+    best_step: int | None = _fact(_COUNT, "best/step")  # step of the best validation; prefer, reinforce: of the last
+    best_bpb: float | None = _fact(_NUMBER, "best/bpb")  # bits per byte of the validation at best_step
     floor_bpb: float | None = _fact(_NUMBER)  # the entropy of the text, if it is known
     base_tokens: int | None = _fact(_COUNT, "base/tokens")  # training tokens of the base run and of its base runs
     base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")  # of the base run, on the pretraining text
-    base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")
+    base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")  # of this run, on the pretraining text
     teachers: str | None = _fact(_TEXT)  # SHA-256 of the weights of each teacher of a distillation, separated by blanks
     reference: str | None = _fact(_TEXT)  # SHA-256 of the weights that preference tuning compares with
 
@@ -178,7 +178,11 @@ def _facts_in(record: dict[str, Any], path: Path) -> Facts:
 
 
 def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
-    """Convert `group`, the object `resolved` of run.json; None if batch_tokens, micro_batch_size or max_steps is missing."""
+    """Return as a `Resolved` the values in `group`, which run.json has under the key `resolved`.
+
+    Returns None if batch_tokens, micro_batch_size or max_steps is missing. Raises UserError, which names the file `path`, for
+    a value of a wrong type.
+    """
     known = group or {}
     for field in dataclasses.fields(Resolved):
         _check(known, field.name, field.metadata["type"], path, "resolved.")

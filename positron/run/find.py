@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:
-    """Return the run whose folder or name in `outputs` is `name`, or the run that was trained last if `name` is None.
+    """Return the run whose folder is `name` or `outputs / name`, or the run that was trained last if `name` is None.
 
     If `name` is None, only runs for which `which` returns True are considered. Among these, runs made by the command
     `reproduce` and runs without a checkpoint are used only if there are no other runs. Raises UserError if no run is found, or
@@ -77,7 +77,7 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
 
 
 def named_run(name: str, outputs: Path = OUTPUTS) -> Run | None:
-    """Return the run whose folder is `name` or whose name in `outputs` is `name`, or None if there is no such run."""
+    """Return the run whose folder is `name` or `outputs / name`, or None if there is no such run."""
     return next((run for run in (Run(Path(name)), Run(outputs / name)) if run.exists), None)
 
 

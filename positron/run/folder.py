@@ -152,12 +152,13 @@ class Run(RunPaths):
         update_facts(self.facts_path, **facts)
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer, *, kind: str, new: bool, forked_from: Path | None) -> None:
-        """Write the run's settings, its kind of training (see `kind`), and the path of its base run (`config.init_from`).
+        """Write the run's settings, its kind of training (see `Run.kind`), and the path of its base run (`config.init_from`).
 
-        For a `new` run, also write its tokenizer, its name and `forked_from`. This is the checkpoint of another run that this
-        run continues (ckpt_path=) or, in fine-tuning, whose weights it starts from (init_from=); None if there is none.
+        For a `new` run, also write its tokenizer, its name and `forked_from`. `forked_from` is a checkpoint of another run.
+        The new run continues it (ckpt_path=) or, in fine-tuning, starts from its weights (init_from=). `forked_from` is None
+        if there is no such checkpoint.
 
-        Raises UserError if the run exists and its kind of training is not `kind`.
+        Raises UserError if the run is not new and its kind of training is not `kind`.
         """
         if not new and self.kind != kind:
             starter = "command" if self.kind in (*FROM_TEXT, *TUNED) else "Python program"

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def gpt_config(config: dict[str, Any], vocab_size: int) -> GPTConfig:
-    """Return the architecture in `config`, the contents of a run's `config.json`; the files in `conf/` are not read."""
+    """Return the architecture that a run's `config.json` describes, with a vocabulary of `vocab_size` tokens.
+
+    `config`: the contents of the file. The presets in `conf/` are not read, because they may have changed since the training.
+    """
     return from_dict(ModelConfig, config["model"], "model").with_vocab(vocab_size)
 
 

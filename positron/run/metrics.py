@@ -40,8 +40,9 @@ def check_row(row: dict[str, Any]) -> None:
 def validation_curve(rows: list[dict[str, Any]], every: int = 1) -> dict[int, float]:
     """Return a dict from step to bits per byte for the validations at multiples of `every` steps.
 
-    A run is also validated at the step at which it is stopped. With `every=train.val_every`, two equal runs have the same
-    curve, even if they were stopped at different steps.
+    A run is also validated at the step at which it is stopped. With `every=train.val_every`, this validation is left out,
+    unless its step is a multiple of `every`. So a run that was stopped and continued has the same curve as a run that was never
+    stopped.
     """
     return {row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None and row["step"] % every == 0}
 

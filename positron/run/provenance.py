@@ -188,10 +188,11 @@ def memory_gb() -> float | None:
 
 
 def checkout(folder: Path) -> dict[str, Any] | None:
-    """Return the commit, diff (at most MAX_DIFF_BYTES) and untracked files of the git checkout in `folder`.
+    """Return the commit, the diff and the names of untracked files of the git checkout in `folder`.
 
-    Returns None if `folder` is not the root of a checkout (an installed package may be inside the checkout of another
-    project), or if git is not installed, fails, or takes longer than QUERY_TIMEOUT_S.
+    The diff is cut after MAX_DIFF_BYTES bytes. Returns None if `folder` is not the root of a checkout: an installed package may
+    be inside the checkout of another project. Also returns None if git is not installed, fails, or takes longer than
+    QUERY_TIMEOUT_S seconds.
     """
     if not (folder / ".git").exists():
         return None

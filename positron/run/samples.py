@@ -32,7 +32,10 @@ class Sample(NamedTuple):
 
     @property
     def head(self) -> str:
-        """Return the heading of the sample: `Step 40 · loss 1.203`."""
+        """Return the heading of the sample, such as `Step 40 · loss 1.203`.
+
+        If the sample has validation bits per byte, the heading ends in them: ` · 1.0123 validation bits per byte`.
+        """
         scores = f"loss {self.loss:.3f}"
         if self.bpb is not None:
             scores += f" · {self.bpb:.4f} validation bits per byte"
