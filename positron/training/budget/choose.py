@@ -6,11 +6,13 @@ D tokens:
 
     L = E + A / N^ALPHA + B / D'^BETA,    D' = U + U R* (1 - exp(-R / R*)),  R = D / U - 1
 
-The formula for L is from Hoffmann et al. 2022 (arXiv:2203.15556, eq. 2). U is the number of different tokens that the model
-reads: D, or the number of tokens in the text if this is less. U tokens that are repeated R times are worth D' tokens of new
-text, because each repetition adds less (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5). R* is R_STAR. The constants were
-fitted to TinyStories (docs/LOG.md), so L can rank model sizes, but does not predict the loss on another text: on the
-built-in stories, runs reached 0.24 bits per byte where the forecast was 0.60. Therefore L is never shown to users.
+The formula for L is from Hoffmann et al. 2022 (arXiv:2203.15556, eq. 2). U is the length of the part of the text that the model
+reads at least once: D tokens, or the whole text if it has fewer tokens. If these U tokens are read R more times, they are worth
+D' tokens of new text, because each repetition adds less (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5).
+
+The constants E, A, ALPHA, B, BETA and R* (R_STAR) were fitted to TinyStories (docs/LOG.md). Therefore L can rank model sizes,
+but does not predict the loss on another text: on the built-in stories, runs reached 0.24 bits per byte where the forecast was
+0.60. L is never shown to users.
 """
 
 from __future__ import annotations
@@ -78,10 +80,10 @@ class Choice:
     dropout: float
 
     def applied(self, config: RunConfig, asked: Asked) -> RunConfig:
-        """Return `config` with the values that the budget chose; keys that the command line gives keep their values.
+        """Return `config` with the values that the budget chose, except for the settings that the user gave (`asked.given`).
 
-        The number of warmup steps, the number of validation tokens, and the intervals at which a run logs, validates, saves
-        and generates samples are computed from the chosen values and set, too.
+        Further settings are computed from the chosen values: the number of warmup steps, the number of validation tokens, and
+        the intervals at which a run logs, validates, saves and generates samples.
         """
         steps = self.max_steps
         values = {
@@ -104,7 +106,7 @@ class Choice:
 
 
 def with_free_values(config: RunConfig, asked: Asked, values: dict[str, Any]) -> RunConfig:
-    """Return `config` with `values` (dotted key -> value), except for the keys that the command line gives."""
+    """Return `config` with `values` (dotted key -> value), except for the settings that the user gave (`asked.given`)."""
     for group in ("model", "train", "optimizer", "schedule"):
         free = [key for key in values if key.startswith(f"{group}.") and key not in asked.given]
         part = dataclasses.replace(getattr(config, group), **{key.split(".")[1]: values[key] for key in free})
@@ -115,8 +117,11 @@ def with_free_values(config: RunConfig, asked: Asked, values: dict[str, Any]) ->
 def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
     """Return `config` with the values that the budget chose when the run was started, so that nothing is measured again.
 
-    For a run without a checkpoint, and for a run without budget=, `config` is returned unchanged. If train.extend=true and
-    train.max_steps= are given, the new train.max_steps= is kept. In this case, raises UserError if the run has no checkpoint.
+    The settings that the user gave (`asked.given`) keep their values. `config` is returned unchanged without budget=, and if
+    train.max_steps= is given without train.extend=true.
+
+    If train.max_steps= and train.extend=true are given, the run is extended to the new train.max_steps=. Raises UserError if a
+    run that is to be extended has no checkpoint. For any other run without a checkpoint, `config` is returned unchanged.
     """
     extends = config.train.max_steps != "auto"
     if config.budget is None or (extends and not config.train.extend):
@@ -137,10 +142,11 @@ def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
 
 
 def forecast_bpb(weights: float, tokens: float, text_tokens: float) -> float:
-    """Compute L, the bits per byte that the power law at the top of this file forecasts for TinyStories.
+    """Return the loss in bits per byte that a power law forecasts for a model that is trained on TinyStories.
 
-    `weights`: the number of weights in matrix products. `tokens`: the number of tokens that the run reads, including
-    repetitions. `text_tokens`: the number of tokens of the text.
+    The formula is in the docstring of this file, where the result is called L. `weights`: the number of weights in matrix
+    products. `tokens`: the number of tokens that the run reads, including repetitions. `text_tokens`: the number of tokens of
+    the text.
     """
     unique = tokens  # D'
     if tokens > text_tokens:
@@ -158,12 +164,14 @@ def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:
 def decay_for(rate: float, steps: int, passes: float, embedding_ratio: float) -> float:
     """Return the weight decay for a run of `steps` steps that reads its text `passes` times.
 
-    With weight decay, weights are a moving average of the updates of the last 1 / (learning rate x weight decay) steps. These
-    steps are one pass over the text here, or the whole run if it is shorter: an average of less than a pass would forget parts
-    of the text, and a longer one favours memorisation (Wang and Aitchison, arXiv:2405.13698; docs/LOG.md).
+    With weight decay, weights are a moving average of the updates of about the last n steps, where n = 1 / (learning rate x
+    weight decay). The result is the weight decay for which these n steps are one pass over the text, or the whole run if the
+    run is shorter than a pass. With a smaller n, the model would forget parts of the text. With a larger n, it would memorise
+    more of the text (Wang and Aitchison, arXiv:2405.13698; docs/LOG.md).
 
-    The result is limited, so that one step multiplies a weight by at least 1 - MAX_STEP_DECAY. `rate`: the learning rate.
-    `embedding_ratio`: the learning rate of the embeddings divided by `rate`.
+    The decay removes the share (learning rate x weight decay) of each weight in a step. The result is limited, so that this
+    share is at most MAX_STEP_DECAY (0.1). `rate`: the learning rate. `embedding_ratio`: the learning rate of the embeddings
+    divided by `rate`.
     """
     return min(max(1.0, passes) / steps, MAX_STEP_DECAY / max(1.0, embedding_ratio)) / rate
 
@@ -190,10 +198,14 @@ class Course:
 def course_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, text_tokens: float) -> Course:
     """Return the batch size, number of tokens and dropout of a run that takes at most `seconds`.
 
-    `speed`: the speed at which the model is trained. `text_tokens`: the number of tokens in the text. The text is read at most
-    MAX_PASSES times, with dropout MAX_PASSES_WITH_DROPOUT times. If neither the command line nor the model's configuration
-    sets dropout, DROPOUT is used if the time is enough for DROPOUT_PASSES passes. The batch size depends on the number of
-    tokens, which depends on the speed, which depends on the batch size. Therefore all are computed four times in turn.
+    `speed`: the speed at which the model is trained. `text_tokens`: the number of tokens in the text.
+
+    The text is read at most 6 times (MAX_PASSES), or 12 times with dropout (MAX_PASSES_WITH_DROPOUT). If neither the command
+    line nor the model's configuration sets dropout, dropout is 0.1 (DROPOUT) if `seconds` are enough to read the text 8 times
+    (DROPOUT_PASSES), and 0 otherwise.
+
+    The batch size depends on the number of tokens. The number of tokens depends on the tokens per second, and these depend on
+    the batch size. Therefore the three numbers are computed in a loop, which is repeated four times.
     """
     batch, context = REFERENCE_BATCH, config.model.context_length
     given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
@@ -264,8 +276,8 @@ def choose(
 ) -> Choice:
     """Train models of several sizes for a short time to measure their speed, and return the best choice for the budget.
 
-    The measurements together take about a tenth of `config.budget`, at most about a minute. The time of the budget starts with
-    this call. `folder` contains the prepared text, and `objective` opens it.
+    The measurements together take about a tenth of `config.budget`, at most about a minute. Their time is part of the budget:
+    the choice is made for the time that is left. `folder` contains the prepared text, and `objective` opens it.
     """
     assert config.budget is not None
     started = time.monotonic()
@@ -303,9 +315,11 @@ def choose(
 def larger_gains_nothing(candidates: list[Candidate]) -> bool:
     """Tell whether to measure no larger models, because they would be worse or hardly better.
 
-    `candidates`: the models measured so far, smallest first. Returns True if their forecast loss has risen twice in a row.
-    Also returns True if the last model can read the whole text as often as allowed in the budget and its forecast loss is
-    above 1 - MIN_GAIN times the forecast loss of the previous model.
+    `candidates`: the models measured so far, smallest first. Returns True in two cases:
+
+    - Each of the last two models has a higher forecast loss than the model before it.
+    - The time is enough for the last model to read the whole text as often as allowed, and its forecast loss is less than 1 %
+      (MIN_GAIN) below that of the previous model.
     """
     last = candidates[-1]
     if len(candidates) > 2 and last.forecast > candidates[-2].forecast > candidates[-3].forecast:

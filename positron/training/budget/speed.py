@@ -26,7 +26,7 @@ class Speed:
     """Hold the speed of training a model.
 
     `token_s`: seconds per token for the forward and backward pass. `update_s`: seconds per optimizer step that do not depend on
-    the number of tokens: for clipping, the update, and the constant part of the passes.
+    the number of tokens: for clipping, the update, and the constant part of the forward and backward pass.
     """
 
     token_s: float
@@ -54,7 +54,7 @@ class SpeedMeasurement:
 
     @contextlib.contextmanager
     def data(self) -> Iterator[PretrainObjective]:
-        """Yield an objective that reads the run's text, in batches of about STEP_TOKENS tokens, or 4 * STEP_TOKENS on a GPU.
+        """Yield an objective that reads the run's text in batches of about 4,096 tokens (STEP_TOKENS), or 16,384 on a GPU.
 
         When the `with` block ends, the objective is closed, which ends a download of the text.
         """
@@ -77,7 +77,8 @@ class SpeedMeasurement:
     def train(self, gpt: GPTConfig, data: PretrainObjective, seconds: float, rate: float) -> Speed:
         """Train a new model for `seconds` at the learning rate `rate`, and return its speed.
 
-        If this time is too short for MIN_STEPS steps, training continues until MIN_STEPS steps or 4 x `seconds` are reached.
+        If `seconds` are too short for 5 steps (MIN_STEPS), the training continues until 5 steps are done or 4 x `seconds` have
+        passed.
         """
         model = GPT(gpt, seed=self.config.seed).to(self.machine.device)
         model.checkpoint_activations = self.config.device.checkpoint_activations
@@ -106,13 +107,17 @@ class SpeedMeasurement:
 
 
 def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
-    """Compute the speed from the measured steps, except the first one.
+    """Compute the speed from the measured steps. The first step, which is slower, is used only if there is no other.
 
-    `gradients`: (tokens, seconds) of each forward and backward pass. `updates`: the seconds of each optimizer step. If the
-    passes had two sizes, the seconds per token are (difference of the median seconds) / (difference of the tokens). This
-    quotient can be too small, because a small pass leaves a GPU partly idle. If it is less than a fourth of (seconds / tokens)
-    of a large pass, this fourth is used instead. The rest of the time of a large pass is constant, and is added to the seconds
-    per optimizer step.
+    `gradients`: for each step, the (tokens, seconds) of its forward and backward pass. `updates`: for each step, the seconds of
+    the optimizer's update.
+
+    If all steps have the same number of tokens, the seconds per token are (median seconds) / tokens. On a GPU, every other step
+    has fewer tokens. The seconds per token are then (difference of the median seconds) / (difference of the tokens). This
+    quotient can be too small, because a small step leaves a GPU partly idle. Therefore it is raised to at least a fourth of
+    (median seconds) / tokens of a large step.
+
+    The rest of the seconds of a large step is the constant part of the forward and backward pass. It is added to `update_s`.
     """
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:
