@@ -35,10 +35,10 @@ class Clock(L.Callback):
         return {"time_s": self.time_s, "tokens": self.tokens}
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Set the number of tokens as if all windows of the earlier steps had been full.
+        """Set the number of tokens to an estimate, because checkpoints of older versions of Positron do not store the number.
 
-        Lightning calls `load_state_dict` afterwards, which replaces this number by the stored one. Checkpoints of older
-        versions do not store the number.
+        The estimate assumes that all windows of the earlier steps were full. Lightning then calls `load_state_dict`, which
+        replaces the estimate if the checkpoint stores the number.
         """
         self.tokens = checkpoint["global_step"] * self.batch_tokens
 

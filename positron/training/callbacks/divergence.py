@@ -28,9 +28,10 @@ class Divergence(L.Callback):
     """Raise Diverged after a step that shows divergence, before samples and checkpoints are written.
 
     A step is bad if its loss or gradient is NaN or infinite (in fp16, only the loss counts). A run has diverged after
-    train.max_bad_steps bad steps in a row, or if a validation loss is NaN or infinite. At its last step, a run has also
-    diverged if that step was bad, or if the validation loss is above MAX_LOSS_RATIO times log(`vocab_size`) and the training
-    loss is above log(`vocab_size`).
+    train.max_bad_steps bad steps in a row, or if a validation loss is NaN or infinite.
+
+    At its last step, a run has also diverged in two other cases: if that step was bad, or if the training loss is above
+    log(`vocab_size`), the loss of random guessing, and the validation loss is above twice this value (MAX_LOSS_RATIO).
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class Overfitting(L.Callback):
             self._best, self._best_step, self._best_loss, self._since = bpb, step, loss, 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Log once that the model overfits, if a validation ran after this batch and shows it."""
+        """Log that the model overfits, if this step was validated and the losses show overfitting; log this only once."""
         bpb = module.metrics.get("val/bpb")
         if bpb is None:
             return

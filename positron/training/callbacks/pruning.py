@@ -19,7 +19,8 @@ from positron.training.module import TrainingModule
 def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
     """Return a dict from step to validation bits per byte for each finished run in the folder `sweep`, except the run `own`.
 
-    Only runs with the seed of `own` are returned, so that a run is compared with other settings and not with luckier seeds.
+    Only runs with the same seed as `own` are included. Differences between the curves then come from the settings of the runs,
+    and not from their seeds.
     """
     curves = []
     seed = Run(own).config().get("seed")
@@ -56,7 +57,10 @@ class Pruning(L.Callback):
     """
 
     def __init__(self, run: Run, startup_jobs: int, every: int, last_step: int, rows: list[dict[str, Any]]) -> None:
-        """Begin with the validations in `rows`, the rows of metrics.jsonl so far."""
+        """Begin with the validations in `rows`, the rows of metrics.jsonl so far.
+
+        `startup_jobs`: the number of runs that must have finished, with the seed of this run, before this run can be ended.
+        """
         self.sweep, self.own, self.startup_jobs = run.folder.parent, run.folder, startup_jobs
         self.every, self.last_step = every, last_step
         self.curve = validation_curve(rows, every)

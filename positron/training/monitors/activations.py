@@ -17,7 +17,8 @@ class Activations(ProbeMonitor):
     """Measure three values per block, over all tokens of the probe (a few fixed validation windows).
 
     activation_rms/blocks.0: root mean square of the residual stream after block 0 (activation_rms/embedding: before block 0);
-    dead_units/blocks.0: share of the MLP's units whose absolute output never exceeds DEAD;
+    dead_units/blocks.0: share of the MLP's units whose absolute output never exceeds a limit, which is 0 for relu and relu2 and
+    0.01 for the other activation functions (DEAD);
     always_on_units/blocks.0: share of the MLP's units for which the input of the activation function (with swiglu, the gate)
     is positive at every token, so that the function is nearly linear.
     """

@@ -44,8 +44,8 @@ class AttentionEntropy(ProbeMonitor):
     """Measure the mean normalised entropy of each head's attention, as attention/entropy/LAYER.HEAD.
 
     The value is 0 if each token attends to a single key, and 1 if all keys have the same weight. Queries and keys are computed
-    again from the inputs of each attention layer, because training does not store the probabilities. A head whose value is
-    below COLLAPSED in PATIENCE measurements in a row is reported once, in a warning.
+    again from the inputs of each attention layer, because training does not store the probabilities. If the value of a head is
+    below 0.01 (COLLAPSED) in 3 measurements in a row (PATIENCE), one warning reports that the head has collapsed.
     """
 
     def __init__(self, every: int, probe: Probe) -> None:

@@ -33,9 +33,9 @@ class Probe:
 
     @classmethod
     def from_objective(cls, objective: Objective) -> Probe:
-        """Take about PROBE_TOKENS tokens of the validation text, in windows at equal distances.
+        """Select evenly spaced windows of the validation text, at most about 2,048 tokens together (PROBE_TOKENS).
 
-        Shorter windows are padded to the length of the longest one.
+        At least one window is selected. Shorter windows are padded to the length of the longest one.
         """
         rows = objective.probe_rows()
         count = min(len(rows), max(1, PROBE_TOKENS // max(len(x) for x, _ in rows)))
