@@ -27,7 +27,7 @@ class AnswerTotals:
     truncated: float = 0.0  # number of answers that the limit of tokens cut off
     tokens: float = 0.0
     entropy: float = 0.0  # sum over all tokens, in nats
-    kl: float = 0.0  # KL divergence in nats, summed over the tokens of some of the answers
+    kl: float = 0.0  # KL divergence in nats, summed over the tokens of one answer to each prompt; only in validations
     kl_tokens: float = 0.0  # number of these tokens
     prompts: float = 0.0
     passed_prompts: float = 0.0  # number of prompts for which at least one answer passed

@@ -38,7 +38,8 @@ class DistillObjective(PretrainObjective):
     def __init__(self, *text: Any, settings: DistillConfig, teachers: Teachers, **sizes: Any) -> None:
         """Open the text. `text` and `sizes` are the arguments of `PretrainObjective`.
 
-        The teachers stay outside of the module that is trained, so that neither the optimizer nor a checkpoint contains them.
+        The teachers are not part of the nn.Module that is trained. Therefore they are neither in the optimizer nor in a
+        checkpoint.
         """
         super().__init__(*text, **sizes)
         self.settings, self.teachers = settings, teachers
@@ -63,8 +64,9 @@ class DistillObjective(PretrainObjective):
     def loss(self, model: GPT, part: Part) -> Tensor:
         """Return the sum of (1 - alpha) CE + alpha temperature² KL over the targets of a micro-batch, in nats.
 
-        CE is the cross-entropy of the target, at temperature 1. KL is KL(q, s), where q is the mean of the teachers'
-        distributions and s the distribution of the trained model, all at `temperature`.
+        CE is the cross-entropy of the target, at temperature 1. KL is KL(q || s), where q is the mean of the teachers'
+        distributions and s is the distribution of the trained model. For q and s, all logits are divided by the temperature.
+        `alpha` and `temperature` are fields of the settings (DistillConfig).
         """
         x, y = part
         documents = self.documents(x)

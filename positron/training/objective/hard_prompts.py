@@ -1,7 +1,8 @@
 """Choose prompts that the model still answers badly, so that reinforcement learning asks them again.
 
 The model learns nothing from a prompt whose answers all have the same reward. When most answers are right, most prompts have
-only right answers. If some prompts that got a wrong answer are asked again, more prompts of a step have different rewards.
+only right answers. If prompts that got a wrong answer are asked again, a step has more prompts with both right and wrong
+answers.
 """
 
 from __future__ import annotations

@@ -48,11 +48,15 @@ PairOfRows = tuple[Row, Row]  # (prompt and chosen answer, prompt and rejected a
 class PreferenceObjective(NextToken):
     """Train on pairs of answers, in a new random order in each epoch.
 
-    A micro-batch is (x, y, reference): rows 2i and 2i + 1 of x and y (B, T) are the chosen and the rejected answer of pair i,
-    each after the prompt, and `reference` (B,) holds the log-probabilities of the answers under the reference model. Only the
-    tokens of an answer and the token that ends it are targets. A validation computes the metrics of the validation pairs (see
-    `measures`) and a loss on their chosen answers or, after a call of `validate_on_text`, on a text. The attribute `reference`
-    must be set before `batch` or `measures` is called.
+    A micro-batch is a tuple (x, y, reference). In the input ids x (B, T) and the target ids y (B, T), row 2i contains the
+    prompt and the chosen answer of pair i, and row 2i + 1 contains the same prompt and the rejected answer. Only the tokens of
+    an answer and the token that ends it are targets. The tensor `reference` (B,) holds the log-probabilities of the answers
+    under the reference model.
+
+    A validation computes the metrics of the validation pairs (see `measures`). It also computes a loss on their chosen answers
+    or, after a call of `validate_on_text`, on a text.
+
+    The attribute `reference` must be set before `batch` or `measures` is called.
     """
 
     kind = "preference"
@@ -186,12 +190,14 @@ class PreferenceObjective(NextToken):
         }
 
     def _divergence(self, first: int, hidden: Tensor, head: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum of the KL divergences from the reference at tokens of the chosen answers, and the number of tokens.
+        """Return the KL divergence from the reference model, in nats, summed over n tokens of the chosen answers, and n.
 
-        Only the first KL_TOKENS tokens of the validation pairs count. `first`: index of the first validation pair of the
-        micro-batch. `hidden` (B, T, C): the last hidden states. `head` (V, C): the output matrix. `y` (B, T): the targets. A
-        divergence is the exact sum of p (log p - log q) over the vocabulary, where p is the distribution of the model and q
-        the distribution of the reference.
+        The divergence at a token is the exact sum of p (log p - log q) over the vocabulary, where p is the distribution of the
+        model and q is the distribution of the reference model. Only the first 4,096 tokens (KL_TOKENS) of the chosen answers of
+        all validation pairs count; n is the number of those that are in this micro-batch.
+
+        `first`: index of the first validation pair of the micro-batch. `hidden` (B, T, C): the last hidden states. `head`
+        (V, C): the output matrix. `y` (B, T): the targets.
         """
         before, after = self.kl_bounds[first], self.kl_bounds[min(first + self.micro_pairs, len(self.val))]
         total = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
@@ -208,10 +214,13 @@ class PreferenceObjective(NextToken):
     def missing(self, reference: Reference | None, n_steps: int) -> list[tuple[str, np.ndarray]]:
         """Return the micro-batches that `reference` lacks for the validation and for the first `n_steps` optimizer steps.
 
-        A micro-batch is a tuple: "train" or "val", and the indices of its pairs. To form the training micro-batches, the
-        pairs, in the order of the first epoch, are divided into groups of the size of SORTED_MICRO_BATCHES micro-batches, and
-        each group is sorted by length. If a step reads one pair of a group, the whole group is needed. So a larger `n_steps`
-        adds groups, and does not change the micro-batches of the first groups.
+        A micro-batch is a tuple: "train" or "val", and the indices of its pairs. `reference` lacks it if the log-probability of
+        one of its answers is NaN. If `reference` is None, all micro-batches are returned.
+
+        The training pairs are taken in the order of the first epoch and divided into groups. A group has the size of 16
+        micro-batches (SORTED_MICRO_BATCHES). Within a group, the pairs are sorted by length and divided into micro-batches. If
+        a step reads one pair of a group, the reference needs the whole group. Therefore a larger `n_steps` adds groups, and
+        does not change the micro-batches of the first groups.
         """
         n_read, size = min(len(self.train), n_steps * self.batch_pairs), SORTED_MICRO_BATCHES * self.micro_pairs
         order = order_of_epoch(0, np.arange(len(self.train)), self.seed, len(self.train))
@@ -258,7 +267,7 @@ class PreferenceObjective(NextToken):
         return reference
 
     def probe_rows(self) -> list[Part]:
-        """Return the chosen answers of the validation pairs as rows (x, y), each (T,)."""
+        """Return for each validation pair a row (x, y), each (T,), with the prompt and the chosen answer."""
         return [(x[i], y[i]) for x, y in self.val_pairs for i in range(0, len(x), 2)]
 
     def target_counts(self, vocab_size: int) -> np.ndarray:

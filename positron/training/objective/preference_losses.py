@@ -33,7 +33,7 @@ def margins(settings: PreferenceConfig, w: Tensor, l: Tensor, rw: Tensor, rl: Te
     """Return for each pair the margin of the chosen answer over the rejected one, from which `losses` computes the loss.
 
     `w` and `l`: log-probabilities of the chosen and the rejected answers under the model. `rw` and `rl`: those under the
-    reference model. All are (N,): means per token if `is_mean(settings)`, otherwise sums.
+    reference model. All are (N,): means per token if `is_mean(settings)`, otherwise sums. beta is `settings.beta`.
 
     | loss  | margin                                                       |
     |-------|--------------------------------------------------------------|
@@ -60,12 +60,14 @@ def margins(settings: PreferenceConfig, w: Tensor, l: Tensor, rw: Tensor, rl: Te
 def losses(settings: PreferenceConfig, margin: Tensor, w: Tensor) -> Tensor:
     """Return the loss of each pair from its margin h and the log-probability w of its chosen answer, which only ORPO uses.
 
-    | loss  | loss of a pair                                              | source                           |
-    |-------|-------------------------------------------------------------|----------------------------------|
-    | dpo   | -(1 - e) log sigmoid(h) - e log sigmoid(-h), label smoothing e | arXiv:2305.18290, equation 7     |
-    | ipo   | (h - 1 / (2 beta))^2                                        | arXiv:2310.12036, equation 17    |
-    | simpo | -log sigmoid(h - gamma)                                     | arXiv:2405.14734, equation 6     |
-    | orpo  | -w - weight log sigmoid(h)                                  | arXiv:2403.07691, equations 6, 7 |
+    | loss  | loss of a pair                              | source                           |
+    |-------|---------------------------------------------|----------------------------------|
+    | dpo   | -(1 - e) log sigmoid(h) - e log sigmoid(-h) | arXiv:2305.18290, equation 7     |
+    | ipo   | (h - 1 / (2 beta))^2                        | arXiv:2310.12036, equation 17    |
+    | simpo | -log sigmoid(h - gamma)                     | arXiv:2405.14734, equation 6     |
+    | orpo  | -w - weight log sigmoid(h)                  | arXiv:2403.07691, equations 6, 7 |
+
+    e is `settings.label_smoothing`; beta, gamma and weight are the fields of `settings` with these names.
 
     The paper on IPO computes the margin from sums of log-probabilities. Here it is computed from means (see `is_mean`), as in
     common implementations, so that long answers do not have larger margins.

@@ -129,7 +129,7 @@ class PretrainObjective(NextToken):
         return counts
 
     def sample_prompt(self, asked: str | None) -> Prompt:
-        """Return `asked`, or SAMPLE_PROMPT if it is empty, as the beginning of a document."""
+        """Return the prompt for samples: a document that begins with `asked` or, if this is empty, "Once upon a time"."""
         begin, text = self.tokenizer.special_id(END_OF_TEXT), asked or SAMPLE_PROMPT
         return Prompt(text, [begin, *self.tokenizer.encode(text)], list(self.tokenizer.end_ids))
 

@@ -78,8 +78,8 @@ def _seed(*numbers: int) -> int:
 class ReinforceObjective(NextToken):
     """Train on the model's own answers to prompts, weighted by their advantages (see the docstring of this file).
 
-    The validation loss is the loss on `text`. If pretraining text is available, `text` is pretraining text, and the loss shows
-    how much the model forgets. Otherwise `text` contains the answers in the data.
+    The validation loss is the loss on a text, the argument `text` of the constructor. If pretraining text is available, `text`
+    is pretraining text, and the loss shows how much the model forgets. Otherwise `text` contains the answers in the data.
     """
 
     kind = "reinforce"

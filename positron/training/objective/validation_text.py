@@ -1,4 +1,4 @@
-"""Hold a text to validate on, usually the pretraining text, to show how much of it a model forgets while it is tuned."""
+"""Hold a text to validate on. This is usually the pretraining text, whose loss shows how much a model forgets in tuning."""
 
 from __future__ import annotations
 
