@@ -24,9 +24,9 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 def compile_in_place(model: GPT, part: Part, machine: Machine) -> bool:
     """Compile the model and compare it with eager mode on the micro-batch `part`; return whether it stays compiled.
 
-    If the compiler fails, or if the loss or the gradient norm differs by more than TOLERANCE, a warning is logged and the model
-    stays in eager mode. The names in the state dict do not change. Dropout is off during the comparison, because compiled code
-    draws other random numbers.
+    If the compiler fails, a warning is logged and the model stays in eager mode. The same happens if the loss or the gradient
+    norm differs by more than a relative tolerance, which depends on the precision (TOLERANCE). The names in the state dict do
+    not change. Dropout is off during the comparison, because compiled code draws other random numbers.
     """
     model.to(machine.device)
     part = tuple(tensor.to(machine.device) for tensor in part)

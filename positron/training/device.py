@@ -174,8 +174,8 @@ def bf16_is_fast(accelerator: Accelerator) -> bool:
     """Tell whether matrix products are faster in bf16 than in fp32, so that precision=auto prefers bf16.
 
     On CUDA, the result is True if the GPU computes in bf16 without emulation; on MPS, it is always True. On a CPU, the speed is
-    measured, because the feature flags of a CPU are not reliable; the result is True if bf16 is more than MIN_GAIN times as
-    fast as fp32. A CPU without instructions for bf16, such as AVX512-BF16 or AMX, is slower in bf16.
+    measured, because the feature flags of a CPU are not reliable; the result is True if bf16 is more than 1.5 times (MIN_GAIN)
+    as fast as fp32. A CPU without instructions for bf16, such as AVX512-BF16 or AMX, is slower in bf16.
     """
     match accelerator:
         case "cuda":
@@ -191,9 +191,9 @@ def bf16_is_fast(accelerator: Accelerator) -> bool:
 def speed_on_cpu(precision: Precision) -> float:
     """Return the speed of matrix products in `precision` on this CPU, divided by their speed in fp32.
 
-    Both precisions are measured alternately, and the highest speed of each counts. Another program can slow down a
-    measurement. Therefore each precision is measured at least twice and at most TURNS times, until the ratio is below
-    1 / SLOWDOWN or above MIN_GAIN.
+    Another program can slow down a measurement. Therefore each precision is measured several times, in turn with the other,
+    and its highest speed counts. There are at least two and at most 5 measurements (TURNS) of each precision. They end as soon
+    as the ratio of the speeds is below 0.5 (1 / SLOWDOWN) or above 1.5 (MIN_GAIN).
     """
     cpu, best = torch.device("cpu"), {DTYPES[precision]: 0.0, torch.float32: 0.0}
     for turn in range(TURNS):
@@ -310,7 +310,9 @@ def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
 def choose_micro_batch(
     config: GPTConfig, machine: Machine, rows: int, asked: int | str, try_step: Callable[[int], None]
 ) -> int:
-    """Return the number of sequences per forward pass (micro-batch), at most `rows`, the sequences of this process per step.
+    """Return the number of sequences per forward pass, which is the size of a micro-batch.
+
+    `rows`: the number of sequences that this process reads per optimizer step; the result is at most `rows`.
 
     If `asked` is a number, it is used. If it is "auto", the number n depends on the device:
 

@@ -1,4 +1,7 @@
-"""Decide what ends a run before its last step: a time limit, a signal, early stopping, or pruning (of a sweep's poor runs)."""
+"""Decide what ends a run before its last step: a time limit, a signal, early stopping, or the pruning of a sweep.
+
+Pruning ends those runs of a sweep early that are worse than most others.
+"""
 
 from __future__ import annotations
 

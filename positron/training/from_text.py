@@ -30,7 +30,8 @@ class Lesson:
     """Describe what a run learns from its text: the objective and the tokenizer."""
 
     objective: Callable[..., PretrainObjective] = PretrainObjective  # called with the arguments of PretrainObjective
-    tokenizer: Tokenizer | None = None  # None: that of the run from which it starts, or one trained on the text
+    # None: the tokenizer of the run that is continued or started from; without such a run, a tokenizer is trained on the text
+    tokenizer: Tokenizer | None = None
 
 
 def train_on_text(

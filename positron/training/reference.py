@@ -1,4 +1,7 @@
-"""Compute the log-probabilities of answers under the reference model of preference tuning once; read them on resuming."""
+"""Compute the log-probabilities of answers under the reference model of preference tuning, and store them in the run folder.
+
+A run that continues reads them from its folder.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,15 @@ def open_reference(session: Session, plan: Plan, objective: PreferenceObjective,
     """Return the log-probabilities of the answers under the reference model, which is the model before this training.
 
     Log-probabilities that the run folder already contains are read. If the run continues from its own checkpoint, they are read
-    even if the base run (init_from=) has changed since they were computed. Log-probabilities that are missing for the steps of
-    the plan are computed and stored. They are computed with the precision of `plan.machine`, because with precision=auto
-    `session.machine` does not have the final precision. `model`: the model to train; in a new run it still has the weights of
-    the reference model.
+    even if the base run (init_from=) has changed since they were computed.
 
-    Raises UserError if a run that continues lacks log-probabilities and the base run has changed or cannot be read.
+    The first `plan.horizon` optimizer steps and the validation may need other log-probabilities. These are computed and stored.
+    The computation uses the precision of `plan.machine`, in which the run is trained. With precision=auto, the precision of
+    `session.machine` may be another one.
+
+    `model`: the model to train; in a new run it still has the weights of the reference model. If a run that continues lacks
+    log-probabilities, the reference model is loaded from the base run. Raises UserError if the base run has changed or cannot
+    be read in this case.
     """
     run, config, start = session.run, session.config, session.start
     if start.is_own:
@@ -116,10 +122,11 @@ def _compute_reference(
 
 
 def _identities(weights: str | None, objective: PreferenceObjective, plan: Plan) -> tuple[str, str]:
-    """Return two strings that identify everything that the log-probabilities of the reference depend on.
+    """Return two strings that identify the data from which the log-probabilities under the reference model were computed.
 
-    The first string is stored with the log-probabilities. Earlier versions stored the second string, which lacks the hash of
-    the tokenizer. `weights`: the hash of the reference model's weights.
+    The first string identifies weights, pairs, context length, precision and tokenizer. It is stored with the
+    log-probabilities. The second string lacks the tokenizer; earlier versions of Positron stored it instead of the first.
+    `weights`: the hash of the reference model's weights.
     """
     sizes = f"{objective.context} {len(objective.train)} {len(objective.val)}"
     earlier = f"{weights} {objective.fingerprint} {sizes} {plan.machine.precision}"

@@ -1,6 +1,7 @@
 """Replace `auto` by values for a model and a machine: batch size, micro-batch, number of steps and precision.
 
-The values are chosen once per run. A run that continues keeps them, except a precision that is slow on its new machine.
+The values are chosen once per run. A run that continues keeps them, with one exception: it continues in fp32 if its precision
+is slow on the CPU of its new machine.
 """
 
 from __future__ import annotations
@@ -69,11 +70,14 @@ def make_plan(
     start: Start,
     auto_steps: Callable[[int], int] | None = None,
 ) -> Plan:
-    """Determine each setting of the plan: the user's value, else the value at the start of the run, else a default.
+    """Return the plan of a run, in which numbers replace the settings that are `auto`.
 
-    `auto_steps` computes the default number of steps from the batch size in sequences. Without it, the default is the number
-    of steps that read 20 tokens per parameter. Raises UserError if the batch cannot be divided among the devices, if a
-    micro-batch does not fit the memory, or for activation checkpointing with dropout on MPS.
+    A setting with a value keeps it. For a setting that is `auto`, a run that continues keeps the value with which it was
+    started (`start.resolved`), and a new run gets a default. `auto_steps` computes the default number of steps from the batch
+    size in sequences. Without it, the default is the number of steps that read 20 tokens per parameter.
+
+    Raises UserError if the batch cannot be divided among the devices, if a micro-batch does not fit the memory, or if
+    activation checkpointing and dropout are used together on MPS.
     """
     gpt, train, known = model.config, config.train, start.resolved
     machine = _with_usable_precision(config.precision.dtype, machine, None if known is None else known.precision)
@@ -194,8 +198,8 @@ def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
 def default_batch_tokens(gpt: GPTConfig, machine: Machine) -> int:
     """Return the default number of tokens per optimizer step.
 
-    The default of the accelerator is halved until a run of 20 tokens per parameter has at least MIN_STEPS steps, but not below
-    MIN_BATCH_TOKENS.
+    Each accelerator has a largest default (BATCH_TOKENS). It is halved until a run that reads 20 tokens per parameter has at
+    least 2,000 steps (MIN_STEPS), but the result is never less than 1,024 tokens (MIN_BATCH_TOKENS).
     """
     batch = BATCH_TOKENS[machine.accelerator]
     while batch // 2 >= MIN_BATCH_TOKENS and batch * MIN_STEPS > USUAL_TOKENS_PER_PARAMETER * gpt.n_params():

@@ -73,7 +73,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Session:
-    """Hold a run that this command has locked to train it, its settings, the machine, and the state from which it starts."""
+    """Hold the facts of one training: the locked run, its settings, the machine, and the state from which the run starts."""
 
     run: Run
     config: RunConfig
@@ -160,9 +160,10 @@ def decide_start(run: Run, config: RunConfig) -> Start:
     The run starts from its newest checkpoint. If it has no checkpoint, it starts from the checkpoint that ckpt_path= names,
     else from the weights of the run that init_from= names, else with new weights at step 0.
 
-    Raises UserError if a file that the start needs is missing or damaged, if `resume=` forbids the start, or if the start would
-    mix two configurations, or overwrite or lose checkpoints and metrics of the run. Raises Diverged, with the recorded message,
-    if the run has diverged before with the same settings, because it would diverge again.
+    Raises UserError in four cases: a file that the start needs is missing or damaged; `resume=` forbids the start; the run has
+    a checkpoint and was started with other settings (train.extend=true permits a larger train.max_steps=); or the start would
+    overwrite or lose checkpoints and metrics of the run. Raises Diverged, with the recorded message, if the run has diverged
+    before with the same settings, because it would diverge again.
     """
     newest = newest_checkpoint(run.checkpoint_folder) if run.exists else None
     if newest is None:

@@ -59,13 +59,14 @@ class MatmulPeak:
 
 
 def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, str]:
-    """Return the machine with bf16 or fp32, whichever is faster for this model, and a message with the times of both.
+    """Return `machine` with the precision that is faster for this model, bf16 or fp32, and a message with the times of both.
 
     bf16 makes large matrix products faster. A step of a small model takes most of its time for conversions and other
-    operators, so it can be slower in bf16 than in fp32. The times are measured only if `machine` is a CPU with the precision
-    bf16, and if a step of `rows` sequences in fp32 takes at most MAX_TIMED_STEP seconds by an estimate. Otherwise the result is
-    `machine` itself and an empty message. The two precisions take turns on one micro-batch of `rows` sequences, and their
-    fastest steps are compared.
+    operators, so it can be slower in bf16 than in fp32. The two precisions take turns on one micro-batch of `rows` sequences,
+    and their fastest steps are compared.
+
+    The times are measured only if `machine` is a CPU with the precision bf16, and if a step of `rows` sequences in fp32 takes
+    at most 0.6 seconds by an estimate (MAX_TIMED_STEP). Otherwise the result is `machine` itself and an empty message.
     """
     flops = model.config.flops_per_token() * rows * model.config.context_length
     if machine.accelerator != "cpu" or machine.precision != "bf16":

@@ -1,4 +1,4 @@
-"""Train the model of a finished run, the base run, on other data: conversations, pairs of answers, or prompts.
+"""Train the model of another run (init_from=, the base run) on other data: conversations, pairs of answers, or prompts.
 
 The pretraining text of the base run is loaded, too, to measure how much the loss on this text rises (forgetting).
 """
@@ -162,7 +162,7 @@ def replayed_text(base: Run, config: RunConfig, start: Start, key: str, *, rows:
 
 
 def and_replayed(replay: Windows | None) -> str:
-    """Return the end of the description of a batch: the number of windows of `replay` in it, or "" without replay."""
+    """Return the end of a text that describes a batch, such as " and 2 pieces of the pretraining text"; "" without replay."""
     return "" if replay is None else f" and {counted(replay.batch_size, 'piece')} of the pretraining text"
 
 
@@ -177,9 +177,11 @@ def _without_replay(start: Start, key: str) -> str:
 
 
 def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> ValidationText | None:
-    """Return the validation text of the pretrained run that the run of `config` descends from, at most train.val_tokens tokens.
+    """Return the validation part of the pretraining text, at most train.val_tokens tokens.
 
-    If the text is not available, returns None and logs the reason and `instead`, which tells the user what is done instead.
+    The pretraining text is the text on which the base run (init_from=) was trained. If the base run is itself a fine-tuned run,
+    it is the text of the pretrained run from which the base run descends. If the text is not available, returns None and logs
+    the reason and `instead`, which tells the user what is done instead.
     """
     try:
         files = token_files(base_run(config), "val", instead)

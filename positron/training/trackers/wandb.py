@@ -128,7 +128,7 @@ class Wandb:
         self.run.log(row, step=sample.step)
 
     def finish(self, exit_code: int) -> None:
-        """End the wandb run, and wait at most FINISH_SECONDS for the upload."""
+        """End the wandb run, and wait at most 30 seconds (FINISH_SECONDS) for the upload."""
         try:
             self.run.finish(exit_code)
         except TimeoutError:
