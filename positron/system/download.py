@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from positron.system.console import one_line
 from positron.system.disk import make_folder, whole_file
-from positron.system.errors import UserError
+from positron.system.errors import UserError, why_unreadable
 
 PATIENCE_S = 4.0  # longest wait for a connection and for each piece of data, so that an error appears within 5 seconds
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -43,7 +43,10 @@ def fetch(url: str, path: Path, sha256: str | None, *, instead: str, sha256_key:
     """
     check_address(url)
     if path.exists():
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {why_unreadable(error)}; {instead}") from error
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise UserError(
                 f"{path} is damaged or not the file from {url} (its sha256 differs): delete it, and give the same command "

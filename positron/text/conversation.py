@@ -113,7 +113,8 @@ def drop_oldest_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: 
     if len(prompt_ids([*system, *turns], tokenizer)) > limit:
         available = limit - len(prompt_ids([*system, Message("user", "")], tokenizer))
         if available < 1 and system:
-            return drop_oldest_turns(turns, tokenizer, limit)
+            remaining, more = drop_oldest_turns(turns, tokenizer, limit)
+            return remaining, dropped + more
         end = tokenizer.encode(turns[-1].content)[-max(1, available) :]
         turns[-1] = Message(turns[-1].role, tokenizer.decode(end))
     return [*system, *turns], dropped

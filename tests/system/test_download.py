@@ -59,6 +59,12 @@ def test_a_redirect_leads_nowhere_else(tmp_path: Path, target: str, monkeypatch:
     server.close()
 
 
+def test_a_folder_in_the_place_of_a_download_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(UserError, match=r"cannot read \S+a\.txt: .*; or give another file$"):
+        fetch("https://example.org/a.txt", tmp_path / "a.txt", None, instead="or give another file")
+
+
 def test_files_of_one_name_from_two_addresses_are_two_files(
     tmp_path: Path, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
