@@ -8,14 +8,14 @@ An activation acts on every number separately, so its backward pass is dx = dy f
     gelu    f = x P(x),  P the distribution function of the normal distribution,
                          P(x) = (1 + erf(x / sqrt 2)) / 2                                (arXiv:1606.08415)
                                                   f' = P(x) + x p(x),  p(x) = e^(-x^2 / 2) / sqrt(2 pi)
-    gelu by tanh, the model's option (the exact form is here for comparison, as `gelu_exact`):
+    gelu by tanh: the model's option "gelu" is this approximation; the exact form above is here only for comparison.
         P(x) is replaced by (1 + t) / 2 with t = tanh(u), u = sqrt(2 / pi) (x + 0.044715 x^3); then
         f' = (1 + t) / 2 + x (1 - t^2) / 2 * du/dx,  du/dx = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)
 
 The derivative of s is s' = e^-x / (1 + e^-x)^2 = s (1 - s); the derivative of t = tanh(u) by u is 1 - t^2.
 
-The sigmoid is computed as (1 + tanh(x / 2)) / 2, the same function. Written as 1 / (1 + e^-x), IEEE 754 float32
-overflows at x = -89: e^89 is inf, with a warning, before 1 / inf gives the right 0. tanh does not overflow. In hardware,
+The sigmoid s is computed as (1 + tanh(x / 2)) / 2, which is the same function. The form 1 / (1 + e^-x) overflows in IEEE 754
+float32 at x = -89: e^89 is inf, and NumPy warns, although 1 / inf is the right result, 0. tanh does not overflow. In hardware,
 swish and gelu are tables of about 256 entries with linear interpolation; relu needs only the sign bit, relu2 also a multiplier.
 
 Cost: a few FLOPs per number, but 8 bytes of memory traffic (one float32 read, one written), so memory is the limit. Therefore

@@ -1,27 +1,32 @@
 """Scaled dot-product attention: each position takes a weighted mean of the values at earlier positions.
 
-    Z = q k^T / sqrt(D)        (T, S)   how well query t matches key s
+    Z = q @ k^T / sqrt(D)      (T, S)   how well query t matches key s
     P = softmax(Z + mask)      (T, S)   mask: 0 where t may attend to s, -inf where s lies in the future
-    O = P v                    (T, D)
+    O = P @ v                  (T, D)
 
-The shape (T, S) stands for T queries and S keys. If q and k have unit variance, their dot product, a sum of D products, has
-variance D. The factor 1 / sqrt(D) brings it back to 1. Without the factor, softmax would be saturated, and its gradient would
-vanish, before the first step. A masked score is -inf, not -1e9: e^-inf is exactly 0, so the future has no influence at all, not
-even in the last bit.
+The shape (T, S) stands for T queries and S keys. @ is the product of matrices, and * below multiplies entry by entry.
 
-Backward, from dO. O = P v gives two products: dv = P^T dO and dP = dO v^T. Softmax (`loss.py`) gives dZ = P (dP - rowsum(dP
-P)); at masked positions P = 0, hence dZ = 0. Last, dq = dZ k / sqrt(D), dk = dZ^T q / sqrt(D).
+If q and k have unit variance, their dot product, a sum of D products, has variance D. The factor 1 / sqrt(D) brings it back to
+1. Without the factor, softmax would be saturated, and its gradient would vanish, before the first step. A masked
+score is -inf, not -1e9: e^-inf is exactly 0, so the future has no influence at all, not even in the last bit.
 
-FlashAttention's identity (arXiv:2205.14135, B.2) saves one pass over the (T, S) numbers of P: rowsum(dP P) = rowsum(dO O),
-because sum_s (dO . v_s) P_s = dO . sum_s P_s v_s. The right side costs D per row instead of S. It also holds with dropout on P.
+Backward, from dO; rowsum adds up each row of a matrix:
+
+    dv = P^T @ dO,  dP = dO @ v^T                        from O = P @ v
+    dZ = P * (dP - rowsum(dP * P))                       from softmax (`loss.py`); at masked positions P = 0, hence dZ = 0
+    dq = dZ @ k / sqrt(D),  dk = dZ^T @ q / sqrt(D)      from Z = q @ k^T / sqrt(D)
+
+FlashAttention's identity (arXiv:2205.14135, B.2) is rowsum(dP * P) = rowsum(dO * O). For one row, with . for the dot product,
+it reads sum_s (dO . v_s) P_s = dO . (sum_s P_s v_s) = dO . O. The right side has D products per row, the left side has S. So
+the identity saves one pass over the (T, S) numbers of P. It also holds with dropout on P.
 
 Grouped heads (arXiv:2305.13245): G = H / K query heads share one key/value head. Axes are split as (B, K, G, ...) and
 keys broadcast over G; the gradient of a shared input is the sum over its uses, so dk and dv are summed over G.
 
 Cost: 4 T S D FLOPs per head forward, 8 T S D backward. Causality makes half of them unnecessary. So queries are taken in
-blocks, and a block is multiplied only by the keys up to its last query. P takes 4 T S bytes per head; FlashAttention saves
-them, because it never stores P. In fixed point, the scores need a wide accumulator and one scale per row. Each number of P lies
-in [0, 1], so 8 unsigned bits are enough for it.
+blocks, and a block is multiplied only by the keys up to its last query. P takes 4 T S bytes per head in float32. FlashAttention
+does not need this memory, because it never stores P. In fixed point, the scores need a wide accumulator and one scale per row.
+Each number of P lies in [0, 1], so 8 unsigned bits are enough for it.
 """
 
 from __future__ import annotations
@@ -93,7 +98,7 @@ def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array, 
     q, k, v = cache["q"], cache["k"], cache["v"]  # (B, K, G, T, D), (B, K, S, D) twice
     B, K, G, T, D = q.shape
     H = K * G
-    dots = row_dot(dout, cache["out"]).reshape(B, K, G, T, 1)  # rowsum(dO O)
+    dots = row_dot(dout, cache["out"]).reshape(B, K, G, T, 1)  # rowsum(dO * O)
     dout = dout.reshape(B, K, G, T, D)
     dq = np.empty((B, T, H, D), dtype=q.dtype).transpose(0, 2, 1, 3)
     dk, dv = np.zeros_like(k), np.zeros_like(v)

@@ -154,9 +154,9 @@ def forward(
     """Compute the logits of the next token: idx (B, T) -> logits (B, T, V).
 
     `idx` holds token ids. `rng` draws the dropout masks of training; None: no dropout. `past` holds the key/value cache of each
-    layer; `idx` then continues the tokens in the cache, and is added to it. With `trace`, the function also returns a
-    dictionary of all intermediate arrays, with names such as `blocks.0.norm1.x`. Raises InputError if the tokens, including
-    those in `past`, do not fit the context length.
+    layer. `idx` then continues the tokens in the cache, and the keys and values of `idx` are appended to the cache. With
+    `trace`, the function also returns a dictionary of all intermediate arrays, with names such as `blocks.0.norm1.x`. Raises
+    InputError if the tokens, including those in `past`, do not fit the context length.
     """
     logits, cache = _forward(params, config, idx, rng, past)
     if not trace:

@@ -1,10 +1,12 @@
-"""The MLP: each token's vector is mapped to a wider space, through an activation, and back.
+"""The MLP: map each token's vector to a wider space, apply an activation there, and map the result back.
 
     plain    h = f(x Wu^T),                      y = h Wd^T
     swiglu   h = swish(x Wg^T) * (x Wu^T),       y = h Wd^T          (arXiv:2002.05202)
 
-Backward of the gated product h = a * u: da = dh * u, du = dh * a; then da goes through swish and Wg, du through Wu, and
-x, used twice, gets the sum.
+Wu, Wd and Wg are the weights `up`, `down` and `gate`. f is the activation. * multiplies number by number.
+
+Backward of swiglu, which is h = a * u with a = swish(x Wg^T) and u = x Wu^T: da = dh * u and du = dh * a. Then da goes back
+through swish and Wg, and du through Wu. x is used twice, so dx is the sum of the gradients from both ways.
 
 Cost: 2 N C F FLOPs per matrix. F = 4 C with two matrices, or about 8/3 C with three: 16 N C^2 forward in both cases. Two
 thirds of the weights of the blocks are here, so 8-bit weights save most here on small hardware.

@@ -9,15 +9,18 @@ Let g be the gradient of a weight w and a the learning rate. AdamW combines two 
 The torch model is trained with one of two optimizers:
 
     AdamW (arXiv:1711.05101)
-        m = b1 m + (1 - b1) g                     a running mean of gradients,
-        v = b2 v + (1 - b2) g^2                   and of their squares;
-        m' = m / (1 - b1^t),  v' = v / (1 - b2^t)   both start at 0; the divisors of step t correct this bias
-        w -= a weight_decay w                     decay acts on the weight itself ("decoupled"): as a part of g it would be
-        w -= a m' / (sqrt(v') + eps)              divided by sqrt(v') and hardly change weights with large gradients
+        m = b1 m + (1 - b1) g                       the running mean of the gradients, 0 at the start
+        v = b2 v + (1 - b2) g^2                     the running mean of their squares, 0 at the start
+        m' = m / (1 - b1^t),  v' = v / (1 - b2^t)   at step t, these divisors correct the bias that the start at 0 causes
+        w -= a weight_decay w                       the weight decay, "decoupled" from the gradient
+        w -= a m' / (sqrt(v') + eps)                the step
 
     Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all other parameters
         m = mu m + (1 - mu) g,  n = mu m + (1 - mu) g       Nesterov's momentum: g is mixed in a second time
-        w -= a weight_decay w + 0.2 a sqrt(max(rows, columns)) U V^T,  where n = U S V^T
+        w -= a weight_decay w + 0.2 a sqrt(max(rows, columns)) U V^T,  where n = U S V^T is the singular value decomposition
+
+Decoupled decay acts on the weight itself. If the decay were added to g, AdamW would divide it by sqrt(v'), and it would hardly
+change the weights that have large gradients.
 
 The singular values S of a gradient fall steeply, so a plain step goes far along few directions. U V^T, the orthogonal matrix
 nearest to n, goes equally far along all directions. It is computed without a decomposition, with a polynomial
@@ -182,8 +185,9 @@ def muon_step(
 def orthogonalize(x: Array, iterations: int = 5) -> Array:
     """Return an approximation of U V^T for x = U S V^T (n, m).
 
-    Singular values above 0.0015 times the Frobenius norm of x become values between 0.68 and 1.21. Smaller singular values
-    are raised less, and 0 stays 0.
+    `iterations` says how often the polynomial of this module is applied. After 5 iterations, singular values above 0.0015 times
+    the Frobenius norm of x have become values between 0.68 and 1.21. Smaller singular values have become values below 0.68, and
+    0 stays 0.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     if x.shape[0] > x.shape[1]:

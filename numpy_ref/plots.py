@@ -75,10 +75,12 @@ def plot_attention(weights: Array, tokens: list[str], layer: int, path: Path) ->
 
 
 def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -> None:
-    """Plot the norm of the residual stream at every token after the embedding and after each attention and MLP.
+    """Plot how the norm of each token's vector in the residual stream changes from layer to layer, one line per token.
 
-    `norms` (n, T) has a row for each of the n `names` of these layers. A token whose norm is far above or below the median
-    after some layer has its own colour and its text in the legend (see `outlier_tokens`).
+    The n layers are the embedding, each attention and each MLP. `names` holds their names, and row i of `norms` (n, T) the
+    norms of the T tokens after layer i. `tokens` holds the texts of the tokens. After some layer, the norm of a token may be
+    far above or below the median of all tokens (see `outlier_tokens`). Such a token has its own colour and is named in the
+    legend.
     """
     drawn = figure(6.8, 5)
     if drawn is None:

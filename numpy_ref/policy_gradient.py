@@ -45,9 +45,10 @@ tokens before a position as given.
 Estimators of the KL from the probability of the sampled token alone (Schulman, "Approximating KL divergence", 2020), with
 the log-ratio d = log p - log q and r = e^-d = q / p:
 
-    k1 = d             mean KL                 dk1/d(log p) = 1        mean gradient 0
-    k2 = d^2 / 2       biased                  dk2/d(log p) = d        mean gradient dKL(p, q)
-    k3 = r - 1 + d     mean KL, never below 0  dk3/d(log p) = 1 - r    mean gradient dKL(q, p)
+    estimator          its mean over samples of p      its derivative          the mean of its gradient
+    k1 = d             KL(p, q)                        dk1/d(log p) = 1        0
+    k2 = d^2 / 2       another number: k2 is biased    dk2/d(log p) = d        the gradient of KL(p, q)
+    k3 = r - 1 + d     KL(p, q); no k3 is below 0      dk3/d(log p) = 1 - r    the gradient of KL(q, p)
 
 The gradient of an unbiased estimator is not an unbiased estimator of the gradient, because p also decides what is sampled.
 """
@@ -150,7 +151,7 @@ def kl_estimate_forward(log_p: Array, log_q: Array, kind: KLEstimator) -> tuple[
     """Estimate KL(p, q) from samples of p, by the estimator `kind`.
 
     log_p and log_q (...) are the log-probabilities of the samples under p and q. The result (...) has one estimate for each
-    sample. With d = log_p - log_q, it is d for "k1", d^2 / 2 for "k2", and e^-d - 1 + d for "k3".
+    sample. With d = log_p - log_q, an estimate is d for "k1", d^2 / 2 for "k2", and e^-d - 1 + d for "k3".
     """
     d = log_p - log_q
     match kind:

@@ -14,7 +14,7 @@ log-probabilities of the chosen and of the rejected answer under the model, and 
 The reference is computed without dropout and has no gradient. Every loss is a function of one margin h, so backward needs only
 one slope, dL/dh: dL/dw = dL/dh dh/dw, and likewise for l. (ORPO's loss has -w as a further term.)
 
-DPO (arXiv:2305.18290, equation 7), with sums:
+DPO (arXiv:2305.18290, equation 7). The log-probabilities w, l, rw and rl are sums over the tokens of an answer:
 
     h = beta ((w - rw) - (l - rl))        L = -log sigmoid(h) = log(1 + e^-h)        dL/dh = -sigmoid(-h)
 
@@ -30,11 +30,12 @@ either sums or means:
 
     h = (w - rw) - (l - rl)               L = (h - 1 / (2 tau))^2                    dL/dh = 2 (h - 1 / (2 tau))
 
-SimPO (arXiv:2405.14734, equation 6), with means and no reference:
+SimPO (arXiv:2405.14734, equation 6). w and l are means over the tokens of an answer, and there is no reference:
 
     h = beta (w - l) - gamma              L = log(1 + e^-h)                          dL/dh = -sigmoid(-h)
 
-ORPO (arXiv:2403.07691, equations 6 and 7), with means and no reference. odds(P) = P / (1 - P) for P = e^w:
+ORPO (arXiv:2403.07691, equations 6 and 7). w and l are means over the tokens of an answer, and there is no reference. The odds
+of a probability P are odds(P) = P / (1 - P), here with P = e^w and P = e^l:
 
     h = log odds(e^w) - log odds(e^l)     L = -w + lambda log(1 + e^-h)              dL/dh = -lambda sigmoid(-h)
 
@@ -98,7 +99,8 @@ def log_probs_backward(drows: Array, cache: Cache) -> tuple[Array]:
 def reference_log_probs(params: Params, config: GPTConfig, tokens: Array, targets: Array, mean: bool = False) -> Array:
     """Compute the log-probability of each row's targets under a frozen model, without dropout or a gradient.
 
-    tokens, the model's inputs (B, T), and targets (B, T) -> (B,), in nats. For `mean`, see `log_probs_forward`.
+    `tokens` (B, T) is the input of the model, and `targets` (B, T) has a target or -100 for each position. The result (B,) is
+    in nats. For `mean`, see `log_probs_forward`.
     """
     logits = forward(params, config, tokens)
     assert isinstance(logits, np.ndarray)

@@ -39,7 +39,7 @@ def penalize(logits: Array, recent: Iterable[int], penalty: float, exempt: Itera
 
 
 def keep_top_k(logits: Array, k: int) -> Array:
-    """Keep the k largest logits (V,), and those that are equal to the smallest of these; set the others to -inf."""
+    """Keep the k largest of the logits (V,), and all that are equal to the k-th largest; set the others to -inf."""
     if k >= len(logits):
         return logits
     smallest = np.partition(logits, -k)[-k]

@@ -78,8 +78,9 @@ class Training:
     def steps_per_epoch(self) -> int:
         """Return the number of batches in an epoch, at least 1.
 
-        A window has `context_length` tokens. One window of the text is not counted, because the random offset at the beginning
-        of an epoch may cut it off. Windows left over after the last full batch are not used.
+        An epoch cuts the training tokens into windows of `context_length` tokens, from a random offset on. With some
+        offsets, one window less fits than without an offset. Therefore the smaller number is counted for every epoch. Windows
+        left over after the last full batch are not used.
         """
         windows = (len(self.train_ids) - 1) // self.config.context_length - 1
         return max(1, windows // self.settings.batch)
