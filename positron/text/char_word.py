@@ -78,7 +78,10 @@ class CharTokenizer:
         return b"".join(map(self.bytes_of, ids)).decode("utf-8")
 
     def token_bytes(self) -> np.ndarray:
-        """Return the number of text bytes of each token (V,): 0 for special tokens, 1 (the possible minimum) for `<unk>`."""
+        """Return the number of UTF-8 bytes of each token (V,): 0 for special tokens, and 1 for `<unk>`.
+
+        `<unk>` stands for a character of unknown length, which has at least 1 byte.
+        """
         lengths = [1] + [0] * len(SPECIALS) + [len(c.encode("utf-8")) for c in self.characters]
         return np.array(lengths, dtype=np.int64)
 
@@ -151,7 +154,10 @@ class WordTokenizer:
         return b"".join(map(self.bytes_of, ids)).decode("utf-8")
 
     def token_bytes(self) -> np.ndarray:
-        """Return the number of text bytes of each token (V,): 0 for special tokens, 1 (the possible minimum) for `<unk>`."""
+        """Return the number of UTF-8 bytes of each token (V,): 0 for special tokens, and 1 for `<unk>`.
+
+        `<unk>` stands for a piece of text of unknown length, which has at least 1 byte.
+        """
         return np.array([1] + [0] * len(SPECIALS) + [len(p.encode("utf-8")) for p in self.pieces], dtype=np.int64)
 
     def save(self, folder: Path) -> None:

@@ -50,8 +50,9 @@ class LibraryTokenizer:
     ) -> None:
         """Load a tokenizer.json from its bytes, `content`.
 
-        `specials`: the id of each token of SPECIALS. `vocab_size`: the number of rows of the embedding. `ends`: the ids that
-        end a text; the first one is written after each document. If `ends` is None, only the id of `<|endoftext|>` ends a text.
+        `specials`: the id of each special token, `<|endoftext|>` and the four tokens for chat (SPECIALS). `vocab_size`: the
+        number of rows of the embedding. `ends`: the ids that end a text. Positron puts the first of them after each document of
+        a corpus. If `ends` is None, only the id of `<|endoftext|>` ends a text.
 
         Raises UserError if the tokenizers library is not installed, and ValueError if the file cannot be used.
         """
@@ -90,7 +91,7 @@ class LibraryTokenizer:
 
     @property
     def hash(self) -> str:
-        """Return the sha256 of the imported tokenizer.json, the vocabulary size, the ids of SPECIALS and the end ids."""
+        """Return the sha256 of the imported tokenizer.json, the vocabulary size, the special tokens' ids and the end ids."""
         head = f"huggingface\n{sorted(self._specials.items())}\n{self.vocab_size}\n"
         if self._ends != (self._specials[END_OF_TEXT],):
             head += f"{self._ends}\n"
@@ -121,7 +122,7 @@ class LibraryTokenizer:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Return the ids that end a text; the first one is written after each document."""
+        """Return the ids that end a text. Positron puts the first of them after each document of a corpus."""
         return self._ends
 
     def encode(self, text: str) -> list[int]:

@@ -1,9 +1,9 @@
 """Use the vocabularies of OpenAI's models with the tiktoken library: r50k_base (GPT-2's), p50k_base, cl100k_base, o200k_base.
 
 A rank file lists the tokens of a vocabulary with their ids. tiktoken's own loader waits for the network without a time limit
-and stores the rank files in a temporary folder. Instead, `fetch` downloads a rank file once and keeps it in Positron's cache;
-each training run has a copy in its folder. DEFINITIONS has what else is needed, copied from the library's
-`tiktoken_ext.openai_public`.
+and stores the rank files in a temporary folder. Instead, Positron's own `fetch` downloads a rank file once and keeps it in
+Positron's cache; each training run has a copy in its folder. What else a vocabulary needs is its `Definition` in DEFINITIONS,
+copied from `tiktoken_ext.openai_public`, a module that comes with tiktoken.
 
 A definition must never change, because its pattern is part of a tokenizer's hash. Even another pattern that splits every text
 in the same way would change the hash.
@@ -102,7 +102,7 @@ class TiktokenTokenizer:
     def published(cls, name: str) -> TiktokenTokenizer:
         """Create the tokenizer of a published vocabulary, with its rank file from the cache or the network.
 
-        `name` is a key of DEFINITIONS. Raises UserError if the rank file can be neither read nor downloaded.
+        `name` is a key of DEFINITIONS, such as r50k_base. Raises UserError if the rank file can be neither read nor downloaded.
         """
         definition = DEFINITIONS[name]
         content = fetch(

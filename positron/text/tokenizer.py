@@ -37,9 +37,9 @@ class Tokenizer(Protocol):
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Return the ids that end a text; the first one is written after each document.
+        """Return the ids that end a text. Positron puts the first of them after each document of a corpus.
 
-        Only a tokenizer that was imported with a model can have several.
+        Only a tokenizer that was imported with a model can have several such ids.
         """
 
     def encode(self, text: str) -> list[int]:
