@@ -180,8 +180,8 @@ def _configured(where: str, words: list[str], configure: Callable[[dict[str, Any
 def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig, overrides: list[str]) -> None:
     """Raise UserError if a candidate would get another seed or another validation text than the base recipe.
 
-    `overrides` are the settings of the candidate; the message names the setting that makes the difference. The message begins
-    with `where`.
+    `base` is the configuration of a run with the base recipe, and `config` is that of a run with the candidate. `overrides` are
+    the settings that the candidate changes. The message begins with `where` and names the setting that causes the difference.
     """
     changed = ["seed"] if config.seed != base.seed else []
     for group in ("data", "tokenizer"):

@@ -1,7 +1,9 @@
 """Register the defaults of `config.py` with Hydra, as base configurations for the files in `conf/`.
 
-A file in `conf/` names a base configuration in its defaults list as `/_defaults/NAME` and contains only the values that it
-changes. Hydra refuses keys that the composed configuration does not have, so the base contains every key of a command.
+For example, conf/train.yaml has the entry `/_defaults/train` in its defaults list, which is Hydra's list of the configurations
+that a file extends. So the file contains only the values that differ from the base configuration `train`. Hydra refuses a key
+of the command line that the composed configuration lacks. Therefore the base configuration of a command contains every key that
+the command reads.
 """
 
 from __future__ import annotations

@@ -104,10 +104,11 @@ def _reference_reason(text: str) -> str:
 
 
 def run_hydra(job: Callable[[Any], Any], recipe: Recipe) -> None:
-    """Compose `conf/<recipe>.yaml` with the command line and call `job` with it, once or for each job of a sweep.
+    """Compose `conf/<recipe>.yaml` and the command line to a configuration, and call `job` with this configuration.
 
-    An error of `job` is kept and raised after Hydra has returned, because Hydra would print the error in its own format.
-    KeyboardInterrupt and SystemExit are raised at once, so that Ctrl-C or SIGTERM also ends a sweep.
+    In a sweep, `job` is called once for each run of the sweep. An error of `job` is kept and raised after Hydra has returned,
+    because Hydra would print the error in its own format. KeyboardInterrupt and SystemExit are raised at once, so that Ctrl-C
+    or SIGTERM also ends a sweep. With --help or --version, only the help or the version is printed.
     """
     failures: list[BaseException] = []
     typed = sys.argv

@@ -248,9 +248,12 @@ class _Reader:
         return [choice for choice in self.groups[group] if fits(self.recipe, group, choice, self.conf)]
 
     def _value(self, key: str, text: str, parser: OverridesParser) -> str:
-        """Return the value in the form that Hydra needs: a text that Hydra would refuse or read as another type is quoted.
+        """Check `text`, the value that the user typed for the setting `key`, and return it in the form that Hydra reads.
 
-        A list of texts may be written without brackets, as teachers=a,b; its commas never stand for the values of a sweep.
+        If `key` expects a text, quotation marks are added where Hydra would refuse the value or read it as another type. If
+        `key` expects a list of texts, brackets are added: teachers=a,b is one list and not a sweep over two values. Raises
+        UserError if Hydra cannot read the value, or if `key` cannot have it. For example, several values such as 1,2 are
+        refused without -m, which starts a sweep.
         """
         if is_list_of_texts(key):
             names = [name.strip().strip("'\"") for name in text.strip().removeprefix("[").removesuffix("]").split(",")]

@@ -76,10 +76,11 @@ def check_packages(logger: LoggerConfig) -> None:
 
 
 def check_name(folder: Path, *, is_sweep: bool = False) -> None:
-    """Raise UserError for a new run whose folder is reserved, lies inside another run, or has a name that some systems forbid.
+    """Raise UserError if a new run cannot be saved in `folder`.
 
-    With `is_sweep`, `folder` is the folder of a sweep below outputs/sweeps/. A folder that already contains a run is accepted,
-    unless a part of its path is too long.
+    A folder is refused if other files of Positron are kept there, such as outputs/data, if it lies inside the folder of another
+    run, or if some operating systems do not allow its name. A folder that already contains a run is refused only if a part of
+    its path is too long. With `is_sweep`, `folder` is the folder of a sweep below outputs/sweeps/.
     """
     if long := next((part for part in folder.parts if len(part.encode()) > _MAX_NAME_BYTES), None):
         raise UserError(
@@ -160,11 +161,16 @@ def _different_shape(source: ModelConfig, model: ModelConfig) -> dict[str, Any]:
 
 
 def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
-    """Return the configuration with the architecture of the run that init_from= names.
+    """Return `config` with the architecture of the run that init_from= names.
 
     If `folder` already contains a run, the architecture of this run is used instead. Single values of the command line, such
-    as model.context_length=, are kept. The configuration is returned unchanged for fine-tuning, without init_from=, if model=
-    or experiment= chooses an architecture, or if `budget=` chooses the size of the model.
+    as model.context_length=, are kept.
+
+    `config` is returned unchanged in each of these cases:
+        The run fine-tunes a base run.
+        init_from= is not given.
+        The command line contains model= or experiment=, which may choose an architecture.
+        `budget=` chooses the size of the model.
     """
     if config.is_tuning or config.init_from is None or asked.auto_size or {"model", "experiment"} & set(asked.given):
         return config
@@ -209,9 +215,11 @@ def _source_run(config: RunConfig) -> Run | None:
 
 
 def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, str]) -> RunConfig:
-    """Return the configuration with the tokenizer that belongs to the weights from which the run starts.
+    """Return `config` with the tokenizer of the run that init_from= or ckpt_path= names.
 
-    `given` maps the keys of the command line to their values. Raises UserError if the command line gives a different tokenizer.
+    If `folder` already contains a run, the tokenizer of this run is used instead. `config` is returned unchanged if neither
+    init_from= nor ckpt_path= is given, if there is no such run, or if the new run fine-tunes a base run. `given` maps the keys
+    of the command line to their values. Raises UserError if the command line chooses a different tokenizer.
     """
     if config.is_tuning or (config.init_from is None and config.ckpt_path is None):
         return config

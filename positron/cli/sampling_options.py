@@ -69,9 +69,10 @@ def weights_option(parser: argparse.ArgumentParser) -> None:
 
 
 def given_options(build: Callable[[], argparse.ArgumentParser]) -> set[str]:
-    """Return the names of the given options, such as "max_tokens", including those that are given with their default value.
+    """Return the names of the options that the user typed, such as "max_tokens".
 
-    `build` creates the parser of the command, which reads `sys.argv`.
+    An option that was typed with its default value is included. `build` creates the parser of the command's options, with which
+    this function parses `sys.argv`.
     """
     parser = build()
     parser.set_defaults(**dict.fromkeys(vars(build().parse_args([]))))  # None: not given
@@ -89,10 +90,10 @@ def draft_option(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> Sampling:
-    """Return the settings of the preset that --preset names, changed by the other sampling options.
+    """Return the sampling settings that the user chose: the values of a preset, replaced by the options that are given.
 
-    `default` is the preset without --preset. Raises UserError if a value is out of range, or if the value of --weights is
-    unknown.
+    If --preset is not given, the preset is `default`. Raises UserError if a value is out of range, if --last-n has no effect,
+    or if --weights has an unknown value.
     """
     from positron.inference.sampling import preset
 

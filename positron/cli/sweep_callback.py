@@ -96,7 +96,11 @@ class SweepTable(Callback):
 
 
 def sweep_overrides(config: Any) -> list[Any]:
-    """Return the overrides with several values, from the command line and from a recipe's `hydra.sweeper.params`."""
+    """Return the overrides that have several values, as parsed by Hydra.
+
+    They come from the command line and from `hydra.sweeper.params`, which an experiment such as conf/experiment/lr_sweep.yaml
+    sets. For a key that both contain, the command line counts.
+    """
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -228,9 +232,10 @@ def _share_machine(config: Any, jobs: int | None) -> None:
 
 
 def _set(config: Any, key: str, text: str, value: Any) -> None:
-    """Set the setting hydra.KEY of Hydra to `value`, where KEY is `key`.
+    """Set a setting of Hydra to `value`: for `key` "launcher.n_jobs", the setting hydra.launcher.n_jobs.
 
-    `config` is changed for this process. The override hydra.KEY=TEXT, where TEXT is `text`, is added for the jobs of the sweep.
+    `text` is the value as it is written on a command line. It is needed because each job of the sweep composes its own
+    configuration. So the setting is changed in `config`, and an override with `text` is added to the overrides of the jobs.
     """
     from omegaconf import OmegaConf, open_dict, read_write
 

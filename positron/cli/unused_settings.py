@@ -1,8 +1,9 @@
 """Refuse settings that the user gives but the run would not read, and say what to give instead.
 
-The table `READ_BY` says, for groups of settings such as `optimizer`, which choice (adamw, muon, ...) reads which keys; a few
-functions check rules between groups. Only keys from the command line or an experiment's file are refused, never defaults.
-`fits` says which choices a command can use. The module is imported before torch and Hydra, so it must not import them.
+The table `READ_BY` says, for groups of settings such as `optimizer`, which choice (adamw, muon, ...) reads which keys. A few
+functions refuse other settings without effect, such as device.batch_tokens= beside train.batch_tokens=. Only keys from the
+command line or an experiment's file are refused, never defaults. `fits` says which choices a command can use. The module is
+imported before torch and Hydra, so it must not import them.
 """
 
 from __future__ import annotations
@@ -198,7 +199,11 @@ def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[s
 
 
 def _missing(settings: str, given: Mapping[str, str]) -> str:
-    """Return the space-separated `settings` without those whose key is in `given`; the first setting is always kept."""
+    """Return the part of `settings` that the user must still type, for the advice in an error message.
+
+    `settings` is a text such as "data=text data.path=FILE", and `given` maps the keys that the user gave to their values. The
+    first setting is always kept; the others are left out if their keys are in `given`.
+    """
     first, *needed = settings.split(" ")
     return " ".join([first, *(setting for setting in needed if setting.partition("=")[0] not in given)])
 
