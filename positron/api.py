@@ -101,9 +101,10 @@ def finetune(
     """Fine-tune the run `base` (None: the run pretrained last) on conversations, and return the new run.
 
     `base` is a `Run`, its folder or its name. `data` is the name of a preset in conf/data, a file of conversations, or a list
-    of conversations. An item of this list is a list of messages (dicts with `role` and `content`) or a dict in any other form
-    that a file of conversations may contain. If `name` is None, the new run is named sft-DATA, such as sft-story_instruct.
-    `callbacks` are Lightning callbacks, and `settings` are further settings of `positron sft`. Raises the errors of `train`.
+    of conversations. An item of this list is a list of messages (dicts with `role` and `content`), or a dict with the same
+    fields as a line of a file of conversations, such as `instruction` and `output`. If `name` is None, the new run is named
+    sft-DATA, such as sft-story_instruct. `callbacks` are Lightning callbacks, and `settings` are further settings of `positron
+    sft`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.sft import configure, sft
@@ -128,9 +129,9 @@ def prefer(
 
     `base` is the run to start from: a `Run`, its folder or its name. If `base` is None, the training starts from the run that
     was trained last; runs that `prefer` made are not considered. `data` is the name of a preset in conf/data, a file of pairs
-    of answers, or a list of pairs. An item of this list is a dict with `prompt`, `chosen` and `rejected`, or a dict in any
-    other form that a file of pairs may contain. If `name` is None, the new run is named prefer-DATA. `callbacks` are Lightning
-    callbacks, and `settings` are further settings of `positron prefer`. Raises the errors of `train`.
+    of answers, or a list of pairs. An item of this list is a dict with the same fields as a line of a file of pairs, such as
+    `prompt`, `chosen` and `rejected`. If `name` is None, the new run is named prefer-DATA. `callbacks` are Lightning callbacks,
+    and `settings` are further settings of `positron prefer`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.prefer import configure
@@ -193,7 +194,8 @@ def evaluate(
     The loss is measured on the file `text`. If `text` is None, the loss is measured on the text with which the run was trained:
     on the validation part or, with `split="train"`, on the training part. The documents are scored from the first one on, up to
     `limit` bytes in total (0: all documents). With `stories`, the model also writes `count` stories; with `instruct`, it also
-    answers `count` requests for a story. A parser for the built-in stories checks the stories and the answers.
+    answers `count` requests for a story. The stories and answers are checked with the grammar that generates the built-in
+    stories (data=stories).
 
     Raises UserError if a run does not exist or if a measurement is impossible.
     """
@@ -272,9 +274,10 @@ def import_model(
     """Turn a model that was trained elsewhere into a run, and return it; see `positron import --help`.
 
     `path` is a folder that transformers saved, a .bin file of llama2.c, or the OWNER/NAME of a model on the Hugging Face hub.
-    `tokenizer` is the vocabulary file that belongs to a .bin file; `revision` is a branch, tag or commit on the hub. Raises
-    UserError if a file is missing, damaged or not supported, or if a run with this name exists. Raises Unreachable if the
-    network fails.
+    `name` is the name of the new run; if it is None, the run is named after the folder, file or model. `tokenizer` is the
+    vocabulary file that belongs to a .bin file (None: tokenizer.bin beside the .bin file). `revision` is a branch, tag or
+    commit on the hub. Raises UserError if a file is missing, damaged or not supported, or if a run with this name exists.
+    Raises Unreachable if the network fails.
     """
     from positron.import_ import import_model as read
     from positron.run.folder import Run

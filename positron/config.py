@@ -629,9 +629,9 @@ class LoggerConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Hold the settings of a sweep (several runs, started by one command with -m): when a job is stopped early.
+    """Hold the settings that decide when a job of a sweep is stopped early.
 
-    A job is one of the runs of the sweep.
+    A sweep is several runs that one command with -m starts. A job is one of these runs.
     """
 
     # median: stop a job that is worse than the median of the finished jobs with the same seed at the same step
@@ -730,7 +730,11 @@ REWARD_READS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class RewardTerm:
-    """Hold one term of a weighted sum of rewards (`reward.terms`). RewardConfig checks the values of its terms."""
+    """Hold one term of a weighted sum of rewards (`reward.terms`).
+
+    A field other than `weight` has the same meaning as the field of RewardConfig with the same name. RewardConfig checks the
+    values of its terms.
+    """
 
     kind: Literal["story_request", "length", "regex", "addition", "custom"]  # as reward.kind
     weight: float = 1.0  # factor of this reward in the sum; a negative weight makes the reward a penalty

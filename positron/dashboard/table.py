@@ -88,9 +88,10 @@ class Outputs:
             return self._metrics_of(self._folder(name)).curve(key, file, after)
 
     def samples(self, name: str) -> list[dict[str, str]]:
-        """Return the `head` and `text` of each sample of the run, in the order of steps.
+        """Return the texts that the run sampled during training, in the order of steps.
 
-        If the file is damaged, return a single entry with the reason. Raises Missing if the run does not exist.
+        Each entry has a heading, `head`, such as "Step 40 · loss 1.203", and the sampled text, `text`. If the file of the
+        samples is damaged, return a single entry with the reason. Raises Missing if the run does not exist.
         """
         with self._guard:
             run = Run(self._folder(name))
