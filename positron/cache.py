@@ -75,11 +75,12 @@ def main() -> None:
 
 
 def _clean(folder: Path) -> str:
-    """Delete the token files and raw texts of a corpus, but keep its tokenizer, so that the corpus can be prepared again.
+    """Free the disk space that `folder` uses, and return the outcome as text, such as "  freed".
 
-    A corpus that another process uses is left unchanged. If `folder` is not a corpus, it is deleted completely; such a folder
-    holds downloads, or data that was passed to the Python functions. Returns the outcome as the end of a line of output: two
-    spaces, and a text such as "freed" or "in use, not deleted".
+    If `folder` is a prepared corpus, its token files and raw texts are deleted, but its tokenizer is kept, so that the corpus
+    can be prepared again. A corpus that another process uses is left unchanged, and "  in use, not deleted" is returned. Any
+    other folder is deleted completely: it holds downloads, or data that a program passed to the Python functions. The returned
+    text is appended to the line that `main` prints about the folder, so it begins with two spaces.
     """
     lock_file = folder / "lock"
     with try_lock(lock_file) if lock_file.exists() else nullcontext(True) as free:

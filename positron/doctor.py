@@ -197,9 +197,10 @@ def causality(device: torch.device, dtype: torch.dtype) -> Finding:
 
 
 def attention(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Compare causal attention on `device` with softmax(q k^T / sqrt(D)) v, computed in fp64, where D is the width of a head.
+    """Compare the output of causal attention on `device` with softmax(q k^T / sqrt(D)) v, computed in fp64 on the CPU.
 
-    The comparison covers each number of tokens in ODD_LENGTHS with each width in HEAD_WIDTHS, the forward pass only.
+    D is the width of a head. The check is repeated for several widths (HEAD_WIDTHS) and for several numbers of tokens that are
+    not multiples of the block sizes of attention kernels (ODD_LENGTHS). Gradients are not compared.
     """
     import math
 

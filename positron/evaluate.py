@@ -281,11 +281,12 @@ def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namesp
 
 
 def _requests_of(run: Run) -> DataConfig:
-    """Return the data settings of the story requests on which the run was trained, or the defaults if it used other data.
+    """Return data settings that describe the story requests on which the run was trained.
 
-    A run of preference tuning (data=story_preference) was trained on pairs of answers to requests. Its result has the data.seed
-    and data.val_fraction of the pairs; data.examples is the number of pairs, but at least the default number of requests. The
-    result describes the requests of the base run only if the base run has the same three settings.
+    For data=story_instruct, these are the data settings of the run. For data=story_preference, the run was trained on pairs of
+    answers to requests. In this case, `seed` and `val_fraction` are those of the run, and `examples` is its number of pairs,
+    but at least the default number of requests. The base run of such a run may have been trained on other requests, which the
+    result does not describe. For other data, the default settings of data=story_instruct are returned.
     """
     data = from_dict(DataConfig, run.config()["data"])
     match data.source:

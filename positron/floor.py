@@ -1,4 +1,7 @@
-"""Check whether the score of an evaluation program is possible, by means of documents whose entropy is known exactly.
+"""Check whether the score of an evaluation program is possible, by means of documents whose probabilities are known exactly.
+
+A score is impossible if the documents get a much higher probability than the true one. Such a score shows an error in the
+evaluation program: for example, the model sees the text that it predicts.
 
 positron floor --command "python my_eval.py {text} {out}"
 positron floor --write documents.jsonl

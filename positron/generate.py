@@ -59,9 +59,10 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def read_prompt(options: argparse.Namespace) -> str:
-    """Return the prompt from the argument, --file or standard input, or FIRST_WORDS if the user gives none.
+    """Return the prompt from the argument, from the file of --file, or from standard input.
 
-    Raises UserError if the prompt cannot be read, or if it is given twice.
+    If the user gives no prompt, return "Once upon a time". Raises UserError if the prompt cannot be read, or if both the
+    argument and --file are given.
     """
     if options.file is not None:
         if options.prompt is not None:
@@ -129,9 +130,9 @@ def continue_prompt(options: argparse.Namespace) -> None:
 
 
 def write(writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...], options: argparse.Namespace) -> None:
-    """Print the prompt, and the text that the model generates after it while it is generated.
+    """Print the prompt and its continuation by the model; each piece of the continuation is printed when it is generated.
 
-    The text ends before the first occurrence of one of the texts `stop`.
+    The continuation ends before the first occurrence of one of the texts `stop`.
     """
     pieces = writer.engine().stream(
         writer.ids(prompt), sampling, max_tokens=options.max_tokens, seed=options.seed, stop=stop

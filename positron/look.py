@@ -179,11 +179,13 @@ def token_table(data: LookData, truth: TruthData | None) -> list[str]:
 
 
 def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
-    """Return the lines below the table: total bits, total regret, effect of an ablation, and the answer of a chat model.
+    """Return the lines below the table of tokens.
 
-    The total bits are the loss of the model on the prompt. The total regret is this loss minus the loss of the exact
-    probabilities `truth`. If the grammar of the built-in stories cannot generate the prompt, another line gives the first
-    character that does not fit. Without `truth`, there is no line about the regret or the grammar.
+    The first line gives the total bits: the loss of the model on the prompt. If `truth` (the exact probabilities under the
+    grammar of the built-in stories) is given, the next line gives the total regret: the loss of the model minus the loss of the
+    exact probabilities. If the grammar cannot generate the prompt, this line is followed by a line with the first character
+    that does not fit. If --ablate is given, a line compares the loss with and without the ablated parts. If the model was
+    fine-tuned on conversations, the last line is its answer to the prompt.
     """
     bits = sum(token["bits"] or 0.0 for token in data["tokens"])
     lines = [f"{bits:.2f} bits for {counted(len(data['tokens']) - 1, 'token')}"]

@@ -86,7 +86,12 @@ def main() -> None:
 
 
 def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the run's rows of metrics, and the record of its first start. Raises UserError if either is missing."""
+    """Return the rows of metrics.jsonl of the run, and what provenance.json records about the first start of the run.
+
+    The record of the start contains the step at which the run started, the values that replaced each `auto`, and the
+    environment. If the run started from the weights of another run, the record also contains the path of their file. Raises
+    UserError if the metrics or the record are missing, or if the run trained no step.
+    """
     rows = read_metrics(run.metrics_path)
     if not rows:
         raise UserError(
@@ -229,8 +234,9 @@ def differences(
 def is_due(key: str, step: int, train: TrainConfig, *, is_logged: bool) -> bool:
     """Tell whether every run with the settings `train` records the metric `key` at `step`, no matter where it was stopped.
 
-    A run that stops also logs and validates its last step, which may be between two intervals. `is_logged` tells whether both
-    runs have a row of metrics for the step; every row has a training loss, a gradient norm and a learning rate.
+    A run that stops also logs and validates its last step, even if this step is no multiple of train.log_every and
+    train.val_every. `is_logged` tells whether both compared runs have a row of metrics for `step`. Every row has a training
+    loss, a gradient norm and a learning rate.
     """
     validates = step % train.val_every == 0
     return validates or (not key.startswith("val/") and (is_logged or step % train.log_every == 0))

@@ -78,11 +78,12 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
 
 
 def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> Windows | None:
-    """Return windows of the base run's pretraining text, or None if no pretraining text is replayed.
+    """Return sequences of pretraining text that are mixed into each batch, so that the model forgets less of this text.
 
-    To replay means to mix this text into each batch, so that the model forgets less of it. The windows are the fraction
-    sft.replay_ratio of the sequences of a batch, but at least one sequence and at most all but one. `start` is the state
-    from which the run starts. Raises UserError if the text is not available, or if a batch has only one sequence.
+    A batch has `batch_size` sequences of `context` tokens. The fraction sft.replay_ratio of them, but at least one and at most
+    `batch_size` - 1, comes from the pretraining text. `start` is the state from which the run starts. Returns None if
+    sft.replay_ratio is 0, or if the base model was imported and its training text is unknown. Raises UserError if the text is
+    not available, or if `batch_size` is 1.
     """
     from positron.training.tuning import replayed_run, replayed_text
 
