@@ -58,7 +58,7 @@ class Following:
 
     plot: Plot
     bound: tuple[tuple[str, str], ...]  # slot and value, in the order in which they were drawn
-    named: frozenset[str]  # slots whose value the text has named
+    named: frozenset[str]  # slots that the text has mentioned by their value, not only by a pronoun
     rest: Piece | None  # the remaining words of a text that contains several words
     frame: _Frame | None  # None at the end of the story
 
@@ -113,10 +113,11 @@ def next_words(state: Following, grammar: Grammar = GRAMMAR) -> Iterator[Word]:
 
 
 def _end_of_word(text: str, has_begun: bool) -> int:
-    """Return the position in `text` at which the current word ends: the first white space after another character.
+    """Return the position in `text` at which the current word ends.
 
-    If there is no such white space, return the length of the text. `has_begun` tells whether the word already has a character
-    that is not white space.
+    A word is white space followed by other characters, so it ends at the first white space after such a character. If there is
+    no such white space, the result is the length of `text`. `has_begun`: true if the earlier text of the word already has a
+    character that is not white space.
     """
     for i, character in enumerate(text):
         if not character.isspace():
@@ -127,9 +128,10 @@ def _end_of_word(text: str, has_begun: bool) -> int:
 
 
 def _begins_with_space(frame: _Frame | None) -> bool:
-    """Tell whether all text that `frame` can write next begins with white space.
+    """Tell whether every text that can come next in the story begins with white space.
 
-    If the story ends here, the result is True. None stands for the end of the story.
+    A frame holds what is left to write; see `_Frame`. `frame` is the frame on top of the stack. It is None if the story is
+    complete; the result is then True. The result is also True if the story may end next, without further text.
     """
     while frame is not None:
         if not frame.nodes:
@@ -153,9 +155,9 @@ def _begins_with_space(frame: _Frame | None) -> bool:
 def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[float, Following]]:
     """Yield the states that may come after the state `at`, as pairs (probability, state).
 
-    `frame` is what is left to write in the state `at` (`at.frame`). The step from `at` to the next state processes the first
-    node of `frame`, or goes on to the frame below if no node is left. If the node is a choice, or a slot without a value, each
-    option gives a state. Otherwise, there is one state, with probability 1.
+    `frame` is `at.frame`, the top of the stack of frames (see `_Frame`). Its first node is processed. If `frame` has no nodes,
+    it is removed from the stack instead. If the node is a choice, or a slot without a value, each option gives a state.
+    Otherwise, there is one state, with probability 1.
     """
     if not frame.nodes:
         yield 1.0, Following(at.plot, at.bound, at.named, None, frame.after)
@@ -185,8 +187,8 @@ def _spelled(
 ) -> Following:
     """Return the state that follows the state `at` if the next text of the story is the value of a slot.
 
-    `value` is the value of `slot`; it is written in the form `slot.form`. `bound` has the values of all slots in the returned
-    state, and `after` is what is left to write after `value`.
+    `value` is the value of `slot`; it is written in the form `slot.form`. `bound` maps the slots of the returned state to their
+    values. `after` is the frame with what is left to write after this text; None means that nothing is left.
     """
     if slot.form in _PRONOUNS:
         group: Group = "pronoun"

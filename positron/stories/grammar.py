@@ -48,8 +48,9 @@ class Request:
 class Story:
     """Hold a story, the request that it fulfils, and the choices that made it.
 
-    `bits` is -log2 of the probability of the story; if a request was given, of the probability under this condition. `choices`
-    are pairs (name of the choice, option) in the order in which they were made.
+    `bits` is -log2 of the probability of the story. If the story was generated for a given request, `bits` is -log2 of its
+    conditional probability, given this request. `choices` are pairs (name of the choice, option) in the order in which they
+    were made.
     """
 
     text: str
@@ -137,8 +138,8 @@ class Grammar:
     ) -> Grammar:
         """Create a grammar from plots.
 
-        `kinds` maps a kind of slot, such as "toy", to its values, each in all its forms. `lists` maps the name of each
-        word list to its words; the texts of the plots refer to it as `[name]`. `weights` maps a kind to the weights of
+        `kinds` maps a kind of slot, such as "toy", to its values, each in all its forms. `lists` maps the name of each word
+        list to its words; a plot contains `[name]` where a word of the list is drawn. `weights` maps a kind to the weights of
         its values; the values of a kind without weights have equal probabilities.
         """
         compiled = {plot.name: tuple(_beat(variants, lists) for variants in plot.beats) for plot in plots}
@@ -174,7 +175,11 @@ class Grammar:
 
 
 def _beat(variants: tuple[str, ...], lists: dict[str, tuple[str, ...]]) -> Pick:
-    """Compile a beat. Each variant begins with its separator: an empty line if it is marked by a pilcrow, otherwise a space."""
+    """Compile a beat: a choice between `variants`, one of which is written at this step of the story.
+
+    A compiled variant begins with the text that separates it from the beat before: an empty line if the variant begins with a
+    pilcrow, otherwise a space. An empty variant writes nothing. `lists` maps the name of each word list to its words.
+    """
     options = []
     for variant in variants:
         separator = Text("\n\n" if variant.startswith("¶") else " ")

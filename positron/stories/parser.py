@@ -67,10 +67,10 @@ class _Reader:
         self.furthest = 0  # with `notes`: largest number of characters that a derivation has read
 
     def _starts_and_note(self, word: str, position: int) -> bool:
-        """Tell whether the text continues with `word` at `position`.
+        """Tell whether the text continues with `word` at `position`, and note how far they agree.
 
-        If it does not, the position of the first different character becomes the value of the attribute `furthest`, unless this
-        value is larger already.
+        If they differ, the attribute `furthest` is set to the position of the first different character, unless `furthest` is
+        larger already.
         """
         if self.text.startswith(word, position):
             return True

@@ -24,7 +24,7 @@ REQUEST_PHRASINGS = (
 
 
 def requests(seed: int, index: int) -> Request:
-    """Draw request `index` of the requests with this seed.
+    """Draw a request at random; `seed` and `index` together determine the result.
 
     The plot, hero, object and place have the probabilities that they have in the grammar.
     """
