@@ -1,4 +1,4 @@
-"""Make the reward that the settings name, and check that the reward can read the prompts."""
+"""Make the reward that is chosen in the settings `reward.*`, and check that the reward can read the prompts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ FUNCTION_KEY = "reward.function"
 class Term:
     """Hold one reward of a weighted sum.
 
-    `reward` raises UserError for any error of the user's function (see `checked`). `decided` is a function that returns the
-    number of characters of a completion after which no further text can change the reward, or None if further text could
-    still change the reward. `decided` itself is None if the reward always depends on the whole completion.
+    `reward` raises UserError for any error of the user's function (see `checked`).
+
+    `decided` is a function of a prompt and a completion. It returns an integer n if the first n characters of the completion
+    already determine the reward, and None if further text could still change the reward. `decided` itself is None if the reward
+    always depends on the whole completion.
     """
 
     name: str
@@ -45,7 +47,7 @@ class WeightedSum:
         return sum(term.weight * term.reward(prompt, completion) for term in self.terms)
 
     def decided(self, prompt: str, completion: str) -> int | None:
-        """Return the number of characters of the completion after which no further text can change the weighted sum.
+        """Return the number n such that the first n characters of the completion already determine the weighted sum.
 
         Returns None if further text could still change the weighted sum.
         """
@@ -58,7 +60,7 @@ class WeightedSum:
 
 
 def open_reward(config: RewardConfig, prompts: Iterable[str]) -> WeightedSum:
-    """Make the reward that the settings `config` name, for a run whose prompts are `prompts`.
+    """Make the reward that the settings `config` choose, for a run whose prompts are `prompts`.
 
     Raises UserError if the user's function cannot be imported, or if a built-in reward cannot read one of the prompts.
     """

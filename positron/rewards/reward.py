@@ -1,4 +1,4 @@
-"""Define the types of two kinds of functions: rewards, and functions that find how much text decides a reward."""
+"""Define two types of functions: `Reward`, which scores a completion, and `Decided`, which tells when the score is final."""
 
 from __future__ import annotations
 

@@ -15,10 +15,11 @@ def story_request(prompt: str, completion: str) -> float:
 
 
 def story_error(prompt: str, completion: str) -> int | None:
-    """Return the number of characters up to and including the first error of a story, or None if the story has no error.
+    """Return the number of characters up to and including the first wrong one, or None if no character is wrong.
 
-    After an error, the reward is 0, whatever text follows. A story that ends too early has no error. Raises ValueError if the
-    prompt is not a request of `stories.ask`.
+    A character is wrong if no story that fulfils the request of the prompt begins with the completion up to this character. The
+    reward `story_request` is then 0, whatever text follows. If the completion is only the beginning of such a story, no
+    character is wrong. Raises ValueError if the prompt is not a request of `stories.ask`.
     """
     error = stories.first_error(completion, _request(prompt))
     return None if error is None else error + 1
