@@ -34,12 +34,15 @@ def prepare(
 ) -> tuple[Tokenizer, Path]:
     """Return the tokenizer of a corpus and the folder of its token files; create both if they do not exist.
 
-    `tokenizer`: the tokenizer of an existing run. If it is None, a tokenizer with the settings `choice` is trained on the
-    corpus; a tokenizer with a fixed vocabulary, such as GPT-2's, is loaded instead. `known`: the fingerprint (a hash) of the
-    text with which an existing run was started. The token files with this fingerprint are used, if they exist, in two cases:
-    the text cannot be read any more, or this version of Positron reads it differently. If two processes need the same corpus,
-    the second waits for the first. Raises UserError if the text is missing, empty or unreadable, and Unreachable if the text
-    must be downloaded and the network fails.
+    `tokenizer`: a tokenizer to use, such as the tokenizer of an existing run. If it is None, the settings `choice` decide: a
+    tokenizer with a fixed vocabulary, such as GPT-2's, is loaded, and any other tokenizer is trained on the corpus.
+
+    `known`: the fingerprint (a hash) of the text with which an existing run was started. In two cases, the token files with
+    this fingerprint are used, if they exist: if the text cannot be read any more, or if this version of Positron reads it
+    differently.
+
+    If two processes need the same corpus, the second waits for the first. Raises UserError if the text is missing, empty or
+    unreadable. Raises Unreachable if the text must be downloaded and the network fails.
     """
     existing = find_token_files(data, tokenizer, known)
     try:
@@ -141,9 +144,10 @@ def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, streams:
 
 
 def _sample(source: Source, limit: int | None) -> Iterator[str]:
-    """Yield the first documents of a source, until they have `limit` or `source.limit_bytes` bytes (None: no limit).
+    """Yield the first documents of a source, until their total size is at least `limit` or `source.limit_bytes` bytes.
 
-    The size is compared with the limits only at the end of each task (a part of the corpus), so it may become larger.
+    None means that there is no such limit. The size is compared with the limits only at the end of each task (a part of the
+    corpus), so the documents may have more bytes than the limit.
     """
     limits = [size for size in (limit, source.limit_bytes) if size is not None]
     size = tasks = 0

@@ -28,7 +28,10 @@ class StoriesSource:
         self.name = f"stories-{config.size_mb:g}mb-{self.fingerprint[:8]}"
 
     def tasks(self, skip: int = 0) -> Iterator[int]:
-        """Yield the index of the first story of each task, from task `skip` on; the iterator never ends."""
+        """Yield the tasks from number `skip` on; the iterator never ends.
+
+        A task stands for 500 stories. It is the index of the first one.
+        """
         start = skip * STORIES_PER_TASK
         while True:
             yield start

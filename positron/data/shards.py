@@ -44,17 +44,17 @@ def token_dtype(tokenizer: Tokenizer) -> type:
 
 @dataclass
 class Encoded:
-    """Hold the training or validation tokens of one task (a part of a corpus), and their numbers of documents and bytes.
+    """Hold the training tokens or the validation tokens of one task (a part of a corpus), and counts of the task's text.
 
-    `ids` is a list of arrays to be joined. `documents` counts the documents that end in the task, and `bytes` is the size of
-    the task's text in UTF-8. `bits` is -log2 of the exact probability of the documents if a program generated them, and
-    otherwise NaN.
+    Only the text of the same split, training or validation, is counted. `ids` is a list of arrays to be joined. `documents`
+    counts the documents that end in the task, and `bytes` is the size of the text in UTF-8. `bits` is -log2 of the exact
+    probability of the text if a program generated it, and otherwise NaN.
     """
 
     ids: list[np.ndarray]
     documents: int = 0
     bytes: int = 0
-    bits: float = 0.0  # NaN if the probability of a document is unknown
+    bits: float = 0.0  # NaN if the probability of one of the documents is unknown
 
 
 def encode_task(source: Source, tokenizer: Tokenizer, task: Any) -> dict[str, Encoded]:
@@ -219,10 +219,11 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
 
 
 def _progress(partial: Path, head: dict[str, Any]) -> dict[str, Any]:
-    """Return the saved progress of an interrupted call, or the progress of a new call.
+    """Return the saved progress of an interrupted call of `write_tokens`, or the progress of a call that begins.
 
-    The saved progress is used only if it has the same `head`: the same text, tokenizer and format. Otherwise the files of the
-    interrupted call are deleted.
+    `partial`: the temporary folder of the call. `head`: a dict that identifies the text, the tokenizer and the format of the
+    token files. The saved progress is used only if it has the same `head`. Otherwise the files of the interrupted call are
+    deleted.
     """
     path = partial / "progress.json"
     if path.exists():
@@ -289,7 +290,10 @@ class TokenFiles:
 
     @property
     def floor_bpb(self) -> float | None:
-        """Return the entropy of the text in bits per byte, or None if it is unknown. No model has a lower expected loss."""
+        """Return -log2 of the exact probability of the text, divided by its size in bytes; None if the probability is unknown.
+
+        This is an estimate of the entropy of such texts, in bits per byte. No model has a lower expected loss.
+        """
         return None if self.bits is None else self.bits / self.n_bytes
 
     def find_token(self, token: int) -> np.ndarray:
@@ -311,7 +315,10 @@ class TokenFiles:
 
 
 def _read_shard(shard: np.memmap) -> np.ndarray:
-    """Read all ids of a shard into memory. This is faster than through the memory map, which is set for random access."""
+    """Read all ids of a shard into memory.
+
+    Reading the file is faster than reading through the memory map, because the map is optimized for random access.
+    """
     return np.fromfile(str(shard.filename), dtype=shard.dtype)
 
 

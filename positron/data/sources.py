@@ -40,7 +40,10 @@ class Source(Protocol):
     earlier_fingerprint: str  # what earlier versions of Positron computed as `fingerprint` of this text (often equal)
 
     def tasks(self, skip: int = 0) -> Iterator[Any]:
-        """Yield all tasks after the first `skip`; yield WAIT if the caller must first `release` the tasks that it has read."""
+        """Yield all tasks after the first `skip`, and WAIT where the source cannot continue yet.
+
+        WAIT is a constant that is yielded instead of a task. The caller must then `release` the tasks that it has read.
+        """
 
     def read(self, task: Any) -> list[Document]:
         """Return the documents of a task, which is an item of `tasks` other than WAIT."""

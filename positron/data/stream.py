@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 MAX_EPOCHS, MAX_BYTES = 5, 2_500_000_000  # limits for the epochs on the disk, unless running trainings need more
 VAL_TOKENS = 1_000_000  # minimum number of tokens for validation, if the first file has as many
-# A position in the corpus. `task`: number of a task of the training files; `offset`: tokens of this task that are used
-# already; `last`: id of the token before; `turn`: passes over the corpus so far.
+# A position in the corpus. `task`: number of a task (a part of the training files); `offset`: number of tokens of this task
+# before the position; `last`: id of the token directly before the position; `turn`: number of complete passes over the corpus.
 Place = dict[str, int]
 
 
@@ -187,9 +187,11 @@ class Stream:
         """Delete the oldest epochs until there is space for another one.
 
         There is space if, with the new epoch, at most 5 epochs (MAX_EPOCHS) with at most 2.5 GB (MAX_BYTES) are on the disk.
-        The epoch `needed`, the epochs that running trainings read, and the epoch after each of these are kept, even if the
-        limits are then exceeded. Epoch folders without `tokens.json` are deleted, too. Such folders are left by an earlier call
-        that was interrupted or, on Windows, could not delete a file that another process had open.
+        Three kinds of epochs are never deleted, even if the limits are then exceeded: the epoch `needed`, each epoch that a
+        running training reads, and the epoch after each epoch that a running training reads.
+
+        Epoch folders without `tokens.json` are deleted, too. Such folders are left by an earlier call that was interrupted or,
+        on Windows, could not delete a file that another process had open.
         """
         for folder in self.folder.glob("epoch-*"):
             if not (folder / "tokens.json").exists():

@@ -62,7 +62,11 @@ class StreamWindows:
 
     @property
     def tokens(self) -> TokenFiles:
-        """Return the token files of an arbitrary epoch on the disk."""
+        """Return the token files of one complete epoch on the disk: the first one that the file system lists.
+
+        The caller cannot choose the epoch. Its statistics, such as the mean number of bytes per token, are used as estimates
+        for the whole text.
+        """
         any_epoch = next(self.stream.folder.glob("epoch-*/tokens.json")).parent
         return TokenFiles(any_epoch, "train", self.stream.tokenizer)
 
@@ -88,8 +92,9 @@ class StreamWindows:
     def _enter(self, epoch: int, fills: bool) -> None:
         """Record that this training reads the files of `epoch`, so that no other process deletes them.
 
-        Also starts the process that writes the files of the next epochs, if it is not running, and tells it the number of the
-        epoch. `fills`: true only in the process with rank 0; the other processes of a distributed training do nothing here.
+        Another process writes the files of the next epochs. This method starts that process if it is not running, and tells it
+        the number `epoch`. `fills`: true only in the process with rank 0 of a distributed training. If `fills` is false, the
+        method does nothing.
         """
         if not fills:
             return
@@ -145,11 +150,10 @@ class _Filler:
         self._epoch.value = epoch
 
     def listen(self, waits: bool = False) -> Exception | None:
-        """Log the messages of the process, and return its error, or None if there is no error.
+        """Log the messages of the process that writes epochs, and return its error, or None if there is no error.
 
-        If the process reported an error, this error is returned; if the process ended without one, a RuntimeError. `waits`:
-        true if training waits for an epoch; if false, the log message about a failure of the network says that training
-        continues.
+        If the process ended without reporting an error, a RuntimeError is returned. `waits`: true if training waits for an
+        epoch. If it is false, the log message about a failure of the network says that training continues.
         """
         unreachable: Exception | None = None
         while True:
