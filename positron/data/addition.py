@@ -48,7 +48,10 @@ class AdditionSource:
         self.name = f"addition-{self.fingerprint[:8]}"
 
     def tasks(self, skip: int = 0) -> Iterator[int]:
-        """Yield 0, the number of the only task, for which `read` returns all sums. If `skip` is at least 1, yield nothing."""
+        """Yield 0, the number of the only task; if `skip` is at least 1, yield nothing.
+
+        A task is a part of a corpus that is read at once. This task contains all sums.
+        """
         yield from range(skip, 1)
 
     def read(self, task: int) -> list[Document]:

@@ -52,8 +52,11 @@ _KNOWN_FORMATS = (
 class Malformed(Exception):
     """Report a row that is not a valid conversation or, in a file of pairs, not a valid pair of answers.
 
-    In the error message "line 3 has a message without `role`", the message of this exception is the text after "line 3". In
-    the summary "2 with a message without `role` (line 3, line 8)", `label` is the text after the number, up to the parenthesis.
+    `message`, the text of the exception, says what is wrong with this row, such as "has a message without `role`". The user
+    sees it after the position of the row: "line 3 has a message without `role`".
+
+    `label` names the kind of mistake, such as "with a message without `role`". The user sees it in a summary, between the
+    number and the positions of such rows: "2 with a message without `role` (line 3, line 8)".
     """
 
     def __init__(self, label: str, message: str) -> None:

@@ -172,8 +172,10 @@ def decode_blocks(file: Any, path: Path, reading: Reading) -> Iterator[str]:
     r"""Yield the text of a file in blocks, without a byte order mark and with \n for \r\n and \r.
 
     `file` is the opened file, and `path` is its name in messages. Raises UserError if the file is binary, or if it has invalid
-    UTF-8 and `reading` does not replace invalid bytes. If `reading` replaces them, raises UserError if more than one of the
-    characters read so far, and more than 1 % of them (MAX_REPLACED), were replaced.
+    UTF-8 and `reading` does not replace invalid bytes.
+
+    If `reading` replaces invalid bytes, raises UserError if there are too many: at least two, and more than 1 % (MAX_REPLACED)
+    of the characters read so far.
     """
     return _plain_line_ends(_utf8(file, path, reading), reading)
 

@@ -284,9 +284,9 @@ def _fetched(url: str, sha256: str | None) -> str:
 def list_texts(path: str, reading: Reading) -> Listing:
     """List the files of `path` that contain text.
 
-    If `path` is a folder, a .json, .csv or .tsv file in it is skipped if the file's first row has no field (or column) with the
-    name `reading.field`, because such a file often contains other data. Sets `reading.is_one_of_several` to whether `path`
-    names more than one file. Raises UserError if no file is left, or if the first row of one of these files is malformed.
+    In a folder, a .json, .csv or .tsv file is skipped if its first row has no field (or column) `reading.field`, because such a
+    file often contains other data. Sets `reading.is_one_of_several` to whether `path` names more than one file. Raises
+    UserError if no file is left, or if the first row of a .json, .csv or .tsv file in a folder is malformed.
     """
     called = f"data.path={path}" if reading.has_settings else path
     listing = list_files(path, called)
@@ -380,7 +380,10 @@ def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
 
 
 def _split(text: str) -> tuple[list[str], str]:
-    """Return a list with the text before each separator line, and the text after the last separator line."""
+    """Split a text at its separator lines: lines that contain only `<|endoftext|>`.
+
+    Returns a list with the text before each separator line, and the text after the last separator line.
+    """
     first, *others = text.split(f"\n{SEPARATOR}")
     if all(other.startswith("\n") for other in others):  # a single pass over the text
         *documents, rest = [first, *(other[1:] for other in others)]
@@ -390,10 +393,10 @@ def _split(text: str) -> tuple[list[str], str]:
 
 
 def _after_separator(text: str) -> str:
-    """Strip newlines and further separator lines from the beginning of the text that follows a separator line.
+    """Strip newlines and separator lines (lines `<|endoftext|>`) from the beginning of a text.
 
-    `_split` does not find a separator line directly after another one, because it takes the newline between them as the end of
-    the first one.
+    The text is what follows a separator line. If two separator lines follow each other, `_split` finds only the first one,
+    because it takes the newline between them as the end of the first one.
     """
     while True:
         text = text.lstrip("\n")

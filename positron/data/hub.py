@@ -36,14 +36,18 @@ Task = tuple[str, int]  # a file, and one of its row groups
 
 
 class Repository:
-    """Hold the commit and the files of a dataset's repository, as they were when the dataset was used for the first time.
+    """Hold the commit and the list of files of a dataset's repository, as they were at the first use of the dataset.
 
-    The commit and the files are saved once for each combination of settings. The attribute `files` lists the Parquet files that
-    match `data.files`. Each of them is a dict with the keys `name`, `size`, `sha256` and `row_groups`, the number of row groups
-    (None until the file is opened). If no Parquet file matches, the rows are read by `datasets.load_dataset`. The attribute
-    `others` then lists the files to read; None means the files that the repository itself declares. Raises UserError if the
-    repository or the files do not exist, or if `data.config_name` is given for Parquet files. Raises Unreachable if the dataset
-    is used for the first time and the hub cannot be reached.
+    Both are saved at the first use, once for each combination of settings.
+
+    The attribute `files` lists the Parquet files that match `data.files`. Each of them is a dict with the keys `name`, `size`
+    (in bytes), `sha256` and `row_groups`, the number of row groups (None until the file is opened).
+
+    If no Parquet file matches, `files` is empty, and the rows are read by `datasets.load_dataset`. In this case, the attribute
+    `others` lists the names of the files to read; None means the files that the repository itself declares.
+
+    Raises UserError if the repository or the files do not exist, or if `data.config_name` is given for Parquet files. Raises
+    Unreachable if the dataset is used for the first time and the hub cannot be reached.
     """
 
     def __init__(self, config: DataConfig) -> None:

@@ -109,10 +109,14 @@ def retry_network(
 ) -> Answer:
     """Call `action` and return its result; if the network fails, call `action` again after a pause of 1 to 60 seconds.
 
-    `what` names the downloaded object in messages. Raises Unreachable, with `remedy` as advice, if `action` still fails after
-    `patience_s()` seconds. If the name of the host cannot be resolved, this machine probably has no network: with
-    `waits_for_name=False`, Unreachable is then raised at once. Two errors are always raised at once: UserError if the hub
-    refuses the request, and OSError for a fault of this machine, such as a full disk.
+    `what` is the name of the downloaded object in messages. Raises Unreachable if `action` still fails after `patience_s()`
+    seconds; the message ends with the advice `remedy`.
+
+    If a host name cannot be resolved, this machine probably has no network. If `waits_for_name` is false, such a failure raises
+    Unreachable at once.
+
+    Two errors are always raised at once: UserError if the hub refuses the request, and OSError for a fault of this machine,
+    such as a full disk.
     """
     # HTTPError is the class of the HTTP library that huggingface_hub uses
     from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError

@@ -118,11 +118,13 @@ def _all_rows(repository: Repository, config: DataConfig) -> Iterator[Any]:
 def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator[tuple[int, list[Any]]]:
     """Yield the rows of a dataset in chunks of about a million characters, except the first `skip` chunks.
 
-    Each chunk is a pair: the number of its first row in the dataset, counted from 1, and its rows. If `field` is not None,
-    the chunks contain the non-empty texts in this field instead of the rows, and the number counts these texts. After a failure
-    of the network, the dataset is read again from its beginning, and the chunks that were yielded already are skipped. Raises
-    Unreachable if the network fails for `patience_s()` seconds, UserError if the rows cannot be read, and OSError for a fault
-    of this machine, such as a full disk.
+    Each chunk is a pair: the number of its first row, counted from 1 in the dataset, and the list of its rows. If `field` is
+    not None, the chunks contain the non-empty texts of this field instead of the rows, and the number of the first text counts
+    only such texts.
+
+    After a failure of the network, the dataset is read again from its beginning, and the chunks that were yielded already are
+    skipped. Raises Unreachable if the network fails for `patience_s()` seconds, UserError if the rows cannot be read, and
+    OSError for a fault of this machine, such as a full disk.
     """
     process = _Process(repository, field, skip)
     try:

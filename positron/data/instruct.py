@@ -62,7 +62,10 @@ def pack(rows: list[Row], context: int) -> list[Row]:
 
 
 def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
-    """Group rows of similar length into micro-batches (B, T) with B <= `micro`, padded as in `to_part`."""
+    """Group rows of similar length into micro-batches (B, T) with B <= `micro`.
+
+    Shorter rows are padded with the token id `pad`; see `to_part`.
+    """
     ordered = sorted(rows, key=lambda r: -len(r[0]))
     parts: list[Part] = []
     for start in range(0, len(ordered), micro):
@@ -106,8 +109,9 @@ class Instructions:
     ) -> None:
         """Store the rows, which `to_row` returned.
 
-        `replay`: if it is not None, `replay.batch_size` of the `batch_size` examples of each batch are windows of the
-        pretraining text, and the loss is computed on all their tokens.
+        `packing`: true if several conversations are joined to one row (see `pack`). `replay`: if it is not None,
+        `replay.batch_size` of the `batch_size` examples of each batch are windows of the pretraining text, and the loss is
+        computed on all their tokens.
         """
         self.rows, self.context, self.micro, self.seed = rows, context, micro_batch_size, seed
         self.packing, self.replay = packing, replay

@@ -181,7 +181,8 @@ def _skip_copies(listing: Listing) -> None:
 def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing) -> Iterator[Path]:
     """Yield the regular files below `folder`; record in `listing` the files and folders that are skipped.
 
-    `root`: the folder in which the search began. `seen`: the folders that were searched already; the call adds to them.
+    `root`: the folder in which the search began. `seen`: the folders that were searched already, as pairs (device, inode). The
+    call adds to `seen` the folders that it searches.
     """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -228,8 +229,8 @@ def _identity(facts: os.stat_result) -> tuple[int, int]:
 def _is_read_anyway(link: Path, root: Path) -> bool:
     """Tell whether a link to a folder can be skipped.
 
-    This is so if the link leads into the folder `root`, whose files are read anyway, or to a folder that contains the link
-    itself, so that following it would never end.
+    A link can be skipped if it leads into the folder `root`, because all files of `root` are read anyway. It must be skipped if
+    it leads to a folder that contains the link itself, because the search would never end.
     """
     target = link.resolve()
     return target.is_relative_to(root.resolve()) or link.parent.resolve().is_relative_to(target)

@@ -1,6 +1,7 @@
 """Convert rows with a chosen and a rejected answer to messages. The names of a row's fields determine its format.
 
-The prompt may have any format of `conversation_shapes.py`, whose parser reads the prompt once with each of the two answers.
+The prompt may have any format of `conversation_shapes.py`. The parser of conversations is called twice for each row: with the
+prompt and the chosen answer, and with the prompt and the rejected answer.
 """
 
 from __future__ import annotations
@@ -102,10 +103,10 @@ def _is_whole(side: Any) -> bool:
 
 
 def _whole(row: dict[str, Any], sides: Sequence[Any]) -> tuple[list[ParsedConversation], set[str]]:
-    """Parse two conversations that contain the prompt; return them, and the names of the fields that count as used.
+    """Parse the two conversations in the fields `chosen` and `rejected`, each of which contains the prompt and an answer.
 
-    `sides`: the contents of `chosen` and `rejected`. A separate field `prompt` is not read, because it repeats the beginning of
-    both conversations.
+    `sides`: the contents of `chosen` and `rejected`. Returns the parsed conversations, and the names of the fields that are not
+    reported as unused. One of them is `prompt`: it is not read, because it only repeats the beginning of both conversations.
     """
     system = {name: row[name] for name in SYSTEM_FIELDS if name in row}
     parsed = [parse_conversation({"messages": side, **system}) for side in sides]

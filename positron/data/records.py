@@ -39,8 +39,11 @@ _SPACES = re.compile(r"[ \t\r\n]*")
 class Broken:
     """Stand for a row that cannot be read.
 
-    In the error message "line 3 is not JSON", `message` is the text after "line 3". In the summary "2 not JSON (line 3,
-    line 8)", `label` is the text after the number, up to the parenthesis.
+    `message` says what is wrong with this row, such as "is not JSON". The user sees it after the position of the row: "line 3
+    is not JSON".
+
+    `label` names the kind of mistake, such as "not JSON". The user sees it in a summary, between the number and the positions
+    of such rows: "2 not JSON (line 3, line 8)".
     """
 
     label: str
@@ -247,9 +250,10 @@ def _rows_of_object(whole: dict[str, Any], path: Path, is_record: Callable[[Any]
 
 
 def _rows_of_columns(whole: dict[str, Any], is_record: Callable[[Any], bool]) -> list[dict[str, Any]]:
-    """Convert a table, given as an object with one column per field, to rows; return [] for any other object.
+    """Convert a table, given as an object that maps the name of each column to its values, to rows.
 
-    A column is a list, or an object from row numbers to values, as pandas writes it. All columns have the same length.
+    A column is a list, or an object that maps row numbers to values, as pandas writes it. Returns [] if `whole` has another
+    form, if its columns have different lengths, or if `is_record` does not accept the first row.
     """
     columns = {key: list(value.values()) if isinstance(value, dict) else value for key, value in whole.items()}
     if not all(isinstance(column, list) for column in columns.values()) or len(set(map(len, columns.values()))) != 1:

@@ -39,7 +39,7 @@ _ANY_INTEGER = json.JSONDecoder(parse_int=_number)  # numbers of other fields ma
 
 
 class FieldMissing(UserError):
-    """Report that a file of rows has no field (or column) with the requested name."""
+    """Report that a row of a file (or a table) has no field (or column) with the requested name."""
 
 
 def json_texts(blocks: Iterable[str], path: Path, reading: Reading, *, is_lines: bool) -> Iterator[str]:
