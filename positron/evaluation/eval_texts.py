@@ -99,9 +99,10 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
 def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
     """Return the data settings of a run, changed so that they are safe to use even if another person wrote the run folder.
 
-    `data.dir` is kept only if Positron already keeps tokens in this folder; otherwise it becomes the default. `known` is the
-    fingerprint of the text that the run records. Raises UserError if `known` is None and the settings name a file or a URL,
-    because the text of this file or URL cannot be checked.
+    The token files are written below the folder `data.dir`. This setting is kept only if the folder already contains token
+    files of Positron. Otherwise, it gets its default value. `known` is the fingerprint (hash) of the text on which the run was
+    trained, or None if the run does not record it. Raises UserError if `known` is None and the settings name a file or a URL,
+    because nothing shows whether this file or URL still has the same text.
     """
     if known is None and (data.path or data.url):
         raise UserError(
@@ -115,7 +116,7 @@ def texts_of_run(run: Run, split: str, limit: int, instead: str = INSTEAD) -> li
     """Return the first documents of the text of a run, about `limit` bytes (0: all documents).
 
     `split` is "train" for the training text or "val" for the validation text. A document that alone is longer than the limit is
-    cut. Raises UserError, whose message ends with the advice `instead`, if the text is not available or empty.
+    cut. Raises UserError, whose message ends with the advice `instead`, if the text is empty or not available.
     """
     files = token_files(run, split, instead)
     tokenizer = load_tokenizer(run.tokenizer_folder)
@@ -198,9 +199,10 @@ def _beginning(text: str, characters: int) -> Beginning:
 
 
 def floor_of(texts: list[str]) -> float:
-    """Return the entropy of built-in stories, -log2 of their exact probability, in bits per byte of the stories.
+    """Return the entropy of the stories `texts` in bits per byte: -log2 of their probability under the grammar.
 
-    Raises UserError if a text is not a whole built-in story.
+    The grammar is the one that generates the built-in stories. Raises UserError if one of the texts is not a complete built-in
+    story.
     """
     try:
         return sum(map(stories.bits, texts)) / sum(len(text.encode("utf-8")) for text in texts)

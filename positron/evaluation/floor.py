@@ -6,8 +6,9 @@ drawn from p. So q/p is an e-value (Vovk and Wang 2021, doi:10.1214/20-AOS2020),
 a probability of at most 2^-k. This holds exactly, for any number of documents. It also holds for a model that learns from the
 documents that it has already scored, because the bound then holds for each document given the earlier ones.
 
-The entropy of the stories is low, so a weak model may score above it even if the evaluation leaks the text to the model. So
-there are also control texts of random words: no model can predict them, so a good score on them shows the leak.
+The entropy of the stories is low. So a weak model may have a loss above the entropy even if a mistake in the evaluation lets
+the model see the tokens that it predicts. For this reason, there are also control texts of random words. No model can predict
+them, so a loss below their entropy shows the mistake.
 """
 
 from __future__ import annotations
@@ -252,9 +253,10 @@ def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
 
 
 def _per_byte(given: Sequence[Document], bits: dict[str, float]) -> tuple[float, float | None]:
-    """Return the sum of `bits` per byte of the documents `given`, and its standard error over the documents.
+    """Return the sum of `bits` divided by the size of the documents `given` in bytes, and the standard error of this ratio.
 
-    `bits` maps the id of each document to a number of bits. The standard error is None for a single document.
+    `bits` maps the id of each document to a number of bits. The standard error comes from the differences between documents. It
+    is None for a single document.
     """
     scores = [Score(bits[document.id] * math.log(2), document.bytes, 1) for document in given]
     return total(scores).bpb, _error(scores)
@@ -307,12 +309,17 @@ def _listed(names: list[str], one: str, several: str) -> str:
 def evidence_bits(gains: np.ndarray) -> float:
     """Return log2 of an e-value against the hypothesis that the claimed probabilities q form a probability distribution.
 
-    `gains` (N,) has log2 q/p for each document: q is the probability that the checked program claims, p the exact probability.
+    An e-value is a nonnegative number whose expectation is at most 1 if the hypothesis is true. `gains` (N,) has log2 q/p for
+    each document: q is the probability that the checked program claims, p the exact probability.
+
     A gambler begins with a capital of 1, bets the share s of the current capital on each document, and keeps the rest. The
     capital at the end is prod(1 - s + s q/p). If q is a distribution, the expectation of this capital is at most 1: the capital
-    is a test martingale (Shafer et al. 2011, doi:10.1214/10-STS347). The e-value is the mean capital of gamblers with the
-    shares s of 1, 1/2, 1/4 and so on, down to at most 1/N. The gambler with s = 1 detects scores that are a little too good for
-    every document; a gambler with a small s detects scores that are much too good for a few documents.
+    is a test martingale (Shafer et al. 2011, doi:10.1214/10-STS347).
+
+    The e-value is the mean capital of several gamblers. The first one has the share s = 1. Each further one has half the share
+    of the one before, until the share is at most 1/N. There are at least two gamblers. The gambler with s = 1 detects scores
+    that are a little too good for every document. A gambler with a small s detects scores that are much too good for a few
+    documents.
     """
     shares = 0.5 ** np.arange(math.ceil(math.log2(max(2, len(gains)))) + 1)
     with np.errstate(divide="ignore"):  # 1 - s is 0 for s = 1

@@ -41,7 +41,13 @@ Documents = list[list[Score]]  # the scores of each document's windows
 class Difference:
     """Hold the difference of the scores of two variants, B - A in bits per byte, which is negative if B is better.
 
-    Each of `half_over_seeds` and `half_over_documents` is half the width of a 95 % confidence interval of the difference.
+    Both variants were trained with the same seeds. `half_over_seeds` and `half_over_documents` are half the widths of two 95 %
+    confidence intervals of the difference. The first interval treats the seeds as independent samples. The second one treats
+    the documents as independent samples or, if there are few documents, blocks of their text.
+
+    `p_t_test` is the two-sided p-value of the paired t-test over the seeds, and `sign_flips` is the result of the sign-flip
+    test. Both are None for one seed. `seeds_needed` is the number of seeds with which the t-test gives p < LEVEL with a
+    probability of POWER. It is None if it is unknown or too large. LEVEL and POWER are constants of this module.
     """
 
     a: str  # name of variant A
@@ -54,13 +60,11 @@ class Difference:
     bpb_b: list[float]
     difference: float  # the mean over the seeds
     half_over_seeds: float | None  # None for one seed
-    half_over_documents: float | None  # None for a single unit (see `documents`)
-    documents: str  # number and kind of the units of this interval, such as "464 documents"
-    bytes: int
+    half_over_documents: float | None  # None for a single document or block
+    documents: str  # number of these documents or blocks, such as "464 documents"
+    bytes: int  # size of the scored text
     p_t_test: float | None
     sign_flips: SignFlips | None
-    # number of seeds with which the t-test gives p < LEVEL with a probability of POWER (see `further_seeds`); None: unknown or
-    # too large
     seeds_needed: int | None
 
     @property

@@ -144,7 +144,8 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
 def settings_named(text: str) -> list[str]:
     """Split the value of --differ-in, such as "data,model.n_layer", into names of settings and of groups of settings.
 
-    STEPS, the number of trained steps, counts as a setting. Raises UserError for a name that does not exist.
+    The name "steps" is also allowed. It stands for the number of steps that a run was trained. Raises UserError for a name that
+    does not exist.
     """
     keys = [key.strip() for key in text.split(",") if key.strip()]
     for key in keys:
@@ -349,8 +350,10 @@ def _how_to_select(member: Member, label: str, key: str, value: Any) -> str:
 def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bool) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ between two runs, as {key: (value of a, value of b)}.
 
-    The name and the seed are left out and, if `in_group`, the settings that `differ_in` names. If both runs record a
-    fingerprint of their text, the fingerprints are compared instead of the locations of the texts, such as data.path.
+    The name and the seed are not compared. If both runs record a fingerprint of their text, the fingerprints are compared
+    instead of the locations of the texts, such as data.path. If train.max_steps differs or is in `differ_in`, the number of
+    trained steps is left out, because it follows from train.max_steps. `in_group`: true if both runs belong to the same group.
+    The settings that `differ_in` names are then left out, too.
     """
     same_text = a.text is not None and a.text == b.text
     ignored = _NOT_COMPARED | (TEXT_LOCATION if same_text or None not in (a.text, b.text) else set())

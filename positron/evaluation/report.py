@@ -87,10 +87,10 @@ def _headline(facts: Facts, on_answers: bool, learnt: str | None) -> dict[str, s
 
 
 def _environment(run: Run, facts: Facts) -> dict[str, str]:
-    """Return the device, the batch size, the machine, the command, the seed and the versions of a run, as {label: text}.
+    """Return the device, the batch size, the machine, the command, the seed, the commit and the versions, as {label: text}.
 
-    The values are those that the run itself recorded, because the process that writes the report may run on another machine or
-    with other versions.
+    The run itself recorded these values. The process that writes the report cannot determine them, because it may run on
+    another machine or with other versions. An old run records only the device and the batch size.
     """
     resolved = run.resolved()
     # in fine-tuning, batch_tokens is the number of sequences times the context, although most sequences are shorter

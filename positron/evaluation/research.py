@@ -39,12 +39,15 @@ Trainer = Callable[[list[str], Path], Facts]
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold the base recipe and the candidates that `positron research` tests, and the settings of the tests."""
+    """Hold the base recipe and the candidates that `positron research` tests, and the settings of the tests.
+
+    The candidates are tested in the order of the dict `candidates`.
+    """
 
     base: list[str]  # settings of `positron train`, such as optimizer.lr=4e-3
     candidates: dict[
         str, list[str]
-    ]  # name -> the settings that it adds to the base or replaces in it, in the order of testing
+    ]  # the settings of each candidate, by its name; they are added to the base recipe, or replace settings of it
     pairs: int  # largest number of pairs for each candidate
     min_gain: float  # smallest gain worth having, in bits per byte
     first_seed: int  # seed of the first pair; the next pair has the next seed
@@ -233,9 +236,11 @@ class _Runs:
     def _trained(self, folder: Path, overrides: list[str], may_fail: bool) -> dict[str, Any]:
         """Train a run, or continue it if it was begun earlier, and return its record.
 
-        If the run fails and `may_fail` is true, the record holds the failure. If `may_fail` is false, an error is raised
-        instead. If the run was begun earlier, a UserError is always raised, because the user can correct its cause and then
-        continue the run.
+        `may_fail` decides what happens if the training fails. If it is true, the record says why the training failed. If it is
+        false, an error is raised.
+
+        Two errors are raised in both cases. The first is a UserError while a run is continued, because the user can correct its
+        cause and then continue the run again. The second is `Interrupted`: a signal, such as Ctrl+C, ended the training.
         """
         logger.info(f"{folder}: {' '.join(overrides)}")
         is_begun, failure = Run(folder).exists, None

@@ -84,8 +84,8 @@ def _row(trial: Trial) -> dict[str, Any]:
 def as_entry(folder: Path, name: str, plan: Plan, trials: Sequence[Trial], record: dict[str, Any]) -> str:
     """Return an entry for docs/LOG.md, in Markdown, with the settings and results of the research in `folder`.
 
-    `name` is the name of the files of the report, without the extension. The table of the entry equals the table that
-    scripts/render_log.py renders from `record`, the content of NAME.json.
+    `name` is the name of the files of the report, without the extension. `record` is the result of `as_record`. The entry
+    contains the same table that scripts/render_log.py renders from `record`.
     """
     adopted = [trial.name for trial in trials if trial.verdict == "adopted"]
     is_open = any(trial.verdict == "open" for trial in trials) or len(trials) < len(plan.candidates)

@@ -199,10 +199,12 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     The first panel shows the loss minus E, the constant of the law, on logarithmic axes, on which a power law is a straight
     line. The second panel shows the loss. Both are in bits per byte.
 
-    `n`, `d` and `bpb` (R,) are the parameters, tokens and bits per byte of the runs. The law is drawn up to the size `aim`, a
-    pair (parameters, tokens), or a little further, with the 95 % interval of a single run. If only one of the two quantities
-    varies in the law, it is the x axis. If both vary, the x axis is the number of training operations, 6 N D, for N parameters
-    and D tokens; the law is then drawn for models with as many tokens per parameter as `aim`.
+    `n`, `d` and `bpb` (R,) are the parameters, training tokens and bits per byte of the runs. `aim` is a pair (parameters,
+    tokens) for which the loss is predicted. The curve of the law covers the runs and `aim`. A band around the curve is the 95 %
+    interval of a single run; there is none if the interval is unknown.
+
+    If the law depends only on the parameters N or only on the tokens D, this quantity is the x axis. If it depends on both, the
+    x axis is the number of training operations, 6 N D. The curve then shows models with as many tokens per parameter as `aim`.
     """
     import numpy as np
     from matplotlib.figure import Figure

@@ -41,12 +41,15 @@ class Law:
     "E" has one number, log E.
     "N" has two numbers: the logarithm of A / N^alpha at log N = `center["N"]`, and alpha.
     "D" has two numbers: the logarithm of B / D^beta at log D = `center["D"]`, and beta.
+
+    A straight line is fitted to the runs, too. It gives log D for log N or, if the law has no term "N", log N for log D.
+    `slope` is the slope of this line.
     """
 
     terms: tuple[str, ...]  # "E" if E is fitted, then "N", "D" or both
     floor: float  # the known E; 0 if E is fitted
     center: dict[str, float]  # mean of log N and mean of log D over the runs
-    slope: float  # of a line fitted to the runs: log D against log N, or log N against log D if the law has no term "N"
+    slope: float  # of the straight line through the runs
     theta: Array
     covariance: Array | None  # covariance of theta; None if the runs are too few or too similar
     sigma: float | None  # standard deviation of log(loss - floor) of the runs around the law; None: too few runs
@@ -190,8 +193,9 @@ def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
 def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
     """Return a grid of starting points theta for the fit to `y`, (R,), the log(loss - floor) of the runs.
 
-    If the law has the term "E", E is 0.1, 0.5 or 0.9 of the lowest loss. The other terms divide the mean of (loss - E) between
-    them, with exponents of 0.1, 0.4 or 1.
+    If the law has the term "E", E is 0.1, 0.5 or 0.9 of the lowest loss. At the mean size of the runs, the sum of the terms
+    "N" and "D" is the mean of (loss - E). If the law has both terms, "N" is 0.1, 0.5 or 0.9 of this sum, and "D" is the rest.
+    Each exponent is 0.1, 0.4 or 1.
     """
     parts = (0.1, 0.5, 0.9) if "E" in terms else (0.0,)
     powers = [term for term in terms if term != "E"]

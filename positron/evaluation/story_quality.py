@@ -88,10 +88,10 @@ def _write(
 
 
 def quality(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles) -> Quality:
-    """Measure how many texts the grammar's parser accepts, how varied they are, and what share is copied.
+    """Measure the share of accepted texts, the variety of the texts, and the share of their token sequences that are copied.
 
-    There must be at least one text. A sequence of COPIED_TOKENS tokens is copied if it occurs in the training text, whose
-    tokens `training` contains.
+    A text is accepted if the parser of the story grammar accepts it. A sequence of COPIED_TOKENS tokens is copied if it occurs
+    in the training text, whose tokens `training` contains. There must be at least one text.
     """
     accepted = sum(bool(stories.parse(text)) for text in progress(texts, "parsing stories")) / len(texts)
     return Quality(accepted, distinct(texts, 2), distinct(texts, 3), copied(texts, tokenizer, training))

@@ -93,7 +93,10 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def table(jobs: Sequence[Job]) -> list[list[str]]:
-    """Return the table of jobs: a row of titles, then a row for each job, which ends with its score or why it has none."""
+    """Return the table of jobs: a row of titles, then a row for each job.
+
+    The last column has the score of the job or, if the job has no score, the reason.
+    """
     keys = swept_keys(jobs)
     rows = [["job", *keys, "status", "val bits per byte"]]
     for job in jobs:
