@@ -128,6 +128,9 @@ class LookData(TypedDict):
     """Hold all data about a model and a prompt.
 
     If parts are ablated, all values are those of the ablated model, except `shape`, `scores` and the loss `ablation["before"]`.
+
+    `attention` has L lists (H, T, t + 1). Row t of a head has the attention weights of the keys 0 to t, whose sum is 1. The
+    entry of a layer is None if the layer was not asked for, or if the answer would be too large.
     """
 
     version: Literal[1]
@@ -139,8 +142,6 @@ class LookData(TypedDict):
     tokens: list[Token]  # (T,)
     next: list[Prediction]  # (T,); entry t is the distribution of token t + 1
     focus: Focus
-    # (L, H, T, t + 1): row t has the weights of the keys 0 to t, whose sum is 1; None for a layer that was not asked for, or
-    # if the answer would be too large
     attention: list[list[list[list[float]]] | None]
     residual: list[list[float]]  # (L + 1, T) root mean square of the residual stream
     lens: list[list[Lens]]  # (L + 1, T); the last one is the prediction of the model itself
@@ -197,16 +198,16 @@ class HistoryData(TypedDict):
 class TruthToken(TypedDict):
     """Compare the model's and the grammar's probability of one token of the prompt, given the tokens before it.
 
-    The grammar is that of the built-in stories, whose probabilities are exact.
+    The grammar is that of the built-in stories, whose probabilities are exact. A slot of the grammar is a part of a story whose
+    value is drawn, such as the hero. `true` is None for the first token, for the first token that the grammar does not allow,
+    and for all tokens after that token.
     """
 
     id: int
     text: str
     special: bool
     model: float | None  # probability; None for the first token
-    true: (
-        float | None
-    )  # probability in the grammar; None for the first token, and from the first token on that the grammar does not allow
+    true: float | None  # probability in the grammar
     regret: float | None  # bits: log2(true / model), the model's surprise minus the true surprise
     group: Group | None  # kind of grammar rule that produced the token; None where `true` is None
     rule: str | None  # name of a word list, such as color, or of a slot, such as hero; otherwise equal to `group`
@@ -247,11 +248,15 @@ class RuleRegret(TypedDict):
 
 
 class Departure(TypedDict):
-    """Describe the first token of a prompt that the grammar of the stories does not allow at its position."""
+    """Describe the first token of a prompt that the grammar of the stories does not allow at its position.
+
+    `reason` is "text" if no story continues with the text of the rest of the prompt. It is "tokens" if the rest of the prompt
+    is the beginning of a possible word, but the tokens of the whole word begin differently.
+    """
 
     token: int  # index of the first token that cannot occur in a story
     character: int  # index of the character of the prompt at which this token begins
-    reason: Literal["text", "tokens"]  # "tokens": a story may contain the same text here, but as other tokens
+    reason: Literal["text", "tokens"]
     message: str  # description for people
     expected: list[str]  # some words that a story may contain here, without white space, the most probable first
 

@@ -161,7 +161,10 @@ class Subject:
         return text
 
     def scores(self, step: int | None = None) -> Scores:
-        """Return the scores of all heads at a step (None: the best checkpoint). The scores of a step are measured only once."""
+        """Return the scores of all attention heads at a step (None: the best checkpoint), such as the induction score.
+
+        The scores of a step are measured only once.
+        """
         model, at = self.model(step)
         with self._lock:
             if at not in self._measured:
@@ -206,9 +209,8 @@ class Subject:
         """Compare the model's probability of each token of a prompt with the exact probability by the story grammar.
 
         `step`: the step whose weights are used (None: the best checkpoint). `top`: how many of the possible next tokens are
-        listed at each position. Raises UserError if the run was not trained on the built-in stories, has an unsuitable
-        tokenizer or is a chat model, if the weights of the step were not kept, if the prompt is too long, or if `top` is out of
-        range.
+        listed at each position. Raises the errors of `refuse_other_text`. Raises UserError if the run is a chat model, if the
+        weights of the step were not kept, if the prompt is too long, or if `top` is out of range.
         """
         self.refuse_other_text()
         if self.chats:
@@ -223,8 +225,7 @@ class Subject:
         """Return the regret of each grammar rule on validation stories, for each kept step and for the best checkpoint.
 
         The regret of a rule is the model's surprise (-log2 p) minus the surprise under the grammar's exact probabilities,
-        summed over the rule's tokens. Each step is measured only once. Raises UserError if the run was not trained on the
-        built-in stories of this version, or has an unsuitable tokenizer.
+        summed over the rule's tokens. Each step is measured only once. Raises the errors of `refuse_other_text`.
         """
         self.refuse_other_text()
         steps = sorted({self.best_step, *(kept.step for kept in self.run.history)})
@@ -264,9 +265,10 @@ class Subject:
         return True
 
     def refuse_other_text(self) -> None:
-        """Raise UserError if the run was not trained on the built-in stories of this version, or has an unsuitable tokenizer.
+        """Raise UserError if the exact probabilities of the run's text cannot be computed.
 
-        `refuse_joining` explains which tokenizers are unsuitable.
+        They can be computed only if the run was trained on the built-in stories of this version of Positron, and if no token of
+        its tokenizer contains parts of two words (see `refuse_joining`).
         """
         self._source_of_stories()
         refuse_joining(self.tokenizer)

@@ -19,7 +19,10 @@ class Subjects(Mapping[str, Subject]):
     """
 
     def __init__(self, runs: Mapping[str, Run], keep: int = 4) -> None:
-        """Keep a reference to `runs`, a mapping from names to runs, which may change later."""
+        """Keep a reference to `runs`, a mapping from names to runs.
+
+        The caller may change this mapping later. `keep` is the largest number of `Subject` objects in memory.
+        """
         self._runs = runs
         self._loaded: FileCache[Subject] = FileCache(keep)
         self._lock = threading.Lock()  # so that a run is not loaded by two threads at the same time
