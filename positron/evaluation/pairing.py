@@ -84,9 +84,10 @@ class Pairs:
 def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = ()) -> Pairs:
     """Return pairs of runs that have the same seed, one run from each of two groups.
 
-    Each of `names` stands for one group: a run, a folder that contains runs, or FOLDER:KEY=VALUE[,KEY=VALUE] for the runs in
-    the folder that have these values. Runs and folders are also looked up below `outputs`. If there is only one name, it stands
-    for both groups: the folder must then contain the runs of exactly two variants. Runs of a variant differ only in their seed.
+    Each of `names` stands for one group. It is a run, a folder that contains runs, or FOLDER:KEY=VALUE[,KEY=VALUE]. The last
+    form selects the runs in the folder whose settings KEY have the values VALUE. Runs and folders are also looked up below
+    `outputs`. If there is only one name, it stands for both groups. The folder must then contain the runs of exactly two
+    variants. Runs of a variant differ only in their seed.
 
     `differ_in` names the settings in which the two runs of a pair may differ; `data` stands for all settings `data.*`. If
     `differ_in` is empty, the two runs may differ in one setting, which must not change the batches that a run reads.

@@ -215,8 +215,8 @@ class _Runs:
         """Return the result of the run of `recipe` with `seed`; if no result is recorded, train the run first.
 
         `label` is the name of the folder that holds the runs of this recipe. Raises _BudgetUsed if the run must be trained and
-        the budget is used up, and UserError if the run was trained with other settings. If the training fails and `may_fail` is
-        true, the result holds the failure; if `may_fail` is false, the error is raised.
+        the budget is used up, and UserError if the run was trained with other settings. If the training fails, the result holds
+        the reason, or an error is raised. `may_fail` decides this (see `_trained`).
         """
         folder, overrides = self.folder / label / str(seed), merged(recipe, [f"seed={seed}"])
         path = Run(folder).job_path

@@ -186,7 +186,8 @@ def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.n
     """Return the content of the HTML file.
 
     `title` is the name of the run. `facts` are all data for the page except weights and logits. `logits` (T, V) were computed
-    by PyTorch. To check its own computation, the page compares `logits` with the logits that its JavaScript code computes.
+    by PyTorch for the T ids in `facts["proof"]`, the first tokens of the prompt. The page compares them with the logits that
+    its JavaScript code computes, to check this code.
     """
     script, style = joined_scripts(), "\n".join([_package_file(DESIGN).decode(), *map(_text, STYLES)])
     kernels = base64.b64encode(_static("engine.wasm")).decode()

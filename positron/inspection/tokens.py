@@ -14,7 +14,10 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 
 class Vocabulary:
-    """Convert between token ids and the text that the inspector shows. If `chats`, prompts are messages to a chat model."""
+    """Convert between token ids and the text that the inspector, the page *Look inside*, shows.
+
+    The attribute `chats` says whether prompts are messages to a chat model.
+    """
 
     def __init__(self, tokenizer: Tokenizer, chats: bool = False) -> None:
         self.tokenizer, self.chats = tokenizer, chats
