@@ -2,8 +2,9 @@
 
 The time for one token is the time to read all weights. torch's matrix products read them at half of the memory bandwidth; the
 compiled call reads them at the full bandwidth (docs/LOG.md). Activations, keys and values are fp32 for all formats of weights.
-With bf16 or int8 weights, the logits are, up to rounding errors of fp32, those of the fp32 model with rounded weights that
-`round_weights` returns. The `evaluate` command, given the same format of weights, measures this model with rounded weights.
+With bf16 or int8 weights, the weights are rounded and the arithmetic is fp32. `round_weights` returns an fp32 model with the
+same rounded weights. Its logits are the same, up to rounding errors of fp32. The `evaluate` command, given the same format of
+weights, measures this model.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ class CompiledDecoder(Decoder):
     def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> Linear | Int8Linear:
         """Return a linear layer that torch computes.
 
-        Only the tokens of a long piece of a prompt (more than DIRECT_PROMPT tokens) pass through these layers. All other tokens
-        are computed by the compiled function. The layer stores the weight in the decoder's number format, and converts the
-        weight to fp32 at each call.
+        A prompt is read in pieces (see `piece_end` in `decoder.py`). torch computes only pieces of more than 32 tokens
+        (DIRECT_PROMPT), without the last token of the prompt. The compiled function computes all other tokens. The layer stores
+        the weight in the decoder's number format, and converts the weight to fp32 at each call.
         """
         bias = bias.detach() if bias is not None else None
         if self.weight_dtype == torch.int8:
@@ -114,9 +115,10 @@ class CompiledDecoder(Decoder):
     def _phases(self) -> Iterable[tuple[int, int, int]]:
         """Yield the phases of a decoding step in order, as (kind, layer, number of items).
 
-        A phase is the attention of a layer (ATTEND), one of its products (QKV, OUT, UP and DOWN), or the computation of the
-        logits (HEAD). An item is a block of 16 rows of a matrix or, in ATTEND, a key head. The items of a phase do not depend
-        on each other, but they depend on the earlier phases.
+        The kinds are constants of `compiled_step`. A layer has the phases QKV, OUT, UP and DOWN, which are matrix products, and
+        ATTEND, which is the attention. The phase HEAD computes the logits. An item is the smallest part of a phase: one key
+        head in ATTEND, and a block of 16 rows of the matrix in all other phases. The items of a phase do not depend on each
+        other, but they depend on the earlier phases.
         """
         config = self.config
         for layer in range(config.n_layer):
@@ -297,7 +299,10 @@ class _Packed:
         return self._floats.add(norm.weight.detach()), self._no_bias if norm.bias is None else self._optional(norm.bias)
 
     def _layer(self, block: Block, decoder: CompiledDecoder) -> list[int]:
-        """Append the tensors of a block to `weights` and `floats`, and return their start indices, a row of `where`."""
+        """Append the tensors of a transformer block to the arrays `weights` and `floats`, and return their start indices.
+
+        The returned list is the row of `self.where` for this block.
+        """
         attn, mlp, config = block.attn, block.mlp, decoder.config
 
         def parts(*linears: nn.Linear) -> list[tuple[Tensor, Tensor | None]]:

@@ -137,7 +137,7 @@ _product1, _product2, _product4 = _product(1), _product(2), _product(4)
 
 @intrinsic
 def _load(typing: Any, array: Any, place: Any) -> Any:
-    """Read array[place], which other threads may change (an atomic load with acquire order)."""
+    """Read array[place] with an atomic load in acquire order, because other threads may change this number."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
@@ -169,7 +169,7 @@ def _add_one(typing: Any, array: Any, place: Any) -> Any:
 
 @intrinsic
 def _exchange(typing: Any, array: Any, place: Any, old: Any, new: Any) -> Any:
-    """Replace array[place] by `new` if it equals `old`, in one atomic operation, and tell whether it was replaced."""
+    """If array[place] equals `old`, set array[place] to `new`. Tell whether it was set. This is one atomic operation."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
@@ -184,7 +184,11 @@ _IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 @intrinsic
 def _pause(typing: Any) -> Any:
-    """Wait, on x86, for a few dozen cycles in which the core's other hardware thread can use the whole core."""
+    """Execute the instruction `pause` on x86; do nothing on other processors.
+
+    The calling thread then waits for a few dozen cycles. Meanwhile, the other hardware thread of the core can use the whole
+    core.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _IS_X86:
@@ -315,7 +319,7 @@ def _activate(kind, h, u):
 
 @inner
 def _unit(x, eps):
-    """Divide x (D,) by its root mean square, in place."""
+    """Divide x (D,) in place by its root mean square, sqrt(mean(x^2) + eps)."""
     total = np.float32(0.0)
     for i in range(x.size):
         total += x[i] * x[i]
@@ -326,10 +330,11 @@ def _unit(x, eps):
 
 @inner
 def _head(x, eps, place, sizes, floats, scale):
-    """Apply QK-norm and RoPE, if the model has them, in place to x (D,), a head of q or k of the token at position `place`.
+    """Apply QK-norm and RoPE to x (D,) in place, if the model has them.
 
-    `scale`: the index in `floats` at which the learned scale of QK-norm begins, or -1 if the model has no such scale. `sizes`
-    and `floats` are described in `work`.
+    x is the query or the key of one head, for one token. `place`: the position of the token in its sequence. `scale`: the index
+    in `floats` at which the learned scale of QK-norm begins, or -1 if the model has no such scale. `sizes` and `floats` are
+    described in `work`.
     """
     half = x.size // 2
     if scale >= 0:
@@ -405,12 +410,12 @@ def _embed(rows, model, batch, x):
 
 @inner
 def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch, memory):
-    """Compute a chunk: the items `first` to `end` - 1 of a phase of a layer.
+    """Compute a chunk: the items `first` to `end` - 1 of the phase `phase` of the layer with index `layer`.
 
-    An item is a block of 16 rows of the matrix of the phase or, in the phase ATTEND, a key head. `fresh`: true if this chunk is
-    the first of the phase in this thread. The thread then first normalises the input of the phase (for a product after a norm)
-    and keeps the result in its own part of `memory`. `rows`: the number of rows of the batch. The other arguments are described
-    in `work`.
+    A phase is the attention of a layer (ATTEND) or one matrix product. An item is one key head in ATTEND, and a block of 16
+    rows of the matrix in all other phases. `fresh`: true if this is the first chunk of the phase that this thread computes. If
+    the phase is a product whose input is the output of a norm, the thread computes the norm when `fresh` is true, and keeps the
+    result in its own part of `memory`. `rows`: the number of rows of the batch. The other arguments are described in `work`.
     """
     sizes, eps, where, weights, floats, _ = model
     keys, values = cache
@@ -491,10 +496,11 @@ def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
     vocabulary. SYNC, JOB, COLUMNS, SIZES and PLACES are constants of this module: the lengths of small arrays of int64.
 
     thread  number of the calling thread
-    spins   how many times in a row a thread other than 0 looks for a chunk and finds none before it returns
+    spins   a thread other than 0 returns after it has looked for a chunk `spins` times in a row and has found none
     owner   number of the decoder to which the arrays belong
-    sync    (SYNC,): what the threads share. One number contains the number of the step and, in its lower 32 bits, the number
-            of the next chunk; the others are the number of finished chunks and the owner of the step
+    sync    (SYNC,): three numbers that the threads share. sync[TICKET] contains the number of the step in its upper 32 bits,
+            and the number of the next chunk in its lower 32 bits. sync[DONE] is the number of finished chunks. sync[OWNER] is
+            the owner of the step. TICKET, DONE and OWNER are constants of this module
     plan    job (JOB,), chunks (N, COLUMNS). `job` contains the number of rows of the batch and the number of chunks. A row of
             `chunks` describes one chunk
     model   sizes (SIZES,), eps, where (L + 1, PLACES), weights (1-D), floats (1-D), token embeddings (V, C). `weights` contains
@@ -504,7 +510,7 @@ def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
     batch   ids, previous ids (-1: there is no previous token), rows of the cache, positions in the context: (R,) each
     memory  scratch memory: stream and branch (R, C), qkv (R, (H + 2 K) D), heads (R, H D), hidden and gated (R, F), normalised
             stream (threads, R, C), scores (threads, T), logits (R, V). In all of them except scores, the size of the last
-            dimension is rounded up to a multiple of LANES or CHAINS
+            dimension is rounded up: to a multiple of 4 (CHAINS) in heads and the normalised stream, else of 16 (LANES)
     """
     job, chunks = plan
     word = _load(sync, TICKET)

@@ -1,9 +1,10 @@
 """Decode one token at a time, with packed weights and a preallocated key/value cache.
 
 One token needs little arithmetic, so its time depends on the number of operators and on the bytes of weights to read.
-Therefore q, k and v are packed into one matrix, and so are gate and up of SwiGLU. The two numbers of each RoPE pair are
-neighbours, so that one complex product rotates all pairs; the attention scores do not change, because q and k are permuted
-in the same way. The query heads that share a key head are the rows of one matrix product.
+Therefore the matrices of q, k and v are joined into one matrix, and so are the gate and up matrices of SwiGLU. For RoPE, the
+channels of q and k are reordered, so that the two numbers that are rotated together are neighbours. One complex product then
+rotates all pairs. The attention scores do not change, because q and k are reordered in the same way. If several query heads
+share a key head, one matrix product computes the scores of all of them.
 """
 
 from __future__ import annotations
@@ -54,9 +55,10 @@ class _Layer:
 def piece_end(start: int, length: int) -> int:
     """Return the position after the next piece of a prompt of `length` tokens, of which the first `start` have been read.
 
-    A piece is a part of a prompt that is read at once. Pieces end at multiples of PIECE, and the last piece ends at `length`.
-    The ends of the pieces do not depend on other texts that are generated between two pieces. Therefore a prompt is always read
-    by matrix products of the same sizes, and its logits are always the same, bit for bit.
+    A piece is a part of a prompt that is read at once. Pieces end at multiples of 128 (PIECE), and the last piece ends at
+    `length`. Other texts may be generated between two pieces of a prompt, but they do not change where the pieces end.
+    Therefore the matrix products that read a prompt always have the same sizes, and its logits are always the same, bit for
+    bit.
     """
     return min(length, start // PIECE * PIECE + PIECE)
 
@@ -351,9 +353,9 @@ class Decoder:
         return self._logits(x[-1:])[0] if is_end else None
 
     def _before(self, ids: Tensor) -> Tensor:
-        """Store the new token of each row, `ids` (B,), and return the embedding (B, C) of each row's previous token.
+        """Return the embeddings (B, C) of the tokens that precede the new tokens `ids` (B,), one for each row of the cache.
 
-        The embedding is 0 for a row that has no previous token.
+        The embedding is 0 for a row that has no token before its new token. The new tokens are stored in `self.ids`.
         """
         first = self.lengths[0]
         if first and self.lengths.count(first) == len(ids):

@@ -1,8 +1,8 @@
 """Decode with an ensemble: several models, whose next-token probabilities are averaged.
 
 Each model has its own key/value cache. For each token, one model is computed after the other. The alternative, to stack the
-weights and compute all models with each operator (torch.vmap), took more than twice as long. This was measured with three
-models of 15M parameters on one thread.
+weights of all models, so that one operator computes all models at once (torch.vmap), took more than twice as long. This was
+measured with three models of 15M parameters on one thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Result = TypeVar("Result")
 class EnsembleDecoder:
     """Compute next-token logits whose softmax is the mean of the next-token distributions of several decoders, the members.
 
-    Methods and attributes have the same meaning as in `Decoder`. `context_length` is the smallest context length of a member.
+    Methods and attributes have the same meaning as in `Decoder`. `context_length` is the smallest of the members' context
+    lengths.
     """
 
     def __init__(self, members: Sequence[Decoder]) -> None:

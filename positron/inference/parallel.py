@@ -16,10 +16,10 @@ class _EndedError(Exception):
 def in_threads(tasks: Sequence[Callable[[Callable[[], None]], None]], pause: Callable[[], None]) -> None:
     """Run all tasks at the same time, and wait until all have ended. The threads of torch are divided among the tasks.
 
-    Each task is called with one argument, a function that the task must call often. Let `check` be this function. `check` calls
-    `pause`, which may raise an error to end the task. After a task has failed with an error, the next call of `check` in each
-    other task raises an error, too, so that all tasks end. Then the error of the failed task (of the first one in `tasks`, if
-    several failed) is raised again in the thread of the caller. A single task runs in the thread of the caller.
+    A task is called as `task(check)`, and must often call the function `check()`. `check` calls `pause`, which may raise an
+    error to end the task. When a task has raised an error, `check` raises an error in all other tasks, so that they end, too.
+    Then `in_threads` raises the error of the failed task. If several tasks failed, it raises the error of the first of them in
+    `tasks`. If there is only one task, it runs in the thread of the caller.
     """
     if len(tasks) == 1:
         tasks[0](pause)

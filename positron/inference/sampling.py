@@ -46,10 +46,12 @@ def top_p_places(logits: np.ndarray, p: float) -> np.ndarray:
     """Return, in ascending order, the indices of the smallest set of likeliest tokens with a total probability >= p.
 
     This is nucleus sampling (arXiv:1904.09751). `logits` (n,) are float64. Of tokens with equal probability, those with smaller
-    indices are selected first. Sorting 32,000 probabilities takes 3 ms, which is longer than a small model needs for a token.
-    Therefore tokens with a probability below (1 - p) / 2n are left out first: together they have less than 1 - p, so the set
-    contains none of them. Then similar probabilities are added up in buckets, from the likeliest one on, and only the bucket
-    in which the sum reaches p is sorted.
+    indices are selected first.
+
+    Sorting 32,000 probabilities takes 3 ms, which is longer than a small model needs for a token. Therefore not all are sorted.
+    First, tokens with a probability below (1 - p) / (2 n) are left out. Their total probability is less than 1 - p, so the set
+    contains none of them. Then the other tokens are divided into buckets of similar probability. The sums of the buckets are
+    added up, from the likeliest bucket on. Only the tokens of the bucket in which the total reaches p are sorted.
     """
     probability = _softmax(logits)
     places = np.flatnonzero(probability >= (1 - p) / (2 * len(logits)))
@@ -177,9 +179,10 @@ class Sampling:
         self._set("last_n", whole_number("last_n", self.last_n, least=1))
 
     def _set(self, name: str, value: float) -> float:
-        """Set the field `name` of this frozen dataclass to `value`, and return `value`.
+        """Set the field `name` to `value`, although the dataclass is frozen, and return `value`.
 
-        `value` is the user's number as a Python number. A NumPy number could not be written to JSON.
+        The user may give a NumPy number for a setting. `value` is this number as an int or a float of Python, because a NumPy
+        number cannot be written to a JSON file.
         """
         object.__setattr__(self, name, value)
         return value

@@ -1,10 +1,10 @@
 """Generate many texts in one batch. A text can join or leave the batch between two steps.
 
 Each text has its own settings, its own random generator and its own row of the key/value cache. In fp32, a text has exactly
-the tokens that `Engine.stream` returns, and does not depend on the other texts, for two reasons. A step computes at most
-`exact_rows` rows together, so that each row gets the result that it would get alone. And a prompt is read in pieces that end
-at fixed positions. There is one exception: if a row still holds the earlier turns of a conversation, only the tokens after
-these turns are read. The logits of this text then differ from those of `Engine` by rounding.
+the tokens that `Engine.stream` returns, and does not depend on the other texts, for two reasons. First, a step computes only
+so many rows together that each row gets the result that it would get alone (see `exact_rows`). Second, a prompt is read in
+pieces that end at fixed positions. There is one exception: if a row still holds the earlier turns of a conversation, only the
+tokens after these turns are read. The logits of this text then differ from those of `Engine` by rounding.
 """
 
 from __future__ import annotations
@@ -272,9 +272,9 @@ def exact_rows(decoder: AnyDecoder) -> int:
     """Return how many rows `step_some` may compute together so that each row gets exactly the logits that it gets alone.
 
     With oneDNN's packed weights, the result of a matrix product for one row does not depend on the number of rows. With
-    `F.linear`, it may. It is not known in advance which of the two products this machine uses, or how torch divides
+    `F.linear`, the result may depend on it. It is not known in advance which of the two this machine uses, or how torch divides
     elementwise operators among threads. Therefore this function computes steps with 2, 3 and more rows, until the logits differ
-    from those of each row alone. These steps use a new cache, at the middle position of the context.
+    from those of each row alone. In these steps, each row reads one token at position context // 2 of a new cache.
     """
     slots = len(decoder.lengths)
     probe, rows = decoder.with_empty_cache(slots), list(range(slots))

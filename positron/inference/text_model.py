@@ -52,7 +52,7 @@ class Writer:
 
     @property
     def context(self) -> int:
-        """Return the maximum number of tokens that the model reads."""
+        """Return the context length: the maximum number of tokens that the model reads at once."""
         return context_of(self.model)
 
     def generate(

@@ -74,7 +74,10 @@ class Team:
         atexit.register(self._end)
 
     def _forget(self) -> None:
-        """Reset the team, so that it has no helpers. Also called in a forked process, which has only one thread."""
+        """Reset the team, so that it has no helpers.
+
+        This is also called in a child process after a fork, because the helpers do not exist there.
+        """
         self.sync = np.zeros(kernel.SYNC, dtype=np.int64)
         self.helpers: list[_Helper] = []
         self.work: Steps | None = None
@@ -83,7 +86,7 @@ class Team:
         self._free = threading.Lock()
 
     def _end(self) -> None:
-        """Stop the helpers, because a helper that still computes when the interpreter exits would abort the process."""
+        """Stop the helpers when the interpreter exits, because a helper that still computes then would abort the process."""
         self.ended, self.sync[kernel.OWNER] = True, kernel.NOBODY
         for helper in self.helpers:
             helper.wake.release()
