@@ -81,8 +81,8 @@ class Call:
 class _Body:
     """Hold the parameters of a request.
 
-    `take` returns a parameter. Call `refuse_others` after all calls of `take`: it refuses every parameter that the client gave,
-    but that no call of `take` has read and that the server does not ignore.
+    `take` returns a parameter. After all calls of `take`, call `refuse_others`. It raises ApiError if the client gave a
+    parameter that no call of `take` has read, unless the server ignores this parameter.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:

@@ -77,7 +77,10 @@ class Worker:
             self._changed.notify()
 
     def taken(self, job: Job) -> None:
-        """Record that one more piece of the job's text was taken, so that a text paused at MAX_UNREAD continues."""
+        """Record that the receiver has taken one more piece of the job's text.
+
+        A text is paused while MAX_UNREAD pieces of it were delivered and not taken. It continues after this call.
+        """
         with self._changed:
             job.unread -= 1
             if job.unread == MAX_UNREAD - 1:

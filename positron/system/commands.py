@@ -38,7 +38,10 @@ def next_command(name: str, *arguments: str) -> str:
 
 
 def in_user_form(text: str) -> str:
-    """Replace `positron COMMAND` at the beginning of each line by the form in which the user can type it."""
+    """Replace `positron COMMAND` at the beginning of each line by the command line that starts COMMAND in the user's shell.
+
+    For example, if the user has started this process with `python -m`, `positron sft` becomes `python -m positron.sft`.
+    """
     return re.sub(r"(?m)^( *)positron ([a-z]+)", lambda match: match[1] + command(match[2]), text)
 
 

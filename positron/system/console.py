@@ -45,7 +45,10 @@ def say_loading(what: str) -> None:
 
 
 def printable(text: str) -> str:
-    r"""Replace characters that control a terminal or reorder text by escapes such as `\x1b`; newlines and tabs are kept."""
+    r"""Replace each unsafe character by an escape such as `\x1b`; newlines and tabs are kept.
+
+    Unsafe characters are those that control a terminal, and those that change the order in which a line is shown.
+    """
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in _SHOWN or unicodedata.category(c) not in _UNSAFE else _escaped(c) for c in text)

@@ -1,4 +1,7 @@
-"""Download a file once, with a limited wait and a checksum, completely or not at all. Imports only the standard library."""
+"""Download a file, check its checksum, and keep the file, so that it is not downloaded again.
+
+The wait for the server is limited. A file that is not complete is not kept. This module imports only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,10 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def cache_folder() -> Path:
-    """Return the folder for files that all runs share, such as downloads: POSITRON_CACHE, or ~/.cache/positron.
+    """Return the folder for files that all runs share, such as downloads.
 
-    Raises UserError if POSITRON_CACHE is not set and the home folder is unknown.
+    The folder is the value of the environment variable POSITRON_CACHE. If the variable is not set, it is ~/.cache/positron.
+    Raises UserError if the path begins with `~` and the home folder is unknown.
     """
     try:
         return Path(os.environ.get("POSITRON_CACHE") or "~/.cache/positron").expanduser()

@@ -15,9 +15,9 @@ class UserError(Exception):
 
 
 def without_advice(error: UserError) -> str:
-    """Return the message about a wrong setting without the advice at its end, such as to give another value.
+    """Return the message of an error about a wrong setting, without the advice at its end, such as ": give a number".
 
-    The advice does not apply to a setting that was read from a run folder.
+    The advice is meant for a user who has typed the setting. It does not help if the setting was read from a run folder.
     """
     advice = r": (?:(?:give|try|choose|add|leave|did you mean) .*|.* lists all keys)"
     return re.split(advice, str(error), maxsplit=1)[0]

@@ -27,10 +27,11 @@ def first_rank(processes: int) -> bool:
 
 
 def local_rank(processes: int) -> int:
-    """Return the number of this process among those on its machine, from 0, which is also the index of its GPU.
+    """Return the number, from 0, of this process among the processes of the training on this machine.
 
-    torchrun and Lightning set LOCAL_RANK, and SLURM sets SLURM_LOCALID. If `processes`, the number of processes of the
-    training, is 1, the result is always 0.
+    The number is also the index of the GPU that the process uses. It is read from the environment: torchrun and Lightning set
+    LOCAL_RANK, and SLURM sets SLURM_LOCALID. `processes` is the number of processes of the training. If it is 1, the result is
+    always 0.
     """
     if processes == 1:
         return 0
