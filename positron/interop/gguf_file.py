@@ -61,7 +61,8 @@ class Architecture:
 def choose(config: GPTConfig) -> Architecture:
     """Return the llama.cpp architecture that computes this model.
 
-    If there is none, raises UserError. The message names the option that no architecture supports, and the options to change.
+    If there is none, raises UserError. The message names the option, or the combination of options, that no architecture
+    supports. It also names the smallest change of options after which an architecture computes the model.
     """
     return chosen(_choose, config, "llama.cpp has no architecture")
 
@@ -115,8 +116,9 @@ def _layer_norm_keys(config: GPTConfig, writer: GGUFWriter) -> None:
 def _apertus_keys(config: GPTConfig, writer: GGUFWriter) -> None:
     """Write the epsilon of RMSNorm, and the constants with which xIELU, the activation of Apertus, equals relu(x)^2.
 
-    xIELU (arXiv:2411.13010) has the constants a_p, a_n, b and eps, a tiny negative number:
-    a_p x^2 + b x for x > 0, and (expm1(min(x, eps)) - x) a_n + b x otherwise.
+    xIELU (arXiv:2411.13010) has the constants a_p, a_n, b and eps. eps is a tiny negative number. xIELU of a number x is
+        a_p x^2 + b x                          if x > 0,
+        (expm1(min(x, eps)) - x) a_n + b x     otherwise.
     It equals relu(x)^2 for a_p = 1, a_n = 0 and b = 0.
     The file does not store a_p and a_n themselves. It stores two numbers whose softplus is a_p and a_n; softplus(-1e4) is 0.
     """

@@ -93,8 +93,8 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
     """Write an imported vocabulary, which consists of SentencePiece pieces or of byte-level tokens.
 
     A byte-level tokenizer splits a text by a rule before it merges bytes. llama.cpp knows such rules by names, which
-    tokenizer.json does not contain. Raises UserError if the name is not known (see `pre_tokenizer_name`), or if the vocabulary
-    has no tokens for bytes.
+    tokenizer.json does not contain. Raises UserError if the name of the rule is not known (see `pre_tokenizer_name`). Also
+    raises UserError if the vocabulary is of neither kind, because llama.cpp needs a token for each byte.
     """
     facts = json.loads(tokenizer.content)
     merges = [

@@ -2,8 +2,8 @@
 
 A class is described by its config.json and its tensors. The class computes exactly the same function as the Positron model, up
 to the rounding of fp32. RoPE needs no change, because transformers also rotates the pairs (i, i + D/2). A QK-norm without a
-scale is written as a QK-norm with a scale of ones. The order of this norm and of RoPE does not matter, because a rotation keeps
-the root mean square.
+learned scale is written as a QK-norm with a scale of ones. Positron applies it after RoPE, and transformers before RoPE. Both
+give the same result, because a rotation keeps the root mean square.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ class Architecture:
 
     name: str
     model_type: str
-    settings: Callable[[GPTConfig], dict[str, Any]]  # `config_json` writes those of every class
+    settings: Callable[[GPTConfig], dict[str, Any]]  # `config_json` adds the entries of every class
     rules: Callable[[GPTConfig], list[Rule]]
 
 
 def choose(config: GPTConfig) -> Architecture:
     """Return the transformers class that computes the same function as a model with this configuration.
 
-    If there is none, raises UserError. The message names the option that no class supports, and the options to change.
+    If there is none, raises UserError. The message names the option, or the combination of options, that no class supports. It
+    also names the smallest change of options after which a class computes the same.
     """
     return chosen(architecture_of, config, "Hugging Face's transformers has no class")
 
@@ -48,7 +49,8 @@ def choose(config: GPTConfig) -> Architecture:
 def architecture_of(config: GPTConfig) -> Architecture:
     """Return the transformers class for a configuration, as `choose` does, but raise Unsupported if there is none.
 
-    The message of Unsupported has only the option that no class supports, such as "model.smear=true", and no advice.
+    The message of Unsupported names only the option, or the combination of options, that no class supports, such as
+    "model.qk_norm=true with model.norm=layernorm". It gives no advice.
     """
     if config.smear:
         raise Unsupported("model.smear=true")

@@ -135,7 +135,7 @@ class _Keys:
     def activation(self, name: str, default: str) -> Any:
         """Return Positron's name of the activation function that config.json names under the key `name`.
 
-        `default`: the name that counts if the key is missing; like the names in config.json, it is a name of transformers.
+        `default`: the name that transformers uses for the activation function if the key is missing.
         Raises UserError if Positron does not have this activation function.
         """
         value = self._facts.pop(name, default)
@@ -218,11 +218,11 @@ def _gpt2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 def _sizes(
     keys: _Keys, eps: str, default_eps: float, *, tied: bool, default_base: float | None = 10_000.0
 ) -> dict[str, Any]:
-    """Return the options of `GPTConfig` for the keys that all classes except GPT-2 share, including the base of RoPE.
+    """Read the keys of config.json that all classes except GPT-2 share, and return them as options of `GPTConfig`.
 
-    `eps`: the name of the key with the epsilon of the norms. `default_eps`, `tied` and `default_base`: the epsilon,
-    tie_word_embeddings and the base of RoPE if config.json has no such key. If `default_base` is None, a missing base raises
-    UserError.
+    `eps`: the name of the key with the epsilon of the norms. The last three parameters are the values of missing keys:
+    `default_eps` of the key `eps`, `tied` of the key tie_word_embeddings, and `default_base` of the key with the base of RoPE.
+    If `default_base` is None, a missing base raises UserError.
     """
     heads = keys.count("num_attention_heads")
     width = keys.count("hidden_size")
@@ -356,7 +356,7 @@ def _starcoder2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 
 
 def _with_biases(rules: list[Rule], config: GPTConfig, has: dict[str, bool]) -> list[Rule]:
-    """Return `rules` with another rule for each bias that the file of weights lacks: it fills in zeros (see `absent`).
+    """Return `rules`, but for each bias that the file of weights lacks, use a rule that fills in zeros (see `absent`).
 
     `has` maps each part of a block, such as "mlp" or "attn.q", to True if the biases of this part are in the file. For each
     bias, the first key of `has` that occurs in the bias's name counts, so "attn.q" must come before "attn".

@@ -1,4 +1,4 @@
-"""Download a model from the Hugging Face hub: only the files that an import reads."""
+"""Download from the Hugging Face hub those files of a model that are needed to turn the model into a run."""
 
 from __future__ import annotations
 

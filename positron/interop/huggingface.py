@@ -52,7 +52,7 @@ def write(source: Source, folder: Path) -> float:
 
 
 def chat_template(tokenizer: Tokenizer) -> str:
-    """Return the chat template in Jinja. The token that begins a text is spelled as in this vocabulary, for example `<s>`."""
+    """Return the chat template in Jinja. It spells the token that begins a text as `tokenizer` does, for example `<s>`."""
     return _CHAT_TEMPLATE.replace(END_OF_TEXT, spelled(tokenizer, tokenizer.special_id(END_OF_TEXT)))
 
 

@@ -18,7 +18,10 @@ from positron.model.kernels.norms_and_heads import Rope
 
 
 class CachedGraph(nn.Module):
-    """Compute the logits of the next token, and the keys and values that the call for the following tokens needs."""
+    """Compute the logits of the next token from new tokens and the keys and values of the earlier tokens.
+
+    The keys and values of the new tokens are returned, too, because the next call takes them as inputs.
+    """
 
     def __init__(self, model: GPT) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Unsupported(Exception):
-    """Report the options of a model that another program does not have, such as "model.smear=true"."""
+    """Report that another program cannot compute a model. The message names the cause, such as "model.smear=true"."""
 
 
 def chosen(choose: Callable[[GPTConfig], T], config: GPTConfig, lack: str) -> T:
@@ -45,7 +45,8 @@ def chosen(choose: Callable[[GPTConfig], T], config: GPTConfig, lack: str) -> T:
 def smallest_change(choose: Callable[[GPTConfig], Any], config: GPTConfig) -> tuple[tuple[str, Any], ...]:
     """Return the smallest set of changes, each (option, value), after which `choose` accepts the configuration.
 
-    `choose` refuses a configuration by raising Unsupported or UserError. Only the changes in the list `CHANGES` are tried.
+    `choose` refuses a configuration by raising Unsupported or UserError. Only the changes in `CHANGES` are tried, a fixed list
+    of option values that other programs support.
     """
     for count in range(1, len(CHANGES) + 1):
         for changes in itertools.combinations(CHANGES, count):

@@ -1,8 +1,8 @@
 """Write a tokenizer as `tokenizer.json`, which Hugging Face's tokenizers library reads without Positron's code.
 
 A text gets the same ids as in Positron, with two exceptions that the format cannot avoid. With a SentencePiece vocabulary, the
-character U+2581 is read as a space. And a special token written in a text, such as `<|end|>`, is read as that special token; a
-caller can prevent this by `split_special_tokens=True`.
+character U+2581 is read as a space. And if a text contains the characters of a special token, such as `<|end|>`, they are read
+as this token. In transformers, `tokenizer(text, split_special_tokens=True)` reads them as ordinary text.
 """
 
 from __future__ import annotations
@@ -164,9 +164,9 @@ def sentencepiece_merges(tokenizer: SentencePieceTokenizer) -> list[tuple[str, s
 
 
 def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
-    """Return the pairs of pieces that can be joined to one of these pieces. Pairs with the best result come first.
+    """Return each pair of pieces that, joined together, forms one of `pieces`, in the order of priority.
 
-    A piece is given as (text, score, id). A result is better if its score is higher.
+    A piece is given as (text, score, id). Pairs that form a piece with a higher score come first.
     """
     normal = {text: (score, i) for text, score, i in pieces}
     ranked: list[tuple[float, int, int, str, str]] = []
