@@ -48,8 +48,8 @@ def mean_logits(logits: Sequence[Tensor]) -> Tensor:
 
     `logits`: the logits (..., V) of each member. The result is log p + c, in float64 if the device supports float64.
     p is the mean of the members' probabilities. c is the mean of the logsumexp of the members' logits.
-    c makes the result equal to the members' logits if all members have the same logits. c does not change the distribution.
-    But the repetition penalty depends on the sign of a logit, and c can change the sign.
+    c does not change the distribution. It is added for the repetition penalty, which depends on the signs of the logits: if all
+    members have the same logits, the result is equal to these logits, and so has the same signs.
     """
     each = torch.stack([part.to(widest(part.device)) for part in logits])  # (n, ..., V)
     log_sums = each.logsumexp(dim=-1, keepdim=True)

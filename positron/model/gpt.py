@@ -183,7 +183,10 @@ class Attention(nn.Module):
         return all(type(p) is nn.Linear and not has_forward_hooks(p) for p in (self.q, self.k, self.v))
 
     def _packed_heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
-        """Compute the same as `heads` with one matrix product for q, k and v, and one kernel for all that follows."""
+        """Compute the same as `heads` with one matrix product for q, k and v together.
+
+        A single kernel then splits the product into heads and applies QK-norm and RoPE, if the model has them.
+        """
         weights: list[Tensor] = [self.q.weight, self.k.weight, self.v.weight]
         biases: list[Tensor] = [] if self.q.bias is None else [self.q.bias, self.k.bias, self.v.bias]
         if rope is not None:
@@ -213,7 +216,7 @@ class MLP(nn.Module):
 
 
 def activate(h: Tensor, activation: Elementwise) -> Tensor:
-    """Apply an activation function of one argument to every number; with "", return h unchanged."""
+    """Apply the activation function named `activation` to every number of h. If the name is empty, return h unchanged."""
     match activation:
         case "gelu":
             return fused.gelu(h)

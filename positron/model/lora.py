@@ -65,7 +65,8 @@ def add_lora(model: GPT, rank: int, seed: int, markers: Sequence[int] = (), *, k
     The random matrices A of the updates depend on `seed`. `markers` are the token ids that mark the turns of a chat. Their rows
     in the embedding table and the output head are trained, too: these tokens do not occur in pretraining, so the model could
     otherwise not tell who speaks, and could not end an answer. Raises UserError if a matrix has fewer rows or columns than
-    `rank`, since a larger rank has no effect. `key` is the name of the setting of `rank` in the message.
+    `rank`: the number of rows or columns limits the rank of any update of the matrix, so a larger `rank` is useless. `key` is
+    the name that the message uses for the setting `rank`.
     """
     largest = min(min(part.weight.shape) for part in model.blocks.modules() if isinstance(part, nn.Linear))
     if rank > largest:

@@ -25,8 +25,8 @@ def attention_inputs(model: GPT, idx: Tensor, documents: Tensor | None = None) -
     """Return for each block the attention module and the module's inputs for token ids (B, T), without dropout.
 
     The inputs are the arguments of `Attention.forward`. `documents`: document numbers (B, T), or None if attention crosses
-    documents. This function calls `model.hidden` instead of `model`, because `model.hidden` is never compiled, and always calls
-    the hooks of the layers.
+    documents. The inputs are recorded by hooks of the attention modules. This function calls `model.hidden` instead of `model`:
+    `model.hidden` is never compiled, so it always calls the hooks.
     """
     per_block: list[tuple[Attention, Inputs]] = []
 

@@ -75,11 +75,12 @@ def blocked_is_faster(q: Tensor, visible: int, dropout: float = 0.0) -> bool:
 class BlockedCausalAttention(torch.autograd.Function):
     """Compute causal attention in blocks of queries.
 
-    A block is multiplied only by the keys up to the block's end, so that few masked scores are computed.
+    A block of queries is multiplied only by the keys up to its last query, so that few masked scores are computed.
     With P = softmax(S), S = q k^T / sqrt(D), O = P v and an upstream gradient dO:
         dv = P^T dO,  dP = dO v^T,  dS = P * (dP - rowsum(P * dP)),  dq = dS k / sqrt(D),  dk = dS^T q / sqrt(D).
     With dropout of probability p, a random mask M of zeros and 1 / (1 - p) changes three of these: O = (P * M) v,
-    dv = (P * M)^T dO and dP = (dO v^T) * M. The factor 1 / (1 - p) is applied to O, dq, dk and dv, which are smaller than P.
+    dv = (P * M)^T dO and dP = (dO v^T) * M. In the code, M consists of zeros and ones. The factor 1 / (1 - p) is applied at the
+    end to O, dq, dk and dv, because they contain fewer numbers than P.
     Softmax and its derivative are computed by torch's fused kernels, in fp32. The queries of the G heads that share keys are
     rows of a single matrix product.
     """

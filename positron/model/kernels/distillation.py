@@ -31,8 +31,9 @@ def linear_distillation(
     The loss is (1 - alpha) CE + alpha temperature² KL. Only the loss has a gradient.
     CE is the cross-entropy of the target, at temperature 1.
     KL is KL(q, s), where q is the mean of the teachers' distributions and s the student's distribution, all at `temperature`.
-    The student's last hidden states are x (N, C), its output matrix is weight (V, C), and targets is (N,). `teachers`: the same
-    two tensors for each teacher, with the teacher's width in place of C. A target that is IGNORE (-100) is not counted.
+    `x` (N, C) are the student's last hidden states, and `weight` (V, C) is its output matrix. `targets` (N,) are token ids.
+    `teachers`: the last hidden states (N, W) and the output matrix (V, W) of each teacher, where W is the teacher's width.
+    A position whose target is IGNORE (-100) is not counted.
     """
     if x.device.type == "cpu":  # on other devices, counting the targets would wait for the device
         scored = targets != IGNORE

@@ -81,9 +81,10 @@ def undo_compile(module: nn.Module) -> None:
 
 
 def skip_step_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """Make the next steps of a fused optimizer change nothing if the scalar `bad` is 1.0, without waiting for the device.
+    """Set `optimizer.found_inf` to the scalar `bad`: while it is 1.0, the steps of a fused optimizer change nothing.
 
-    The attribute `found_inf` is meant for the gradient scaler: fused kernels read it with `getattr(self, "found_inf",
-    None)`, and if it is 1.0, they leave weights, moments and the step count unchanged.
+    torch has the attribute `found_inf` for its gradient scaler. A fused optimizer reads it by `getattr(self, "found_inf",
+    None)`. The optimizer's kernels test the value on the device, so the CPU does not wait. If the value is 1.0, weights,
+    moments and the step count stay unchanged.
     """
     optimizer.found_inf = bad  # type: ignore[attr-defined]
