@@ -151,7 +151,7 @@ def _find(name: str, run: Run | None) -> Run | None:
 
 
 def _possible_roots(folder: Path) -> list[Path]:
-    """Return the folders to which a path that a run recorded may be relative; `folder` is the folder of this run.
+    """Return the folders to which a path in a run's files may be relative. `folder` is the folder of that run.
 
     The result is the parents of `folder`, up to the folder that contains `outputs/`. If `folder` is not below a folder
     `outputs/`, only the first parent is returned.

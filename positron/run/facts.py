@@ -101,19 +101,21 @@ class Facts:
     error: str | None = _fact(_TEXT)  # why the run ended before it was finished
     updated: str | None = _fact(_TEXT)  # when the file was written
     forked_from: str | None = _fact(_TEXT)  # the checkpoint of another run that this run started from
-    data_fingerprint: str | None = _fact(_TEXT)
+    data_fingerprint: str | None = _fact(_TEXT)  # hash of the training data
     resolved: Resolved | None = dataclasses.field(default=None, metadata={"type": _GROUP, "key": None})
-    step: int | None = _fact(_COUNT)
+    step: int | None = _fact(_COUNT)  # the step at the latest start or end of training
     tokens: int | None = _fact(_COUNT)  # number of training tokens, not counting a base run
-    time_s: float | None = _fact(_NUMBER)
+    time_s: float | None = _fact(_NUMBER)  # seconds of training, over all starts of the run
     val_bpb: float | None = _fact(_NUMBER, "val/bpb")  # bits per byte of the last validation
-    val_loss: float | None = _fact(_NUMBER, "val/loss")
-    best_step: int | None = _fact(_COUNT, "best/step")  # step of the best validation; prefer, reinforce: of the last
+    val_loss: float | None = _fact(_NUMBER, "val/loss")  # nats per token of the last validation
+    # step of the validation with the lowest bits per byte; in preference tuning and reinforcement learning, of the last one
+    best_step: int | None = _fact(_COUNT, "best/step")
     best_bpb: float | None = _fact(_NUMBER, "best/bpb")  # bits per byte of the validation at best_step
-    floor_bpb: float | None = _fact(_NUMBER)  # the entropy of the text, if it is known
+    floor_bpb: float | None = _fact(_NUMBER)  # the entropy of the text in bits per byte, if it is known
     base_tokens: int | None = _fact(_COUNT, "base/tokens")  # training tokens of the base run and of its base runs
-    base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")  # of the base run, on the pretraining text
-    base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")  # of this run, on the pretraining text
+    # bits per byte on the pretraining text, before this run (of the base run) and after it (of this run)
+    base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")
+    base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")
     teachers: str | None = _fact(_TEXT)  # SHA-256 of the weights of each teacher of a distillation, separated by blanks
     reference: str | None = _fact(_TEXT)  # SHA-256 of the weights that preference tuning compares with
 

@@ -95,9 +95,9 @@ def split_names(names: str, outputs: Path = OUTPUTS) -> list[str]:
 
 
 def no_checkpoint(run: Run, setting: str, instead: str) -> UserError:
-    """Return the error for a setting such as `resume=must` if the run does not exist or has no checkpoint to continue from.
+    """Return the UserError for a run that has no checkpoint or does not exist, although `setting` needs its checkpoint.
 
-    `instead` says what the user can do without `setting`.
+    `setting` is a setting such as `resume=must`. `instead` says what the user can do without this setting.
     """
     if run.exists:
         return UserError(f"{setting}, but {run.folder} has no checkpoint to continue from: {instead}")

@@ -75,9 +75,9 @@ class Run(RunPaths):
 
     @property
     def base(self) -> str | None:
-        """Return the recorded path of the base run, whose weights this run started from; None for random weights.
+        """Return the recorded path of the run whose weights this run started from (`init_from`), or None without `init_from`.
 
-        The base run may have been moved since then; `base_of` in run/base.py finds it.
+        The run at this path may have been moved since then. If this run is fine-tuned, `base_of` in run/base.py finds it.
         """
         facts = self.facts()
         if facts.kind is None:  # a run of an older version

@@ -130,7 +130,7 @@ class RunPaths:
 
     @property
     def report_path(self) -> Path:
-        """Return the path of the report."""
+        """Return the path of the report on the training, an HTML page with curves, samples and settings."""
         return self.folder / "report.html"
 
     @property
