@@ -1,18 +1,19 @@
 """Choose model size, batch, number of steps and learning rate for a time budget, `budget=10m`.
 
 Each candidate size is trained for a few seconds to measure its speed. The speed gives the number of tokens D that the model
-can read in the budget. Candidates are compared by the loss that a power law forecasts for N weights in matrix products and
-D tokens:
+can read in the budget. A power law forecasts the loss L, in bits per byte, of a model that has N weights in matrix products
+and reads D tokens. The candidates are ranked by L:
 
     L = E + A / N^ALPHA + B / D'^BETA,    D' = U + U R* (1 - exp(-R / R*)),  R = D / U - 1
 
 The formula for L is from Hoffmann et al. 2022 (arXiv:2203.15556, eq. 2). U is the length of the part of the text that the model
-reads at least once: D tokens, or the whole text if it has fewer tokens. If these U tokens are read R more times, they are worth
-D' tokens of new text, because each repetition adds less (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5).
+reads at least once: D tokens, or the whole text if it has fewer tokens. R is the number of times that the model reads these
+U tokens again. A repeated token teaches less than a new one, so all D tokens together are worth only D' tokens of new text
+(Muennighoff et al. 2023, arXiv:2305.16264, eq. 5).
 
-The constants E, A, ALPHA, B, BETA and R* (R_STAR) were fitted to TinyStories (docs/LOG.md). Therefore L can rank model sizes,
-but does not predict the loss on another text: on the built-in stories, runs reached 0.24 bits per byte where the forecast was
-0.60. L is never shown to users.
+The constants E, A, ALPHA, B, BETA and R* (R_STAR) were fitted to runs on TinyStories (docs/LOG.md). On other texts, L is used
+only to rank model sizes, because its value is wrong there: on the built-in stories, runs reached 0.24 bits per byte where L was
+0.60. Therefore L is never shown to users.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ CHOSEN_KEYS = (*SIZE_KEYS, *LENGTH_KEYS, *INTERVAL_KEYS, *RATE_KEYS, "model.drop
 
 @dataclass(frozen=True)
 class Choice:
-    """Hold the values that a budget chose; the run's config.json records them."""
+    """Hold the settings that were chosen for a time budget. They are recorded in the run's config.json.
+
+    `batch_tokens`: tokens per optimizer step. `lr`: the peak learning rate.
+    """
 
     n_layer: int
     d_model: int
@@ -117,11 +121,15 @@ def with_free_values(config: RunConfig, asked: Asked, values: dict[str, Any]) ->
 def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
     """Return `config` with the values that the budget chose when the run was started, so that nothing is measured again.
 
-    The settings that the user gave (`asked.given`) keep their values. `config` is returned unchanged without budget=, and if
-    train.max_steps= is given without train.extend=true.
+    The settings that the user gave (`asked.given`) keep their values. The model size is restored only if the budget chose it
+    (`asked.auto_size`). If train.max_steps= and train.extend=true are given, the run is extended to train.max_steps. Raises
+    UserError if a run that is to be extended has no checkpoint.
 
-    If train.max_steps= and train.extend=true are given, the run is extended to the new train.max_steps=. Raises UserError if a
-    run that is to be extended has no checkpoint. For any other run without a checkpoint, `config` is returned unchanged.
+    `config` is returned unchanged in three cases:
+
+    - budget= is not given.
+    - train.max_steps= is given, but train.extend=true is not.
+    - The run has no checkpoint, and train.max_steps= is not given.
     """
     extends = config.train.max_steps != "auto"
     if config.budget is None or (extends and not config.train.extend):
@@ -169,9 +177,9 @@ def decay_for(rate: float, steps: int, passes: float, embedding_ratio: float) ->
     run is shorter than a pass. With a smaller n, the model would forget parts of the text. With a larger n, it would memorise
     more of the text (Wang and Aitchison, arXiv:2405.13698; docs/LOG.md).
 
-    The decay removes the share (learning rate x weight decay) of each weight in a step. The result is limited, so that this
-    share is at most MAX_STEP_DECAY (0.1). `rate`: the learning rate. `embedding_ratio`: the learning rate of the embeddings
-    divided by `rate`.
+    In each step, weight decay removes the share (learning rate x weight decay) of every weight. The result is limited, so that
+    this share is at most 0.1 (MAX_STEP_DECAY), even for the embeddings, whose learning rate may be higher. `rate`: the learning
+    rate of the other weights. `embedding_ratio`: the learning rate of the embeddings divided by `rate`.
     """
     return min(max(1.0, passes) / steps, MAX_STEP_DECAY / max(1.0, embedding_ratio)) / rate
 
@@ -200,12 +208,14 @@ def course_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, tex
 
     `speed`: the speed at which the model is trained. `text_tokens`: the number of tokens in the text.
 
-    The text is read at most 6 times (MAX_PASSES), or 12 times with dropout (MAX_PASSES_WITH_DROPOUT). If neither the command
-    line nor the model's configuration sets dropout, dropout is 0.1 (DROPOUT) if `seconds` are enough to read the text 8 times
-    (DROPOUT_PASSES), and 0 otherwise.
+    The text is read at most 6 times (MAX_PASSES), or 12 times with dropout (MAX_PASSES_WITH_DROPOUT).
 
-    The batch size depends on the number of tokens. The number of tokens depends on the tokens per second, and these depend on
-    the batch size. Therefore the three numbers are computed in a loop, which is repeated four times.
+    Dropout keeps its value if the user gave it or if `config` has a value above 0. Otherwise, this function chooses 0.1
+    (DROPOUT) when `seconds` are enough to read the text 8 times (DROPOUT_PASSES), and 0 when they are not.
+
+    A batch size that the user gave is kept, rounded down to whole sequences. Otherwise, it depends on the number of tokens that
+    the run reads. This number depends on the speed in tokens per second, which in turn depends on the batch size. Therefore all
+    three are computed in a loop of four iterations.
     """
     batch, context = REFERENCE_BATCH, config.model.context_length
     given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"

@@ -112,12 +112,15 @@ def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
     `gradients`: for each step, the (tokens, seconds) of its forward and backward pass. `updates`: for each step, the seconds of
     the optimizer's update.
 
-    If all steps have the same number of tokens, the seconds per token are (median seconds) / tokens. On a GPU, every other step
-    has fewer tokens. The seconds per token are then (difference of the median seconds) / (difference of the tokens). This
-    quotient can be too small, because a small step leaves a GPU partly idle. Therefore it is raised to at least a fourth of
-    (median seconds) / tokens of a large step.
+    If all steps have the same number of tokens, the seconds per token are (median seconds) / tokens.
 
-    The rest of the seconds of a large step is the constant part of the forward and backward pass. It is added to `update_s`.
+    On a GPU, large steps alternate with small steps, which have fewer tokens. The seconds per token are then the quotient
+    (median seconds of large steps - median seconds of small steps) / (tokens of a large step - tokens of a small step).
+    This quotient can be too small, because a small step leaves a GPU partly idle. Therefore it is raised to at least a fourth
+    of (median seconds of large steps) / (tokens of a large step).
+
+    The constant part of the forward and backward pass is (median seconds of large steps) - (seconds per token) x (tokens of a
+    large step). It is added to `update_s`.
     """
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:
