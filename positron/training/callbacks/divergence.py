@@ -27,11 +27,14 @@ MAX_LOSS_RATIO = 2.0  # validation loss / log(vocabulary)
 class Divergence(L.Callback):
     """Raise Diverged after a step that shows divergence, before samples and checkpoints are written.
 
-    A step is bad if its loss or gradient is NaN or infinite (in fp16, only the loss counts). A run has diverged after
-    train.max_bad_steps bad steps in a row, or if a validation loss is NaN or infinite.
+    A step is bad if its loss or gradient is NaN or infinite (in fp16, only the loss counts). The loss of random guessing is
+    log(`vocab_size`). A run has diverged in each of these cases:
 
-    At its last step, a run has also diverged in two other cases: if that step was bad, or if the training loss is above
-    log(`vocab_size`), the loss of random guessing, and the validation loss is above twice this value (MAX_LOSS_RATIO).
+    - The last train.max_bad_steps steps were bad. On a GPU, this is checked only at every 10th step and when training stops.
+    - A validation loss is NaN or infinite.
+    - The last step of the run was bad.
+    - At the last step of the run, the training loss is above the loss of random guessing, and the validation loss is above
+      twice the loss of random guessing (MAX_LOSS_RATIO).
     """
 
     def __init__(
@@ -41,7 +44,11 @@ class Divergence(L.Callback):
         objective: Objective,
         is_last: Callable[[L.Trainer], bool],
     ) -> None:
-        """Store the arguments; `is_last` is called after a step and tells whether it was the last step of the run."""
+        """Store the arguments.
+
+        `objective` provides the validation data; after bad steps, they show whether the weights are still worth saving.
+        `is_last` is called after a step and tells whether it was the last step of the run.
+        """
         self.guessing, self.objective, self.is_last = math.log(vocab_size), objective, is_last
         self._has_warned = False
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class WeightHistory(L.Callback):
     """Write the weights at `count` steps, beginning with step 0 (before training), and at the last step of the run.
 
-    The intervals between the steps grow.
+    The intervals between the steps grow. If `count` is 0, nothing is written. If it is 1, only the last step is written.
 
     This callback must run before the one that saves checkpoints. If the process is killed between these callbacks, the
     continued run trains the step again and writes its weights again. In the other order, the weights of the step would be
@@ -35,7 +35,7 @@ class WeightHistory(L.Callback):
         self.folder, self.steps, self.is_last = folder, history_steps(count, horizon), is_last
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
-        """Write the weights before training, if training begins at step 0 and this is one of the planned steps."""
+        """Write the initial weights, if the training begins at step 0 and step 0 is one of the planned steps."""
         if trainer.global_step == 0 and 0 in self.steps:
             self._write(trainer, module)
 

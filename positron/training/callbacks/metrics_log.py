@@ -17,15 +17,16 @@ from positron.training.trackers.tracker import Tracker
 
 
 class MetricsLog(L.Callback):
-    """Append a row to metrics.jsonl after some of the steps, and pass it to the trackers (wandb, TensorBoard).
+    """Append a row of measured values to metrics.jsonl, and pass the row to the trackers (wandb, TensorBoard).
 
-    These steps are the multiples of each of the `intervals`, the steps with a validation, and the last step.
+    This happens after each step that is a multiple of at least one of the `intervals`, after each step with a validation, and
+    after the step at which the training ends or is stopped.
     """
 
     def __init__(
         self, folder: Path, clock: Clock, trackers: list[Tracker], *, intervals: set[int], speed: SpeedFacts
     ) -> None:
-        """Store the arguments. The `intervals` are numbers of steps, and must be equal on all ranks."""
+        """Store the arguments. `intervals`: numbers of steps, the same on all ranks. `speed` computes the metric speed/mfu."""
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # tokens and seconds of this process at the last row

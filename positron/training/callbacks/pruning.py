@@ -80,7 +80,7 @@ class Pruning(L.Callback):
 def open_pruning(
     config: SweepConfig, run: Run, every: int, last_step: int, rows: list[dict[str, Any]]
 ) -> Pruning | None:
-    """Return the callback that the setting `sweep.prune` names, or None if it names none."""
+    """Return the callback for the setting `sweep.prune`, or None if it is not set. The other arguments are those of Pruning."""
     match config.prune:
         case None:
             return None

@@ -78,7 +78,11 @@ class Samples(L.Callback):
             tracker.sample(sample)
 
     def _draw_attention(self, model: GPT, step: int) -> None:
-        """Draw the attention over the prompt. The prompt never changes, so the pictures of a run can be compared."""
+        """Write a picture of the attention of all heads over the prompt to the run folder.
+
+        Only the first 48 tokens (MAP_TOKENS) of the prompt are shown. The prompt never changes, so the pictures of a run can be
+        compared.
+        """
         ids = self.prompt.ids[: min(MAP_TOKENS, model.config.context_length)]
         layers = attention_probabilities(model, torch.tensor([ids], device=model.wte.weight.device))
         shown = " ".join(self.tokenizer.decode(ids).split())

@@ -36,9 +36,10 @@ def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarr
 
 
 def position_edges(context: int, n_bins: int = POSITION_BINS) -> list[int]:
-    """Return the first position of each of `n_bins` bins, and then `context`: [0, 8, 16, 32, ..., 512, 1024] for (1024, 8).
+    """Divide the positions below `context` into at most `n_bins` bins; return the first position of each bin, then `context`.
 
-    Between the first and the last bin, each bin is as long as all bins before it together. A short context has fewer bins.
+    For context=1024 and n_bins=8, the result is [0, 8, 16, 32, ..., 512, 1024]. From the second bin on, each bin is as long as
+    all bins before it together; the last bin may be shorter. A short context has fewer bins.
     """
     powers = [1 << n for n in range(context.bit_length()) if 1 << n < context]
     return [0, *powers[1 - n_bins :], context]
