@@ -1,7 +1,7 @@
 """Define the protocol of an objective, which provides the data, loss, validation and sample prompt of a training run.
 
-The training loop (`training/loop.py`) is the same for all kinds of training. To add a kind, write a class with these members;
-the shortest way is a subclass of `PretrainObjective` or `SFTObjective` that overrides `loss`, as in
+The training loop (`training/loop.py`) is the same for all kinds of training. To add a kind, write a class with the members of
+`Objective`. The shortest way is a subclass of `PretrainObjective` or `SFTObjective` that overrides `loss`, as in
 docs/examples/add_an_objective.py.
 
 Shapes: B rows of a micro-batch, T tokens, V vocabulary.
@@ -50,9 +50,10 @@ class Objective(Protocol):
 
     @property
     def dependencies(self) -> dict[str, str]:
-        """Return hashes of what the loss depends on besides the training data, the tokenizer and the settings.
+        """Return a dict with hashes of what determines the loss, except the training data, the tokenizer and the settings.
 
-        run.json and provenance.json record them by name, and the names must be fields of `Facts` (positron/run/facts.py).
+        For example, distillation returns hashes of the teachers' weights under the key "teachers". run.json and provenance.json
+        record each hash under its key, which must be a field of `Facts` (positron/run/facts.py).
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Define distillation: pretraining whose targets are the text and the probabilities of frozen models, the teachers.
+"""Define distillation: the model learns from a text and from the probabilities of frozen models, which are its teachers.
 
 Shapes: B rows of a micro-batch, T tokens, N = B T, C channels, V vocabulary.
 """

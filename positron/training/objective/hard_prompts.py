@@ -21,12 +21,14 @@ class HardPrompts:
     """
 
     def __init__(self, numbers: Iterable[int] = ()) -> None:
-        """Begin with `numbers`, the indices of hard prompts."""
+        """Begin with `numbers`, the indices of hard prompts, which the model has answered badly."""
         self._numbers = set(numbers)
         self._newest: tuple[int, dict[int, bool]] = (0, {})  # a step, and whether its prompts are hard
 
     def after(self, step: int) -> list[int]:
         """Return the indices of the prompts that are hard after optimizer step `step`.
+
+        A prompt is hard if at least one of its answers did not get the full reward when the prompt was last asked.
 
         Results that a later step has recorded are ignored, because a signal may have interrupted the later step.
         """
@@ -37,7 +39,10 @@ class HardPrompts:
         return sorted(kept | {number for number, hard in is_hard.items() if hard})
 
     def draw(self, step: int, count: int, seed: int) -> list[int]:
-        """Draw the indices of `count` different hard prompts for optimizer step `step`; return all if there are fewer."""
+        """Draw the indices of `count` different hard prompts for optimizer step `step`; return all if there are fewer.
+
+        Hard prompts are those that the model has answered badly. The result depends only on `step`, `seed` and these prompts.
+        """
         hard = self.after(step - 1)
         chosen = np.random.default_rng((seed, step)).permutation(len(hard))[:count]
         return [hard[i] for i in chosen.tolist()]

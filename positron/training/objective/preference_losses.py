@@ -1,8 +1,8 @@
 """Compute the losses of preference tuning, as functions of the log-probabilities of chosen and rejected answers.
 
-All tensors are (N,), one value per pair, in nats; each result is a loss or a margin per pair. w and l are the log-probabilities
-of the chosen and the rejected answer under the model, rw and rl those under the frozen reference. numpy_ref/preference.py has
-the same formulas with their gradients by hand.
+All tensors have the shape (N,), one value for each pair of answers. w and l are the log-probabilities, in nats, of the chosen
+and the rejected answer under the model. rw and rl are those under the frozen reference model. numpy_ref/preference.py has the
+same formulas, and computes their gradients without autograd.
 """
 
 from __future__ import annotations

@@ -32,11 +32,15 @@ class Reference:
     val: np.ndarray  # (N, 2) the same for each validation pair
     states: np.ndarray  # (n, C) last hidden states
     head: np.ndarray  # (V, C) output matrix
-    _on_device: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    _on_device: tuple[Tensor, Tensor] | None = field(default=None, repr=False)  # the last result of `on`
 
     @classmethod
     def empty(cls, n_train: int, n_val: int, n_states: int, head: Tensor) -> Reference:
-        """Return a reference whose log-probabilities and `n_states` states are NaN, with a copy of `head` (V, C)."""
+        """Return a Reference in which nothing is computed yet: all values except `head` are NaN.
+
+        `n_train` and `n_val`: the numbers of training and validation pairs. `n_states`: the number of rows of `states`. `head`
+        (V, C): the output matrix, which is copied.
+        """
         train, val, states = (
             np.full(shape, np.nan, dtype=np.float32) for shape in ((n_train, 2), (n_val, 2), (n_states, head.shape[1]))
         )

@@ -8,8 +8,8 @@ weights, computes their rewards, and takes one step on
 with the advantages A_i of RLOO (Ahmadian et al., arXiv:2402.14740) or Dr. GRPO (Liu et al., arXiv:2503.20783). L is the
 constant `reinforce.max_tokens`, and not the length of the answer, so that a long wrong answer is not punished less than a
 short one. The token that ends an answer is a target like the others; otherwise the model would not learn to stop. Once a token
-has decided the reward (for example, the first error of a story), the tokens after it are not targets, because the mean of their
-gradient is 0. The reference implementation is numpy_ref/policy_gradient.py.
+has decided the reward (for example, the first error of a story), the tokens after it are not targets, because the expected
+value of their gradient is 0. The reference implementation is numpy_ref/policy_gradient.py.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SHOWN_ANSWERS = 3  # number of answers in the log after each validation
 
 @dataclass(frozen=True)
 class Question:
-    """Hold a prompt: its text, which the reward reads, its token ids, and the ids that end an answer."""
+    """Hold a prompt: its text for the reward function, its token ids for the model, and the token ids that end an answer."""
 
     text: str
     ids: list[int]
@@ -132,14 +132,14 @@ class ReinforceObjective(NextToken):
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
         """Return one micro-batch: the indices (n, 1) of the n prompts of a rank in step `step`, and -100 as targets (n, 1).
 
-        n is `config.prompts` / `world_size`. Later, `examples` replaces some of these prompts by hard prompts (see
-        `HardPrompts`).
+        n is `config.prompts` / `world_size`. There are no targets yet, because `examples` samples the answers later. It also
+        replaces some of the prompts by hard prompts, which are prompts that the model has answered badly (see `HardPrompts`).
         """
         numbers = torch.tensor(self._scheduled(step)[rank::world_size])[:, None]
         return [(numbers, torch.full_like(numbers, IGNORE))]
 
     def _scheduled(self, step: int) -> list[int]:
-        """Return the indices of all prompts of step `step`, before some are replaced by hard prompts."""
+        """Return the indices of all prompts of step `step`, before some are replaced by prompts that were answered badly."""
         P = self.config.prompts
         _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.questions), batch_size=P)
         numbers: list[int] = chosen.tolist()
@@ -150,17 +150,19 @@ class ReinforceObjective(NextToken):
     ) -> list[Part]:
         """Sample answers to the prompts and compute the rewards of the answers; return micro-batches for the loss.
 
+        Up to a share `config.hard_share` of the prompts is first replaced by prompts that the model has answered badly.
+
         With `config.mask_truncated`, the advantage of an answer that was cut off is 0. If the KL divergence is not part of the
-        loss, only answers whose advantage is not 0 are used, or one answer if all advantages are 0. A micro-batch has six
-        tensors:
+        loss, the micro-batches contain only the answers whose advantage is not 0. If all advantages are 0, they contain one
+        answer. A micro-batch has six tensors:
 
         - input ids (B, T)
         - targets (B, T)
         - advantages (B,)
         - log-probabilities (B, T) of the targets when they were sampled
-        - a number () to add to the denominator of the loss: in the first micro-batch of a rank, the rank's number of answers x
-          `max_tokens`; in the others, 0
-        - indices (N,) of the targets in the flattened rows; finding them on the device would make the CPU wait
+        - a number () that `count` returns: in the first micro-batch of a rank, the rank's number of answers x `max_tokens`; in
+          the others, 0
+        - indices (N,) of the targets in the flattened rows; `loss` could find them itself, but the CPU would have to wait
 
         With `config.replay`, the last micro-batches contain pretraining text. Instead of advantages they have a constant, the
         weight of this text in the loss, and instead of log-probabilities an empty tensor (0,), because no token was sampled.
@@ -230,8 +232,8 @@ class ReinforceObjective(NextToken):
     def _decisive(self, question: Question, answer: Rollout) -> Rollout:
         """Return the answer without the tokens after the one that decided its reward.
 
-        The advantage does not depend on those tokens, so the mean of their gradient is 0, and they only add noise. All tokens
-        are kept if the KL divergence from the initial model is part of the loss.
+        The advantage does not depend on the tokens that are left out. The expected value of their gradient is therefore 0, and
+        they would only add noise. All tokens are kept if the KL divergence from the initial model is part of the loss.
         """
         characters = None if self.config.kl else self.rule.decided(question.text, self._text(answer))
         if characters is None:
@@ -307,12 +309,19 @@ class ReinforceObjective(NextToken):
         return self._logits(self.initial.to(x.device), x, places)
 
     def state(self, step: int) -> dict[str, Any]:
-        """Return the hard prompts after step `step` and the identity of the training prompts; {} if none is hard."""
+        """Return the indices of the prompts that count as hard after step `step`, or {} if there are none.
+
+        Hard prompts are prompts that the model answered badly when they were last asked. The dict also has a hash
+        of all prompts and the number of training prompts, so that `restore` notices when the prompts have changed.
+        """
         hard = self._hard.after(step)
         return {"hard": hard, "prompts": self._train_prompts} if hard else {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the hard prompts of a saved state; ignore the state if the training prompts have changed since."""
+        """Restore the hard prompts, which the model had answered badly, from a result of `state`.
+
+        The saved state is ignored if the training or validation prompts have changed since it was saved.
+        """
         if state.get("prompts") == self._train_prompts:
             self._hard = HardPrompts(state["hard"])
 

@@ -45,9 +45,11 @@ class SFTObjective(NextToken):
         """Convert all conversations to rows of at most `context` tokens. `packing`: a row may hold several conversations.
 
         `patience`: the run ends after this number of successive validations without an improvement; 0: no early stopping.
-        `replay`: windows of the pretraining text, or None; `replay.batch_size` of the `batch_size` examples of each batch are
-        such windows, whose tokens are all targets. `val_tokens`: the number of tokens to validate on. Raises UserError if no
-        conversation has an answer that fits the context.
+        `replay`: windows of the pretraining text, or None. With `replay`, a batch has `batch_size` - `replay.batch_size`
+        conversations and `replay.batch_size` windows. All tokens of a window are targets. `val_tokens`: validate on whole
+        conversations that together have at least this number of tokens, or on all if there are fewer.
+
+        Raises UserError if no conversation has an answer that fits the context.
         """
         train, val = usable_splits(
             conversations,

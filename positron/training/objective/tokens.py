@@ -33,7 +33,7 @@ class NextToken:
     before it.
     """
 
-    token_bytes: np.ndarray
+    token_bytes: np.ndarray  # (V,) number of bytes of each token's text
     document_start: int | None  # the token id that begins every document; None if attention crosses documents
     keeps_best = True
     val_parts: list[Part]  # the micro-batches of the validation, for all ranks together
