@@ -290,9 +290,11 @@ def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
     """Estimate the bytes of the activations that `rows` sequences keep for the backward pass; the estimate is rather high.
 
     For each token, each layer keeps about 8 vectors of width d_model for attention and norms, 3 vectors of the MLP's width (4
-    with a gate), and the fp32 inputs of the norms. On a CPU, `BlockedCausalAttention` also keeps the attention probabilities.
-    With `checkpoint_activations`, each layer keeps only its fp32 input. In the backward pass the other tensors are computed
-    again, for one layer at a time. Dropout keeps a mask of one byte for each number that it may set to 0.
+    with a gate), and the fp32 inputs of the norms. On a CPU, attention also keeps its probabilities, unless a token may attend
+    to more than 2,048 keys (MAX_BLOCKED_KEYS). Dropout keeps a mask of one byte for each number that it may set to 0.
+
+    With activation checkpointing (`machine.checkpoint_activations`), each layer keeps only its fp32 input. In the backward pass
+    the other tensors are computed again, for one layer at a time.
     """
     width = DTYPES[machine.precision].itemsize
     mlp = (4 if config.is_gated else 3) * config.ff_width

@@ -27,10 +27,14 @@ from positron.training.resume import Session, open_session, refuse_before_start,
 
 @dataclass(frozen=True)
 class Lesson:
-    """Describe what a run learns from its text: the objective and the tokenizer."""
+    """Hold the objective with which a run learns its text, and the tokenizer.
 
-    objective: Callable[..., PretrainObjective] = PretrainObjective  # called with the arguments of PretrainObjective
-    # None: the tokenizer of the run that is continued or started from; without such a run, a tokenizer is trained on the text
+    `objective` is called with the arguments of `PretrainObjective`. If `tokenizer` is None, the run uses the tokenizer of the
+    checkpoint or run from which it starts. If it starts from none, the tokenizer is trained on the text, or a tokenizer with a
+    fixed vocabulary is loaded (see `prepare`).
+    """
+
+    objective: Callable[..., PretrainObjective] = PretrainObjective
     tokenizer: Tokenizer | None = None
 
 

@@ -48,7 +48,7 @@ class TrainingModule(L.LightningModule):
     `metrics` contains the measured values of the last step; callbacks add values to it and read it.
     """
 
-    token_bytes: Tensor
+    token_bytes: Tensor  # (V,) number of bytes of each token's text, on the device of the model
 
     def __init__(
         self,

@@ -29,16 +29,14 @@ WRITE_SHARE = 0.05  # greatest share of the time that is spent on writing them, 
 def open_reference(session: Session, plan: Plan, objective: PreferenceObjective, model: GPT) -> Reference:
     """Return the log-probabilities of the answers under the reference model, which is the model before this training.
 
-    Log-probabilities that the run folder already contains are read. If the run continues from its own checkpoint, they are read
-    even if the base run (init_from=) has changed since they were computed.
+    Log-probabilities that the run folder already contains are read from it. Those that are still missing for the validation and
+    for the first `plan.horizon` optimizer steps are computed and stored in the run folder. Training pairs are scored in the
+    precision of the training, `plan.machine.precision`, and validation pairs without autocast.
 
-    The first `plan.horizon` optimizer steps and the validation may need other log-probabilities. These are computed and stored.
-    The computation uses the precision of `plan.machine`, in which the run is trained. With precision=auto, the precision of
-    `session.machine` may be another one.
-
-    `model`: the model to train; in a new run it still has the weights of the reference model. If a run that continues lacks
-    log-probabilities, the reference model is loaded from the base run. Raises UserError if the base run has changed or cannot
-    be read in this case.
+    `model`: the model to train. In a new run, it still has the weights of the reference model, and computes the missing values.
+    In a run that continues, the reference model is loaded from the base run (init_from=) if values are missing. In this case,
+    raises UserError if the base run has changed since this run began, or cannot be read. If no values are missing, the base run
+    may have changed.
     """
     run, config, start = session.run, session.config, session.start
     if start.is_own:

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return the whole tensor of which each process holds a shard; any other tensor is returned as it is.
+    """Gather a sharded tensor from all processes, and return the whole tensor. Return any other tensor as it is.
 
     All processes must call this function together.
     """

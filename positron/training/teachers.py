@@ -60,7 +60,7 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
 
 
 def _nothing_is_left(session: Session) -> bool:
-    """Tell whether the session has no step to train: its run is finished, is not extended, and keeps its teachers."""
+    """Tell whether there is no step to train: the run is finished, is not extended, and `teachers=` names the same teachers."""
     config, run = session.config, session.run
     assert config.distill is not None
     if not session.start.is_own or not is_finished_student(run, config.distill.teachers):
