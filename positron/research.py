@@ -56,15 +56,17 @@ def main() -> None:
             raise UserError(f"the research cannot be called {name!r}, which {fault}: give another name=")
         say_loading("the recipes")
         from positron.cli.candidates import read_plan
-        from positron.cli.preflight import check_name
+        from positron.cli.preflight import RESEARCH, check_name
         from positron.evaluation.research import begin, research
         from positron.evaluation.research_report import as_text, write_report
-        from positron.run.folder import OUTPUTS
+        from positron.run.folder import OUTPUTS, Run
         from positron.system.disk import make_folder
         from positron.system.locks import lock
         from positron.train import configure
 
-        folder, file = OUTPUTS / "research" / name, without_home(given["candidates"])
+        folder, file = OUTPUTS / RESEARCH / name, without_home(given["candidates"])
+        if Run(folder).exists:
+            raise UserError(f"{folder} is a run and not a research: give the research another name=")
         check_name(folder)
         plan = read_plan(path, configure)
 

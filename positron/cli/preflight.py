@@ -25,6 +25,7 @@ from positron.system.paths import fault_of_name
 from positron.system.ranks import refuse_unknown_machines
 
 RESERVED = ("data", "sweeps", "numpy_ref")  # folders of outputs/ that other commands write
+RESEARCH = "research"  # the folder of outputs/ in which each research has a folder, with its runs inside
 _MAX_NAME_BYTES = 200  # of one folder's name; file systems allow 255, and temporary files beside it have longer names
 # Fields of the model that decide the shape or meaning of its weights. The other fields may differ from the source run.
 _SHAPE_FIELDS = (
@@ -96,7 +97,8 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
     if not parts:
         raise UserError(EMPTY_NAME)
     name = "/".join(parts)
-    if parts[0].casefold() in RESERVED and not is_sweep:
+    is_reserved = parts[0].casefold() in RESERVED or name.casefold() == RESEARCH
+    if is_reserved and not is_sweep:
         raise UserError(
             f"name={name} is reserved, because Positron keeps other files in outputs/{parts[0]}: give another name="
         )

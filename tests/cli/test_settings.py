@@ -498,7 +498,7 @@ def test_a_name_that_another_system_cannot_have_is_refused_on_every_system(tmp_p
 
 
 @pytest.mark.parametrize(
-    "name", ["data", "sweeps", "Data/x", "sweeps/a/0", "made/checkpoints", "made/x/y", "a ", "x" * 300]
+    "name", ["data", "sweeps", "research", "Data/x", "sweeps/a/0", "made/checkpoints", "made/x/y", "a ", "x" * 300]
 )
 def test_a_name_that_is_taken_by_other_things_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -508,6 +508,7 @@ def test_a_name_that_is_taken_by_other_things_is_refused(name, tmp_path, monkeyp
         check_name(Path("outputs") / name)
     check_name(Path("outputs/made"))
     check_name(Path("outputs/dataset"))
+    check_name(Path("outputs/research/mine/base/seed-0"))
     check_name(Path("outputs/sweeps/data"), is_sweep=True)
 
 

@@ -170,7 +170,7 @@ def test_the_end_of_a_small_text_names_a_budget_that_is_enough_for_dropout(logge
     assert budget._settle(tiny(Path()), Asked(), candidates, 1000.0, 1e5).dropout == budget.DROPOUT
     assert logged[-1].endswith(
         "reads it 12 times and ends before the budget is used up. Give more text for a better model; "
-        "more time does not help"
+        "more time does not help, but a second run with another seed= and name= does: --run A,B uses both as one model"
     )
 
 

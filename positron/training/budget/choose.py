@@ -385,7 +385,7 @@ def _settle(
             DROPOUT_PASSES * text_tokens / best.speed.tokens_per_s(batch) / (1 - RESERVED_SHARE - MEASURING_SHARE)
         )
         helps = (
-            "more time does not help"
+            "more time does not help, but a second run with another seed= and name= does: --run A,B uses both as one model"
             if course.dropout or "model.dropout" in asked.given
             else f"with budget={math.ceil(more_time / 60)}min the run reads it more often, with dropout"
         )
