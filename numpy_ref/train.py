@@ -238,7 +238,8 @@ def check_options(options: argparse.Namespace, name: str) -> None:
 def open_training(options: argparse.Namespace, name: str) -> Training:
     """Continue the training saved under `name`, or start a new training if there is none or --fresh is given.
 
-    With --resume, the saved settings are used. Otherwise the settings of the command line must be equal to the saved ones.
+    If a training is continued with --resume, its settings are the saved ones. If it is continued without --resume, the settings
+    of the command line must be equal to the saved ones.
     """
     saved = options.out / f"{name}_training.npz"
     if options.resume:

@@ -243,9 +243,9 @@ def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace
 def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Return how well the model's answers follow new requests, the number of answers, and the sampling settings.
 
-    A request is new if training did not contain its combination of name, object and place. With data.val_fraction=0,
-    however, training may have contained the combination. Raises UserError for a run that was not fine-tuned on
-    conversations, and for an ensemble whose runs were fine-tuned on different requests.
+    A request is a combination of a name, an object and a place. With data.val_fraction above 0, training contained none of the
+    combinations that are requested here. With data.val_fraction=0, it may have contained some of them. Raises UserError for a
+    run that was not fine-tuned on conversations, and for an ensemble whose runs were fine-tuned on different requests.
     """
     import dataclasses
 

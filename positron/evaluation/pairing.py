@@ -162,7 +162,7 @@ def _listed(seeds: Sequence[int] | dict[int, Member]) -> str:
 def _range(values: Sequence[Any]) -> str:
     """Return the values of a setting in the runs of a group as text, such as "100", "90 to 100" or "gelu or relu".
 
-    Different numbers are written as a range: runs with a time limit, for example, have different numbers of steps.
+    Different numbers are written as a range. The numbers of steps differ, for example, if the runs had a time limit.
     """
     if len(set(map(str, values))) > 1 and all(isinstance(value, int | float) for value in values):
         return f"{min(values)} to {max(values)}"

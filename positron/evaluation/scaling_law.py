@@ -191,9 +191,10 @@ def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
 
 
 def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
-    """Return a grid of starting points theta for the fit to `y`, (R,), the log(loss - floor) of the runs.
+    """Return a grid of starting points theta for the fit of a law to `y`, (R,), the logarithms of the losses of the runs.
 
-    If the law has the term "E", E is 0.1, 0.5 or 0.9 of the lowest loss. At the mean size of the runs, the sum of the terms
+    If the entropy of the text is known, it has been subtracted from the losses, and the law has no term "E". Otherwise E is a
+    constant that is fitted: it begins at 0.1, 0.5 or 0.9 of the lowest loss. At the mean size of the runs, the sum of the terms
     "N" and "D" is the mean of (loss - E). If the law has both terms, "N" is 0.1, 0.5 or 0.9 of this sum, and "D" is the rest.
     Each exponent is 0.1, 0.4 or 1.
     """

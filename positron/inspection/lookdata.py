@@ -192,7 +192,9 @@ class HistoryData(TypedDict):
 
     run: str
     points: list[HistoryPoint]  # earliest first; empty if the run was trained with train.keep_history=0
-    best: int  # the step of the best checkpoint, which requests without a step use
+    best: (
+        int  # the step of the best checkpoint; if a request names no step, it is answered with the weights of this step
+    )
 
 
 class TruthToken(TypedDict):

@@ -123,9 +123,10 @@ def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def recorded_changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return `key: there -> here` for each value that differs between two records of a start (see `start_of`).
+    """Return the differences between two starts of a training, as lines `key: value in there -> value in here`.
 
-    Values that cannot change the losses, such as time and step, are left out.
+    `there` and `here` describe one start each: its commit, versions and machine (see `start_of`). Values that cannot change the
+    losses, such as time and step, are left out.
     """
     a, b = flat(there), flat(here)
     keys = [key for key in {**a, **b} if key not in _IGNORED_FIELDS]

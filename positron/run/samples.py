@@ -84,7 +84,7 @@ def has_lines(run: RunPaths) -> bool:
 
 
 def check_sample(values: dict[str, Any]) -> None:
-    """Raise DamagedLine for a line that is not a sample."""
+    """Raise DamagedLine if `values`, parsed from a line of samples.jsonl, lack a field of a sample or have a wrong type."""
     for key in ("loss", "bpb"):
         if key not in values or (values[key] is not None and not is_number(values[key])):
             raise DamagedLine(f"its {key} is not a finite number")

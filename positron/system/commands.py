@@ -46,7 +46,7 @@ def in_user_form(text: str) -> str:
 
 
 def _start(name: str) -> list[str]:
-    """Return the words that start a command, without its arguments."""
+    """Return the words with which the user runs the command `name`, without arguments: ["positron", "train"], for example."""
     script = Path(sys.orig_argv[1]) if len(sys.orig_argv) > 1 else Path()
     if script.stem == SCRIPT:
         return ["uv", "run", SCRIPT, name] if _uses_uv() else [_typed(script, SCRIPT), name]

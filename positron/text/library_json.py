@@ -2,7 +2,7 @@
 
 If the file lacks special tokens for chat (see `SPECIALS`), these tokens get the ids after the last id of the file, and the
 import adds rows to the embedding. `<|endoftext|>` is Positron's name for the token with which the imported model begins each
-text, such as `<s>`. Further tokens may end a text (see `LibraryTokenizer.end_ids`).
+text, such as `<s>`. This token also ends a text, and so do the other tokens of `LibraryTokenizer.end_ids`.
 """
 
 from __future__ import annotations

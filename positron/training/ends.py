@@ -22,7 +22,8 @@ from positron.training.signals import Signals
 class Ends:
     """Hold the callbacks that can end the run.
 
-    `patience` is None without early stopping, and `pruning` is None if sweep.prune= is not set.
+    `stopping` ends the run at its last step, at a time limit, or after a signal. `patience` is the early stopping, or None if
+    the run has none. `pruning` is None if sweep.prune= is not set.
     """
 
     stopping: Stopping

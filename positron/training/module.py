@@ -182,7 +182,10 @@ class TrainingModule(L.LightningModule):
             checkpoint["objective"] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the objective's state and the counts of bad steps, so that restarts do not hide a divergence."""
+        """Restore the objective's state and the counts of bad steps, so that restarts do not hide a divergence.
+
+        A bad step is one whose loss or gradient is not finite.
+        """
         self.objective.restore(checkpoint.get("objective", {}))
         self.bad_steps = torch.tensor(checkpoint["bad_steps"])
         self.bad_in_a_row = torch.tensor(checkpoint.get("bad_in_a_row", 0))  # missing in runs from before 2026-11

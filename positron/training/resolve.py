@@ -131,8 +131,8 @@ def log_plan(plan: Plan, batch: str | None = None) -> None:
     """Log the size of the model, the number of steps and the batch of a step.
 
     `batch`: a text that describes the batch and the micro-batches, for example "14 pairs of answers (7 pairs at a time)". It is
-    needed if rows are padded, because `plan.batch_tokens` is then more than the number of tokens that a step reads. If `batch`
-    is None, every row is a full window of text, and the numbers of tokens are logged.
+    needed if rows are padded, because `plan.batch_tokens` is then more than the number of tokens that a step reads. For
+    full windows of text, `batch` is None, and the numbers of tokens are logged.
     """
     gpt, size = plan.gpt, plan.gpt.n_params()
     if batch is None:
@@ -180,8 +180,8 @@ def _with_usable_precision(asked: Precision | Literal["auto"], machine: Machine,
 def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
     """Return the warning for a run whose warmup is not shorter than the run.
 
-    For a new run it suggests a warmup of a tenth of the steps. If the run continues (`is_own`), its warmup cannot change, so
-    the warning suggests more steps.
+    For a new run it suggests a warmup of a tenth of the steps. `is_own` tells whether an existing run continues; its
+    warmup cannot change, so the warning suggests more steps.
     """
     if is_own:
         remedy = "give train.extend=true and a larger train.max_steps="

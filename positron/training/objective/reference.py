@@ -59,7 +59,7 @@ class Reference:
 
 
 def write_reference(path: Path, reference: Reference, identity: str) -> None:
-    """Write a reference to the file `path`.
+    """Save the log-probabilities and hidden states that `reference` holds in the file `path`.
 
     `identity`: a string, such as a hash, that identifies the weights, pairs and settings from which the reference was computed.
     """
