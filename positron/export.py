@@ -68,14 +68,15 @@ def export(run: str | None, to: Format, out: str | Path | None, precision: Any =
     (see `arguments`). The files and their sizes are logged. Raises UserError if the folder exists, or if the format cannot
     express the model or `precision`.
     """
-    say_loading(run or "the run trained last")
-    from positron.interop.formats import export as write
-    from positron.interop.source import open_source
     from positron.run.find import announce, find_run
     from positron.system.disk import expanded
 
     source_run = find_run(run)
     announce(source_run, run)
+    say_loading(run or str(source_run.folder))  # the import of torch below takes seconds
+    from positron.interop.formats import export as write
+    from positron.interop.source import open_source
+
     source = open_source(source_run)
     folder = source_run.folder / "export" / to if out is None else expanded(out)
     difference = write(source, to, folder, precision)

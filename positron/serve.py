@@ -80,16 +80,17 @@ def main() -> None:
     with errors_as_one_line(), screen_log(Screen().line):
         options = arguments().parse_args()
         weights = weights_of(options.weights)
-        say_loading(", ".join(options.runs) or "the run trained last")
+        from positron.run.find import announce, find_run
+
+        runs = [find_run(name) for name in options.runs or [None]]
+        say_loading(", ".join(options.runs) or str(runs[0].folder))  # the import of torch below takes seconds
         from positron.dashboard.site import site
         from positron.dashboard.table import Outputs
-        from positron.run.find import announce, find_run
         from positron.run.folder import OUTPUTS
         from positron.serving.browser import has_screen, open_page
         from positron.serving.connection import Server, listen, url_of
         from positron.serving.models import Models, refuse_same_names, serve_run
 
-        runs = [find_run(name) for name in options.runs or [None]]
         refuse_same_names(runs)
         if not options.runs:
             announce(runs[0], None)

@@ -115,6 +115,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             return value
     if any(dataclasses.is_dataclass(option) for option in options):
         raise UserError(_not_a_group(key, value))
+    if int in options and type(value) is float and value.is_integer():
+        raise UserError(f"{key}={value:g} is not written as a whole number: give {key}={int(value)}")
     raise UserError(f"{key}={value!r} is not a possible value: {_describe(options, value)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -60,12 +61,18 @@ def _hydra_reason(error: BaseException) -> str:
         group, _, name = missing[1].rpartition("/")
         if group.startswith("hydra/") and name in _PLUGINS:
             return f"{group}={name} needs the package {_PLUGINS[name]}: pip install {_PLUGINS[name]}"
-        return f"there is no {group}={name}: choose from {missing[2].strip()}"
+        return _no_choice(group, name, missing[2].split())
     if place := re.search(r" full_key: (\S+)", text):
         return f"{place[1]}=: {_reference_reason(text[: place.start()])}"
     if no_file := re.match(r"Cannot find primary config '([^']*)'", text):
         return f"--config-name: there is no file {no_file[1]}.yaml in conf/ or in the folder of --config-dir: correct the name"
-    if no_folder := re.match(r"Additional config directory '(.*)' not found", text):
+    no_folder = re.match(r"Additional config directory '(.*)' not found", text)
+    if no_folder and Path(no_folder[1]).is_file():
+        return (
+            f"--config-dir: {no_folder[1]} is a file: give the folder that contains experiment/, and choose the file by "
+            "experiment=NAME"
+        )
+    if no_folder:
         return f"--config-dir: there is no folder {no_folder[1]}: correct the path"
     if (no_group := re.match(r"Error merging override (.*)", text)) and cause.startswith("Cannot merge DictConfig"):
         key = no_group[1].partition("=")[0]
@@ -74,6 +81,13 @@ def _hydra_reason(error: BaseException) -> str:
             f"{key}.NAME=VALUE"
         )
     return text
+
+
+def _no_choice(group: str, name: str, choices: list[str]) -> str:
+    """Return the message for the user about a `name` that is not among the `choices` of a group, in conf/ or --config-dir."""
+    near = difflib.get_close_matches(name, choices, 1, 0.6)
+    hint = f"did you mean {group}={near[0]}? Choices: " if near else "choose from "
+    return f"there is no {group}={name}: {hint}{', '.join(choices)}"
 
 
 def _yaml_reason(error: Any) -> str:

@@ -165,6 +165,9 @@ _NOTES = {
     "reward.function": "my_module.my_reward, together with reward=custom",
     "reward.terms": "together with reward=sum",
     "init_from": "the run that is trained further",
+    "resume": "give the same command again to continue a run; resume=must refuses to start a new one",
+    "device.compile": "true or false",
+    "device.checkpoint_activations": "true or false",
 }
 _KEYS_WITH_SAME_VALUE = {  # keys whose value can be taken over as it is
     "train.max_steps",

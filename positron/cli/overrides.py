@@ -224,6 +224,8 @@ class _Reader:
 
     def _no_choice(self, group: str, name: str) -> str:
         choices = self.groups[group]
+        if group == "device" and name == "gpu":
+            return "there is no device=gpu: give device=cuda, or device=mps on a Mac"
         near = difflib.get_close_matches(name.removesuffix(".yaml"), choices, 1, 0.6)
         hint = f"did you mean {group}={near[0]}? Choices: " if near else "choose from "
         if group == "data" and set(name) & set("./~\\"):
@@ -337,6 +339,8 @@ class _Reader:
         if _is_file(word):
             own = next(source for source in SOURCES_OF[self.recipe] if source in OWN_FILES)
             return f"did you mean data={own} data.path={word}?"
+        if word.endswith((".py", ".yaml", ".yml")):
+            return "ready-made settings are chosen by name, such as experiment=shakespeare_char"
         near = difflib.get_close_matches(word, self.groups["experiment"], 1, 0.75)
         return (
             f"did you mean experiment={near[0]}?"

@@ -10,7 +10,7 @@ from typing import Any
 
 from positron.cli.custom_data import write_custom_data
 from positron.cli.hydra_app import conf_folder, hydra_errors_as_ours
-from positron.cli.overrides import experiment_keys, given_keys, read_settings
+from positron.cli.overrides import experiment_keys, given_keys, groups_of, read_settings
 from positron.cli.preflight import check
 from positron.cli.teachers import take_from_teachers
 from positron.cli.unused_settings import refuse_unread
@@ -55,6 +55,12 @@ class Request:
                 f"{file} does not begin with the line `# @package _global_`: add this line, so that its settings are those of "
                 "the run"
             )
+        for group in groups_of(conf_folder()):
+            if isinstance(self.values.get(group), str):
+                raise UserError(
+                    f"in {file}: `{group}: {self.values[group]}` does not choose a file of conf/{group}: write the line "
+                    f"`- override /{group}: {self.values[group]}` below `defaults:`"
+                )
         try:
             config = configure(self.values)
         except UnknownKey as error:  # the keys of the command line have already been checked

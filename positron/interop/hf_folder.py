@@ -28,6 +28,11 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 def read_folder(folder: Path) -> Imported:
     """Read a model that transformers saved, or that Positron exported. Raises the errors of `importing.read_model`."""
     path = folder / "config.json"
+    if not path.exists():
+        raise UserError(
+            f"{folder} has no config.json: give a folder with config.json, the weights and tokenizer.json, as transformers "
+            "saves a model"
+        )
     described = read_json(path)
     if not isinstance(described, dict):
         raise UserError(f"{path} must contain a JSON object: correct the file, or download it again")

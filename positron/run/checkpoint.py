@@ -134,7 +134,8 @@ def checkpoint_fault(path: Path) -> str | None:
     except UserError:
         raise
     except Exception as error:  # zipfile raises many kinds for damaged headers, NotImplementedError among them
-        return one_line(f"it is truncated or corrupt ({error})", 300)
+        jargon = isinstance(error, zipfile.BadZipFile)  # a checkpoint is a zip archive, which no user has to know
+        return "it is truncated or corrupt" if jargon else one_line(f"it is truncated or corrupt ({error})", 300)
     return one_line(f"it is corrupt ({broken} does not match its checksum)", 300) if broken else None
 
 

@@ -31,6 +31,7 @@ _CHANGEABLE_TRAIN = {
 # Where the text is; its fingerprint is compared instead.
 TEXT_LOCATION = {"data.path", "data.dir", "data.url", "data.sha256"}
 _SHOWN_DIFFERENCES = 3  # in an error message
+_DECIDING_KEYS = ("data.source", "tokenizer.kind", "optimizer.kind", "schedule.kind")
 _RESOLVED = ("max_steps", "batch_tokens")  # settings whose `auto` is compared as the number that replaced it
 
 
@@ -86,10 +87,21 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
                 if changed == extended
                 else f"{advice} (train.max_steps may be larger with train.extend=true)"
             )
+        refused = _without_consequences(refused)
         more = f"; and {len(refused) - _SHOWN_DIFFERENCES} more" if len(refused) > _SHOWN_DIFFERENCES else ""
         shown = "; ".join(refused[:_SHOWN_DIFFERENCES])
         raise UserError(f"{run.folder} was trained with other settings ({shown}{more}): {advice}, or another name=")
     return extended
+
+
+def _without_consequences(changes: list[str]) -> list[str]:
+    """Leave out the changes of a group of settings, such as data, if the key that decides about the group has changed, too."""
+    decided = [key.split(".")[0] for key in _DECIDING_KEYS if any(change.startswith(f"{key}: ") for change in changes)]
+    return [
+        change
+        for change in changes
+        if change.split(".")[0] not in decided or change.startswith(tuple(f"{key}: " for key in _DECIDING_KEYS))
+    ]
 
 
 def _refuse_another_command(run: Run, config: RunConfig) -> None:

@@ -8,6 +8,7 @@ from typing import assert_never, get_args
 
 from positron.config import TokenizerConfig, TokenizerKind
 from positron.system.commands import command
+from positron.system.console import one_line
 from positron.system.disk import read_bytes, read_json
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer, WordTokenizer
@@ -45,6 +46,10 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load the tokenizer saved in `folder`. Raises UserError if it is missing, damaged or altered."""
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(
+            one_line(f"{folder} has no tokenizer.json: restore this folder from a copy, or name another run")
+        )
     facts = read_json(folder / "tokenizer.json", folder.parent)
     tokenizer: Tokenizer
     try:

@@ -554,7 +554,9 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
         UserError, match=r"outputs/made contains a run that was trained with name=.*, or give another name=$"
     ):
         check(dataclasses.replace(config, name="made"), run.folder, Asked())
-    many = OptimizerConfig("muon", lr=0.1, eps=1e-5, betas=(0.5, 0.6), embedding_ratio=2.0)
+    with pytest.raises(UserError, match=r"other settings \(optimizer\.kind: adamw -> muon\): give the same"):
+        check(dataclasses.replace(config, optimizer=OptimizerConfig("muon", lr=0.1)), run.folder, Asked())
+    many = OptimizerConfig("adamw", lr=0.1, eps=1e-5, betas=(0.5, 0.6), weight_decay=0.2)
     with pytest.raises(
         UserError, match=r"other settings \(.*; .*; .*; and \d more\): give the same .*, or another name=$"
     ):
@@ -681,11 +683,28 @@ def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, 
             "is an experiment of python -m positron.reinforce, not of python -m positron.train",
         ),
         (("-m", "optimizer.lr=1e-3,x"), "optimizer.lr='x' is not a possible value: give a number"),
+        (("device=gpu",), "give device=cuda, or device=mps on a Mac"),
+        (("--resume",), "give the same command again to continue a run"),
+        (("--compile",), "write device.compile= (true or false)"),
+        (("config/train_shakespeare_char.py",), "chosen by name, such as experiment=shakespeare_char"),
+        (
+            ("-m", "train.max_steps=1e3,2e3"),
+            "train.max_steps=1000 is not written as a whole number: give train.max_steps=1000",
+        ),
         (("-m", "seed=0,1.5"), "seed=1.5 is not a possible value: give a whole number"),
     ],
 )
 def test_a_choice_is_answered_with_the_way_to_give_it(words, said):
     assert said in refused(*words)
+
+
+def test_the_folder_of_own_choices_is_a_folder_and_its_names_are_compared(run_command, tmp_path):
+    (tmp_path / "own/experiment").mkdir(parents=True)
+    (tmp_path / "own/experiment/mine.yaml").write_text("# @package _global_\n")
+    file = run_command("train", "--config-dir", "own/experiment/mine.yaml")
+    assert (file.code, "is a file: give the folder that contains experiment/" in file.err) == (2, True)
+    misspelt = run_command("train", "--config-dir", "own", "experiment=mien")
+    assert (misspelt.code, "did you mean experiment=mine? Choices: addition, " in misspelt.err) == (2, True)
 
 
 def test_an_experiment_of_another_command_is_refused():
@@ -700,6 +719,10 @@ def test_an_experiment_of_another_command_is_refused():
         (
             "# @package _global_\ntrain: {max_steps: 3\n",
             r"mine\.yaml, line 3 is not valid YAML: expected .*; correct the file",
+        ),
+        (
+            "# @package _global_\nmodel: debug\n",
+            "in the file of experiment=mine: `model: debug` does not choose a file of conf/model: write the line `- override",
         ),
         (
             "train: {max_steps: 3}\n",
