@@ -61,7 +61,10 @@ def as_torchrun(
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "test"}
     places = {
         1: [{"RANK": "0", "LOCAL_RANK": "0"}, {"RANK": "1", "LOCAL_RANK": "1"}],
-        2: [{"RANK": "0", "LOCAL_RANK": "0"}, {"RANK": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1"}],
+        2: [
+            {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"},
+            {"RANK": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1"},
+        ],
     }
     return _together(start, name, arguments, [common | place for place in places[nodes]], code)
 

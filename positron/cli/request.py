@@ -48,9 +48,8 @@ class Request:
         file = (
             f"the file of experiment={self.asked.given['experiment']}" if "experiment" in self.asked.given else "conf/"
         )
-        if (
-            "experiment" in self.values
-        ):  # the settings of the file, without the line below, are read as a group of this name
+        # without the line below, Hydra puts the settings of the file into a group with the name `experiment`
+        if "experiment" in self.values:
             raise UserError(
                 f"{file} does not begin with the line `# @package _global_`: add this line, so that its settings are those of "
                 "the run"

@@ -42,14 +42,15 @@ def refuse_unknown_machines(machines: int) -> None:
     """Raise UserError if a training on several machines lacks the address of the first machine or this machine's number.
 
     `machines`: the number of machines. The address and the number must be given in environment variables: MASTER_ADDR,
-    MASTER_PORT, and NODE_RANK or GROUP_RANK. Under SLURM, LSF or MPI, they are not needed, because Lightning finds the machines
-    itself. Without the address, each process would look for the first machine at 127.0.0.1, that is, on its own machine, and
-    wait forever.
+    MASTER_PORT, and NODE_RANK, or RANK, which torchrun sets. Under SLURM, LSF or MPI, they are not needed, because Lightning
+    finds the machines itself. Without the address, each process would look for the first machine at 127.0.0.1, that is, on its
+    own machine, and wait forever.
     """
     if machines == 1 or any(name in os.environ for name in _SET_BY_LAUNCHERS):
         return
-    number = "NODE_RANK" if "GROUP_RANK" not in os.environ else "GROUP_RANK"  # torchrun sets GROUP_RANK
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", number) if not os.environ.get(name)]
+    is_torchrun = "RANK" in os.environ  # torchrun numbers each process
+    needed = ("MASTER_ADDR", "MASTER_PORT", *(() if is_torchrun else ("NODE_RANK",)))
+    missing = [name for name in needed if not os.environ.get(name)]
     if missing:
         raise UserError(
             f"device.num_nodes={machines} needs {', '.join(missing)} in the environment: start the command with torchrun, or "

@@ -82,10 +82,11 @@ MACHINES = ("model=debug", *FAST, "device=cpu", "device.num_nodes=2", "device.st
         ({}, "MASTER_ADDR, MASTER_PORT, NODE_RANK"),
         ({"MASTER_ADDR": "10.0.0.1", "NODE_RANK": "0"}, "MASTER_PORT"),
         ({"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}, "NODE_RANK"),
+        ({"MASTER_ADDR": "10.0.0.1", "RANK": "0"}, "MASTER_PORT"),
     ],
 )
 def test_machines_without_an_address_are_refused_instead_of_waiting_for_each_other(monkeypatch, environment, missing):
-    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "GROUP_RANK"):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
