@@ -17,12 +17,12 @@ from browser import has_sideways_scroll, opened
 from conftest import PROJECT
 
 from positron.cli import COMMANDS
-from positron.cli.help_text import field_comments, is_group
+from positron.cli.help_text import field_comments
 from positron.cli.other_tools import same_option
 from positron.cli.overrides import groups_of
 from positron.config import GPTConfig, ModelConfig
 from positron.run.facts import Facts
-from positron.settings import OWN_GROUPS, leaf_keys, type_of
+from positron.settings import OWN_GROUPS, is_group, leaf_keys
 from scripts import docs_pages, format_table
 
 DOCS = PROJECT / "docs"
@@ -36,7 +36,7 @@ def test_the_configuration_reference_has_every_key_with_a_meaning_and_every_numb
         row[0]: row[1:]
         for row in re.findall(r"^\| `([\w.]+)`\{#.*?\} \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", page, re.M)
     }
-    keys = {key for key in leaf_keys() if not is_group(type_of(key))} - {"given"}
+    keys = {key for key in leaf_keys() if not is_group(key)} - {"given"}
     assert set(rows) == keys
     for key, (kind, default, unit, meaning) in rows.items():
         assert kind, key

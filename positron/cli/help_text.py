@@ -19,7 +19,7 @@ from positron.cli.defaults import default_configs, register_defaults
 from positron.cli.overrides import groups_of
 from positron.cli.unused_settings import fits
 from positron.config import RunConfig
-from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, Recipe, flat, leaf_keys, type_of
+from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, Recipe, flat, is_group, leaf_keys, type_of
 from positron.system.commands import command
 
 _WIDTH = 110
@@ -97,7 +97,7 @@ def help_text(recipe: Recipe, conf: Path) -> str:
     section = ""
     for key in leaf_keys():
         hint, top = type_of(key), key.partition(".")[0]
-        if top in NOT_READ_BY[recipe] or is_group(hint):
+        if top in NOT_READ_BY[recipe] or is_group(key):
             continue
         if section != (section := top if "." in key else ""):
             lines.append("")
@@ -196,11 +196,6 @@ def _group_class(hint: Any) -> type | None:
         return None
     parts = [part for part in (hint, *typing.get_args(hint)) if isinstance(part, type)]
     return next((part for part in parts if dataclasses.is_dataclass(part)), None)
-
-
-def is_group(hint: Any) -> bool:
-    """Tell whether the type `hint` is that of a group of settings, which is a dataclass."""
-    return _group_class(hint) is not None
 
 
 def type_in_words(hint: Any) -> str:

@@ -31,6 +31,8 @@ _CHANGEABLE_TRAIN = {
 # Where the text is; its fingerprint is compared instead.
 TEXT_LOCATION = {"data.path", "data.dir", "data.url", "data.sha256"}
 _SHOWN_DIFFERENCES = 3  # in an error message
+# Keys that decide which other keys of their group are read. The full table is READ_BY in cli/unused_settings.py; this package
+# must not import the command line.
 _DECIDING_KEYS = ("data.source", "tokenizer.kind", "optimizer.kind", "schedule.kind")
 _RESOLVED = ("max_steps", "batch_tokens")  # settings whose `auto` is compared as the number that replaced it
 
