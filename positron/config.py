@@ -325,6 +325,10 @@ class DataConfig:
     dir: str = "outputs/data"  # folder for prepared corpora (token files)
 
     def __post_init__(self) -> None:
+        if not (self.holds_conversations or self.holds_pairs) and not 0 < self.val_fraction < 1:
+            raise UserError(
+                f"data.val_fraction={self.val_fraction:g} must be in (0, 1), so that training and validation have text"
+            )
         check_ranges(self, "data")
         match self.source:
             case "stories" | "addition" | "story_instruct" | "story_preference" | "imported":
@@ -353,8 +357,6 @@ class DataConfig:
                 assert_never(self.source)
         if self.tokens_per_epoch is not None:
             self._check_stream()
-        if self.val_fraction == 0 and not (self.holds_conversations or self.holds_pairs):
-            raise UserError("data.val_fraction=0 leaves no text for validation: give more than 0 and less than 1")
 
     def _check_repo(self) -> None:
         if not self.repo or self.repo.count("/") != 1:

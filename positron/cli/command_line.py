@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from positron.cli.other_tools import advice, same_option
@@ -69,9 +70,24 @@ def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> Comma
     Raises UserError, which names the wrong word and what to type instead.
     """
     options, settings = _options(words, recipe, conf)
-    has_own_conf = bool({"--config-dir", "-cd"} & set(options))
     is_sweep = CommandLine(options, []).is_sweep
-    return CommandLine(options, checked_overrides(settings, recipe, conf, has_own_conf=has_own_conf, is_sweep=is_sweep))
+    own_conf = _own_conf(options)
+    return CommandLine(options, checked_overrides(settings, recipe, conf, own_conf=own_conf, is_sweep=is_sweep))
+
+
+def _own_conf(options: Sequence[str]) -> Path | None:
+    """Return the folder of --config-dir, or None without this option. Raises UserError if the folder does not exist."""
+    folders = [Path(value) for option, value in pairwise(options) if option in ("--config-dir", "-cd")]
+    if not folders:
+        return None
+    if folders[-1].is_file():
+        raise UserError(
+            f"--config-dir: {folders[-1]} is a file: give the folder that contains experiment/, and choose the file by "
+            "experiment=NAME"
+        )
+    if not folders[-1].is_dir():
+        raise UserError(f"--config-dir: there is no folder {folders[-1]}: correct the path")
+    return folders[-1]
 
 
 def _options(words: Sequence[str], recipe: Recipe, conf: Path) -> tuple[list[str], list[str]]:

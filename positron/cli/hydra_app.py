@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from positron.cli.overrides import similar_choice
 from positron.settings import Recipe, unknown_key
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
@@ -61,19 +61,13 @@ def _hydra_reason(error: BaseException) -> str:
         group, _, name = missing[1].rpartition("/")
         if group.startswith("hydra/") and name in _PLUGINS:
             return f"{group}={name} needs the package {_PLUGINS[name]}: pip install {_PLUGINS[name]}"
-        return _no_choice(group, name, missing[2].split())
+        choices = missing[2].split()
+        hint = similar_choice(group, name, choices) or f"choose from {', '.join(choices)}"
+        return f"there is no {group}={name}: {hint}"
     if place := re.search(r" full_key: (\S+)", text):
         return f"{place[1]}=: {_reference_reason(text[: place.start()])}"
     if no_file := re.match(r"Cannot find primary config '([^']*)'", text):
         return f"--config-name: there is no file {no_file[1]}.yaml in conf/ or in the folder of --config-dir: correct the name"
-    no_folder = re.match(r"Additional config directory '(.*)' not found", text)
-    if no_folder and Path(no_folder[1]).is_file():
-        return (
-            f"--config-dir: {no_folder[1]} is a file: give the folder that contains experiment/, and choose the file by "
-            "experiment=NAME"
-        )
-    if no_folder:
-        return f"--config-dir: there is no folder {no_folder[1]}: correct the path"
     if (no_group := re.match(r"Error merging override (.*)", text)) and cause.startswith("Cannot merge DictConfig"):
         key = no_group[1].partition("=")[0]
         return (
@@ -81,13 +75,6 @@ def _hydra_reason(error: BaseException) -> str:
             f"{key}.NAME=VALUE"
         )
     return text
-
-
-def _no_choice(group: str, name: str, choices: list[str]) -> str:
-    """Return the message for the user about a `name` that is not among the `choices` of a group, in conf/ or --config-dir."""
-    near = difflib.get_close_matches(name, choices, 1, 0.6)
-    hint = f"did you mean {group}={near[0]}? Choices: " if near else "choose from "
-    return f"there is no {group}={name}: {hint}{', '.join(choices)}"
 
 
 def _yaml_reason(error: Any) -> str:

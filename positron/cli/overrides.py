@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,15 +55,14 @@ _UNCHECKED_KEYS = ("callbacks.", "optimizer.options.", "data.options", "data._ta
 
 
 def checked_overrides(
-    settings: Sequence[str], recipe: Recipe, conf: Path, *, has_own_conf: bool, is_sweep: bool
+    settings: Sequence[str], recipe: Recipe, conf: Path, *, own_conf: Path | None, is_sweep: bool
 ) -> list[str]:
     """Check the settings of a command that Hydra starts, and return them in the form that Hydra reads.
 
-    `has_own_conf` tells whether the command line has --config-dir=FOLDER, because FOLDER may add choices to the config groups.
-    `is_sweep` tells whether -m is given. If a setting is wrong, raises UserError, which names the wrong word and what to type
-    instead.
+    `own_conf` is the folder of --config-dir, which may add choices to the groups of settings, or None. `is_sweep` tells whether
+    -m is given. If a setting is wrong, raises UserError, which names the wrong word and what to type instead.
     """
-    return _Reader(recipe, conf, has_own_conf, is_sweep=is_sweep).read(settings)
+    return _Reader(recipe, conf, own_conf, is_sweep=is_sweep).read(settings)
 
 
 def read_settings(settings: Sequence[str], recipe: Recipe, conf: Path) -> list[str]:
@@ -71,7 +70,7 @@ def read_settings(settings: Sequence[str], recipe: Recipe, conf: Path) -> list[s
 
     Raises UserError as `checked_overrides` does.
     """
-    return _Reader(recipe, conf, has_own_conf=False, can_sweep=False).read(settings)
+    return _Reader(recipe, conf, own_conf=None, can_sweep=False).read(settings)
 
 
 def given_keys(overrides: Sequence[str]) -> dict[str, str]:
@@ -101,13 +100,29 @@ def experiment_keys(conf: Path, given: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def groups_of(conf: Path) -> dict[str, list[str]]:
-    """Return the choices of each group of settings: the names of the YAML files in the group's folder in `conf`."""
+def groups_of(conf: Path, own_conf: Path | None = None) -> dict[str, list[str]]:
+    """Return the choices of each group of settings: the names of the YAML files in the group's folder in `conf`.
+
+    If `own_conf` is given, the files in its folder of the same name are choices, too, as is own/a.yaml with the name own/a.
+    """
     return {
-        folder.name: sorted(path.stem for path in folder.glob("[!_]*.yaml"))
-        for folder in sorted(conf.iterdir())
-        if folder.is_dir()
+        group.name: [
+            *sorted(path.stem for path in group.glob("[!_]*.yaml")),
+            *(sorted(_own_choices(own_conf / group.name)) if own_conf else ()),
+        ]
+        for group in sorted(conf.iterdir())
+        if group.is_dir()
     }
+
+
+def _own_choices(folder: Path) -> Iterator[str]:
+    return (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("[!_]*.yaml"))
+
+
+def similar_choice(group: str, name: str, choices: Sequence[str]) -> str | None:
+    """Return "did you mean GROUP=CHOICE?" for the choice that is most similar to `name`, or None if no choice is similar."""
+    similar = difflib.get_close_matches(name.removesuffix(".yaml"), choices, 1, 0.6)
+    return f"did you mean {group}={similar[0]}?" if similar else None
 
 
 def _split(word: str) -> tuple[str, str, str | None]:
@@ -120,12 +135,12 @@ def _split(word: str) -> tuple[str, str, str | None]:
 
 class _Reader:
     def __init__(
-        self, recipe: Recipe, conf: Path, has_own_conf: bool, *, is_sweep: bool = False, can_sweep: bool = True
+        self, recipe: Recipe, conf: Path, own_conf: Path | None, *, is_sweep: bool = False, can_sweep: bool = True
     ) -> None:
-        self.recipe, self.has_own_conf = recipe, has_own_conf
+        self.recipe, self.own_conf = recipe, own_conf
         self.is_sweep = is_sweep  # whether -m is given
         self.can_sweep = can_sweep  # whether the command has the option -m
-        self.groups, self.conf = groups_of(conf), conf
+        self.groups, self.conf = groups_of(conf, own_conf), conf
         self.optional = _OPTIONAL_GROUPS[recipe]
         self.keys = set(leaf_keys())
         self.chosen: dict[str, str] = {}
@@ -211,9 +226,9 @@ class _Reader:
         for name in names:
             if name.startswith("[") and name.endswith("]") and group in _MULTIPLE_CHOICE:
                 continue
-            if name not in choices and not self.has_own_conf:
+            if name not in choices:
                 raise UserError(self._no_choice(group, name))
-            if group == "experiment" and name in choices and not fits(self.recipe, group, name, self.conf):
+            if group == "experiment" and not fits(self.recipe, group, name, self.conf):
                 reader = next((recipe for recipe, names in TUNING_EXPERIMENTS.items() if name in names), "train")
                 own = (
                     f"choose from {', '.join(self._usable(group))}" if self._usable(group) else "leave experiment= out"
@@ -223,15 +238,14 @@ class _Reader:
                 )
 
     def _no_choice(self, group: str, name: str) -> str:
-        choices = self.groups[group]
         if group == "device" and name == "gpu":
             return "there is no device=gpu: give device=cuda, or device=mps on a Mac"
-        near = difflib.get_close_matches(name.removesuffix(".yaml"), choices, 1, 0.6)
-        hint = f"did you mean {group}={near[0]}? Choices: " if near else "choose from "
+        similar = similar_choice(group, name, self.groups[group])
+        hint = f"{similar} Choices: " if similar else "choose from "
         if group == "data" and set(name) & set("./~\\"):
             own = next(source for source in SOURCES_OF[self.recipe] if source in OWN_FILES)
             hint = f"give data={own} data.path={name} to read a file of your own; choices: "
-        if group == "callbacks" and not near:
+        if group == "callbacks" and not similar:
             hint = f"for a callback of your own, write FOLDER/callbacks/{name}.yaml and add --config-dir FOLDER"
             return f"there is no callbacks={name}: {hint}, or leave callbacks= out"
         if name == "null":
@@ -370,7 +384,7 @@ class _Reader:
         for word in words:
             _, key, value = _split(word)
             for logger in ("wandb", "tensorboard"):
-                if key.startswith(f"logger.{logger}.") and logger not in chosen and not self.has_own_conf:
+                if key.startswith(f"logger.{logger}.") and logger not in chosen and self.own_conf is None:
                     experiment = self.chosen.get("experiment")
                     if experiment is None or experiment in self.groups["experiment"]:
                         others = [name for name in chosen.strip("[]'\"").split(",") if name not in ("", "files")]

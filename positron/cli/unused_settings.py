@@ -308,11 +308,13 @@ def no_batch_tokens(key: str) -> str:
 
 
 def fits(recipe: Recipe, group: str, name: str, conf: Path) -> bool:
-    """Tell whether the command `recipe` can use `name`.yaml, a file in the folder `group` of `conf`.
+    """Tell whether the command `recipe` can use the setting `group`=`name`.
 
     For example, the command "sft" cannot use data=shakespeare, because `positron sft` learns from conversations and not from a
-    text.
+    text. A choice without a file in `conf`, such as one in the folder of --config-dir, is taken to be usable.
     """
+    if not (conf / group / f"{name}.yaml").is_file():
+        return True
     match group:
         case "data":
             import yaml

@@ -15,7 +15,6 @@ from positron.data.stream import open_stream
 from positron.data.windows import MAX_BYTES_PER_TOKEN
 from positron.system.disk import expanded, make_folder, read_json
 from positron.system.errors import UserError
-from positron.system.formatting import amount
 from positron.system.locks import lock
 from positron.text.factory import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import Tokenizer
@@ -65,8 +64,7 @@ def prepare(
             tokenizer.save(home)
         tokens = corpus / f"tokens-{tokenizer.hash[:12]}"
         if data.tokens_per_epoch is None and not (tokens / "tokens.json").exists():
-            size = f"{amount(source.total_bytes)}B of" if source.total_bytes else "the"
-            logger.info(f"writing {size} text as tokens to {tokens}")
+            logger.info(f"writing the text as tokens to {tokens}")
             write_tokens(source, tokenizer, home, tokens)
             _report(source, tokens, tokenizer, is_own=is_own)
     if data.tokens_per_epoch is not None:

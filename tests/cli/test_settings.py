@@ -707,6 +707,27 @@ def test_the_folder_of_own_choices_is_a_folder_and_its_names_are_compared(run_co
     assert (misspelt.code, "did you mean experiment=mine? Choices: addition, " in misspelt.err) == (2, True)
 
 
+def test_own_choices_in_a_folder_of_the_group_have_its_name(run_command, tmp_path):
+    (tmp_path / "own/model/wide").mkdir(parents=True)
+    (tmp_path / "own/model/wide/one.yaml").write_text("defaults: [nano]\nd_model: 96\n")
+    shown = run_command("train", "--config-dir", "own", "model=wide/one", "--cfg", "job")
+    assert (shown.code, "d_model: 96" in shown.out) == (0, True), shown.err
+
+
+def test_an_own_experiment_that_asks_for_an_unknown_choice_is_answered_with_similar_ones(run_command, tmp_path):
+    (tmp_path / "own/experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults:\n  - override /model: quikstart\n"
+    (tmp_path / "own/experiment/mine.yaml").write_text(text)
+    result = run_command("train", "--config-dir", "own", "experiment=mine")
+    assert (result.code, "there is no model=quikstart: did you mean model=quickstart?" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize("share", ["0", "1", "-0.1", "nan"])
+def test_a_text_needs_a_share_for_validation_and_one_for_training(share):
+    with pytest.raises(UserError, match=r"data\.val_fraction=\S+ must be in \(0, 1\)"):
+        DataConfig("stories", val_fraction=float(share))
+
+
 def test_an_experiment_of_another_command_is_refused():
     message = refused("experiment=quickstart", recipe="sft")
     assert "is an experiment of python -m positron.train" in message
