@@ -1,7 +1,9 @@
 """GPT: token ids in, a score (logit) for every possible next token out.
 
-    x = wte[ids] + positions                  (B, T, C)   (rotary positions act inside of attention instead;
-                                                           smearing comes before positions)
+    x = wte[ids]                              (B, T, C)
+    x = x + smear * previous(x)               (B, T, C)   only with the option smear: a learned vector (C,) times the vector of
+                                                          the previous token (`embedding.py`)
+    x = x + positions                         (B, T, C)   only learned or sinusoidal; rotary positions act inside of attention
     x = block_i(x)  for i in 0 .. L-1         (B, T, C)
     logits = norm_f(x) W^T                    (B, T, V)   W = wte when tied (arXiv:1608.05859), else lm_head
 

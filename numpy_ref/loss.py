@@ -95,9 +95,11 @@ def _block_losses(z: Array, y: Array, p: Array) -> Array:
 
 
 def cross_entropy_backward(dloss: Array | float, cache: Cache) -> tuple[Array]:
-    """Compute dlogits (..., V) = dloss (p - onehot(target)) / count, 0 where the target is -100; dloss is a scalar.
+    """Compute the gradient of `cross_entropy_forward`; dloss is a scalar, and dlogits has the shape (..., V).
 
-    `count` is the number by which `cross_entropy_forward` divided the sum of the losses.
+        dlogits = dloss (p - onehot(target)) / count,  with p = softmax(logits)
+
+    `count` is the number by which `cross_entropy_forward` divided the sum of the losses. dlogits is 0 where the target is -100.
     """
     p, y = cache["p"], cache["targets"]
     scored = y != IGNORE
