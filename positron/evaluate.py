@@ -139,8 +139,9 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
 def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Measure the loss on the text that the options choose, and return it with the size of the text and the settings used.
 
-    Each document is scored from its beginning to its end. Several runs are scored as an ensemble; the result then also contains
-    the score of each run and the gain of the ensemble over the runs (see `ensemble_facts`).
+    `writer` holds the model of the run, or the ensemble of the runs' models, with its tokenizer. `options` are the options of
+    the command. Each document is scored from its beginning to its end. Several runs are scored as an ensemble; the result then
+    also contains the score of each run and the gain of the ensemble over the runs (see `ensemble_facts`).
     """
     from positron.evaluation.ensemble import ensemble_facts
     from positron.evaluation.eval_texts import common_texts, floor_of, floor_of_run, texts_of_file, up_to

@@ -329,7 +329,7 @@ def evidence_bits(gains: np.ndarray) -> float:
 
 
 def as_text(result: Check, seed: int) -> str:
-    """Return the result as lines of text. `seed` is the seed of the documents."""
+    """Return the result of `check` as lines of text. `seed` is the seed with which the documents were generated."""
     exact = f"{result.floor:.4f} bits per byte, exact for these documents"
     if result.floor_error is not None:
         exact += f" (as an estimate for all stories: standard error {result.floor_error:.4f})"

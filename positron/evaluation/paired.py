@@ -138,9 +138,10 @@ def _whole(documents: Documents) -> Score:
 def mean_differences(scored: Sequence[tuple[Documents, Documents]]) -> Documents:
     """Return the loss of B minus the loss of A for each window of each document, averaged over the seeds.
 
-    A difference is a `Score` whose `nats` may be negative. The losses of one document with several seeds are not independent,
-    so they are averaged before an interval over documents is computed. If the runs divide a document into different windows,
-    the result has one difference for the whole document.
+    A and B are the two variants that are compared, trained with the same seeds. Each item of `scored` holds, for one seed, the
+    scores of the run of A and those of the run of B. A difference is a `Score` whose `nats` may be negative. The losses of one
+    document with several seeds are not independent, so they are averaged before an interval over documents is computed. If the
+    runs divide a document into different windows, the result has one difference for the whole document.
     """
     sides = [documents for both in scored for documents in both]
     differences: Documents = []

@@ -353,8 +353,11 @@ def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bo
 
     The name and the seed are not compared. If both runs record a fingerprint of their text, the fingerprints are compared
     instead of the locations of the texts, such as data.path. If train.max_steps differs or is in `differ_in`, the number of
-    trained steps is left out, because it follows from train.max_steps. `in_group`: true if both runs belong to the same group.
-    The settings that `differ_in` names are then left out, too.
+    trained steps is left out, because it follows from train.max_steps.
+
+    `differ_in` names the settings in which the user allows runs to differ. `in_group`: true if both runs belong to the same one
+    of the two groups that `find_pairs` compares. Then the settings that `differ_in` names are left out, too. Otherwise, they
+    are returned like all others.
     """
     same_text = a.text is not None and a.text == b.text
     ignored = _NOT_COMPARED | (TEXT_LOCATION if same_text or None not in (a.text, b.text) else set())

@@ -255,7 +255,8 @@ MIN_HISTOGRAM_DOCUMENTS = 20  # the lengths of fewer documents are drawn as one 
 def length_histogram(lengths: Any, context: int) -> bytes:
     """Draw a histogram of document lengths in tokens, with a line at the context length. Returns a PNG.
 
-    Fewer than MIN_HISTOGRAM_DOCUMENTS documents are drawn as one bar for each document.
+    `lengths` is an array with the length of each document. If there are fewer than 20 documents (MIN_HISTOGRAM_DOCUMENTS), the
+    figure has a bar for each document instead, whose length is that of the document.
     """
     from matplotlib.figure import Figure
 

@@ -167,9 +167,10 @@ def _draw_scores(
 
 
 def _mark_tested(axes: Any, tested: list[float]) -> None:
-    """Put a tick on the x axis at each of the sorted values `tested`, if there are at most MAX_TICKS of them.
+    """Put a tick on the x axis at each of the values `tested` (in ascending order) that a sweep gave to a setting.
 
-    The axis becomes logarithmic if the values are positive and span a factor of 10 or more.
+    If there are more than 12 values (MAX_TICKS), matplotlib chooses the ticks instead. The axis becomes logarithmic if the
+    values are positive and span a factor of 10 or more.
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 

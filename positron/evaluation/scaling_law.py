@@ -191,12 +191,15 @@ def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
 
 
 def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
-    """Return a grid of starting points theta for the fit of a law to `y`, (R,), the logarithms of the losses of the runs.
+    """Return a list of starting points for the search for the numbers of a law, L(N, D) = E + A / N^alpha + B / D^beta.
 
-    If the entropy of the text is known, it has been subtracted from the losses, and the law has no term "E". Otherwise E is a
-    constant that is fitted: it begins at 0.1, 0.5 or 0.9 of the lowest loss. At the mean size of the runs, the sum of the terms
-    "N" and "D" is the mean of (loss - E). If the law has both terms, "N" is 0.1, 0.5 or 0.9 of this sum, and "D" is the rest.
-    Each exponent is 0.1, 0.4 or 1.
+    L is the loss of a run with N parameters after D tokens. `terms` names the terms of the law that are fitted: "E", "N", which
+    is A / N^alpha, and "D", which is B / D^beta. If "E" is missing, E is known. `y` (R,) is log L of R runs or, if E is known,
+    log(L - E). A starting point is an array with the numbers of `Law.theta`, in the same order.
+
+    The list contains all combinations of the following values. E is 0.1, 0.5 or 0.9 of the lowest L, unless it is known. Each
+    of alpha and beta is 0.1, 0.4 or 1. A and B are such that the terms "N" and "D" of a run of mean size add up to the mean of
+    L - E; if the law has both terms, "N" has a share of 0.1, 0.5 or 0.9 in this sum.
     """
     parts = (0.1, 0.5, 0.9) if "E" in terms else (0.0,)
     powers = [term for term in terms if term != "E"]

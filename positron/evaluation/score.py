@@ -25,7 +25,10 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Return the loss in nats per token. Raises UserError if no token was scored; 0 would be the best possible loss."""
+        """Return the loss in nats per token.
+
+        Raises UserError if no token was scored. To return 0 would be wrong, because 0 is the best possible loss.
+        """
         if not self.tokens:
             raise UserError("there is nothing to score: the text has no tokens; give a longer text")
         return self.nats / self.tokens

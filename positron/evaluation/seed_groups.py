@@ -1,6 +1,7 @@
-"""Rank variants that were trained with several seeds by their mean, so that the luckiest seed is not taken for the best.
+"""Rank variants of the settings, each trained with several seeds, by the mean score of their runs.
 
-Every list of runs that begins with the best run uses this module.
+A ranking of single runs would put the variant with the luckiest seed first. Every list of runs that begins with the best run
+uses this module.
 """
 
 from __future__ import annotations
