@@ -174,11 +174,13 @@ def _decoder(
     qk_scale: bool = False,
     always_norm_bias: bool = False,
 ) -> list[Rule]:
-    """Return the rules that convert the tensors of a class whose tensors have the same names as those of Llama.
+    """Return the rules for a model class of transformers whose tensors have the same names as those of Llama.
 
-    Only the names of the MLP's matrices and of the norms may differ. `mlp`: maps the names of the MLP's matrices in
-    transformers to Positron's names. `norms`: the transformers names of the two norms of a block. `qk_scale`: true if the class
-    normalises queries and keys with a scale. `always_norm_bias`: true if the norms of this class always have a bias.
+    A rule converts one tensor between Positron and transformers. Only the names of the MLP's matrices and of the norms may
+    differ from those of Llama. `mlp` maps the names of the MLP's matrices in transformers to Positron's names. `norms`: the
+    transformers names of the two norms of a block. `qk_scale`: true if the class multiplies the normalised queries and keys by
+    learned weights. `always_norm_bias`: true if the norms of the class have a bias even if those of Positron's model have none;
+    an export then writes a bias of zeros.
     """
     rules = [same("model.embed_tokens.weight", "wte.weight")]
     for i in range(config.n_layer):

@@ -42,7 +42,10 @@ class CachedGraph(nn.Module):
 
 
 class PlainGraph(nn.Module):
-    """Compute for every token of a text the logits of the token after it."""
+    """Compute for every token of a text the logits of the token after it.
+
+    Unlike `CachedGraph`, it gets the whole text at once, and no keys and values of earlier tokens.
+    """
 
     def __init__(self, model: GPT) -> None:
         super().__init__()

@@ -25,10 +25,11 @@ class Contradiction(ValueError):
 
 @dataclass(frozen=True)
 class Rule:
-    """Describe one tensor of the other program: its name, the Positron tensors in it, and the conversion both ways.
+    """Describe how one tensor of another program, such as llama.cpp, is converted from and to tensors of Positron.
 
+    `theirs` is the name of the tensor in the other program. `ours` are the names of the Positron tensors that it contains.
     `forth` computes the other program's tensor from Positron's tensors, in the order of `ours`. `back` computes Positron's
-    tensors, in the same order, from the other program's tensor, and raises Contradiction for values that `forth` cannot
+    tensors, in the same order, from the other program's tensor. `back` raises Contradiction for values that `forth` cannot
     produce.
     """
 
@@ -95,9 +96,11 @@ def stacked(theirs: str, ours: tuple[str, str, str], groups: int, d_head: int, *
 
 
 def consecutive_pairs(theirs: str, ours: str, d_head: int) -> Rule:
-    """Return the rule that reorders the rows of q or k for programs in which RoPE rotates (2 i, 2 i + 1), not (i, i + D/2).
+    """Return the rule that reorders the rows of q or k for programs in which RoPE rotates pairs of neighbouring channels.
 
-    Such programs are llama.cpp (its architectures llama and arcee), llama2.c, and Meta's code for Llama.
+    In these programs, RoPE rotates the channels 2 i and 2 i + 1 of a head together. In Positron, it rotates i and i + D/2. D is
+    `d_head`. Such programs are llama.cpp (its architectures llama and arcee), llama2.c, and Meta's code for Llama. `theirs` and
+    `ours`: the name of the tensor in the other program and in Positron.
     """
 
     def forth(tensors: Sequence[Tensor]) -> Tensor:
