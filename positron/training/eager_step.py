@@ -1,4 +1,8 @@
-"""Take an optimizer step without Lightning's Trainer, for the measurements of a time budget and for benchmarks."""
+"""Take an optimizer step without Lightning's Trainer.
+
+The setting `budget=TIME` uses this module to measure the training speed, from which it chooses the size of the model. The
+benchmarks in scripts/bench use it, too.
+"""
 
 from __future__ import annotations
 

@@ -83,6 +83,9 @@ def _compute_reference(
 ) -> Reference:
     """Compute with the reference `model` the log-probabilities that are missing in `known`, and return the complete Reference.
 
+    `known` holds the log-probabilities that an earlier start stored, or is None if there are none. `identity` is a string that
+    identifies the weights, pairs and settings of the computation (see `_identities`); it is stored with the results.
+
     Each process computes all missing pairs. The first process stores the results, those of `known` included, at the end and
     every few seconds before, so that a command that is killed loses only the last seconds of work.
     """

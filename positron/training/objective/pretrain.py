@@ -112,7 +112,7 @@ class PretrainObjective(NextToken):
         return [(x[i : i + size], y[i : i + size]) for i in range(rank * size, rows, world_size * size)]
 
     def probe_rows(self) -> list[Part]:
-        """Return the validation windows as rows (x, y), each (T,)."""
+        """Return the validation windows as rows (x, y): input ids and target ids, each (T,)."""
         return list(zip(self.val_x, self.val_y, strict=True))
 
     def target_counts(self, vocab_size: int) -> np.ndarray:

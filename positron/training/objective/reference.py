@@ -69,9 +69,10 @@ def write_reference(path: Path, reference: Reference, identity: str) -> None:
 
 
 def read_reference(path: Path, *identities: str) -> Reference | None:
-    """Return the reference stored in the file `path`, if `identities` contains the identity with which it was written.
+    """Return the reference stored in the file `path`, if the identity stored with it is one of `identities`.
 
-    Returns None if the file has another identity, or is missing or damaged.
+    An identity is a string that identifies the weights, pairs and settings from which a reference was computed. Returns None if
+    the file has another identity, or is missing or damaged.
     """
     if not path.exists():
         return None

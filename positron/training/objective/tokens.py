@@ -76,7 +76,10 @@ class NextToken:
         return share_of(self.val_parts, rank, world_size)
 
     def probe_rows(self) -> list[Part]:
-        """Return the validation rows (x, y), each (T,)."""
+        """Return the validation rows (x, y): input ids and target ids, each (T,).
+
+        The monitors, callbacks that measure the inside of the model, run the model on some of these rows.
+        """
         return [row for part in self.val_parts for row in zip(*part, strict=True)]
 
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
@@ -101,7 +104,8 @@ class NextToken:
     def progress(self: Objective, metrics: dict[str, float], loss: float) -> str:
         """Return `loss`, the loss of the last step in nats per token, as text.
 
-        The text also gives the loss in bits per byte if the objective's attribute `bytes_per_token` is not None.
+        The text also gives the loss in bits per byte if the objective's attribute `bytes_per_token` is not None. The argument
+        `metrics` is not used; other objectives report values from it.
         """
         size = self.bytes_per_token
         return f"loss {loss:.3f}" + ("" if size is None else f" · {loss / math.log(2) / size:.3f} bpb")
