@@ -174,9 +174,10 @@ class SplitWriter:
 def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, folder: Path) -> None:
     """Tokenize the source up to `source.limit_bytes`, write the token files to `folder`, and show the progress on stderr.
 
-    The files are written to a temporary folder, which gets the name `folder` when it is complete. After every 16 million
-    training tokens (SHARD_TOKENS), the tokens of both splits and the position in the source are saved. If the call is
-    interrupted, the next call continues at this position. The files are then, byte for byte, those of an uninterrupted call.
+    `tokenizer` must be saved in `tokenizer_folder`, because the processes that tokenize in parallel load it from there. The
+    files are written to a temporary folder, which gets the name `folder` when it is complete. After every 16 million training
+    tokens (SHARD_TOKENS), the tokens of both splits and the position in the source are saved. If the call is interrupted, the
+    next call continues at this position. The files are then, byte for byte, those of an uninterrupted call.
     """
     partial = make_folder(folder.with_name(f".{folder.name}.partial"))
     for temporary_file in partial.glob(".*.tmp"):  # left by a call that was killed while writing

@@ -126,7 +126,10 @@ class StreamWindows:
         return TokenFiles(self.stream.path(epoch), "train", self.stream.tokenizer)
 
     def close(self) -> None:
-        """End the process that writes epochs, and allow other processes to delete the epoch that was in use."""
+        """End the process that writes the token files of the next epochs, and unlock the files of the epoch in use.
+
+        Other processes may then delete these files.
+        """
         self._user.close()
         self._filler, self._note, self._noted = None, None, None
 

@@ -93,7 +93,11 @@ class SpeculativeEngine(Engine):
         seed: int,
         ended: list[bool] | None = None,
     ) -> Iterator[list[int | None]]:
-        """Yield the token ids that follow the prompt, each in a list of length 1, as `Engine.ids` does for one prompt.
+        """Yield the token ids that follow the only item of `prompts`, each as a list of length 1.
+
+        The iterator ends after `max_tokens` ids, or at one of the `stop_ids`, which is not yielded. It never yields None. The
+        type of the result is that of `Engine.ids`, which generates several texts at the same time. `ended`: a list with one
+        bool, which is set to True at a stop id; the caller may set it to True to end the text.
 
         Raises UserError if there are several prompts, or if the prompt has no tokens.
         """

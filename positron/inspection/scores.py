@@ -76,9 +76,10 @@ def _period(model: GPT) -> int:
 
 
 def repeated_rows(model: GPT, tokenizer: Tokenizer) -> Tensor:
-    """Return ids (SEQUENCES, 1 + 2 R): the token that begins a document, then R random tokens twice.
+    """Return 8 sequences of token ids, (8, 1 + 2 R): the token that begins a document, then R random tokens twice.
 
-    For R, see `_period`. The random tokens are the same at every call; special tokens are not among them.
+    R is at most 50, and less if the context or the attention window is too short (see `_period`). Each sequence has its own
+    random tokens. They are the same at every call, and special tokens are not among them.
     """
     specials = [tokenizer.special_id(name) for name in SPECIALS]
     allowed = torch.tensor([i for i in range(tokenizer.vocab_size) if i not in specials])

@@ -104,9 +104,10 @@ class StoryTokens:
         return _Reading(p * word.p, ids, 0, word.pieces, word.after)
 
     def _rule(self, reading: _Reading) -> Rule:
-        """Return the grammar rule that produces the next token of the word `reading`.
+        """Return the grammar rule that wrote the text of the next token of a word, or END at the end of the story.
 
-        If several rules produce parts of the token, return the rule of the first character that is not white space.
+        `reading` holds the tokens of the word, and how many of them were read. If several rules wrote parts of the text of the
+        token, return the rule of its first character that is not white space.
         """
         if not reading.pieces:
             return END

@@ -315,7 +315,9 @@ class GPT(nn.Module):
     def embed(self, idx: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Rope | None, Tensor | None]:
         """Compute the input of the first block: the embeddings (B, T, C) of token ids (B, T), without dropout.
 
-        Also returns `rope` and `mask`, the other two arguments of every block. For `documents` and the errors, see `hidden`.
+        Learned or sinusoidal positions are included. Also returns the other two arguments of every block. `rope` holds the
+        cosines and sines of the rotary positions, or is None for other positions. `mask` (B, 1, T, T) is True where a token may
+        attend to another token. It is None if `documents` is None. For `documents` and the errors, see `hidden`.
         """
         T = idx.shape[1]
         if self.config.context_length < T:

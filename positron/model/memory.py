@@ -51,7 +51,10 @@ def check_memory(
 
 
 def _table_bytes(config: GPTConfig) -> int:
-    """Return the bytes that the position tables need while they are computed in float64; 0 if positions are learned."""
+    """Return the bytes that the tables of sines and cosines for the positions need while they are computed in float64.
+
+    Learned positions need no such tables; the result is then 0.
+    """
     match config.position:
         case "learned":
             return 0

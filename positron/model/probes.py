@@ -55,7 +55,8 @@ def queries_and_keys(attn: Attention, x: Tensor, rope: Rope | None) -> tuple[Ten
 def visible_keys(attn: Attention, inputs: Inputs) -> Tensor:
     """Return a mask (B, T, T), query by key, that is True where the query may attend to the key.
 
-    Its shape is (1, T, T) if the mask is the same for all sequences of the batch.
+    `inputs` are the arguments of `Attention.forward`. If they contain no mask, the result is the same for all sequences of the
+    batch, and its shape is (1, T, T).
     """
     x, _, mask = inputs
     return window_mask(x.shape[1], attn.window, x.device)[None] if mask is None else mask[:, 0]

@@ -38,9 +38,10 @@ _BYTE_OF = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
 
 
 class LibraryTokenizer:
-    """Encode and decode text with a `tokenizer.json`. As in every tokenizer here, no text encodes to a special token.
+    """Encode and decode text with a `tokenizer.json` of the tokenizers library.
 
-    `puts_space_first` tells whether the tokenizer puts a space before each text.
+    Special tokens that are written in a text, such as `<|end|>`, are encoded as ordinary text. The attribute `puts_space_first`
+    tells whether the tokenizer puts a space before each text.
     """
 
     kind: TokenizerKind = "huggingface"

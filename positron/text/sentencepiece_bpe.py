@@ -173,9 +173,9 @@ class SentencePieceTokenizer:
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     """Yield the lines of `texts` on which SentencePiece is trained, split further at the characters it reserves (▁ and ▅).
 
-    Lines of more than MAX_LINE characters are split, too. Newlines and reserved characters never occur in the result, so they
-    get no tokens of their own and are encoded as bytes. If there is no text, yields a space, so that training succeeds; the
-    vocabulary then has only single bytes and special tokens.
+    Lines of more than 200,000 characters (MAX_LINE) are split, too. Newlines and reserved characters never occur in the result,
+    so they get no tokens of their own and are encoded as bytes. If there is no text, yields a space, so that training succeeds;
+    the vocabulary then has only single bytes and special tokens.
     """
     is_empty = True
     for text in texts:
