@@ -88,8 +88,8 @@ def disk() -> Iterator[Finding]:
 def network() -> Iterator[Finding]:
     """Check whether the Hugging Face hub and Weights & Biases are reachable, and whether a wandb key is stored.
 
-    Waits at most NETWORK_SECONDS for each server. Training on the built-in stories or on the user's own text needs neither
-    server.
+    Waits at most 3 seconds (NETWORK_SECONDS) for each server. Training on the built-in stories or on the user's own text needs
+    neither server.
     """
     from positron.training.trackers.wandb import WANDB_HOSTS, has_wandb_key
 

@@ -92,8 +92,8 @@ def draft_option(parser: argparse.ArgumentParser) -> None:
 def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> Sampling:
     """Return the sampling settings that the user chose: the values of a preset, replaced by the options that are given.
 
-    If --preset is not given, the preset is `default`. Raises UserError if a value is out of range, if --last-n has no effect,
-    or if --weights has an unknown value.
+    If --preset is not given, the preset is `default`. Raises UserError if a value is out of range, if --weights has an unknown
+    value, or if --last-n is given but the repetition penalty is 1, so that --last-n has no effect.
     """
     from positron.inference.sampling import preset
 

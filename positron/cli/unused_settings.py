@@ -281,10 +281,10 @@ def _sweep(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, 
 
 
 def _batch(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
-    """Raise UserError if device.batch_tokens= is given but has no effect, because train.batch_tokens= is set.
+    """Raise UserError if device.batch_tokens= or device.micro_batch_size= is given but has no effect.
 
-    device.batch_tokens= is only the default of train.batch_tokens=. device.micro_batch_size= is checked in the same way.
-    Reinforcement learning reads neither device.batch_tokens= nor train.batch_tokens=.
+    These two keys are only the defaults of train.batch_tokens= and train.micro_batch_size=. So they have no effect if the keys
+    of train are set. In addition, device.batch_tokens= never has an effect in reinforcement learning.
     """
     if recipe == "reinforce" and "device.batch_tokens" in given:
         raise UserError(no_batch_tokens("device.batch_tokens"))

@@ -18,10 +18,10 @@ from positron.system.errors import UserError
 
 
 def base_of(run: Run) -> Run | None:
-    """Return the base run of `run`, or None if it has none.
+    """Return the base run of `run`, from whose weights its fine-tuning started, or None if it has none.
 
-    A pretrained or distilled run has none, even if it started from the weights of another run. Raises UserError if the base run
-    cannot be found.
+    A pretrained or distilled run has no base run, even if it started from the weights of another run. Raises UserError if the
+    base run cannot be found.
     """
     kind, origin = run.kind, run.base
     if kind in FROM_TEXT or (origin is None and kind not in TUNED):

@@ -195,9 +195,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _newest_whole(saved: list[Path]) -> tuple[Path | None, dict[Path, str]]:
-    """Return the last undamaged file of `saved`, and a dict from each damaged file after it to what is wrong with the file.
+    """Return the last undamaged file of the list `saved`, and a dict with the faults of all files after it in this list.
 
-    If all files are damaged, the first value is None.
+    The dict maps the path of a damaged file to a text that says what is wrong with the file. If all files are damaged, the
+    first value is None.
     """
     faults: dict[Path, str] = {}
     for path in reversed(saved):

@@ -97,7 +97,11 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
 
 
 def _without_consequences(changes: list[str]) -> list[str]:
-    """Leave out the changes of a group of settings, such as data, if the key that decides about the group has changed, too."""
+    """Leave out changes that follow from another change, and return the others. A change is a text `key: old -> new`.
+
+    In some groups of settings, one key decides which other keys of the group are read (_DECIDING_KEYS), such as data.source in
+    the group data. If this key has changed, all other changes of the group are left out.
+    """
     decided = [key.split(".")[0] for key in _DECIDING_KEYS if any(change.startswith(f"{key}: ") for change in changes)]
     return [
         change

@@ -90,9 +90,10 @@ class Run(RunPaths):
         return self.config_path.exists()
 
     def config(self) -> dict[str, Any]:
-        """Return the settings in `config.json` as nested dicts. Raises the errors of `facts.read_config`.
+        """Return the settings in `config.json` as nested dicts.
 
-        Logs a warning if the checksum of the file is wrong.
+        If the checksum of the file is wrong, logs a warning and returns the settings nevertheless. Raises UserError if the file
+        is not a JSON object, or if a value is missing or has a wrong type (see `facts.read_config`).
         """
         path = self.config_path
         config, is_whole = read_config(path)

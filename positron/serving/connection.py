@@ -33,11 +33,15 @@ _LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close
 
 
 class LimitedConnection(H11Protocol):
-    """Close a connection if the server has too many, or if the client is too slow to send a request or to read an answer."""
+    """Represent a connection of the server with a client, and close it if the client is too slow.
+
+    A client is too slow if it needs more than 10 seconds to send a request (RECEIVE_SECONDS) or reads nothing of an answer for
+    30 seconds (SEND_SECONDS). If the server has more than 128 connections (MAX_CONNECTIONS), one of them is closed.
+    """
 
     connections: set[LimitedConnection]  # type: ignore[assignment]
-    _receiving: asyncio.TimerHandle | None = None
-    _sending: asyncio.TimerHandle | None = None
+    _receiving: asyncio.TimerHandle | None = None  # closes the connection if a request does not arrive in time
+    _sending: asyncio.TimerHandle | None = None  # closes the connection if the client does not read the answer in time
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Limit the time for the first request of the connection.

@@ -79,7 +79,8 @@ class Worker:
     def taken(self, job: Job) -> None:
         """Record that the receiver has taken one more piece of the job's text.
 
-        A text is paused while MAX_UNREAD pieces of it were delivered and not taken. It continues after this call.
+        The generation of a text pauses when 64 of its pieces (MAX_UNREAD) are delivered but not taken yet. After this call, one
+        piece less is waiting, so that the generation continues.
         """
         with self._changed:
             job.unread -= 1
