@@ -77,7 +77,11 @@ def why_it_is_over(session: Session, plan: Plan, ends: Ends, was_pruned: bool) -
 def status_at_end(plan: Plan, ends: Ends, first: int) -> str:
     """Return "pruned", "stopped" or "finished" for a run whose training began at step `first` and ended without an error.
 
-    "stopped" means that the run can be continued: it ended at train.stop_at= or at its time limit.
+    - "pruned": the run was ended early, because it was worse than the median of the finished runs of its sweep.
+    - "stopped": the run ended at train.stop_at= or at its time limit, and can be continued.
+    - "finished": the run reached its planned last step, or early stopping ended it.
+
+    `ends` holds the callbacks that can end a run.
     """
     if ends.pruning is not None and ends.pruning.pruned:
         return "pruned"

@@ -78,9 +78,11 @@ class Signals:
         sys.unraisablehook = self._hook
 
     def _send_again(self, ignored: Any) -> None:
-        """Repeat a signal whose handler raised LeftAtOnce inside a finalizer, where Python ignores exceptions.
+        """Send a signal again if its handler raised LeftAtOnce inside a finalizer (`__del__`).
 
-        `ignored` is the argument with which Python calls `sys.unraisablehook`.
+        LeftAtOnce is raised to end the run immediately. But Python ignores an exception that is raised inside a finalizer, and
+        only passes it to `sys.unraisablehook`. This method is installed as this hook, and `ignored` is the argument of the
+        hook. Any other exception is passed to the previous hook.
         """
         if isinstance(ignored.exc_value, LeftAtOnce):
             threading.Timer(AGAIN_S, _thread.interrupt_main, [ignored.exc_value.exit_code - 128]).start()

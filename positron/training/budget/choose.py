@@ -187,7 +187,8 @@ def decay_for(rate: float, steps: int, passes: float, embedding_ratio: float) ->
 def batch_for_tokens(tokens: float, context: int) -> int:
     """Return the number of tokens per optimizer step for a run that reads `tokens` tokens in total.
 
-    The result is a multiple of `context`, the length of a sequence, and about 1,024 or more.
+    The number is proportional to the square root of `tokens`: 4,096 for 4 million tokens. It is at least 1,024. It is then
+    rounded to a multiple of `context`, the length of a sequence; the result is at least `context`.
     """
     wanted = max(1024.0, REFERENCE_BATCH * math.sqrt(tokens / REFERENCE_TOKENS))
     return max(1, round(wanted / context)) * context

@@ -35,12 +35,16 @@ class WeightHistory(L.Callback):
         self.folder, self.steps, self.is_last = folder, history_steps(count, horizon), is_last
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
-        """Write the initial weights, if the training begins at step 0 and step 0 is one of the planned steps."""
+        """Write the initial weights if the training begins at step 0, and step 0 is one of the chosen steps (`self.steps`)."""
         if trainer.global_step == 0 and 0 in self.steps:
             self._write(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
-        """Write the weights if they are finite and this step is one of the planned steps or the last step of the run."""
+        """Write the weights after each of the chosen steps (`self.steps`), and after the last step of the run.
+
+        Nothing is written if no steps were chosen (train.keep_history=0), or if a weight or a moment of the optimizer is NaN or
+        infinite.
+        """
         is_due = trainer.global_step in self.steps or (trainer.should_stop and self.is_last(trainer))
         if self.steps and is_due and has_finite_state(trainer, module):
             self._write(trainer, module)

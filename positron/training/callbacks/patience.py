@@ -19,7 +19,11 @@ class Patience(L.Callback):
     """
 
     def __init__(self, limit: int, every: int, rows: list[dict[str, Any]]) -> None:
-        """Count the validations in `rows`, the rows of metrics.jsonl so far."""
+        """Begin with the validations in `rows`, the rows of metrics.jsonl so far.
+
+        The run ends after `limit` validations in a row without a new best one. Only validations at multiples of `every` steps
+        count.
+        """
         self.limit, self.every, self.best, self.since = limit, every, float("inf"), 0
         for bpb in validation_curve(rows, every).values():
             self._note(bpb)

@@ -73,7 +73,10 @@ class Weights(Monitor):
         self._before: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Copy the weights if this step is measured."""
+        """Copy the trained weights before a step that is to be measured.
+
+        After the step, `on_train_batch_end` computes from the copy by how much the step changed the weights.
+        """
         if self.is_due(trainer, trainer.global_step + 1):
             named = module.model.named_parameters()
             trained = {name: p for name, p in named if p.requires_grad and (p.ndim >= 2 or "blocks." not in name)}

@@ -211,7 +211,10 @@ class ReinforceObjective(NextToken):
     def _answers(
         self, model: GPT, asked: Sequence[Question], copies: int, seeds: list[int], pause: Callable[[], None]
     ) -> list[Rollout]:
-        """Sample `copies` answers to each prompt in `asked`. `seeds` has one seed for each prompt."""
+        """Sample `copies` answers to each prompt in `asked`, and return them in the order of the prompts.
+
+        `seeds` has one seed for each prompt. `pause` is called before each token, and may raise an error to stop the sampling.
+        """
         with torch.no_grad(), torch.autocast(model.wte.weight.device.type, enabled=False):
             decoder = Decoder(model, 0, DTYPES[self.config.weights])
             return rollouts(
@@ -277,12 +280,14 @@ class ReinforceObjective(NextToken):
     def loss(self, model: GPT, part: Part) -> Tensor:
         """Return the sum of -A log pi over answers and tokens, plus `config.kl` times the KL divergence from the initial model.
 
-        A is the answer's advantage, and pi the probability of a token in softmax(logits / temperature). If sampling may
-        give a token another probability than training (`is_exact` is false), each token's A is multiplied by the ratio
-        of its probabilities in training and in sampling, but at most by `config.max_ratio`.
+        A is the answer's advantage, and pi the probability of a token in softmax(logits / temperature). If training and
+        sampling do not both compute in fp32 (`self.is_exact` is false), they may give a token different probabilities. Then A
+        is multiplied, for each token, by (probability in training) / (probability in sampling), but at most by
+        `config.max_ratio`.
 
-        For replayed text, return the summed cross-entropy times the constant that `examples` stores instead of advantages. In
-        this case, the logits are not divided by the temperature, and no KL divergence is added.
+        A micro-batch may contain pretraining text instead of answers (`config.replay`). It then has a constant weight instead
+        of advantages. For such a micro-batch, return the summed cross-entropy times this weight. In this case, the logits are
+        not divided by the temperature, and no KL divergence is added.
         """
         x, y, weights, sampled, _, places = part
         if sampled.ndim == 1:
@@ -318,9 +323,10 @@ class ReinforceObjective(NextToken):
         return {"hard": hard, "prompts": self._train_prompts} if hard else {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the hard prompts, which the model had answered badly, from a result of `state`.
+        """Restore the hard prompts, which the model had answered badly, from a dict that the method `state` returned earlier.
 
-        The saved state is ignored if the training or validation prompts have changed since it was saved.
+        If the training or validation prompts have changed since then, the dict is ignored, and the hard prompts of this object
+        do not change.
         """
         if state.get("prompts") == self._train_prompts:
             self._hard = HardPrompts(state["hard"])
