@@ -154,7 +154,11 @@ def common_texts(runs: Sequence[Run], split: str, limit: int) -> list[str]:
 
 
 def size_of(text: str) -> int:
-    """Return the size of a text in bytes of UTF-8; for a `Lossy` text, the size of the original text if it is known."""
+    """Return the size of a text in bytes of UTF-8.
+
+    A `Lossy` text was decoded from tokens and has � in place of unknown tokens. For such a text, return the size of the
+    original text if it is known.
+    """
     original = text.n_bytes if isinstance(text, Lossy) else None
     return len(text.encode("utf-8")) if original is None else original
 

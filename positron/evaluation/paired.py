@@ -104,7 +104,9 @@ def measure(pairs: Pairs, texts: list[str]) -> Difference:
 def compare_scores(pairs: Pairs, scored: Sequence[tuple[Documents, Documents]]) -> Difference:
     """Compare the two variants of `pairs`, A and B, by their scores on the same documents.
 
-    `scored` has (scores of A, scores of B) for each seed; the scores of a run are a list of window scores for each document.
+    `scored` has a tuple (scores of A's run, scores of B's run) for each seed. The scores of a run are a list with one item for
+    each document. The item is the list of the scores of the document's windows, the parts of a document that the model reads
+    one at a time.
     """
     bpb_a, bpb_b = ([_whole(both[side]).bpb for both in scored] for side in (0, 1))
     differences = [b - a for a, b in zip(bpb_a, bpb_b, strict=True)]

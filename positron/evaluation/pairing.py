@@ -263,7 +263,12 @@ def _is_trained(run: Run) -> bool:
 
 
 def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list[Member]]]:
-    """Return the names and members of the two groups in one folder. Raises UserError if there are not exactly two groups."""
+    """Return the two variants among the runs `members`: the labels of the variants, and the runs of each variant.
+
+    `name` is the folder, or FOLDER:KEY=VALUE[,KEY=VALUE], with which the user selected the runs. A label is the folder with the
+    values that set a variant apart, in the same form. The runs of a variant have the same settings, apart from their names,
+    seeds and numbers of steps. Raises UserError if there are not exactly two variants.
+    """
     by_choice: dict[tuple[tuple[str, str], ...], list[Member]] = {}
     for member in members:
         by_choice.setdefault(_variant(member, members), []).append(member)

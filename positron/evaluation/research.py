@@ -62,12 +62,12 @@ class Trial:
 
     name: str
     overrides: list[str]
-    against: str  # name of the recipe without this candidate: BASE, or the candidate that was adopted last
+    against: str  # what the candidate is added to: "base" (the base recipe), or the name of the candidate adopted last
     seeds: list[int] = field(default_factory=list)
     bpb_without: list[float] = field(default_factory=list)  # for each seed
     bpb_with: list[float] = field(default_factory=list)
     date: str | None = None  # of the latest run
-    look: Look | None = None  # None for fewer than two pairs
+    look: Look | None = None  # result of the statistical tests on the pairs so far; None for fewer than two pairs
     failure: str | None = None  # why a run of the candidate failed
 
     @property

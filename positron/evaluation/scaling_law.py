@@ -131,9 +131,10 @@ class Law:
 def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> tuple[Array, Array]:
     """Compute the log(loss - floor) that a law predicts for R runs, and its Jacobian with respect to `theta`.
 
-    The results have the shapes (R,) and (R, len(theta)). The predicted value is the logsumexp of the logarithms of the law's
-    terms. `terms`, `theta` and the floor are those of `Law`. `logs` has two arrays (R,): log N (parameters) and log D (tokens),
-    each minus its mean over the runs to which the law was fitted.
+    The results have the shapes (R,) and (R, len(theta)). According to the law, loss - floor is the sum of the `terms`.
+    Therefore the predicted value is the logsumexp of the logarithms of the terms. `terms` and `theta` are those of `Law`.
+    `logs` has two arrays (R,): "N", the logarithms of the numbers of parameters, and "D", those of the numbers of tokens. The
+    mean over the runs to which the law was fitted is subtracted from each array.
     """
     rows, slopes, place = [], [], 0
     for term in terms:

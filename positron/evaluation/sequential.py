@@ -43,11 +43,14 @@ class Look:
 def look(gains: Sequence[float], pairs: int, min_gain: float) -> Look:
     """Decide about a candidate from the gains of the pairs of runs so far; there will be at most `pairs` pairs.
 
-    From FIRST_REJECTION pairs on, the candidate is rejected if the upper confidence limit of its mean gain is below `min_gain`,
-    the smallest gain worth having. Otherwise, from FIRST_ADOPTION pairs on, the candidate is adopted if the p-value of the
-    paired t-test, multiplied by the largest possible number of such tests, is below LEVEL. Rejection comes first, so it cannot
-    make wrong adoptions more frequent. If neither condition holds, the decision is open before the last pair, and the candidate
-    is rejected after it.
+    The gain of a pair is the bits per byte of the run without the candidate, minus those of the run with it. `min_gain` is the
+    smallest gain worth having.
+
+    From 3 pairs on (FIRST_REJECTION), the candidate is rejected if the upper confidence limit of its mean gain is below
+    `min_gain`. Otherwise, from 5 pairs on (FIRST_ADOPTION), the candidate is adopted if the p-value of the paired t-test,
+    multiplied by the largest possible number of such tests, is below 0.01 (LEVEL). Rejection comes first, so it cannot make
+    wrong adoptions more frequent. If neither condition holds, the decision is open before the last pair, and the candidate is
+    rejected after it.
     """
     n, mean = len(gains), statistics.fmean(gains)
     p = min(1.0, (pairs - FIRST_ADOPTION + 1) * one_sided_t_test(gains)) if n >= FIRST_ADOPTION else None

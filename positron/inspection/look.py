@@ -125,9 +125,10 @@ def described_tokens(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> li
 
 
 def _layers(asked: Sequence[int] | None, n_layer: int, weights: int) -> list[int]:
-    """Return the layers `asked` (None: all `n_layer` layers), but only the first ones that MAX_ATTENTION allows.
+    """Return as many of the layers `asked` (None: all `n_layer` layers) as fit one answer, beginning with the first of them.
 
-    `weights` is the number of attention weights of one layer. Raises UserError if a layer does not exist.
+    An answer contains at most 2,000,000 attention weights (MAX_ATTENTION). `weights` is the number of attention weights of one
+    layer. Raises UserError if a layer does not exist.
     """
     wanted = list(range(n_layer)) if asked is None else list(dict.fromkeys(asked))
     for layer in wanted:

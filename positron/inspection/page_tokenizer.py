@@ -115,6 +115,15 @@ def _library(tokenizer: LibraryTokenizer) -> dict[str, Any]:
 def _steps(file: dict[str, Any]) -> dict[str, Any]:
     """Return which steps change or split a text before tokens are merged. `file` is the content of a tokenizer.json.
 
+    The result has these keys:
+
+    - `nfc`: whether the text is normalised to NFC
+    - `prefix`: when a space is put before the text: "always", "unless space" (only if it does not begin with one) or None
+      (never)
+    - `spaces`: whether spaces are replaced by ▁
+    - `digits`: whether each digit is separated from the other text
+    - `pattern`: the name of the regular expression that splits the text, or None
+
     Raises UserError for a step that tokenizer.js does not implement.
     """
     steps: dict[str, Any] = {"nfc": False, "prefix": None, "spaces": False, "digits": False, "pattern": None}

@@ -30,8 +30,9 @@ VALIDATION_BYTES = 8_000  # amount of text; each part of the model needs one for
 def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores:
     """Measure what each head attends to, and how much the loss rises without each head, attention layer and MLP.
 
-    `texts` are documents of validation text. The first MAX_WINDOW tokens of each document are read, or fewer if the context is
-    shorter. If there are no documents, only the scores on random tokens are measured.
+    The attention is measured on sequences of random tokens, each of which is written twice in a row, and on the validation
+    documents `texts`. The rise of the loss is measured only on `texts`. At most 256 tokens (MAX_WINDOW) of each document are
+    read, or fewer if the context is shorter. If there are no documents, the values that are measured on `texts` are None.
     """
     config = model.config
     previous, induction, first = repeated_scores(model, repeated_rows(model, tokenizer))
@@ -107,6 +108,8 @@ def repeated_scores(model: GPT, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class TextScores(NamedTuple):
     """Hold the scores of all heads on text, (L, H) each, and the score `chance` for comparison.
 
+    L is the number of layers, and H the number of heads. `previous` is the mean attention from a token to the token before it.
+    `induction` is the mean attention from a token that has occurred before to all tokens that followed its earlier occurrences.
     `chance` is the induction score of a head that attends to all keys equally.
     """
 
