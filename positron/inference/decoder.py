@@ -284,8 +284,8 @@ class Decoder:
     def _read_at(self, start: int, rows: list[int], parts: list[list[int]]) -> Tensor:
         """Append the tokens parts[i] to cache row rows[i], and return the output of the last block, (b, n, C).
 
-        The b `parts` begin at position `start`, and are padded to the longest of them, which has n tokens. `lengths` does not
-        change.
+        The b `parts` begin at position `start`, and are padded to the longest of them, which has n tokens. The numbers of
+        tokens that the rows hold (`self.lengths`) do not change; the caller must set them.
         """
         b, n = len(rows), max(map(len, parts))
         end = start + n

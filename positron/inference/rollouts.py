@@ -93,7 +93,12 @@ def _sample(
     max_tokens: int,
     stops: frozenset[int],
 ) -> None:
-    """Add sampled tokens to the answers until all have ended. Answer i belongs to prompt i // copies."""
+    """Add sampled tokens to the answers until all have ended. Answer i belongs to prompt i // copies.
+
+    An answer ends at a token in `stops`, after `max_tokens` tokens, or when the context is full. `seeds` has one seed for each
+    prompt. `pause` is called before each token, and may raise an error to stop the sampling. Raises ValueError for a prompt
+    that fills the context.
+    """
     pause()
     limits = [min(max_tokens, decoder.context_length - len(prompts[i // copies])) for i in range(len(answers))]
     if min(limits) < 1:

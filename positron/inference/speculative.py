@@ -38,8 +38,9 @@ class Window:
     def free_tokens(self, seen: list[int]) -> int:
         """Return the number of tokens that fit the context after `seen`, the tokens of the text so far.
 
-        If the tokens of `seen` from the index `start` on do not fit the context, the cache is emptied. `start` is then moved
-        forward, so that the next call of `read` reads the last context // 2 tokens of `seen` (at least one) again.
+        The context contains the tokens of `seen` from the index `self.start` on. If these tokens do not fit, the cache is
+        emptied, and `self.start` is moved forward, so that only the last context // 2 tokens of `seen`, but at least one,
+        remain in the context. The next call of `read` reads these tokens into the cache again.
         """
         if len(seen) - self.start > self.context:
             self.start, self.decoder.lengths[0] = len(seen) - max(1, self.context // 2), 0

@@ -74,9 +74,10 @@ class Team:
         atexit.register(self._end)
 
     def _forget(self) -> None:
-        """Reset the team, so that it has no helpers.
+        """Set all attributes to their initial values, for a team without helper threads.
 
-        This is also called in a child process after a fork, because the helpers do not exist there.
+        This is also called in a child process after a fork, because the helper threads of the parent process do not exist
+        there.
         """
         self.sync = np.zeros(kernel.SYNC, dtype=np.int64)
         self.helpers: list[_Helper] = []

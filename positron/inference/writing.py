@@ -65,7 +65,8 @@ class Progress:
 class Stream(Iterator[str]):
     """Iterate over a text while it is generated. Each item is the next part, a str, and is generated when it is requested.
 
-    The cache of the text is freed when the text ends, when `close` is called, or when nothing refers to the stream any more.
+    The key/value cache of the text is freed when the text ends, when `close` is called, or when nothing refers to the stream
+    any more.
     """
 
     def __init__(self, text: Generator[str, None, None], progress: Progress) -> None:

@@ -100,7 +100,8 @@ def effective_weight(linear: nn.Module) -> Tensor:
 def merge_lora(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return the state dict of a GPT without LoRA that computes the same as the GPT with LoRA in `state_dict`.
 
-    Low-rank updates and trained rows are added to the weights that they change.
+    The low-rank update of each matrix is added to the matrix. For some tokens, `add_lora` also trains a change of their rows in
+    the embedding table and the output head; these changes are added to the rows.
     """
     plain = {
         name: value
