@@ -425,7 +425,8 @@ BATCH_TOKENS: dict[Accelerator, int] = {"cuda": 131_072, "mps": 98_304, "cpu": 6
 class DeviceConfig:
     """Hold the settings of the machine (`conf/device/*`).
 
-    When a new run starts, each `auto` except that of `strategy` is replaced by a value, which run.json records.
+    When a new run starts, each `auto` except that of `strategy` is replaced by a value, which run.json records. `strategy` may
+    be `auto` only if a single process trains the run.
     """
 
     accelerator: Accelerator | Literal["auto"] = "auto"  # kind of device; auto: CUDA, else MPS, else the CPU

@@ -195,7 +195,7 @@ def leaf_keys() -> list[str]:
 
 
 def keys_read_by(recipe: Recipe) -> list[str]:
-    """Return the keys of `leaf_keys` that the command `recipe` reads."""
+    """Return the keys that the command `recipe` reads: settings, such as `optimizer.lr`, and groups, such as `optimizer`."""
     return [key for key in leaf_keys() if key.split(".")[0] not in NOT_READ_BY[recipe]]
 
 

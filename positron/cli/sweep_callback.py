@@ -171,7 +171,8 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
 def _check_each_job(config: Any, parsed: list[Any]) -> None:
     """Print how many jobs of a grid cannot start because of their settings, and why the first of these jobs cannot start.
 
-    A grid may contain impossible combinations of values. Therefore an error is raised only if no job can start (UserError).
+    `config` is Hydra's configuration of the sweep, and `parsed` are the overrides with several values. A grid may contain
+    impossible combinations of values. Therefore UserError is raised only if no job can start.
     """
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf

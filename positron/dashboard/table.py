@@ -123,7 +123,10 @@ class Outputs:
         self._folders = folders
 
     def _folder(self, name: str) -> Path:
-        """Return the folder of a run. Raises Missing for a name that `_find` does not find, so that no other path is read."""
+        """Return the folder of the run `name`. Raises Missing if no run of this name was found below the root folder.
+
+        A name is never used as a path. A request with a name such as `../x` therefore cannot read another folder.
+        """
         if name not in self._folders:
             self._find()
         if name not in self._folders:

@@ -73,7 +73,10 @@ class Repository:
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def write_note(self) -> None:
-        """Write source.json again. Call this method after the key `row_groups` of one of the `files` was set."""
+        """Write the commit and the list of files to source.json again.
+
+        Call this method after the number of row groups of a Parquet file (the key `row_groups` of one of the `files`) was set.
+        """
         write_json(self._note, self._facts)
 
     def _look(self, config: DataConfig) -> None:

@@ -56,8 +56,9 @@ class HubRowsSource:
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
         """Yield the tasks after the first `skip`, each a list of documents with about a million characters in total.
 
-        The skipped tasks are downloaded, too. Raises Unreachable if the network fails. Raises UserError if a row lacks the
-        field, or if the value of the field is neither text nor null.
+        The skipped tasks are downloaded, too. Raises Unreachable if the network fails. The text of a document is in the field
+        of a row that the setting data.field names. Raises UserError if a row lacks this field, or if its value is neither text
+        nor null.
         """
         for first, chunk in row_chunks(self.repository, self.field, skip):
             task = []

@@ -50,9 +50,10 @@ def transposed(theirs: str, ours: str) -> Rule:
 
 
 def constant(theirs: str, value: Tensor) -> Rule:
-    """Return the rule for a tensor with fixed values that Positron does not store, such as a bias of zeros or a scale of ones.
+    """Return the rule for a tensor of the other program that always has the values `value`, such as a bias of zeros.
 
-    An export writes the tensor. An import only checks it, and raises Contradiction for other values.
+    `theirs` is the name of this tensor; Positron has no such tensor. An export writes the tensor. An import only checks it, and
+    raises Contradiction for other values.
     """
 
     def back(tensor: Tensor) -> Sequence[Tensor]:

@@ -180,10 +180,11 @@ def _facts_in(record: dict[str, Any], path: Path) -> Facts:
 
 
 def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
-    """Return as a `Resolved` the values in `group`, which run.json has under the key `resolved`.
+    """Return the values that replaced `auto` in the settings of a run.
 
-    Returns None if batch_tokens, micro_batch_size or max_steps is missing. Raises UserError, which names the file `path`, for
-    a value of a wrong type.
+    `group` is the object that run.json has under the key `resolved`, or None if it has no such key. Returns None if `group` is
+    None or lacks batch_tokens, micro_batch_size or max_steps. Raises UserError, which names the file `path`, for a value of a
+    wrong type.
     """
     known = group or {}
     for field in dataclasses.fields(Resolved):

@@ -77,7 +77,10 @@ class Word(NamedTuple):
 
 
 def first_words(grammar: Grammar = GRAMMAR) -> Iterator[Word]:
-    """Yield the words that may begin a story. Several words may have the same text; all probabilities add up to 1."""
+    """Yield the words that may begin a story. Their probabilities add up to 1.
+
+    If the grammar can produce the same word in several ways, the word is yielded once for each way.
+    """
     for name, bits in zip(grammar.plot_choice.options, grammar.plot_choice.bits, strict=True):
         start = Following(grammar.plots[name], (), frozenset(), None, _Frame(grammar.beats[name], _SENTENCE, None))
         for word in next_words(start, grammar):

@@ -104,7 +104,12 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _download(url: str, path: Path, instead: str) -> bytes:
-    """Return the content of `url`, read in a separate thread, because the look-up of a host name has no timeout."""
+    """Return the content of `url`. Raises UserError if the download fails.
+
+    The download also fails if no data arrives for 4 seconds (PATIENCE_S). The content is read in a separate thread, because the
+    look-up of a host name has no timeout of its own. `path` and `instead` are used only in the message of the error, which
+    advises the user to save the file as `path`, or to do what `instead` says.
+    """
     pieces: list[bytes] = []
     failure: list[Exception] = []
     received, finished = threading.Event(), threading.Event()

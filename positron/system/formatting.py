@@ -94,7 +94,7 @@ def representative_bpb(last: float, best: float, on_answers: bool) -> float:
 
 
 def tokens_per_parameter(tokens: float, parameters: int) -> str:
-    """Describe how many training tokens the model has for each parameter, and add the usual optimum for comparison.
+    """Describe how many training tokens the model has for each parameter, and add the usual optimum, 20, for comparison.
 
     Numbers below 10 have one or two significant digits, so that a small number is not rounded to zero.
     """

@@ -22,9 +22,9 @@ _SCHED_SETATTR = {
 
 
 def ask_for_short_slices() -> None:
-    """Ask for slices of SLICE_NS nanoseconds for the calling thread.
+    """Ask the scheduler for time slices of 0.1 ms (SLICE_NS) for the calling thread, so that it runs soon after it is woken.
 
-    Does nothing on systems other than Linux, on processors other than x86_64 and aarch64, and on a Linux that refuses or
+    Has no effect on systems other than Linux, on processors other than x86_64 and aarch64, and on a Linux that refuses or
     ignores the request.
     """
     number = _SCHED_SETATTR.get(platform.machine())

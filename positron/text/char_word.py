@@ -111,9 +111,10 @@ class WordTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> WordTokenizer:
-        """Create a tokenizer of at most `vocab_size` ids with the most frequent pieces of `texts`.
+        """Create a tokenizer of at most `vocab_size` ids, special tokens included, with the most frequent pieces of `texts`.
 
-        Pieces of the same frequency are taken in alphabetical order.
+        A piece is a word, a punctuation mark, or a run of white space. Pieces of the same frequency are taken in alphabetical
+        order.
         """
         counts: Counter[str] = Counter()
         for text in texts:

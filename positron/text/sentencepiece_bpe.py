@@ -127,7 +127,8 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Convert each text to ids, as `encode` does.
 
-        If no text contains the character ▁, one call of the library converts all texts.
+        If no text contains the character ▁, one call of the library converts all texts, which is fast. Otherwise, `encode`
+        converts the texts one by one, because the library itself would treat ▁ as a space.
         """
         if any(_SPACE in text for text in texts):
             return [self.encode(text) for text in texts]
