@@ -175,7 +175,10 @@ class TrainingModule(L.LightningModule):
         return self.objective.score(self.model, batch, self.token_bytes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the counts of bad steps, the tokenizer's hash, the architecture and the objective's state to the checkpoint."""
+        """Add the counts of bad steps, the tokenizer's hash, the architecture and the objective's state to the checkpoint.
+
+        A bad step is one whose loss or gradient is not finite.
+        """
         counters = {"bad_steps": int(self.bad_steps), "bad_in_a_row": int(self.bad_in_a_row)}
         checkpoint |= {**counters, **self.identity}
         if state := self.objective.state(checkpoint["global_step"]):

@@ -329,8 +329,8 @@ def larger_gains_nothing(candidates: list[Candidate]) -> bool:
     `candidates`: the models measured so far, smallest first. Returns True in two cases:
 
     - Each of the last two models has a higher forecast loss than the model before it.
-    - The time is enough for the last model to read the whole text as often as allowed, and its forecast loss is less than 1 %
-      (MIN_GAIN) below that of the previous model.
+    - The last model has time for the largest allowed number of passes over the text (MAX_PASSES, or MAX_PASSES_WITH_DROPOUT).
+      But its forecast loss is less than 1 % (MIN_GAIN) below that of the previous model, or above it.
     """
     last = candidates[-1]
     if len(candidates) > 2 and last.forecast > candidates[-2].forecast > candidates[-3].forecast:

@@ -43,7 +43,10 @@ class Patience(L.Callback):
         return f"after {counted(self.since, 'validation')} without a better one than {self.best:.4f} bits per byte"
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Count the validation of the step, if it had one, and stop the trainer if the run has to end (see `is_over`)."""
+        """Stop the trainer after `limit` validations in a row without a new best one.
+
+        A step without a validation is skipped, and also a step that is not a multiple of `every`.
+        """
         if "val/bpb" in module.metrics and trainer.global_step % self.every == 0:
             self._note(module.metrics["val/bpb"])
             if self.is_over:

@@ -54,8 +54,9 @@ class Progress(L.Callback):
     def __init__(self, clock: Clock, *, last_step: int, speed: SpeedFacts, is_alone: bool) -> None:
         """Store the arguments.
 
-        `last_step`: the step at which this process stops. `is_alone`: True if no other run of a sweep trains at the same time,
-        so that a bar can be shown.
+        `clock`: the callback that measures the seconds and counts the tokens of training. `last_step`: the step at which this
+        process stops. `speed`: the facts from which the model FLOPs utilisation (MFU) is computed. `is_alone`: True if no other
+        run of a sweep trains at the same time, so that a bar can be shown.
         """
         self.clock, self.last_step, self.speed, self.is_alone = clock, last_step, speed, is_alone
         self.bar: Any = None

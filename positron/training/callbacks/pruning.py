@@ -60,6 +60,8 @@ class Pruning(L.Callback):
         """Begin with the validations in `rows`, the rows of metrics.jsonl so far.
 
         `startup_jobs`: the number of runs that must have finished, with the seed of this run, before this run can be ended.
+        `every`: only validations at multiples of this number of steps are compared. `last_step`: the last step of this run,
+        which does not need to be ended at this step.
         """
         self.sweep, self.own, self.startup_jobs = run.folder.parent, run.folder, startup_jobs
         self.every, self.last_step = every, last_step

@@ -43,7 +43,10 @@ class Gradients(Monitor):
         self._norms: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Compute the norms; they stay on the device until the step ends."""
+        """Compute the norms of the gradients of each layer and each matrix, if this step is measured.
+
+        The norms stay on the device until the step ends, so that the CPU does not wait for the device here.
+        """
         if not self.is_due(trainer, trainer.global_step + 1):
             return
         named = [(name, p) for name, p in module.model.named_parameters() if p.grad is not None]

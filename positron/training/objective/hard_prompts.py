@@ -48,7 +48,11 @@ class HardPrompts:
         return [hard[i] for i in chosen.tolist()]
 
     def record(self, step: int, numbers: Sequence[int], passed: Sequence[bool]) -> None:
-        """Record the results of a step: `passed[i]` tells whether all answers to the prompt with index `numbers[i]` passed."""
+        """Record which prompts of a step are hard.
+
+        `numbers` are the indices of the prompts. `passed[i]` is True if all answers to the prompt `numbers[i]` got the full
+        reward; the prompt is hard otherwise.
+        """
         self._numbers = set(self.after(step - 1))
         self._newest = step, dict(zip(numbers, (not each for each in passed), strict=True))
 

@@ -87,7 +87,7 @@ class NextToken:
         return {}
 
     def state(self, step: int) -> dict[str, Any]:
-        """Return an empty dict: a step depends on its number alone."""
+        """Return an empty dict: a checkpoint needs no state, because the number of a step determines its batch."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -39,11 +39,14 @@ def role_of(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> Role
 
 
 def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Return one parameter group per role, with the keys `params`, `role`, `weight_decay` and `lr_factor`.
+    """Return one parameter group for each role, with the keys `params`, `role`, `weight_decay` and `lr_factor`.
 
-    Frozen parameters are left out. The learning rate of a group is the schedule's rate times `lr_factor`. Vectors have no
-    weight decay, because pulling the scale of a norm towards zero does not regularise. The order of the groups must not
-    change, because checkpoints store the optimizer's state in this order.
+    The role of a parameter is "matrix", "table" (embeddings and output head, only with Muon) or "vector" (see `role_of`). A
+    role without parameters has no group. Frozen parameters are left out.
+
+    The learning rate of a group is the schedule's rate times `lr_factor`. Vectors have no weight decay, because pulling the
+    scale of a norm towards zero does not regularise. The order of the groups must not change, because checkpoints store the
+    optimizer's state in this order.
     """
     groups: dict[Role, dict[str, Any]] = {
         "matrix": {"weight_decay": config.weight_decay, "lr_factor": 1.0},

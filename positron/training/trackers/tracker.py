@@ -19,7 +19,10 @@ class Tracker(Protocol):
         """Record a row of metrics.jsonl."""
 
     def sample(self, sample: Sample) -> None:
-        """Record a sample; its attention map is already in the run folder."""
+        """Record a sample: a text that the model wrote during training, and its scores.
+
+        The run folder already contains a picture of the model's attention at this step (`RunPaths.attention_picture`).
+        """
 
     def finish(self, exit_code: int) -> None:
         """Complete the record of the run. `exit_code` is 0 unless the run failed or diverged."""
