@@ -93,11 +93,14 @@ def tokens_seen(run: Run) -> int:
 def with_origin(run: Run, config: RunConfig) -> RunConfig:
     """Return `config` with `init_from` set to the recorded path of the run whose weights `run` started from.
 
-    Returns `config` unchanged in three cases: `run` has no checkpoint; the recorded path is that of `run` itself, which older
-    versions allowed; or nothing exists at the recorded path, but `config.init_from` names an existing run.
+    `init_from` becomes None if `run` started from random weights. In three cases, `config` is returned unchanged:
 
-    Raises UserError if `config.init_from` names `run` itself. If `run` has a checkpoint, also raises UserError if
-    `config.init_from` names a run from which `run` did not start.
+    - `run` has no checkpoint.
+    - The recorded path is that of `run` itself, which older versions allowed.
+    - No run exists at the recorded path, for example because it was moved, and `config.init_from` names an existing run.
+
+    Raises UserError if `config.init_from` names `run` itself. In all but these three cases, also raises UserError if
+    `config.init_from` names an existing run that is not the run at the recorded path.
     """
     named_run = None if config.init_from is None else _find(config.init_from, None)
     if named_run is not None and _is_same(named_run, run):
