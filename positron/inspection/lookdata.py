@@ -274,9 +274,11 @@ class TruthData(TypedDict):
     step: int
     prompt: str
     tokens: list[TruthToken]  # (T,)
-    next: list[TruthPrediction | None]  # (T,); None where the grammar allows no token, or does not allow an earlier one
+    # (T,): the token after each position; None where the grammar allows no next token, and from the token of `departure` on
+    next: list[TruthPrediction | None]
     departure: Departure | None  # None if the grammar allows all tokens of the prompt
-    rules: list[RuleRegret]  # regret on the prompt, the largest first
+    # for each grammar rule: the loss of the model minus the loss of the exact probabilities; the largest difference first
+    rules: list[RuleRegret]
 
 
 class RulesAtStep(TypedDict):

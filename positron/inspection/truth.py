@@ -107,6 +107,9 @@ def regret_by_rule(
 ) -> list[RuleRegret]:
     """Add up the regrets of the tokens of several stories by grammar rule, and return the rules by descending regret.
 
+    The regret of a token is log2(exact probability / probability by the model), in bits. It is added to the sum of the grammar
+    rule that wrote the token.
+
     Each story has an entry in `truths`, in `logps` (the model's log probabilities (T, V), in nats) and in `rows` (its T ids).
     """
     sums: dict[Rule, list[tuple[float, float]]] = {}

@@ -60,7 +60,7 @@ class Following:
     bound: tuple[tuple[str, str], ...]  # slot and value, in the order in which they were drawn
     named: frozenset[str]  # slots that the text has mentioned by their value, not only by a pronoun
     rest: Piece | None  # the remaining words of a text that contains several words
-    frame: _Frame | None  # None at the end of the story
+    frame: _Frame | None  # what is left to write after `rest`; None at the end of the story
 
 
 class Word(NamedTuple):
@@ -133,8 +133,9 @@ def _end_of_word(text: str, has_begun: bool) -> int:
 def _begins_with_space(frame: _Frame | None) -> bool:
     """Tell whether every text that can come next in the story begins with white space.
 
-    A frame holds what is left to write; see `_Frame`. `frame` is the frame on top of the stack. It is None if the story is
-    complete; the result is then True. The result is also True if the story may end next, without further text.
+    `frame` holds what is left to write of the story (see `_Frame`), or is None if the story is complete. The result is True if
+    the story is complete, or if it can end next without further text. The result is False if the next text is the value of a
+    slot, or if it comes from a choice with an option that begins with a slot or another choice.
     """
     while frame is not None:
         if not frame.nodes:

@@ -116,9 +116,12 @@ _TOKEN = re.compile(r"\{[^}]+\}|\[[^\]]+\]|[(|)]|[^{\[(|)]+")
 class Grammar:
     """Hold plots, compiled to trees of nodes, and the possible values of their slots.
 
-    `beats` maps the name of each plot to its compiled beats (the steps of a story). `kinds` maps each kind of slot, such as
-    "toy", to its values, and each value to its forms. `weights` maps a kind to the weights of its values; the values of a kind
-    without weights have equal probabilities. `GRAMMAR` is the grammar of the built-in stories; tests create small grammars.
+    `plots` maps the name of each plot to the plot, and `plot_choice` has these names with their probabilities. `beats` maps the
+    name of each plot to its compiled beats (the steps of a story). `kinds` maps each kind of slot, such as "toy", to its
+    values, and each value to its forms. `weights` maps a kind to the weights of its values; the values of a kind without
+    weights have equal probabilities. `_slot_choices` stores the probabilities that `slot_choice` has computed.
+
+    `GRAMMAR` is the grammar of the built-in stories; tests create small grammars.
     """
 
     plots: dict[str, Plot]
