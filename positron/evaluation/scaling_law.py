@@ -82,9 +82,10 @@ class Law:
         return self._number(self._place(term) + 1, 0.0, term)
 
     def log_coefficient(self, term: str) -> tuple[float, float | None]:
-        """Return the natural logarithm of A for "N", of B for "D" or of E for "E".
+        """Return the natural logarithm of a coefficient of the law E + A / N^alpha + B / D^beta, and its uncertainty.
 
-        The second number is half the width of the logarithm's 95 % interval (None if unknown).
+        The coefficient is A for the term "N", B for "D" and E for "E". The uncertainty is half the width of the 95 % interval
+        of the logarithm, or None if it is unknown.
         """
         return self._number(self._place(term), 1.0, term)
 
@@ -250,11 +251,16 @@ def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
 def _uncertainty(
     theta: Array, terms: tuple[str, ...], logs: dict[str, Array], y: Array
 ) -> tuple[float | None, Array | None]:
-    """Return the standard deviation of the runs around the law, and the covariance of theta.
+    """Return the standard deviation of the residuals of R runs, and the covariance matrix of the fitted numbers `theta`.
 
-    `y` (R,) is the log(loss - floor) of the runs. Both results are computed as in least squares, with residuals whose magnitude
-    is limited to HUBER_THRESHOLD. Both are None if there are not more runs than numbers in theta. Only the covariance is None
-    if the runs are too similar to tell the numbers in theta apart.
+    The residuals are `y` minus the predictions of the fitted law. `y` (R,) is the log(loss - floor) of the runs. `terms` and
+    `logs` are those of `log_excess`, which computes the predictions.
+
+    The standard deviation is computed from residuals that are clipped to +-HUBER_THRESHOLD. It is then divided by the share of
+    residuals that did not need to be clipped. The covariance is that of least squares with this standard deviation.
+
+    Both results are None if there are not more runs than numbers in `theta`. Only the covariance is None if the runs are too
+    similar to tell the numbers in `theta` apart.
     """
     mean, jacobian = log_excess(theta, terms, logs)
     residuals = y - mean

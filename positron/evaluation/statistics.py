@@ -84,13 +84,15 @@ class SignFlips:
 
 
 def sign_flip_test(differences: Sequence[float]) -> SignFlips | None:
-    """Return the result of the two-sided sign-flip permutation test of the mean; None for fewer than two pairs.
+    """Return the result of the two-sided sign-flip permutation test of a mean, or None for fewer than two differences.
 
-    If the two variants are equally good, the names A and B of each pair could be exchanged, so that each difference is as
-    likely to be negative as positive. A sign pattern gives each difference one of the two signs. The p-value is the share of
-    sign patterns with which the mean is at least as far from 0 as the observed mean. Up to MAX_ENUMERATED_PAIRS pairs, all
-    patterns are enumerated; for more, DRAWN_PATTERNS are drawn with a fixed seed, and the observed pattern is counted too
-    (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585).
+    A difference is the score of a variant B minus the score of a variant A, for example in two runs with the same seed. If the
+    variants are equally good, each difference is as likely to be negative as positive.
+
+    A sign pattern gives each difference one of the two signs. The p-value is the share of sign patterns with which the mean is
+    at least as far from 0 as the mean of `differences`. For at most MAX_ENUMERATED_PAIRS differences, all patterns are
+    enumerated. For more, DRAWN_PATTERNS patterns are drawn with a fixed seed, and the pattern of `differences` itself is
+    counted too (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585).
     """
     n = len(differences)
     if n < 2:
