@@ -93,7 +93,8 @@ def window_mask(T: int, S: int, window: int) -> Array:
 def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array, None, None, None]:
     """Compute the gradients of `attention_forward`: dout (B, H, T, D) -> dq (B, H, T, D), dk and dv (B, K, S, D).
 
-    `mask`, `p_drop` and `rng` have no gradient (None).
+    H query heads share K key/value heads. There are T queries and S keys. `cache` is the cache that `attention_forward`
+    returned. The last three results are None, because `mask`, `p_drop` and `rng` have no gradient.
     """
     q, k, v = cache["q"], cache["k"], cache["v"]  # (B, K, G, T, D), (B, K, S, D) twice
     B, K, G, T, D = q.shape

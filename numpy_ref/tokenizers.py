@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert token ids to text; special tokens, except `<unk>` in some tokenizers, are left out."""
+        """Convert token ids to text. Special tokens are left out, but some tokenizers write U+FFFD for `<unk>`."""
         ...
 
 

@@ -258,7 +258,10 @@ def expected(key: str) -> str:
 
 
 def _similar_last_word(word: str, keys: Sequence[str], least: float) -> list[str]:
-    """Return a list with the key whose last word is most similar to `word`, or [] if every similarity is below `least`."""
+    """Return a list with the key whose last word is most similar to `word`, or [] if every similarity is below `least`.
+
+    The last word of a key is the part after its last dot: `max_steps` in `train.max_steps`. Similarities are from 0 to 1.
+    """
     last_words = {key.rsplit(".", 1)[-1]: key for key in reversed(keys)}
     return [last_words[near] for near in difflib.get_close_matches(word, last_words, 1, least)]
 

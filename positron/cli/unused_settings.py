@@ -39,10 +39,10 @@ class Choice:
         return next(iter(self.select.values())).partition("=")[0]
 
     def readers(self, key: str) -> list[str]:
-        """Return the choices with which a run reads `key`, a key of the group without the group's name.
+        """Return the values of the key `decided_by` with which a run reads the key `key` of the same group.
 
-        A choice is a value of the deciding key. For example, the key "betas" of the group `optimizer` is read if
-        optimizer.kind is adamw or muon, so the result is ["adamw", "muon"].
+        Both keys are without the name of the group. For example, `decided_by` is "kind" in the group `optimizer`. The key
+        optimizer.betas is read if optimizer.kind is adamw or muon, so `readers("betas")` returns ["adamw", "muon"].
         """
         return [choice for choice, keys in self.choices.items() if key in keys]
 

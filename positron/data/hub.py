@@ -234,7 +234,10 @@ class HubSource:
         return len(sizes) >= BUFFER_FILES or sum(sizes) + (next_file["size"] or 0) > BUFFER_BYTES
 
     def _clear_buffer(self, needed: list[dict[str, Any]]) -> None:
-        """Delete the downloaded files that an interrupted call left on the disk, except the `needed` ones."""
+        """Delete the downloaded files that an interrupted call left on the disk, except those that are `needed` next.
+
+        `needed` is a part of `self.files`, whose items describe the files of the dataset.
+        """
         wanted = {self._raw / file["name"] for file in needed}
         for path in self._raw.rglob("*.parquet"):
             if path not in wanted:

@@ -45,7 +45,10 @@ class StoriesSource:
         """Do nothing: the stories are generated, so no downloaded file has to be deleted."""
 
     def read(self, task: int) -> list[Document]:
-        """Generate the 500 stories of a task, each with -log2 of its probability; `task` is the index of the first story."""
+        """Generate 500 stories, each with -log2 of its probability under the grammar.
+
+        `task` is the index of the first of these stories.
+        """
         from positron import stories
 
         return [

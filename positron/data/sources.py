@@ -57,7 +57,10 @@ class Source(Protocol):
 
     @property
     def limit_bytes(self) -> int | None:
-        """Return the number of bytes of text after which reading stops (None: no limit). The last task is read completely."""
+        """Return the number of bytes of text after which no further item of `tasks` is read, or None for no limit.
+
+        The last item is read completely, so that the text may become larger than the limit.
+        """
 
     @property
     def total_bytes(self) -> int | None:

@@ -566,7 +566,7 @@ class _Listener(Listener):
         self._say: Callable[[], None] | None = say
 
     def on_start(self, event: Any) -> None:
-        """Call `say` at the first compilation."""
+        """Call the function `say`, which the constructor received, when the first compilation starts."""
         if self._say is not None:
             self._say()
             self._say = None

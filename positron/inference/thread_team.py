@@ -29,7 +29,7 @@ class Steps(Protocol):
     """Define what `Team` needs of a decoder: the data of its next decoding step, and a method to divide the step."""
 
     owner: int  # number of the decoder, different for each decoder of the process
-    arrays: tuple[Any, ...]  # the arguments of `compiled_step.work` after `sync`
+    arrays: tuple[Any, ...]  # the last arguments of `compiled_step.work`: all that follow the parameter `sync`
 
     def plan(self, threads: int) -> None:
         """Divide the step into chunks for this number of threads."""

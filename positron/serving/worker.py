@@ -31,8 +31,9 @@ class Job:
 class Worker:
     """Generate the texts of one model in a thread of its own. At most `max_waiting` texts wait for a free row of the cache.
 
-    The thread calls the function `deliver` of a job with each piece of the job's text or, if the text fails, with the error.
-    The receiver must call `taken` after each piece, because a text with MAX_UNREAD pieces that were not taken is paused.
+    A job is a request for one text. The thread calls the job's function `deliver` with each piece of the text or, if the text
+    fails, with the error. The code that receives the pieces must call the method `taken` once for each piece. A text is paused
+    while MAX_UNREAD of its pieces were delivered and not yet taken.
     """
 
     def __init__(self, sessions: Sessions, max_waiting: int) -> None:

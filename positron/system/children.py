@@ -1,4 +1,6 @@
-"""Make child processes of a command ignore Ctrl-C and end with their parent, and define the type of a pipe's end.
+"""Make child processes of a command ignore Ctrl-C, and make them end when their parent ends.
+
+The module also defines `PipeEnd`, the type of the two objects that `multiprocessing.Pipe` returns.
 
 This module imports only the standard library.
 """

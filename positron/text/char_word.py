@@ -80,7 +80,7 @@ class CharTokenizer:
     def token_bytes(self) -> np.ndarray:
         """Return the number of UTF-8 bytes of each token (V,): 0 for special tokens, and 1 for `<unk>`.
 
-        `<unk>` stands for a character of unknown length, which has at least 1 byte.
+        The length of the character for which `<unk>` stands is unknown; 1 byte is the shortest possible length.
         """
         lengths = [1] + [0] * len(SPECIALS) + [len(c.encode("utf-8")) for c in self.characters]
         return np.array(lengths, dtype=np.int64)
