@@ -171,7 +171,11 @@ class Grammar:
         return choice
 
     def spell(self, plot: Plot, slot: Slot, value: str) -> str:
-        """Return `value` in its form `slot.form`, such as `an apple` for `apple`, and capitalised if `slot.capital`."""
+        """Return `value` as it is written in place of `slot`, such as `an apple` for the value `apple` and the form `a`.
+
+        The result is the form `slot.form` of the value, or the value itself if `slot.form` is empty. It begins with a capital
+        letter if `slot.capital`. `plot`, the plot of the story, says which kind of values the slot has.
+        """
         if slot.form:
             value = self.kinds[plot.slots[slot.name]][value][slot.form]
         return value[0].upper() + value[1:] if slot.capital else value

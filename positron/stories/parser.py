@@ -39,13 +39,14 @@ REQUEST_SLOTS = ("hero", "thing", "place")  # the slots that a request names
 
 
 def parse(text: str, *, grammar: Grammar = GRAMMAR, forgiving: bool = False) -> list[Story]:
-    """Find all derivations of the whole text: exactly one for a story of this grammar, none for any other text.
+    """Find all derivations of the whole text, and return each as a `Story`.
 
-    A derivation is a list of choices by which the grammar generates the text.
+    A derivation is a list of choices by which the grammar generates the text. If `forgiving` is false, a story of this grammar
+    has exactly one derivation, and any other text has none.
 
-    If `forgiving` is true, inconsistencies in slots that a request does not name are accepted, such as a red ball that is green
-    later, a friend whose name changes, or a balloon that rolls. Hero, thing and place must still be the same at every mention.
-    The `bits` of the stories that a forgiving call returns are meaningless.
+    If `forgiving` is true, stories that contradict themselves are accepted, too: a red ball may be green later, the name of a
+    friend may change, and a balloon may roll. Only the hero, the thing and the place, which a request names, must be the same
+    at every mention. The attribute `bits` of the stories that a forgiving call returns has no meaning.
 
     The parser reads the text from left to right and drops a derivation at its first wrong character. Few sentences begin in the
     same way, so that only few derivations exist at a time.
@@ -87,7 +88,10 @@ class _Reader:
         return paths
 
     def read(self, nodes: tuple[Node, ...], path: _Path) -> Iterator[_Path]:
-        """Yield every derivation that continues `path` with all of `nodes`."""
+        """Yield every derivation that continues the derivation `path` with all of `nodes`.
+
+        `path`: a derivation of the beginning of the text. `nodes`: parts of the grammar, one after another.
+        """
         for i, node in enumerate(nodes):
             if isinstance(node, Text):
                 if not self.starts(node.text, path.position):
@@ -106,12 +110,15 @@ class _Reader:
         yield path
 
     def accepted_words(self, slot: Slot, value: str | None) -> set[str]:
-        """Return the texts that a forgiving parser accepts for `slot`. `value` is the value of the slot, or None if unknown.
+        """Return the texts that a forgiving parser accepts in place of `slot`, such as `{hero.his}`, in a sentence.
 
-        If the value is known, and its form `slot.form` contains the value, only this form is accepted: `in the park` contains
-        `the park`. The form `a` of a known value is accepted with either article, "a" or "an". In all other cases, the form
-        `slot.form` of every value of the same kind is accepted. These are an unknown value, and a form that does not contain
-        the value, such as a pronoun.
+        `value` is the value of the slot in this story, or None if it is unknown. `slot.form` names the form in which the
+        sentence needs the value. The parser accepts:
+
+        - for a known value in the form `a`: the value with either article, "a" or "an";
+        - for another form that contains the known value, as `in the park` contains `the park`: only this form of the value;
+        - for another form that does not contain it, such as a pronoun: this form of every value that the slot can have;
+        - for an unknown value: the form `slot.form` of every value that the slot can have.
         """
         if value is not None:
             word = self.grammar.spell(self.plot, slot, value)
