@@ -43,8 +43,8 @@ class Lossy(str):
 class Beginning(Lossy):
     """Hold the beginning of a document that was cut. No end-of-text token is scored after it.
 
-    `n_bytes` is an estimate of the number of bytes of the original text in this beginning. It is None if the document is not a
-    `Lossy` text, or if the size of the document is unknown.
+    `n_bytes` is an estimate of the number of bytes of the original text in this beginning. It is computed only for a `Lossy`
+    document (a text with � in place of unknown tokens) of known size. Otherwise, it is None.
     """
 
 

@@ -170,9 +170,10 @@ def _range(values: Sequence[Any]) -> str:
 
 
 def _members(name: str, outputs: Path) -> list[Member]:
-    """Return the runs that a name stands for, without the runs whose training is not complete (see `_is_trained`).
+    """Return the runs that a name stands for; leave out, with a log message, runs that were interrupted or still train.
 
-    Raises UserError if no run is left, or if one of the runs was pruned, diverged or failed.
+    Raises UserError if no run is left, or if one of the runs was pruned, diverged or failed. Such a run is not just left out,
+    because its settings would seem better than they are without the bad result.
     """
     folder, chosen = _split(name)
     runs = find_runs([folder], outputs, lost_too=True)

@@ -77,7 +77,11 @@ class Trial:
 
     @property
     def verdict(self) -> Literal["adopted", "rejected", "lost", "open"]:
-        """Return the decision about the candidate; it is "lost" if a run of the candidate failed."""
+        """Return the decision about the candidate.
+
+        It is "adopted" if the pairs of runs prove that the candidate lowers the loss, "rejected" if they show no sufficient
+        gain, "open" if more pairs are needed for the decision, and "lost" if a run of the candidate failed.
+        """
         if self.failure is not None:
             return "lost"
         return "open" if self.look is None else self.look.verdict
@@ -149,11 +153,17 @@ def _listed(plan: Plan) -> list[list[Any]]:
 
 
 def research(folder: Path, plan: Plan, train: Trainer, budget_s: float = math.inf) -> Iterator[list[Trial]]:
-    """Test the candidates in order; yield all trials so far after each pair of runs, and when the budget is used up.
+    """Test the plan's candidates in order; yield the list of all trials so far after each pair of runs.
 
-    The runs of a pair have the same seed: one is without the candidate, one with it. `train` trains a run. No run is started
-    once the runs in `folder`, including those of earlier starts, have taken `budget_s` seconds of training. If the run without
-    the candidate fails, its error is raised. If the run with the candidate fails, the test of this candidate ends.
+    A candidate is a change of the base recipe, and a trial holds its results so far. The two runs of a pair have the same seed:
+    one is without the candidate, one with it. A candidate that is adopted becomes part of the base recipe. `train` trains a
+    run.
+
+    If the run without the candidate fails, an error is raised. If the run with the candidate fails, the verdict about the
+    candidate is "lost", and the next candidate is tested.
+
+    `budget_s`: the seconds of training that all runs in `folder` may take together, including runs of earlier calls. When the
+    budget is used up, no further run is started, the trials are yielded once more, and the iteration ends.
     """
     runs = _Runs(folder, train, budget_s)
     base, against = plan.base, BASE

@@ -57,7 +57,7 @@ class Law:
 
     @property
     def reduced(self) -> str | None:
-        """Return "N" or "D" if the law has only this variable, or None if the law has both variables."""
+        """Return the only variable of the law: "N" (parameters) or "D" (tokens). Return None if the law has both."""
         return None if {"N", "D"} <= set(self.terms) else self.terms[-1]
 
     def bpb(self, n: Any, d: Any) -> Array:

@@ -52,8 +52,9 @@ class Score:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def is_below(self, floor_bits: float) -> bool:
-        """Tell whether the loss is more than CHANCE_BITS bits below `floor_bits`; both are in bits for the whole text.
+        """Tell whether the loss is more than 20 bits (CHANCE_BITS) below `floor_bits`, so that chance cannot explain it.
 
-        `floor_bits` is the entropy of the text: -log2 of its exact probability.
+        `floor_bits` is the entropy of the text: -log2 of its exact probability. Loss and entropy are in bits for the whole
+        text. A model that has not seen the text has such a low loss with a probability of at most 2^-20.
         """
         return self.nats / math.log(2) < floor_bits - CHANCE_BITS
