@@ -209,7 +209,11 @@ llvmlite.binding.add_symbol(_YIELD, ctypes.cast(_yield_function, ctypes.c_void_p
 
 @intrinsic
 def _yield(typing: Any) -> Any:
-    """Let the operating system run another thread on this core."""
+    """Let the operating system run another thread on this core.
+
+    This is a Numba intrinsic. Compiled code calls it without arguments. Numba passes `typing`, its typing context, and uses the
+    returned signature and code generator.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [])

@@ -346,7 +346,10 @@ class Decoder:
         return self._append_piece(prompt[start:end], row, is_end=end == n)
 
     def _append_piece(self, ids: list[int], row: int, *, is_end: bool) -> Tensor | None:
-        """Append tokens to a row. If `is_end`, return the logits after the last token, (V,), otherwise None."""
+        """Append the tokens `ids`, a part of a prompt, to a row of the cache.
+
+        `is_end`: whether this part ends the prompt. If so, returns the logits after the last token, (V,); otherwise None.
+        """
         start = self.lengths[row]
         [x] = self._read_at(start, [row], [ids])
         self.lengths[row] = start + len(ids)

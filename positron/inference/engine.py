@@ -94,7 +94,10 @@ class Engine:
                 logits = self._read(decoder, seen, ended)
 
     def window(self, seen: list[int]) -> list[int]:
-        """Return the tokens of `seen` that the model reads: all or, if they exceed the context, `last_half(seen)`."""
+        """Return the tokens that the model reads: all of `seen` or, if they exceed the context, the last half of the context.
+
+        `seen`: the token ids of the text so far. The last half is the last context // 2 tokens of `seen`.
+        """
         return seen if len(seen) <= self.context else self.last_half(seen)
 
     def last_half(self, seen: list[int]) -> list[int]:
@@ -152,7 +155,9 @@ class Engine:
     ) -> list[Written]:
         """Continue all prompts at once and return the continuations, without the prompts.
 
-        Text i is, up to rounding, the one that `stream` returns for prompt i with the seed `seed + i`.
+        Text i is, up to rounding, the one that `stream` returns for prompt i with the seed `seed + i`. A text ends at one of
+        the `stop_ids` (None: the tokenizer's ids that end a document), before the first `stop` string, or after `max_tokens`
+        tokens.
         """
         stops, end = stops_of(stop), self._stop_ids(stop_ids)
         most, first = whole_number("max_tokens", max_tokens, least=1), seed_of(seed, max(1, len(prompts)))

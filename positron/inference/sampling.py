@@ -264,9 +264,10 @@ def choose(
 
 
 def _penalized(logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iterable[int]) -> Tensor:
-    """Apply the repetition penalty to the logits (V,) of the last `sampling.last_n` tokens of `seen`, except `exempt`.
+    """Return the next-token logits (V,) after the repetition penalty, which makes recent tokens less likely.
 
-    If the penalty is 1 (no penalty), the logits are returned unchanged.
+    The penalised ids are the last `sampling.last_n` ids of `seen`, the ids of the text so far, except the ids in `exempt`. If
+    the penalty is 1 (no penalty), the logits are returned unchanged.
     """
     if sampling.repetition_penalty == 1:
         return logits
