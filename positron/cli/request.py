@@ -72,10 +72,11 @@ class Request:
         return config
 
     def settle(self, configure: Callable[[dict[str, Any]], RunConfig]) -> tuple[RunConfig, Path]:
-        """Return the configuration that `configure` builds from `values`, and the run's folder below outputs/.
+        """Return the run's configuration and its folder below outputs/.
 
-        If init_from= names a model that was trained elsewhere, the model is imported first. Raises UserError if this run cannot
-        start (see `preflight`) or would not read a setting that the user gave.
+        `configure` builds the configuration from the attribute `values`. If init_from= names a model that was trained
+        elsewhere, the model is imported first. Raises UserError if the run cannot start (see `preflight`), or if the user gave
+        a setting that the run would not read.
         """
         origin = self.values.get("init_from")
         if origin is not None and needs_import(str(origin)):

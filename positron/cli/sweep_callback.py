@@ -210,11 +210,14 @@ def _check_each_job(config: Any, parsed: list[Any]) -> None:
 
 
 def _share_machine(config: Any, jobs: int | None) -> None:
-    """Limit the number of parallel jobs of the launcher joblib, or set the cores per job of the launcher submitit_local.
+    """Set how the jobs of a sweep that run at the same time share the cores of this machine.
 
-    `sweeps.share_of` computes from these numbers the share of the machine that a job may use. A number of cores that the user
-    gave is kept. `jobs` is the number of jobs, or None for a search. Raises UserError if submitit_local would start more jobs
-    than there are cores.
+    For the launcher joblib, at most `jobs` jobs run in parallel; if the user gave no number of parallel jobs, at most one per
+    core. For the launcher submitit_local, the cores are divided among the jobs, unless the user gave a number of cores per job.
+    Other launchers are not changed. `sweeps.share_of` later reads the numbers that are set here.
+
+    `jobs` is the number of jobs. It is None for a hyperparameter search, which has hydra.sweeper.n_jobs jobs at a time. Raises
+    UserError if submitit_local would start more jobs than there are cores.
     """
     launcher, cores = config.hydra.launcher, os.cpu_count() or 1
     kind = launcher._target_.rsplit(".", 1)[-1]

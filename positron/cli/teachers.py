@@ -44,11 +44,13 @@ def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None
 
 
 def _is_chosen(group: str, cls: type, values: Mapping[str, Any], given: Mapping[str, str]) -> bool:
-    """Tell whether the command line or an experiment chooses a preset of `group`, whose dataclass is `cls`.
+    """Tell whether the command line or an experiment chooses a file of conf/GROUP, where GROUP is `group`.
 
-    `values` is the composed configuration, and `given` maps the keys of the command line to their values. Without a preset, the
-    keys of the group that have no default value stay unset. So if such a key has a value, and this value is not from the
-    command line, then an experiment has chosen a preset.
+    An experiment is a file of conf/experiment. `cls` is the dataclass of the group. `values` is the composed configuration, and
+    `given` maps the keys of the command line to their values.
+
+    Without a file of conf/GROUP, the keys of `cls` that have no default value stay unset. So if such a key has a value that the
+    command line did not give, an experiment has chosen a file, or has set the key itself.
     """
     needed = [key for key, value in defaults_of(cls).items() if value == MISSING and f"{group}.{key}" not in given]
     return group in given or any(values[group].get(key, MISSING) != MISSING for key in needed)

@@ -83,7 +83,11 @@ class Outputs:
         return differences(first, second)
 
     def curve(self, name: str, key: str, file: str, after: int) -> dict[str, Any]:
-        """Return the points of a curve, as `Metrics.curve` describes. Raises Missing if the run does not exist."""
+        """Return the new points of the metric `key` of the run `name`, as `Metrics.curve` describes.
+
+        `file` and `after` say what the caller has already; in the first call, give "" and 0. Raises Missing if the run does not
+        exist.
+        """
         with self._guard:
             return self._metrics_of(self._folder(name)).curve(key, file, after)
 
@@ -317,9 +321,11 @@ def _started(folder: Path) -> str | None:
 
 
 def _updated(folder: Path, facts: Facts, live: bool) -> str | None:
-    """Return the time of the last change of a run, or None if it is unknown.
+    """Return the local time of the last change of a run, as text, or None if it is unknown.
 
-    For a live or killed run, it is the time of metrics.jsonl; for other runs, the time that run.json records.
+    `live`: whether a process trains the run. For such a run, and for a run that was killed (run.json still says that it is
+    running), the result is the time at which metrics.jsonl was last written. For other runs, and if there is no metrics.jsonl,
+    it is the time that run.json records.
     """
     path = Run(folder).metrics_path
     if (live or facts.status == "running") and path.exists():
