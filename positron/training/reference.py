@@ -137,7 +137,8 @@ def _identities(weights: str | None, objective: PreferenceObjective, plan: Plan)
 def _is_changed(config: RunConfig, known: str | None) -> bool | None:
     """Return True if the weights of the base run have changed, False if they have not, and None if they cannot be read.
 
-    `known`: the hash of the weights when this run began.
+    `known`: the hash of the weights when this run began, from its run.json. If it is None, because run.json has no hash, the
+    result is True for weights that can be read.
     """
     try:
         weights = best_or_newest(base_run(config).checkpoint_folder)

@@ -288,7 +288,10 @@ def choose(
     """Train models of several sizes for a short time to measure their speed, and return the best choice for the budget.
 
     The measurements together take about a tenth of `config.budget`, at most about a minute. Their time is part of the budget:
-    the choice is made for the time that is left. `folder` contains the prepared text, and `objective` opens it.
+    the choice is made for the time that is left.
+
+    `asked`: the settings that the user gave, which the budget does not change. `folder` contains the prepared text, and
+    `objective` opens it.
     """
     assert config.budget is not None
     started = time.monotonic()
@@ -359,7 +362,11 @@ def _log_ranking(candidates: list[Candidate]) -> None:
 def _settle(
     config: RunConfig, asked: Asked, candidates: list[Candidate], seconds_left: float, text_tokens: float
 ) -> Choice:
-    """Log the candidates and return the best choice for the time that is left, `seconds_left`."""
+    """Log the candidate sizes; return the settings of the best size for the `seconds_left` of the budget.
+
+    `asked`: the settings that the user gave, which the budget does not change. `text_tokens`: the number of tokens in the
+    training text.
+    """
     _log_ranking(candidates)
     best = min(candidates, key=lambda candidate: candidate.forecast)
     if best is candidates[-1] and larger_gains_nothing(candidates):

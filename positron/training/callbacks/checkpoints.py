@@ -47,11 +47,15 @@ class Checkpoints(L.Callback):
     def __init__(
         self, folder: Path, *, every: int, keep_last: int, best: float | None, note_best: Callable[[int, float], None]
     ) -> None:
-        """Store the arguments; `keep_last` is the number of newest checkpoints to keep.
+        """Store the arguments.
+
+        A checkpoint is saved every `every` steps. `keep_last` is the number of newest checkpoints to keep.
 
         `best`: the lowest validation loss so far, in bits per byte, or None if the newest checkpoint counts as the best one
-        whatever its validation loss. `note_best(step, bits_per_byte)` is called after each new best validation; it records
-        both numbers in run.json, because metrics.jsonl may be damaged later.
+        whatever its validation loss.
+
+        `note_best(step, bits_per_byte)` is called after each new best validation. It records both numbers in run.json, because
+        metrics.jsonl may be damaged later.
         """
         self.folder, self.every, self.keep_last, self.best = folder, every, keep_last, best
         self.note_best = note_best

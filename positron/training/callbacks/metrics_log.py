@@ -26,7 +26,12 @@ class MetricsLog(L.Callback):
     def __init__(
         self, folder: Path, clock: Clock, trackers: list[Tracker], *, intervals: set[int], speed: SpeedFacts
     ) -> None:
-        """Store the arguments. `intervals`: numbers of steps, the same on all ranks. `speed` computes the metric speed/mfu."""
+        """Store the arguments.
+
+        `intervals`: a row is written after each step that is a multiple of one of these numbers. They must be the same on all
+        ranks, because all ranks together compute the mean loss of a row. `speed` computes the metric speed/mfu, the model FLOPs
+        utilisation.
+        """
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # tokens and seconds of this process at the last row

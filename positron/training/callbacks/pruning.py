@@ -69,7 +69,11 @@ class Pruning(L.Callback):
         self.pruned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Stop the trainer if the run is worse than the median of the finished runs."""
+        """End this run if its validation losses are worse than the median of the sweep's finished runs.
+
+        Only validations at multiples of `every` steps and before `last_step` count. The finished runs must have the same seed
+        as this run (see `finished_curves` and `is_hopeless`).
+        """
         step = trainer.global_step
         if "val/bpb" not in module.metrics or step % self.every or step >= self.last_step:
             return

@@ -117,7 +117,10 @@ class PreferenceObjective(NextToken):
         self.val_bits, self.val_bytes, self.token_bytes = text.bits, text.n_bytes, text.token_bytes
 
     def validate_on_answers(self) -> None:
-        """Let all validations compute their loss on the chosen answers of the validation pairs."""
+        """Let all validations compute their loss on the chosen answers of the validation pairs.
+
+        This is the default. `validate_on_text` chooses another text.
+        """
         self.val_parts = [(x[0::2], y[0::2]) for x, y in self.val_pairs]
         targets = torch.cat([y[y != IGNORE] for _, y in self.val_parts]).numpy()
         self.val_bits, self.val_bytes = None, int(self.token_bytes[targets].sum())

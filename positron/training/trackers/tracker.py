@@ -51,7 +51,7 @@ class GuardedTracker:
             return None
 
     def log(self, row: dict[str, Any], step: int) -> None:
-        """Pass a row of metrics to the tracker, unless it is disabled."""
+        """Pass a row of metrics to the tracker. Do nothing if an earlier error has disabled the tracker."""
         if (tracker := self.tracker) is not None:
             self._try(lambda: tracker.log(row, step))
 
