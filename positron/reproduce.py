@@ -123,10 +123,13 @@ def default_name(run: Run) -> str:
 
 
 def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunConfig:
-    """Return the settings that train the run again under `name` up to step `last`, from the same initial weights.
+    """Return the settings with which a new run `name` repeats the training of `run` up to step `last`.
 
-    `first_start` is the record of the first start (see `recorded`). Each `auto` is replaced by the value that the run used.
-    Raises UserError if the weights no longer exist, or if the settings name a class or function that would have to be imported.
+    The new run starts from the same initial weights. `first_start` is what provenance.json records about the first start of
+    `run` (see `recorded`). Settings that were `auto` get the values that `run` used.
+
+    Raises UserError if `run` started from a file of weights that no longer exists, or if its settings name a class or function
+    that would have to be imported.
     """
     run.settings()  # refuses a damaged file
     values, resolved = run.config(), first_start["resolved"]

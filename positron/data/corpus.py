@@ -89,8 +89,9 @@ def find_token_files(data: DataConfig, tokenizer: Tokenizer | None, known: str |
 def _report(source: Source, tokens: Path, tokenizer: Tokenizer, *, is_own: bool) -> None:
     """Log the sizes of the training and validation texts, and what was skipped.
 
-    Log a warning if a word tokenizer finds few words in the text, or if more than 1 % of the tokens are <unk>. `is_own`: true
-    if the tokenizer was made for this corpus; false if it belongs to the weights with which the run starts.
+    Log a warning if a word tokenizer finds few words in the text. Log another warning, with advice, if more than 1 % of the
+    training tokens are <unk>. `is_own`: true if the tokenizer was made for this corpus; the advice is then to choose another
+    tokenizer. It is false if the tokenizer belongs to the weights with which the run starts and so cannot be changed.
     """
     train, val = (TokenFiles(tokens, split, tokenizer) for split in SPLITS)
     if summary := source.summary():

@@ -46,7 +46,7 @@ class Source(Protocol):
         """
 
     def read(self, task: Any) -> list[Document]:
-        """Return the documents of a task, which is an item of `tasks` other than WAIT."""
+        """Return the documents of `task`, an item that `tasks` has yielded. The item must not be the constant WAIT."""
         ...
 
     def summary(self) -> str:

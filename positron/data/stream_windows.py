@@ -73,8 +73,8 @@ class StreamWindows:
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
         """Return the rows of optimizer step `step` (1, 2, ...) that process `rank` trains on, (B / world_size, T + 1).
 
-        Waits until the epochs of this step are on the disk. Raises Unreachable if the network fails, UserError if the
-        text cannot be read.
+        The text is divided into epochs, which another process writes to the disk. This method waits until the epochs that the
+        step reads are complete. Raises Unreachable if the network fails, UserError if the text cannot be read.
         """
         share = self.batch_size // world_size
         mine = slice(rank * share, (rank + 1) * share)

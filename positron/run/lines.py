@@ -68,10 +68,13 @@ def describe_damage(path: Path, number: int, fault: DamagedLine) -> str:
 
 
 def read_lines(path: Path, check: Check) -> list[Line]:
-    """Return the lines of a file, or an empty list if it does not exist.
+    """Return the lines of a file, such as metrics.jsonl, or an empty list if it does not exist.
 
-    `check` is described in `parse_line`. Raises UserError with the number of a damaged line, because missing steps must not go
-    unnoticed. A damaged last line without a newline raises no error and is left out.
+    Each line is a JSON object about one step. `check` raises DamagedLine for an object with wrong content (see `parse_line`).
+
+    Raises UserError, which names the number of the line, if a line is damaged. Damaged lines are not skipped, because nobody
+    would notice that steps are missing. Only a damaged last line that does not end with a newline is left out without an error:
+    its writer was interrupted.
     """
     if not path.exists() and not path.is_symlink():
         return []
