@@ -222,10 +222,14 @@ class Subject:
         return compare_with_truth(model, self.tokenizer, prompt, run=self.name, step=at, top=top)
 
     def regrets(self) -> RegretHistory:
-        """Return the regret of each grammar rule on validation stories, for each kept step and for the best checkpoint.
+        """Return the regret of each grammar rule on validation stories, for several steps of the training.
+
+        These steps are the step of the best checkpoint and all steps whose weights were kept (train.keep_history).
 
         The regret of a rule is the model's surprise (-log2 p) minus the surprise under the grammar's exact probabilities,
-        summed over the rule's tokens. Each step is measured only once. Raises the errors of `refuse_other_text`.
+        summed over the rule's tokens. It is measured only once for each step; later calls return the stored values.
+
+        Raises UserError if the exact probabilities cannot be computed (see `refuse_other_text`).
         """
         self.refuse_other_text()
         steps = sorted({self.best_step, *(kept.step for kept in self.run.history)})

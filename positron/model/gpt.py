@@ -309,7 +309,7 @@ class GPT(nn.Module):
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Apply the output matrix to the result of `hidden`, (..., C), and return the logits (..., V)."""
+        """Return the logits (..., V) of hidden states (..., C), which are the result of the method `hidden`."""
         return F.linear(hidden, self.head_weight)
 
     def embed(self, idx: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Rope | None, Tensor | None]:

@@ -111,7 +111,10 @@ _handlers: ContextVar[tuple[logging.Handler, ...]] = ContextVar(
 
 
 class _ContextHandler(_Handler):
-    """Pass each record to the handlers that the context variable holds in the thread or task that logs the record."""
+    """Pass each record to the handlers that are set, by `run_log` for example, in the thread or task that logs it.
+
+    The handlers are in a context variable, so that several runs in one process have separate logs.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         for handler in _handlers.get():
