@@ -55,7 +55,7 @@ class AdditionSource:
         yield from range(skip, 1)
 
     def read(self, task: int) -> list[Document]:
-        """Return all sums as documents."""
+        """Return all sums as documents. `task` is always 0, the number of the only task."""
         return [Document(each.question + each.answer, each.is_val) for each in sums(self.seed, self.val_fraction)]
 
     def summary(self) -> str:

@@ -93,9 +93,10 @@ class FileSource:
 
     @property
     def limit_bytes(self) -> int | None:
-        """Return None, which means no limit: the caller must read all tasks, because `tasks` itself stops at `data.max_mb`.
+        """Return None, because the caller has no limit to apply: `tasks` itself ends where `data.max_mb` cuts the text.
 
-        The source must know where its text ends, because it may use the end of the text for validation.
+        This class applies `data.max_mb` itself, because it may use the end of the text for validation. For this, it must know
+        where the text ends.
         """
         return None
 
@@ -140,12 +141,12 @@ class FileSource:
         return self._place_of(characters, was_drawn=documents >= MIN_DOCUMENTS)
 
     def _place_of(self, characters: int, was_drawn: bool) -> Split:
-        """Return a split at a line end (or space) near the position that `val_fraction` asks for.
+        """Divide the text at a line end (or space) near the position that `val_fraction` asks for, and return the division.
 
-        The split is after the last line end before this position or, if there is none, after the last space. The search goes
-        back by at most half the length of the validation text; if it finds neither, the split is exactly at this position.
-        `characters`: the length of the text. `was_drawn`: true if earlier versions of Positron divided this text by the hashes
-        of its documents.
+        The text is divided after the last line end before this position or, if there is none, after the last space. The search
+        goes back by at most half the length of the validation text; if it finds neither, the text is divided exactly at this
+        position. `characters`: the length of the text. `was_drawn`: true if earlier versions of Positron divided this text by
+        the hashes of its documents; the division is then marked as new.
         """
         exact = round(characters * (1 - self.val_fraction))
         cut = max(1, min(characters - 1, exact))

@@ -103,10 +103,11 @@ def _is_whole(side: Any) -> bool:
 
 
 def _whole(row: dict[str, Any], sides: Sequence[Any]) -> tuple[list[ParsedConversation], set[str]]:
-    """Parse the two conversations in the fields `chosen` and `rejected`, each of which contains the prompt and an answer.
+    """Parse the conversations `sides`, the contents of the fields `chosen` and `rejected`, which both contain the prompt.
 
-    `sides`: the contents of `chosen` and `rejected`. Returns the parsed conversations, and the names of the fields that are not
-    reported as unused. One of them is `prompt`: it is not read, because it only repeats the beginning of both conversations.
+    A system message in another field of `row` is added to both conversations. Returns the parsed conversations, and the names
+    of the fields that `parse_pair` must not report as unused. `prompt` is one of these fields: it is not read, but it only
+    repeats the beginning of both conversations.
     """
     system = {name: row[name] for name in SYSTEM_FIELDS if name in row}
     parsed = [parse_conversation({"messages": side, **system}) for side in sides]

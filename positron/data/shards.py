@@ -125,8 +125,10 @@ def encode_all(
 class SplitWriter:
     """Write the tokens of one split (training or validation) as numbered files, the shards.
 
-    The attribute `facts` has the names and checksums of the shards written so far and the number of tokens in them. The
-    numbers of documents, bytes and bits in `facts` already include the text that was added after the last `flush`.
+    `add` collects tokens in memory, and `flush` writes the collected tokens as a new shard. The attribute `facts` is a dict.
+    Its list `shards` has the name, number of tokens and checksum of each shard, and `tokens` is the number of tokens in all
+    shards. `documents`, `bytes` and `bits` are totals of the text that was added so far, including text that is not in a shard
+    yet. `bits` is -log2 of the probability of this text, or NaN if the probability is unknown.
     """
 
     def __init__(self, folder: Path, split: str, dtype: type, first_id: int, before: dict[str, Any] | None) -> None:

@@ -40,9 +40,10 @@ class Source(Protocol):
     earlier_fingerprint: str  # what earlier versions of Positron computed as `fingerprint` of this text (often equal)
 
     def tasks(self, skip: int = 0) -> Iterator[Any]:
-        """Yield all tasks after the first `skip`, and WAIT where the source cannot continue yet.
+        """Yield the tasks of the corpus after the first `skip`. A task is a part of the corpus, an argument of `read`.
 
-        WAIT is a constant that is yielded instead of a task. The caller must then `release` the tasks that it has read.
+        If the source cannot continue before earlier tasks are released, it yields the constant WAIT instead of a task. The
+        caller must then read the tasks that it already has and `release` them, before it asks for the next item.
         """
 
     def read(self, task: Any) -> list[Document]:

@@ -149,7 +149,10 @@ def _hidden_act(kind: Activation) -> str:
 
 
 def _shape(config: GPTConfig) -> dict[str, Any]:
-    """Return the sizes of the model under the keys that all classes except GPT-2 share."""
+    """Return the sizes, the activation and the dropout of the model, as entries of config.json of transformers.
+
+    All transformers classes to which a run can be exported use these keys, except GPT-2.
+    """
     return {
         "hidden_size": config.d_model,
         "intermediate_size": config.ff_width,

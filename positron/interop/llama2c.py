@@ -181,9 +181,10 @@ def count_numbers(config: GPTConfig) -> int:
 
 
 def read_weights(config: GPTConfig, numbers: Tensor) -> dict[str, Tensor]:
-    """Return Positron's tensors from the numbers after the header of a model file.
+    """Return Positron's tensors from `numbers`, all numbers after the header of a model file of llama2.c.
 
-    The rows of the embedding and of the output head stay in the order of the ids in the file.
+    Row i of the embedding and of the output head belongs to token i of the file's vocabulary. The tokenizer of an exported run
+    may give this token another id (see `id_order`).
     """
     tensors: dict[str, Tensor] = {}
     start = 0

@@ -30,7 +30,7 @@ class Rule(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Hold a piece of text that one rule wrote: a word, a part of a word or, in `Following.rest`, several words."""
+    """Hold a piece of text that one rule of the grammar wrote: a part of a word, a word, or several words."""
 
     text: str
     rule: Rule

@@ -155,10 +155,10 @@ class Grammar:
         )
 
     def slot_choice(self, plot: Plot, slot: str, bound: Bound) -> Choice:
-        """Return the possible values of a slot, with their probabilities.
+        """Return the possible values of the slot `slot`, a variable of the plot such as "hero", with their probabilities.
 
-        `bound` has the values of the slots that are fixed already. The value of another slot of the same kind is excluded, so
-        that, for example, the friend is not the hero.
+        `bound` maps the slots that have a value already to their values. If one of them draws its values from the same list as
+        `slot`, its value is excluded. For example, the friend is never the hero.
         """
         kind = plot.slots[slot]
         taken = next((value for other, value in bound.items() if other != slot and plot.slots[other] == kind), None)

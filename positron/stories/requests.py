@@ -81,7 +81,11 @@ def _phrasings() -> tuple[re.Pattern[str], ...]:
 
 @cache
 def _meanings() -> dict[str, tuple[str, str, str]]:
-    """Return a dict from each phrase about a plot, with its slots filled in, to (plot, thing, place): about 8,000 entries."""
+    """Return a dict from each phrase about a plot to its meaning: the names of the plot, the thing and the place.
+
+    A phrase is, for example, "grows a melon by the front door". The dict has about 8,000 entries: every phrase of every plot
+    (`Plot.asks`) with every thing and place that can occur in the plot.
+    """
     return {
         _in_words(plot, nodes, {"thing": thing, "place": place}): (plot.name, thing, place)
         for plot in GRAMMAR.plots.values()

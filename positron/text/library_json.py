@@ -176,8 +176,9 @@ class LibraryTokenizer:
 def spelling_of(facts: dict[str, Any]) -> Spelling:
     """Return how the vocabulary of a tokenizer.json writes its tokens; `facts` is the content of this file.
 
-    See `LibraryTokenizer.spelling` for the three results. Raises ValueError for WordPiece and for BPE with a BPEDecoder: their
-    vocabularies do not give the tokens' bytes.
+    "bytes": a printable character stands for each byte, as in GPT-2. "pieces": ▁ stands for a space, as in SentencePiece.
+    "characters": the tokens are plain text. Raises ValueError for WordPiece and for BPE with the decoder BPEDecoder, because
+    their tokens do not contain the spaces between words.
     """
     kinds = {step.get("type") for key in ("decoder", "pre_tokenizer", "normalizer") for step in _steps(facts.get(key))}
     if (facts.get("model") or {}).get("type") == "WordPiece":
