@@ -48,9 +48,12 @@ def write_report(folder: Path, date: str, file: str, plan: Plan, trials: Sequenc
 
 
 def as_record(folder: Path, date: str, file: str, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Return the results of the trials in the JSON format of docs/results/; the arguments are those of `write_report`.
+    """Return the results of `positron research` in the JSON format of docs/results/.
 
-    The commit and the machine are those of the first run of the base recipe.
+    `folder` contains the runs. `date` is the date on which the command was first started in this folder. `file` is the path of
+    the file of candidates, as given on the command line. `trials` are the results of the candidates; a candidate is a change of
+    the settings. The recorded commit and machine are those of the first run without any candidate. They are None if there is no
+    such run.
     """
     runs = sorted((folder / BASE).glob("*/"), key=lambda path: int(path.name))
     return {

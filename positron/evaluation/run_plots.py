@@ -125,9 +125,11 @@ def _draw_curves(axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tup
 def _draw_scores(
     axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tuple[str, ...], Any], x_key: int | None
 ) -> None:
-    """Draw the last scores of the jobs against the values of `keys[x_key]` (None: against each combination of values).
+    """Draw a point for each job of a sweep: its last bits per byte against its value of the setting `keys[x_key]`.
 
-    `colors` maps each combination of values to a colour.
+    `keys` are the keys of the settings that differ between the jobs. If `x_key` is None, the x axis shows each combination of
+    their values. Otherwise, a line joins the mean scores of the jobs whose other settings are equal. `colors` maps each
+    combination of values to a colour. Jobs that failed or were never validated are left out.
     """
     places = {values: float(place) for place, values in enumerate(colors)}
     lines: dict[tuple[str, ...], list[tuple[float, float, Any]]] = {}

@@ -218,9 +218,11 @@ def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
 
 
 def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
-    """Return the theta with the lowest Huber loss, after a search from each of the six best starting points.
+    """Fit a scaling law to R runs by least squares with Huber loss, and return the fitted numbers `theta` (see `Law`).
 
-    `y` (R,) is the log(loss - floor) of the runs; for `logs`, see `log_excess`.
+    `terms`: the terms of the law, such as ("E", "N", "D"). `logs`: two arrays (R,), log N (parameters) and log D (tokens) of
+    the runs, each minus its mean. `y` (R,): the log(loss - floor) of the runs. Six searches begin at those points of a grid
+    where the Huber loss is lowest. The best of their results is returned.
     """
 
     def residuals(theta: Array) -> Array:

@@ -20,8 +20,8 @@ T = TypeVar("T")
 class SeedGroup(Generic[T]):
     """Hold the runs of one variant, which differ only in their seed.
 
-    `missing` is the number of seeds with which at least one variant was trained, but for which this variant has no result. If
-    no variant has several runs, the seeds are not compared; then `missing` is 0 if this variant has a result, otherwise 1.
+    `missing` is the number of seeds for which this variant has no result. The seeds are those of all compared runs, of whatever
+    variant. If every variant has a single run, the seeds are not compared: `missing` is 0 if the run has a result, otherwise 1.
     """
 
     members: list[T]

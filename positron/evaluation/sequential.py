@@ -34,10 +34,11 @@ Verdict = Literal["adopted", "rejected", "open"]
 class Look:
     """Hold an interim result: what the pairs of runs so far show about a candidate, and the decision about the candidate."""
 
-    gain: float  # in bits per byte, mean over the pairs
-    p: float | None  # one-sided p-value times the number of looks, at most 1; None for fewer than FIRST_ADOPTION pairs
-    verdict: Verdict
-    reason: str
+    gain: float  # mean over the pairs: bits per byte without the candidate minus bits per byte with it
+    # one-sided p-value times the largest possible number of tests, at most 1; None for fewer than 5 pairs (FIRST_ADOPTION)
+    p: float | None
+    verdict: Verdict  # "open": another pair is needed
+    reason: str  # reason for the verdict, for people
 
 
 def look(gains: Sequence[float], pairs: int, min_gain: float) -> Look:

@@ -49,7 +49,11 @@ class Job:
 
     @property
     def result(self) -> float | None:
-        """Return the last bits per byte of a job that finished or was stopped; None for other jobs, such as pruned ones."""
+        """Return the bits per byte at the last validation if the status is "finished" or "stopped", otherwise None.
+
+        A stopped job can be continued: it ended at a limit of time or steps, or by a signal. Other jobs have no result, for
+        example a pruned job, which was ended because it was worse than others.
+        """
         return self.bpb if self.status in ("finished", "stopped") else None
 
 

@@ -218,7 +218,11 @@ def probabilities(logits: Tensor, sampling: Sampling, seen: list[int], exempt: I
 def _candidates(
     logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iterable[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids (n,) of the tokens that may follow, in ascending order, and their probabilities (n,) in float64."""
+    """Return the ids (n,) of the tokens that may be sampled, in ascending order, and their probabilities (n,) in float64.
+
+    `logits` (V,): the logits of the next token. `seen`: all tokens before it. `exempt`: tokens without repetition penalty. At
+    temperature 0, the likeliest token is the only one, with probability 1.
+    """
     values = _as_array(_penalized(logits.cpu(), sampling, seen, exempt))
     best = int(values.argmax())
     _check_finite(float(values[best]))

@@ -176,9 +176,12 @@ class Sessions:
             self._prompts[row] = len(ids) if ids == session.request.ids else 0
 
     def _known(self, row: int, ids: list[int], request: Request) -> int:
-        """Return the number of tokens at the start of `ids` that need not be read, because the row already holds them.
+        """Return how many tokens at the start of `ids`, the prompt of `request`, the key/value cache holds in row `row`.
 
-        The number is 0 if `ids` does not continue the row's last prompt, or if the request scores the prompt.
+        These tokens need not be read again. The last token of `ids` is never among them, because it must be read for the logits
+        after it. The number is 0 unless `ids` consists of the last prompt that was read into this row and further tokens. It is
+        also 0 if the request asks for the log-probabilities of the prompt, because these can be computed only while the prompt
+        is read.
         """
         held, least = self._held[row], self._prompts[row]
         if request.scores_prompt or not 0 < least < len(ids) or held[:least] != ids[:least]:

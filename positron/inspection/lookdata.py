@@ -100,7 +100,8 @@ class Scores(TypedDict):
     repeated: int  # number of random tokens in a sequence, which contains all of them twice in the same order
     sequences: int  # number of sequences of repeated random tokens
     validation: int  # number of scored tokens of validation text; 0 without such text
-    text_chance: float | None  # value of `text_induction` for a head that attends to all keys equally
+    # the `text_induction` (see `HeadScore`) of a head that attends to all keys equally; None without validation text
+    text_chance: float | None
     bits: float | None  # loss of the whole model on the scored tokens of validation text, in bits per token
 
 
@@ -112,7 +113,7 @@ class Shape(TypedDict):
     n_kv_head: int
     d_model: int
     vocab_size: int
-    context_length: int  # the largest T
+    context_length: int  # the largest number of tokens that the model reads at once
     parameters: int
 
 
@@ -252,8 +253,9 @@ class RuleRegret(TypedDict):
 class Departure(TypedDict):
     """Describe the first token of a prompt that the grammar of the stories does not allow at its position.
 
-    `reason` is "text" if no story continues with the text of the rest of the prompt. It is "tokens" if the rest of the prompt
-    is the beginning of a possible word, but the tokens of the whole word begin differently.
+    `reason` is "tokens" if the text from this token to the end of the prompt is the beginning of a word that may occur here.
+    The grammar allows this text, but its tokens are not the first tokens of the whole word, so their exact probabilities are
+    unknown. Otherwise, `reason` is "text": no story continues with this text.
     """
 
     token: int  # index of the first token that cannot occur in a story
