@@ -371,13 +371,17 @@ class GPT(nn.Module):
 def init_weights(model: GPT, seed: int) -> None:
     """Draw the initial weights from a separate generator, so that they depend on `seed` alone.
 
-    | parameter                    | value                                                           |
-    |------------------------------|-----------------------------------------------------------------|
-    | wte, wpe, lm_head, q k v,    | normal, std 0.02 (GPT-2)                                        |
-    |   up, gate                   |                                                                 |
-    | attn.out, mlp.down           | normal, std 0.02 / sqrt(2 L): 2 L branches add to one residual  |
-    | biases, smear                | 0                                                               |
-    | norm weights                 | 1                                                               |
+    | parameter                                   | value                                       |
+    |---------------------------------------------|---------------------------------------------|
+    | wte, wpe (embeddings), lm_head (output)     | normal, std 0.02, as in GPT-2               |
+    | q, k, v of attention; up, gate of the MLP   | normal, std 0.02                            |
+    | out of attention; down of the MLP           | normal, std 0.02 / sqrt(2 L) for L blocks   |
+    | biases                                      | 0                                           |
+    | smear (scales the preceding embedding)      | 0                                           |
+    | weights of norms                            | 1                                           |
+
+    The matrices `out` and `down` of L blocks add 2 L vectors to the residual stream. The smaller std keeps the variance of this
+    sum independent of L.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

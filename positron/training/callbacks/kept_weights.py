@@ -28,9 +28,10 @@ class WeightHistory(L.Callback):
     """
 
     def __init__(self, folder: Path, *, count: int, horizon: int, is_last: Callable[[L.Trainer], bool]) -> None:
-        """Choose `count` steps up to `horizon`, the planned last step. `train.stop_at` does not change these steps.
+        """Choose the `count` steps, from 0 to `horizon`, whose weights are written (see `history_steps`).
 
-        `folder`: the folder for the weights. `is_last` tells whether the current step is the last step of the run.
+        `horizon` is the planned last step; a smaller `train.stop_at` does not change the choice. `folder` is the folder for the
+        weights. `is_last` tells whether the current step is the last step of the run.
         """
         self.folder, self.steps, self.is_last = folder, history_steps(count, horizon), is_last
 

@@ -86,7 +86,11 @@ class Pruning(L.Callback):
 def open_pruning(
     config: SweepConfig, run: Run, every: int, last_step: int, rows: list[dict[str, Any]]
 ) -> Pruning | None:
-    """Return the callback for the setting `sweep.prune`, or None if it is not set. The other arguments are those of Pruning."""
+    """Return the callback that ends this run of a sweep early by the rule `config.prune`, or None if no rule is set.
+
+    `run`: this run. Only validations at multiples of `every` steps count. At `last_step` the run is complete, so it is not
+    ended early. `rows`: the rows of metrics.jsonl so far.
+    """
     match config.prune:
         case None:
             return None

@@ -93,9 +93,10 @@ class ProbeMonitor(Monitor, ABC):
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
         """Return a dict from metric name to measured value. Each subclass overrides this method.
 
+        `probe`: N fixed validation windows of T tokens, with input ids `probe.x` and targets `probe.y`, (N, T) each.
         `documents` (N, T): the index of each token's document in its row, or None if attention crosses documents. An
-        implementation must call `model.hidden` and not `model`, because `hidden` is never compiled and always runs the hooks
-        of each module.
+        implementation must call `model.hidden` and not `model`, because `hidden` is never compiled and always runs the hooks of
+        each module.
         """
 
 

@@ -84,7 +84,11 @@ class DistillObjective(PretrainObjective):
 
     @torch.no_grad()
     def _states(self, x: Tensor, documents: Tensor | None) -> list[States]:
-        """Return the last hidden states (N, C) and the output matrix (V, C) of each teacher."""
+        """Return the last hidden states (N, C) and the output matrix (V, C) of each teacher, for the input ids `x` (B, T).
+
+        `documents` (B, T): the number of each token's document, or None if attention crosses documents. N is B T, and C is the
+        width of the teacher.
+        """
         return [(each.hidden(x, documents).flatten(0, 1), each.head_weight) for each in self.teachers.models]
 
     def loss_terms(self) -> dict[str, Tensor]:

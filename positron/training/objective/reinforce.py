@@ -130,10 +130,11 @@ class ReinforceObjective(NextToken):
         self._ratio_gaps: list[Tensor] = []  # one for each micro-batch of the last step
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
-        """Return one micro-batch: the indices (n, 1) of the n prompts of a rank in step `step`, and -100 as targets (n, 1).
+        """Return one micro-batch for a rank in step `step`: the numbers (n, 1) of n prompts, and targets (n, 1), all -100.
 
-        n is `config.prompts` / `world_size`. There are no targets yet, because `examples` samples the answers later. It also
-        replaces some of the prompts by hard prompts, which are prompts that the model has answered badly (see `HardPrompts`).
+        n is `config.prompts` / `world_size`. The number of a prompt is its index in the list of all training prompts. The
+        targets are placeholders: the method `examples` samples the answers later. `examples` also replaces some of the prompts
+        by hard prompts, which are prompts that the model has answered badly (see `HardPrompts`).
         """
         numbers = torch.tensor(self._scheduled(step)[rank::world_size])[:, None]
         return [(numbers, torch.full_like(numbers, IGNORE))]
