@@ -639,7 +639,7 @@ class SweepConfig:
 
     # median: stop a job that is worse than the median of the finished jobs with the same seed at the same step
     prune: Literal["median"] | None = None
-    startup_jobs: Count = 5  # jobs that must finish before any job is stopped early
+    startup_jobs: Count = 5  # jobs with the same seed that must finish before a job is stopped early
 
     def __post_init__(self) -> None:
         check_ranges(self, "sweep")

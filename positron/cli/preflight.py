@@ -217,11 +217,12 @@ def _source_run(config: RunConfig) -> Run | None:
 
 
 def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, str]) -> RunConfig:
-    """Return `config` with the tokenizer of the run that init_from= or ckpt_path= names.
+    """Return `config` with the tokenizer of the run whose weights the training starts from.
 
-    If `folder` already contains a run, the tokenizer of this run is used instead. `config` is returned unchanged if neither
-    init_from= nor ckpt_path= is given, if there is no such run, or if the new run fine-tunes a base run. `given` maps the keys
-    of the command line to their values. Raises UserError if the command line chooses a different tokenizer.
+    This is the run in `folder` if there is one, otherwise the run that init_from= or ckpt_path= names. `config` is returned
+    unchanged if neither key is given, or if there is no such run. It is also returned unchanged for the commands sft, prefer
+    and reinforce, because they take the tokenizer of the base run in any case. `given` maps the keys of the command line to
+    their values. Raises UserError if the command line chooses a different tokenizer.
     """
     if config.is_tuning or (config.init_from is None and config.ckpt_path is None):
         return config
