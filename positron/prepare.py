@@ -3,8 +3,9 @@
     positron prepare data=text data.path=my.txt tokenizer=spm_4k
     positron prepare data=stories tokenizer=char --tokenizer-report
 
-Settings are those of training. `train` itself prepares a corpus that is missing. After an interruption, give the same command
-again to continue.
+Settings are those of training. `--tokenizer-report` also prints how the tokenizer divides the text. It is not necessary to
+prepare a text: `train` itself prepares it if its token files are missing. After an interruption, give the same command again
+to continue.
 """
 
 from __future__ import annotations

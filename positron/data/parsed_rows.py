@@ -61,8 +61,9 @@ class RowSummary:
     def skip(self, record: Record, label: str, message: str | None) -> None:
         """Count a row that is not used.
 
-        `label`: the kind of mistake, such as "not JSON". `message`: what is wrong with the row, such as "is not JSON", to be
-        written after the row's position; None if the row is not malformed.
+        `label`: the reason in the words of the summary, such as "not JSON". `message`: what is wrong with the row, such as "is
+        not JSON". Of all messages, only the first is kept, with the position of its row, for the error that `refuse_malformed`
+        may raise. `message` is None if the row is well-formed.
         """
         self.skipped.setdefault(label, []).append(record.place)
         if message is not None and self.first_error is None:

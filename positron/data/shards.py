@@ -91,10 +91,11 @@ def _work(task: Any) -> dict[str, Encoded]:
 def encode_all(
     source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, skip: int, workers: int
 ) -> Iterator[dict[str, Encoded]]:
-    """Tokenize all tasks except the first `skip` with `workers` processes, and yield the results in order.
+    """Tokenize a corpus task by task with `workers` processes, and yield the result of each task in order.
 
-    Each result is what `encode_task` returns; it does not depend on the number of processes. The processes load the tokenizer
-    from `tokenizer_folder`. A small corpus is tokenized in the calling process.
+    A task is a part of the corpus, an item of `source.tasks`. The first `skip` tasks are left out. A result is what
+    `encode_task` returns; it does not depend on the number of processes. The processes load the tokenizer from
+    `tokenizer_folder`. If the corpus is small or `workers` is 1, the calling process tokenizes with `tokenizer`.
     """
     tasks = source.tasks(skip)
     small = source.total_bytes is not None and source.total_bytes < SMALL_CORPUS_BYTES

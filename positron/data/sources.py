@@ -54,7 +54,10 @@ class Source(Protocol):
         """Return a line about what was read, or "" if there is nothing to report. Called after the last task was read."""
 
     def release(self, tasks_done: int | None) -> None:
-        """Delete downloaded files that are not needed any more, after the first `tasks_done` tasks (None: all) were read."""
+        """Delete the downloaded files that are needed only for the first `tasks_done` tasks (None: delete all).
+
+        Call this method when these tasks have been read. A source without downloaded files does nothing.
+        """
 
     @property
     def limit_bytes(self) -> int | None:

@@ -14,8 +14,9 @@ _Trail = tuple[()] | tuple["_Trail", tuple[str, str]]
 class _Path(NamedTuple):
     """Hold a derivation of `text[:position]`: the choices by which the grammar can generate this beginning of the text.
 
-    `bound` maps the slots that have a value to their values. `bits` is -log2 of the probability of the choices. `trail` is a
-    linked list of the choices: (trail of the earlier choices, last choice), or () if there are none.
+    A slot is a variable of the story, such as `hero`. `bound` maps the name of each slot that the choices have given a value to
+    this value. `bits` is -log2 of the probability of the choices. `trail` is a linked list of the choices: (trail of the
+    earlier choices, last choice), or () if there are none.
     """
 
     position: int
@@ -172,7 +173,11 @@ def fulfils(text: str, request: Request) -> bool:
 
 
 def _tells(text: str, request: Request, *, forgiving: bool = False) -> bool:
-    """Tell whether a derivation of the whole text has the plot, hero, object and place of the request."""
+    """Tell whether a derivation of the whole text has the plot, hero, object and place of the request.
+
+    A derivation is a list of choices by which the grammar generates the text. If `forgiving` is true, inconsistencies in other
+    parts of the story are accepted (see `parse`).
+    """
     plot = GRAMMAR.plots.get(request.plot)
     if plot is None or any(value not in GRAMMAR.kinds[plot.slots[slot]] for slot, value in request.slots.items()):
         return False  # the grammar has no such story
