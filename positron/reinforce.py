@@ -221,7 +221,10 @@ def _within_budget(
 
 
 def _try_step(plan: Plan, model: GPT, objective: ReinforceObjective) -> None:
-    """Sample answers and compute the forward and backward passes of one step, and discard the gradients."""
+    """Compute one step without the update of the weights, so that the caller can measure its duration.
+
+    The step samples answers, and computes the loss and its gradients. The gradients are then discarded.
+    """
     device = plan.machine.device
     asked = [tuple(tensor.to(device) for tensor in part) for part in objective.batch(1, 0, 1)]
     for part in objective.examples(model, asked, 1, 0, 1, lambda: None):

@@ -230,9 +230,10 @@ def _module(config: RunConfig, plan: Plan, model: GPT, objective: Objective, tok
 
 
 def _compile(plan: Plan, model: GPT, objective: Objective) -> None:
-    """Compile the model. A single process also compares it with eager mode, and undoes the compilation if the results differ.
+    """Compile the model. If the run has only one process, also compare the compiled model with eager mode.
 
-    The comparison needs the device of this process, which is not known yet if there are several processes.
+    If the results differ, the compilation is undone. If the run has several processes, the comparison is left out: it needs the
+    device of this process, which is not known yet.
     """
     if plan.world_size == 1:
         compile_in_place(model, objective.batch(1, 0, 1)[0], plan.machine)

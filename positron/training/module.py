@@ -94,7 +94,7 @@ class TrainingModule(L.LightningModule):
         return build_optimizer(self.model.named_parameters(), self.optimizer_config, fused=fused, bf16=is_bf16)
 
     def on_train_start(self) -> None:
-        """Move the counters of bad steps, whose loss or gradient was NaN or infinite, to the device."""
+        """Move the two counters of bad steps to the device. In a bad step, the loss or the gradient was NaN or infinite."""
         self.bad_in_a_row = self.bad_in_a_row.to(self.device)
         self.bad_steps = self.bad_steps.to(self.device)
 

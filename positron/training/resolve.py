@@ -130,9 +130,9 @@ def make_plan(
 def log_plan(plan: Plan, batch: str | None = None) -> None:
     """Log the size of the model, the number of steps and the batch of a step.
 
-    `batch`: a text that describes the batch and the micro-batches, for example "14 pairs of answers (7 pairs at a time)". It is
-    needed if rows are padded, because `plan.batch_tokens` is then more than the number of tokens that a step reads. For
-    full windows of text, `batch` is None, and the numbers of tokens are logged.
+    `batch`: a text that describes the batch and the micro-batches, for example "14 pairs of answers (7 pairs at a time)". If it
+    is None, `plan.batch_tokens` is logged as the number of tokens of a batch. This number is correct for full windows of text,
+    but too large for padded rows; therefore a caller with padded rows must give `batch`.
     """
     gpt, size = plan.gpt, plan.gpt.n_params()
     if batch is None:

@@ -152,10 +152,11 @@ def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
 
 
 def replayed_text(base: Run, config: RunConfig, start: Start, key: str, *, rows: int, context: int) -> Windows:
-    """Return windows of `context` tokens of the training text of `base`; each step gets `rows` windows.
+    """Return windows of `context` tokens of the training text of `base`, with `rows` windows in each batch.
 
-    `base` is the run that `replayed_run` returns for the same `start` and `key`. Raises UserError if the text is not
-    available.
+    `base`: the pretrained run, which `replayed_run` returns. `key`: the setting that asks for this text, such as
+    sft.replay_ratio. Raises UserError if the text is not available. The message says how to train without it: `key`=0 or, if
+    the run already has a checkpoint (`start`), a new run with `key`=0.
     """
     files = token_files(base, "train", _without_replay(start, key))
     return Windows(files, context=context, batch_size=rows, seed=config.seed)

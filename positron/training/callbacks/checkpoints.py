@@ -82,7 +82,8 @@ class Checkpoints(L.Callback):
     def save(self, trainer: L.Trainer) -> Path:
         """Save a checkpoint of this step, delete all but the newest `keep_last` checkpoints, and return the new one's path.
 
-        best.ckpt is not deleted. If the attribute `best` is None, best.ckpt is replaced by the new checkpoint.
+        best.ckpt is not deleted. If the attribute `best` is None, the newest checkpoint counts as the best one, so best.ckpt is
+        replaced by the new checkpoint.
         """
         path = self.folder / f"step-{trainer.global_step:06d}.ckpt"
         trainer.save_checkpoint(path)

@@ -50,10 +50,12 @@ def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_j
 
 
 class Pruning(L.Callback):
-    """End this run of a sweep as soon as `is_hopeless` returns True after a validation, unless `last_step` has been reached.
+    """End this run of a sweep as soon as it is worse than the median of the finished runs (see `is_hopeless`).
 
-    Only validations at multiples of `every` steps count, as in `Patience`. This callback must run after Validation and before
-    the callbacks that write metrics and checkpoints.
+    The runs are compared after each validation at a step that is a multiple of `every`. Validations at other steps are ignored.
+    From `last_step` on, the runs are not compared, because this run ends there anyway.
+
+    This callback must run after Validation and before the callbacks that write metrics and checkpoints.
     """
 
     def __init__(self, run: Run, startup_jobs: int, every: int, last_step: int, rows: list[dict[str, Any]]) -> None:

@@ -310,7 +310,10 @@ def _chosen_states(hidden: Tensor, y: Tensor) -> Tensor:
 
 
 def _rows_of(pair: Pair, tokenizer: Tokenizer, context: int) -> PairOfRows | None:
-    """Return the row (x, y) of the chosen answer and that of the rejected one, or None if one does not fit the context."""
+    """Return two rows of a pair: the prompt with the chosen answer, and the prompt with the rejected answer.
+
+    A row has input ids (n,) and target ids (n,). Returns None if one of the two rows does not fit the context.
+    """
     chosen, rejected = (
         to_row(Conversation((*pair.prompt, *answer), pair.is_val), tokenizer, context)
         for answer in (pair.chosen, pair.rejected)

@@ -151,7 +151,10 @@ class ReinforceObjective(NextToken):
     ) -> list[Part]:
         """Sample answers to the prompts and compute the rewards of the answers; return micro-batches for the loss.
 
-        Up to a share `config.hard_share` of the prompts is first replaced by prompts that the model has answered badly.
+        First, some of the prompts are replaced by prompts that the model answered badly in earlier steps. They are at most the
+        fraction `config.hard_share` of all prompts.
+
+        `pause` is called regularly. If the run has to stop, `pause` raises an error, which ends this method.
 
         With `config.mask_truncated`, the advantage of an answer that was cut off is 0. If the KL divergence is not part of the
         loss, the micro-batches contain only the answers whose advantage is not 0. If all advantages are 0, they contain one
@@ -307,7 +310,10 @@ class ReinforceObjective(NextToken):
         return total
 
     def _logits(self, model: GPT, x: Tensor, places: Tensor) -> Tensor:
-        """Compute the logits, divided by the temperature, at `places`: N indices into the flattened x (B, T) -> (N, V)."""
+        """Compute the logits (N, V) at N of the positions in `x` (B, T), divided by the sampling temperature.
+
+        `places` (N,): the indices of the positions in the flattened `x`.
+        """
         return model.logits(model.hidden(x).flatten(0, 1)[places]) / self.config.temperature
 
     @torch.no_grad()

@@ -98,8 +98,9 @@ def build_optimizer(
 def _keep_configured_values(optimizer: torch.optim.Optimizer) -> None:
     """Make `load_state_dict` restore moments and step counts only, so that all hyperparameters stay as configured.
 
-    By default, torch would also restore the hyperparameters of the groups, such as betas and weight decay, from the
-    checkpoint. Here the run's config determines them; moreover, old checkpoints lack `role` and `lr_factor`.
+    By default, torch replaces all values of the parameter groups by those in the checkpoint. Hyperparameters such as betas and
+    weight decay would then be those of the checkpoint, not those of the run's config. The values `role` and `lr_factor`, which
+    Positron adds to each group, would be missing after loading an old checkpoint.
     """
     configured = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
 
