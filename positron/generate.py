@@ -61,8 +61,10 @@ def arguments() -> argparse.ArgumentParser:
 def read_prompt(options: argparse.Namespace) -> str:
     """Return the prompt from the argument, from the file of --file, or from standard input.
 
-    If the user gives no prompt, return "Once upon a time". Raises UserError if the prompt cannot be read, or if both the
-    argument and --file are given.
+    Standard input is read if the argument is `-`. It is also read if neither the argument nor --file is given, and standard
+    input is not a terminal. At a terminal, or if standard input is empty, the prompt is "Once upon a time".
+
+    Raises UserError if the prompt cannot be read, or if both the argument and --file are given.
     """
     if options.file is not None:
         if options.prompt is not None:

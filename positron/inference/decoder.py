@@ -36,9 +36,14 @@ class _Layer:
     """Hold the weights of one transformer block in the form that `Decoder` uses.
 
     A norm is a pair of weight and bias (None: no bias). The weight of an RMSNorm contains its C numbers twice (see
-    `_rms_norm`). `up` is the first layer of the MLP. It includes the activation, except for SwiGLU. For SwiGLU, it has no
-    activation, and its weight contains the rows of gate, followed by the rows of up. `qk_scale` contains the learned scales of
-    QK-norm. H is the number of query heads, K the number of key heads, and D the number of channels of a head.
+    `_rms_norm`).
+
+    `up` is the first layer of the MLP, and includes the activation. SwiGLU is an exception: it has two first layers, the gate
+    and the up projection. The weight of `up` then contains the rows of the gate, followed by the rows of the up projection, and
+    `up` includes no activation.
+
+    `qk_scale` contains the learned scales of QK-norm. H is the number of query heads, K the number of key heads, and D the
+    number of channels of a head.
     """
 
     norm1: tuple[Tensor, Tensor | None]
@@ -47,7 +52,7 @@ class _Layer:
     out: Linear | Int8Linear
     up: (
         Linear | Int8Linear
-    )  # includes the activation, except for SwiGLU, whose gate and up are computed by this one layer
+    )  # includes the activation; with SwiGLU, it includes none, and computes the gate and the up projection
     down: Linear | Int8Linear
     qk_scale: Tensor | None  # (H + K, D); with RoPE, the two numbers of each pair are neighbours
 

@@ -47,7 +47,10 @@ class Window:
         return self.context - (len(seen) - self.start)
 
     def read(self, seen: list[int]) -> Tensor:
-        """Read the tokens of `seen` that are not in the cache and return the logits after each of them, (T, V)."""
+        """Read the tokens that are not in the cache yet, and return the logits (T, V) after each of these T tokens.
+
+        `seen`: all tokens of the text so far. `free_tokens` must be called first, so that the new tokens fit the context.
+        """
         return self.decoder.read(seen[self.start + self.decoder.lengths[0] :])
 
     def forget_after(self, length: int) -> None:

@@ -93,8 +93,9 @@ class Stream(Iterator[str]):
 def pieces(rows: Iterator[list[int | None]], progress: Progress, max_tokens: int) -> Generator[str, None, None]:
     """Yield a text as strings of whole characters.
 
-    `rows` yields the text's token ids, each in a list of length 1, and never None. If it yields fewer than `max_tokens` ids,
-    the text ended at a stop token.
+    `rows` yields the token ids of the text, each in a list of length 1, which never contains None. `progress` converts the ids
+    to characters, and ends the text at a stop string. If `rows` yields fewer than `max_tokens` ids, the text ended at a stop
+    token; this is recorded in `progress`.
 
     This is not a method of `Stream`: a generator that refers to its stream would form a reference cycle with it, and the cache
     of the text would not be freed when the last reference to the stream is gone.

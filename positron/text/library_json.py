@@ -92,7 +92,10 @@ class LibraryTokenizer:
 
     @property
     def hash(self) -> str:
-        """Return the sha256 of the imported tokenizer.json, the vocabulary size, the special tokens' ids and the end ids."""
+        """Return one sha256 of everything that determines the tokenizer.
+
+        This is the content of tokenizer.json, the vocabulary size, the ids of the special tokens, and the ids that end a text.
+        """
         head = f"huggingface\n{sorted(self._specials.items())}\n{self.vocab_size}\n"
         if self._ends != (self._specials[END_OF_TEXT],):
             head += f"{self._ends}\n"
