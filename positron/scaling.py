@@ -123,9 +123,10 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
 
 
 def family(law: Law) -> str:
-    """Describe how parameters N and tokens D are related in the runs, as in "all models have about 2M parameters".
+    """Describe the runs to which the law was fitted, as in "all models have about 2M parameters".
 
-    The law must have only one variable, N or D (see `Law.reduced`).
+    The description says which number is about the same in all runs, or how the number of tokens depends on the number of
+    parameters. The law must have only one variable: the parameters N or the tokens D (see `Law.reduced`).
     """
     from positron.evaluation.scaling_law import MIN_SPREAD
 

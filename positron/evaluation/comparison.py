@@ -44,7 +44,7 @@ class Row:
 
     run: str  # folder of the run
     parameters: int
-    tokens: int  # read in training, also by the base run, from which a fine-tuned run started
+    tokens: int  # number of training tokens; for a fine-tuned run, those of its base run are included
     bpb: float
     interval: float | None  # half the width of the 95 % confidence interval; None if one window contains the whole text
     perplexity: float  # per token of the run's own tokenizer

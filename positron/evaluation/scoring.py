@@ -175,9 +175,10 @@ def total(scores: Sequence[Score]) -> Score:
 def sampling_units(documents: list[list[Score]]) -> tuple[list[Score], str]:
     """Return the scores of the units that a confidence interval treats as independent, and the name of the units.
 
-    The units are "documents" or, if there are fewer than MIN_UNITS documents, "blocks of the text" (groups of neighbouring
-    windows of one document). If each document is a single block, the name is "documents", too. `documents` has the scores of
-    each document's windows; the sum over all units equals the sum over all windows.
+    `documents` has the scores of each document's windows. If there are at least 20 documents (MIN_UNITS), each document is a
+    unit, and the name is "documents". If there are fewer, each document is divided into blocks of neighbouring windows. Each
+    block is a unit, and the name is "blocks of the text". If no document has more than one block, the units are again whole
+    documents, and the name is "documents". The sum over all units equals the sum over all windows.
     """
     if len(documents) >= MIN_UNITS:
         return [total(scores) for scores in documents], "documents"

@@ -112,9 +112,9 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
 
 
 def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
-    """Return the table of variants, the best first: a row of titles, then a row with the mean over the seeds for each variant.
+    """Return a table with the mean result over the seeds: a row of titles, then one row for each variant, the best first.
 
-    The table is empty if all jobs have the same seed.
+    Jobs that differ only in their seed form a variant. If all jobs have the same seed, the table is empty ([]).
     """
     keys = swept_keys(jobs)
     if SEED not in keys:

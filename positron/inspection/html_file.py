@@ -152,9 +152,9 @@ def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
     The file contains results for several steps of training; `steps` is the number of available steps. The caller stops at the
     first pair with which the file is small enough.
 
-    The number of bits decreases from at most 16 to 8. Each number of bits is tried with all `steps`. With two numbers of bits,
-    a half and a quarter of the `steps` are tried next. The first is ENOUGH_BITS, because fewer bits would change the logits
-    visibly. The second is 8, but only if the weights alone fit into the file.
+    The number of bits decreases by 1 from at most 16 to 8. Each number of bits is tried with all `steps`. A half and a quarter
+    of the `steps` are tried, too, with two numbers of bits: with 14 (ENOUGH_BITS), because fewer bits would change the logits
+    visibly, and with 8, if the file has enough space for the weights with 8 bits.
     """
     fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
     for bits in range(max(8, min(16, fitting)), 7, -1):

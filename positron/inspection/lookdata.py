@@ -172,12 +172,12 @@ class LookRequest(TypedDict):
     run: NotRequired[str]  # name of a run from /v1/models; not needed if the server has only one run
     prompt: str
     step: NotRequired[int | None]  # a step from /api/history; None: the best checkpoint
-    ablations: NotRequired[list[Ablation]]
+    ablations: NotRequired[list[Ablation]]  # heads, attentions and MLPs to switch off; default: none
     top: NotRequired[int]  # number of candidates per prediction, 1 to 50; default 10
     focus: NotRequired[int | None]  # a position; default: the last one
     attention: NotRequired[list[int] | None]  # layers whose attention is returned; default: all
     scores: NotRequired[bool]  # whether to return the scores of the heads; default: false; measuring them takes seconds
-    continuation: NotRequired[Continuation | None]
+    continuation: NotRequired[Continuation | None]  # sampling settings; None (the default): generate no continuation
 
 
 class HistoryPoint(TypedDict):
