@@ -27,7 +27,7 @@ class Request:
 
     values: dict[str, Any]  # the settings of the run, nested
     asked: Asked
-    callbacks: Mapping[str, Any] | None  # the user's callbacks by name
+    callbacks: Mapping[str, Any] | None  # the user's callbacks by name; None if the configuration has no `callbacks`
 
     def refuse_unread(self, *, is_sweep: bool = False, swept: Iterable[str] = ()) -> None:
         """Raise UserError if the user gave a setting that the run would not read; see `unused_settings.refuse_unread`.

@@ -72,10 +72,10 @@ def lineage(run: Run) -> list[Run]:
 
 
 def tokens_seen(run: Run) -> int:
-    """Return the number of training tokens of the run and of its base runs; for a pretrained or distilled run, only its own.
+    """Return the number of training tokens of the run and, if it is fine-tuned, of its base runs.
 
-    If `run` did not record the tokens of its base runs, and one of these runs no longer exists, only the tokens of `run` are
-    counted.
+    The base runs are the base run, the base run of that run, and so on. If `run` did not record their tokens, and one of these
+    runs no longer exists, only the tokens of `run` are counted.
     """
     facts = run.facts()
     tokens = facts.tokens or 0

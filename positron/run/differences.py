@@ -129,9 +129,10 @@ def _refuse_another_command(run: Run, config: RunConfig) -> None:
 
 
 def learned_settings(settings: RunConfig, resolved: Resolved) -> dict[str, Any]:
-    """Return the settings in which all commands that train the same run must agree, by their dotted keys.
+    """Return the settings that must not change when a run is continued, as a dict from dotted key to value.
 
-    If train.max_steps or train.batch_tokens is `auto`, the number in `resolved` replaces it.
+    Settings that may change (see `is_changeable`) are left out. If train.max_steps or train.batch_tokens is `auto`, the dict
+    contains the number in `resolved` instead.
     """
     values = flat(without_home(dataclasses.asdict(settings)))
     for name in _RESOLVED:

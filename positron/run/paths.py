@@ -111,7 +111,7 @@ class RunPaths:
 
     @property
     def architecture_path(self) -> Path:
-        """Return the path of the `GPTConfig` that belongs to the exported weights."""
+        """Return the path of the JSON file with the architecture (`GPTConfig`) of the model in `weights_path`."""
         return self.model_folder / CONFIG
 
     @property

@@ -107,7 +107,10 @@ def _render(run: RunPaths, samples: Iterable[Sample]) -> None:
 
 
 def _samples_of_page(page: str) -> list[Sample]:
-    """Return the samples in the `samples.md` of an older version, which escaped headings in texts by a backslash."""
+    """Return the samples in `page`, the content of a `samples.md` that an older version of Positron wrote.
+
+    The older version put a backslash before a line of a sample that looked like a heading. These backslashes are removed.
+    """
     parts = _OLD_HEAD.split(page)[1:]
     samples: list[Sample] = []
     for step, loss, bpb, text in zip(*[iter(parts)] * 4, strict=True):

@@ -369,8 +369,9 @@ def _call(
     """Read the parameters that chats and completions have in common, and return the call.
 
     `prompts`: the token ids of each prompt. `default`: the values of missing sampling settings. `stop_ids`: the token ids that
-    end a text, unless the client asks to ignore them. `logprobs`: see `Request`. `echoed`: the text of each prompt if the
-    answer repeats the prompts, else None. `hidden`: see `Call`.
+    end a text, unless the client asks to ignore them. `logprobs`: the number of likeliest tokens to report with each token, or
+    None to report no log-probabilities. `echoed`: the text of each prompt if the answer repeats the prompts, else None.
+    `hidden`: the number of tokens that the server put before each prompt.
     """
     n = body.take("n", _number("n", 1, MAX_TEXTS), 1)
     texts = n * len(prompts)

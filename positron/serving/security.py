@@ -42,10 +42,13 @@ class Guard:
     """Check Host, Origin and key of every request before the application sees it, and add headers to every answer."""
 
     def __init__(self, app: ASGIApp, key: str | None, public: frozenset[str]) -> None:
-        """Store the API key and the `public` paths, which need no key. Files below /static/ need no key, either.
+        """Store the API key and the `public` paths.
 
-        If `key` is None, no path needs a key, and the Host header must be 127.0.0.1, localhost or [::1]. With a key, the Host
-        header may also be the machine's name or any IP address.
+        If there is a key, every request must contain it, except requests for `public` paths and for files below /static/. If
+        `key` is None, no request needs a key.
+
+        A request is refused if the host in its Host header is not allowed. The hosts 127.0.0.1, localhost and [::1] are always
+        allowed. If there is a key, the machine's name and all IP addresses are allowed, too.
         """
         self.app, self.key, self.public = app, key, public
         own = socket.gethostname().lower()

@@ -90,7 +90,10 @@ def open_inside(path: Path, mode: Literal["rb", "wb", "xb", "ab"], below: Path |
 
 
 def refuse_links(path: Path, below: Path) -> None:
-    """Raise UserError if `path`, or a folder between `below` and `path`, is a symbolic link, a device or a pipe."""
+    """Raise UserError if a component of `path` below the folder `below` is neither a regular file nor a real folder.
+
+    A symbolic link, a device and a pipe are refused. A component that does not exist is accepted.
+    """
     component = below
     for part in path.relative_to(below).parts:
         component = component / part

@@ -41,10 +41,10 @@ def local_rank(processes: int) -> int:
 def refuse_unknown_machines(machines: int) -> None:
     """Raise UserError if a training on several machines lacks the address of the first machine or this machine's number.
 
-    `machines`: the number of machines. The address and the number must be given in environment variables: MASTER_ADDR,
-    MASTER_PORT, and NODE_RANK, or RANK, which torchrun sets. Under SLURM, LSF or MPI, they are not needed, because Lightning
-    finds the machines itself. Without the address, each process would look for the first machine at 127.0.0.1, that is, on its
-    own machine, and wait forever.
+    `machines`: the number of machines. The address must be given in the environment variables MASTER_ADDR and MASTER_PORT.
+    Without it, each process would look for the first machine at 127.0.0.1, that is, on its own machine, and wait forever. The
+    number of this machine must be given in NODE_RANK. With torchrun, NODE_RANK is not needed, because torchrun sets RANK, the
+    number of the process. Under SLURM, LSF or MPI, nothing must be given, because Lightning finds the machines itself.
     """
     if machines == 1 or any(name in os.environ for name in _SET_BY_LAUNCHERS):
         return
