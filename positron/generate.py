@@ -62,7 +62,7 @@ def read_prompt(options: argparse.Namespace) -> str:
     """Return the prompt from the argument, from the file of --file, or from standard input.
 
     Standard input is read if the argument is `-`. It is also read if neither the argument nor --file is given, and standard
-    input is not a terminal. At a terminal, or if standard input is empty, the prompt is "Once upon a time".
+    input is not a terminal. If none of these gives a prompt, or standard input is empty, return "Once upon a time".
 
     Raises UserError if the prompt cannot be read, or if both the argument and --file are given.
     """

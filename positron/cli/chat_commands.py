@@ -103,7 +103,7 @@ def _is_exact(name: str, text: str) -> bool:
     """Tell whether a line without a slash is a command, and not a message to the model.
 
     `name`: the first word of the line, the name of a command. `text`: the rest of the line. The line is a command if `text` is
-    empty, or if it has the form that this command expects: settings for `settings`, a file for `save`, `save!` and `load`.
+    empty, or if it has the form that this command expects: a sampling setting for `settings`, a file for `save` and `load`.
     """
     if not text:
         return True

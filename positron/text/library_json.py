@@ -94,7 +94,7 @@ class LibraryTokenizer:
     def hash(self) -> str:
         """Return one sha256 of everything that determines the tokenizer.
 
-        This is the content of tokenizer.json, the vocabulary size, the ids of the special tokens, and the ids that end a text.
+        The hash covers tokenizer.json, the vocabulary size, the ids of the special tokens, and the ids that end a text.
         """
         head = f"huggingface\n{sorted(self._specials.items())}\n{self.vocab_size}\n"
         if self._ends != (self._specials[END_OF_TEXT],):
