@@ -81,12 +81,14 @@ def documents(seed: int, count: int) -> list[Document]:
 
 
 def control_texts(seed: int, given: Sequence[Document], count: int) -> list[Document]:
-    """Return `count` texts of CONTROL_WORDS random words, which are drawn from the words of the documents `given`.
+    """Return `count` texts of 100 random words (CONTROL_WORDS), which are drawn from the words of the documents `given`.
 
-    All different words of the documents are equally likely, however often they occur. `seed` is the seed of the random numbers.
-    The texts contain no new words, so the tokenizer of a model for stories can encode them. The expected loss of any model is
-    at least log2(number of different words) bits for each word. Each text ends with a full stop, so no text is the beginning of
-    another text. The stories have this property, too.
+    Only words in lower-case letters are drawn. All different words are equally likely, however often they occur in the
+    documents. `seed` is the seed of the random numbers. The texts contain no new words, so the tokenizer of a model for stories
+    can encode them. The expected loss of any model is at least log2(number of different words) bits for each word.
+
+    A text has a full stop only after its last word, so no text is the beginning of a longer one. Therefore the probabilities
+    that a model gives to all possible texts have a sum of at most 1. The same holds for the stories.
     """
     words = sorted({word for document in given for word in re.findall(r"\b[a-z]+\b", document.text)})
     bits = CONTROL_WORDS * math.log2(len(words))
@@ -209,10 +211,13 @@ class Check:
 def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
     """Decide whether a model that has not seen the documents can give them the claimed log-probabilities.
 
-    An e-value (see `evidence_bits`) compares the claimed probabilities of the stories with the exact probabilities. If there
-    are control texts, a second e-value does the same for the control texts. The verdict is "impossible" if the mean of the
-    e-values is at least 2^CHANCE_BITS. It is "not comparable" if a document has no claim or several claims, if a claim names an
-    unknown document, or if the number of bytes in a claim is not the size of the document.
+    A claim is the score that a user's program reports for one of the documents `given`. The verdict is "not comparable" if a
+    document has no claim or several claims, if a claim names an unknown document, or if the number of bytes in a claim is not
+    the size of the document.
+
+    Otherwise, an e-value (see `evidence_bits`) compares the claimed probabilities of the stories with the exact probabilities.
+    If there are control texts (texts of random words), a second e-value does the same for them. The verdict is "impossible" if
+    the mean of the e-values is at least 2^20 (2^CHANCE_BITS), and otherwise "possible".
     """
     told = [document for document in given if not document.is_control]
     controls = [document for document in given if document.is_control]

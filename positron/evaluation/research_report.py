@@ -87,8 +87,9 @@ def _row(trial: Trial) -> dict[str, Any]:
 def as_entry(folder: Path, name: str, plan: Plan, trials: Sequence[Trial], record: dict[str, Any]) -> str:
     """Return an entry for docs/LOG.md, in Markdown, with the settings and results of the research in `folder`.
 
-    `name` is the name of the files of the report, without the extension. `record` is the result of `as_record`. The entry
-    contains the same table that scripts/render_log.py renders from `record`.
+    `name` is the name of the files of the report, without the extension. `plan` has the base recipe and the candidates, and
+    `trials` are the results of the candidates tested so far. `record` is the result of `as_record`. The entry contains the same
+    table that scripts/render_log.py renders from `record`.
     """
     adopted = [trial.name for trial in trials if trial.verdict == "adopted"]
     is_open = any(trial.verdict == "open" for trial in trials) or len(trials) < len(plan.candidates)

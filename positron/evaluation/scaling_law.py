@@ -90,7 +90,10 @@ class Law:
         return self._number(self._place(term), 1.0, term)
 
     def coefficient(self, term: str) -> float:
-        """Return A for "N", B for "D" or E for "E"."""
+        """Return a coefficient of the law E + A / N^alpha + B / D^beta: A for the term "N", B for "D" or E for "E".
+
+        Raises ValueError if the law has no such term, or if E was not fitted but is known.
+        """
         return float(np.exp(self.log_coefficient(term)[0]))
 
     def _place(self, term: str) -> int:

@@ -39,7 +39,7 @@ class Job:
     choices: dict[str, str]
     status: str
     bpb: float | None  # bits per byte at the last validation; None if the job failed or was never validated
-    facts: Facts
+    facts: Facts  # contents of run.json; all fields are None if the files of the job are damaged
     why: str  # reason why the job failed, was refused or cannot be read, otherwise empty
 
     @property
@@ -132,9 +132,13 @@ def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
 def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
     """Return the arguments of `positron compare --paired` that compare the best two variants of a sweep.
 
-    Only variants with scores for at least two seeds count. The list is empty if there are fewer than two such variants. If the
-    two variants differ in several settings, in the choice of a config group such as model=nano, or in a setting that changes
-    the order of the data, the argument --differ-in names the settings in which they differ.
+    A variant consists of the jobs that differ only in their seed. Only variants with scores for at least two seeds count. The
+    list is empty if there are fewer than two such variants. Otherwise it has an argument for each variant, FOLDER:KEY=VALUE,
+    with the overrides of this variant.
+
+    The option --differ-in, with the names of the settings in which the two variants differ, is added in three cases: if the
+    variants differ in several settings, in a key without a dot such as model, or in a setting that changes the order of the
+    data.
     """
     # imports torch, which a sweep that is refused does not need
     from positron.evaluation.pairing import changes_data_order

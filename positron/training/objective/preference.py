@@ -78,9 +78,12 @@ class PreferenceObjective(NextToken):
         seed: int,
         val_tokens: int,
     ) -> None:
-        """Prepare the rows of all pairs. `batch_size` and `micro_batch_size` count sequences, two per pair.
+        """Convert each pair to two rows of token ids: prompt and chosen answer, and prompt and rejected answer.
 
-        Raises UserError if no pair has two answers that fit the context.
+        A pair is left out if one of its answers does not fit `context` tokens; a long prompt only loses its beginning.
+        `batch_size` and `micro_batch_size` count rows, two for each pair. Validation pairs are taken in their order until they
+        have `val_tokens` tokens together, and the others are not used. `seed` decides the order of the training pairs. Raises
+        UserError if all pairs are left out.
         """
         train, val = usable_splits(
             pairs,
@@ -152,8 +155,9 @@ class PreferenceObjective(NextToken):
     def _losses(self, log_probs: Tensor, reference: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses and margins of N pairs of answers, (N,) each.
 
-        `log_probs` and `reference` (2 N,): the log-probabilities of whole answers under the model and under the reference
-        model. The chosen and the rejected answer of a pair follow each other. `y` (2 N, T): the targets of the answers.
+        A margin states by how much the model prefers the chosen answer to the rejected one (see `margins`). `log_probs` and
+        `reference` (2 N,): the log-probabilities of whole answers under the model and under the reference model. The chosen and
+        the rejected answer of a pair follow each other. `y` (2 N, T): the targets of the answers.
         """
         if is_mean(self.settings):
             counts = (y != IGNORE).sum(1)
@@ -305,7 +309,11 @@ def _row_log_probs(hidden: Tensor, head: Tensor, y: Tensor) -> Tensor:
 
 
 def _chosen_states(hidden: Tensor, y: Tensor) -> Tensor:
-    """Select from all hidden states (B, T, C) those (n, C) that predict the tokens of the chosen answers."""
+    """Select from all hidden states (B, T, C) those (n, C) that predict the tokens of the chosen answers.
+
+    `y` (B, T): the targets, -100 where no token is predicted. The rows 0, 2, 4, ... of `hidden` and `y` belong to chosen
+    answers, and the other rows to rejected answers.
+    """
     return hidden[0::2][y[0::2] != IGNORE]
 
 

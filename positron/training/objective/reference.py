@@ -38,8 +38,9 @@ class Reference:
     def empty(cls, n_train: int, n_val: int, n_states: int, head: Tensor) -> Reference:
         """Return a Reference in which nothing is computed yet: all values except `head` are NaN.
 
-        `n_train` and `n_val`: the numbers of training and validation pairs. `n_states`: the number of rows of `states`. `head`
-        (V, C): the output matrix, which is copied.
+        `n_train` and `n_val`: the numbers of training and validation pairs. `n_states`: the number of tokens of chosen answers
+        at which the reference model's distribution will be stored, in the form of a hidden state. `head` (V, C): the output
+        matrix of the reference model, which is copied.
         """
         train, val, states = (
             np.full(shape, np.nan, dtype=np.float32) for shape in ((n_train, 2), (n_val, 2), (n_states, head.shape[1]))
