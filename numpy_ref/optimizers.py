@@ -230,9 +230,10 @@ def rmsprop_step(
 
 
 def _blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Cut arrays of equal size into slices of BLOCK_WEIGHTS numbers; yield the first slice of each array, then the second, ...
+    """Cut arrays of equal size into slices; yield the first slice of each array as a tuple, then the second, and so on.
 
-    The slices of a contiguous array are views, through which the caller can change the array. Any other array is copied.
+    A slice has at most 65,536 numbers (BLOCK_WEIGHTS), so that the slices of five arrays fit the processor's cache. The slices
+    of a contiguous array are views, through which the caller can change the array. Any other array is copied.
     """
     flat = [array.reshape(-1) for array in arrays]
     for start in range(0, flat[0].size, BLOCK_WEIGHTS):

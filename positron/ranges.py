@@ -68,7 +68,7 @@ def first_complaint(settings: Any) -> str | None:
     """Return `name=value must be ...` for the first field whose number is not allowed, or None if all numbers are allowed.
 
     `settings` is a dataclass. The type of a field states the allowed numbers, as `Annotated[int, Range(1)]` does. A number
-    whose type has no `Range` must be finite and between -MAX_COUNT and MAX_COUNT.
+    whose type has no `Range` must be between -10^12 and 10^12 (MAX_COUNT).
     """
     cls: Any = type(settings)
     for name, hint in _hints(cls).items():

@@ -160,8 +160,9 @@ def _questions(
     """Return the prompts for training and the prompts for validation.
 
     A prompt consists of the messages of a conversation before its first answer. If the base run was not fine-tuned on
-    conversations (`is_chat` is False), a prompt is only the text of the last of these messages. A prompt is left out if it
-    leaves less than MIN_ANSWER_TOKENS of the `context` tokens for an answer. Raises UserError if no prompt is left.
+    conversations (`is_chat` is False), a prompt is only the text of the last of these messages. A conversation that begins with
+    an answer has no prompt. A prompt is left out if it leaves less than 8 (MIN_ANSWER_TOKENS) of the `context` tokens for an
+    answer. Raises UserError if no prompt is left.
     """
     from itertools import takewhile
 

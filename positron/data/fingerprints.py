@@ -27,11 +27,16 @@ _FORMERLY_OTHER = re.compile(rb"^\xef\xbb\xbf|\r|<\|endoftext\|>[ \t]")
 
 
 def file_digest(path: Path) -> tuple[tuple[str, int, str], bool]:
-    """Return (name, size in bytes, hash) of a file, and whether earlier versions of Positron read it differently.
+    """Return (name, size in bytes, hash) of a file, and whether earlier versions of Positron read the file differently.
 
     If a file is larger than 64 MiB (MAX_HASHED_BYTES), the hash covers only its first and last MiB and its time of
-    modification, and only these two MiB are searched for text that earlier versions read differently. In a compressed file, the
-    first 64 KiB of the decompressed text are searched. Raises UserError if the file cannot be read.
+    modification.
+
+    Earlier versions knew fewer file formats. In plain text, they read a byte order mark, a carriage return, and `<|endoftext|>`
+    followed by white space differently. A plain text file is therefore searched for these. If the file is larger than 64 MiB,
+    only its first and last MiB are searched. If it is compressed, only the first 64 KiB of the decompressed text are searched.
+
+    Raises UserError if the file cannot be read.
     """
     try:
         size, content = path.stat().st_size, hashlib.sha256()

@@ -62,7 +62,7 @@ class Stream:
         return self.folder / f"epoch-{epoch:05d}"
 
     def has(self, epoch: int) -> bool:
-        """Tell whether an epoch is complete on the disk."""
+        """Tell whether all token files of an epoch are on the disk."""
         return (self.path(epoch) / "tokens.json").exists()
 
     @property

@@ -22,7 +22,7 @@ class Outcome:
 
 
 def read_outcome(path: Path) -> Outcome:
-    """Return the outcome of a job. Raises UserError if the file is damaged."""
+    """Return the outcome of a job of a sweep from its file job.json, `path`. Raises UserError if the file is damaged."""
     job = read_json(path)
     if (
         isinstance(job, dict)

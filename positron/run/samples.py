@@ -63,9 +63,10 @@ def read_samples(run: RunPaths) -> list[Sample]:
 
 
 def cut_samples(run: RunPaths, step: int) -> None:
-    """Remove the samples of steps after `step` and write `samples.md` again.
+    """Remove the samples of steps after `step` from `samples.jsonl`, and write `samples.md` again from the other samples.
 
-    Raises UserError, before anything is changed, for a damaged line.
+    A sample is a text that the run sampled during training. Raises UserError if a line of `samples.jsonl` is damaged; no file
+    is changed then.
     """
     if has_lines(run):
         lines = read_lines(run.samples_path, check_sample)
