@@ -38,7 +38,7 @@ class Linear:
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "", *, widen: bool = False
     ) -> None:
-        """Pack the weight if that is faster (see `can_pack`) and `widen` is false.
+        """Copy the weight to oneDNN's blocked layout if that is faster (see `can_pack`) and `widen` is false.
 
         `widen`: true if the inputs have a wider dtype than the weight. The weight is then converted to that dtype at each call.
         """

@@ -155,10 +155,10 @@ class Sessions:
         return session in self._logits
 
     def read_piece(self, session: Session) -> None:
-        """Read the next piece of the prompt of `session`. A piece has at most PIECE tokens (see `piece_end`).
+        """Read the next piece of the prompt of `session`. A piece has at most 128 tokens (see `piece_end`).
 
-        If the session's context was full, read the next piece of the last half of its context instead. The session must not be
-        ready (see `is_ready`).
+        When the text of the session fills the context, the cache is emptied, and the last tokens of the text, half a context,
+        must be read again. In this case, the piece is a part of these tokens. The session must not be ready (see `is_ready`).
         """
         row, ids = session.row, session.window
         has_begun = session.count > 0

@@ -142,10 +142,10 @@ class LookData(TypedDict):
     chats: bool  # whether the prompt is a message; if so, `tokens` include those of the chat template
     tokens: list[Token]  # (T,)
     next: list[Prediction]  # (T,); entry t is the distribution of token t + 1
-    focus: Focus
+    focus: Focus  # all logits of the next token at one position
     attention: list[list[list[list[float]]] | None]
     residual: list[list[float]]  # (L + 1, T) root mean square of the residual stream
-    lens: list[list[Lens]]  # (L + 1, T); the last one is the prediction of the model itself
+    lens: list[list[Lens]]  # (L + 1, T) predictions of the logit lens; lens[L] are the predictions of the model itself
     ablation: AblationResult | None  # None if nothing is ablated
     scores: Scores | None  # None if not requested
     continuation: str | None  # text that the model writes after the prompt, or its answer; None if not requested
@@ -284,7 +284,11 @@ class TruthData(TypedDict):
 
 
 class RulesAtStep(TypedDict):
-    """Hold the regret of each grammar rule (see `RuleRegret`) for the weights of one step."""
+    """Hold the regret of each grammar rule for the weights of one step of training.
+
+    The regret of a rule is the loss of the model minus the loss of the exact probabilities, in bits, on the tokens that the
+    rule produced (see `RuleRegret`).
+    """
 
     step: int
     rules: list[RuleRegret]  # the same rules in the same order at every step

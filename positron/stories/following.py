@@ -43,8 +43,9 @@ _SENTENCE, _ALTERNATIVE, END = Rule("sentence", "sentence"), Rule("alternative",
 class _Frame:
     """Hold what is left to write of a sequence of nodes. A node is a fixed text, a slot or a choice (see `grammar.py`).
 
-    Frames form a stack, like the frames of function calls. `nodes` are the remaining nodes, and `rule` is the grammar rule of
-    the fixed texts among them. When all nodes are written, writing continues with the frame below, `after`.
+    Frames form a stack, like the frames of function calls. `nodes` are the remaining nodes. `rule` is the grammar rule that is
+    reported for a fixed text in `nodes`; a slot or a choice has a rule of its own. When all nodes are written, writing
+    continues with the frame below, `after`.
     """
 
     nodes: tuple[Node, ...]

@@ -207,9 +207,10 @@ def compile_text(source: str, lists: dict[str, tuple[str, ...]]) -> tuple[Node, 
 
 
 def _sequence(tokens: list[str], lists: dict[str, tuple[str, ...]]) -> tuple[Node, ...]:
-    """Compile the tokens before the first unmatched `|` or `)`, and remove these tokens from the list `tokens`.
+    """Compile the tokens before the first unmatched `|` or `)` to nodes, and remove these tokens from the list `tokens`.
 
-    A token is `{slot.form}`, `[list]`, one of the characters `(`, `|` and `)`, or a fixed text between them.
+    A token is `{slot.form}`, `[list]`, one of the characters `(`, `|` and `)`, or the fixed text between two of the others.
+    `lists` maps the name of each word list to its words.
     """
     nodes: list[Node] = []
     while tokens and tokens[0] not in ("|", ")"):

@@ -82,7 +82,10 @@ class _Reader:
         return False
 
     def read_beats(self, plot: str, path: _Path) -> list[_Path]:
-        """Return every derivation that continues `path` with all beats of the plot with the name `plot`."""
+        """Return every derivation that continues `path` with all beats (the steps of a story) of the plot named `plot`.
+
+        A derivation is a list of choices by which the grammar generates a beginning of the text.
+        """
         paths = [path]
         for beat in self.grammar.beats[plot]:
             paths = [end for path in paths for end in self.read((beat,), path)]
