@@ -236,10 +236,11 @@ def _share_machine(config: Any, jobs: int | None) -> None:
 
 
 def _set(config: Any, key: str, text: str, value: Any) -> None:
-    """Set a setting of Hydra to `value`: for `key` "launcher.n_jobs", the setting hydra.launcher.n_jobs.
+    """Set a setting of Hydra to `value`, in this process and in all jobs of the sweep.
 
-    `text` is the value as it is written on a command line. It is needed because each job of the sweep composes its own
-    configuration. So the setting is changed in `config`, and an override with `text` is added to the overrides of the jobs.
+    `key` is the key of the setting without the word hydra: "launcher.n_jobs" stands for hydra.launcher.n_jobs. For this
+    process, the function sets the value in `config`. Each job composes a configuration of its own. For the jobs, the function
+    adds an override such as hydra.launcher.n_jobs=4 to the overrides of Hydra. `text` is the value in this override.
     """
     from omegaconf import OmegaConf, open_dict, read_write
 

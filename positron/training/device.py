@@ -191,9 +191,9 @@ def bf16_is_fast(accelerator: Accelerator) -> bool:
 def speed_on_cpu(precision: Precision) -> float:
     """Return the speed of matrix products in `precision` on this CPU, divided by their speed in fp32.
 
-    Another program can slow down a measurement. Therefore each precision is measured several times, in turn with the other,
-    and its highest speed counts. There are at least two and at most 5 measurements (TURNS) of each precision. They end as soon
-    as the ratio of the speeds is below 0.5 (1 / SLOWDOWN) or above 1.5 (MIN_GAIN).
+    Another program can slow down a measurement. Therefore `precision` and fp32 are measured alternately, several times each,
+    and the highest speed of each counts. Each is measured at least twice and at most 5 times (TURNS). The function stops
+    measuring early if the ratio of the speeds is below 0.5 (1 / SLOWDOWN) or above 1.5 (MIN_GAIN).
     """
     cpu, best = torch.device("cpu"), {DTYPES[precision]: 0.0, torch.float32: 0.0}
     for turn in range(TURNS):

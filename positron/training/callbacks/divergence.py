@@ -46,8 +46,10 @@ class Divergence(L.Callback):
     ) -> None:
         """Store the arguments.
 
-        `objective` provides the validation data; after bad steps, they show whether the weights are still worth saving.
-        `is_last` is called after a step and tells whether it was the last step of the run.
+        `vocab_size`: the size of the vocabulary, from which the loss of random guessing is computed. `objective` provides the
+        validation data. If the training ends because of NaN or infinite losses or gradients, the loss on the validation data
+        shows whether the weights are still worth saving. `is_last` is called after a step and tells whether it was the last
+        step of the run.
         """
         self.guessing, self.objective, self.is_last = math.log(vocab_size), objective, is_last
         self._has_warned = False

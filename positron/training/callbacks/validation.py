@@ -44,7 +44,8 @@ def measures(trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
 class Validation(L.Callback):
     """Score the validation text every `every` steps, and at the step at which the training ends or is stopped.
 
-    Adds val/loss (nats per token), val/bpb (bits per byte), val/perplexity and the objective's `measures` to the metrics.
+    Adds val/loss (nats per token), val/bpb (bits per byte) and val/perplexity to the metrics. The method `measures` of the
+    objective returns further metrics, such as the reward in reinforcement learning; they are added, too.
     """
 
     def __init__(self, objective: Objective, *, every: int) -> None:

@@ -28,7 +28,10 @@ def normalised_entropy(p: Tensor, visible: Tensor) -> Tensor:
 
 
 def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor]:
-    """Return the mean normalised entropy of each head over those tokens that see at least two keys and are not padding.
+    """Return the normalised entropy of the attention of each head of a layer, as a list of scalar tensors.
+
+    The normalised entropy is the entropy of a token's attention divided by its largest possible value (see
+    `normalised_entropy`). Its mean over tokens is returned; padding and tokens that see only one key do not count.
 
     `inputs` are the arguments of `Attention.forward`. `real` (B, T) is False for padding. Only the attention scores of one
     head at a time are in memory.

@@ -87,7 +87,7 @@ class Weights(Monitor):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Add the norms to the metrics of the step."""
+        """Add the norms of weights and updates, and their ratios, to the metrics of the step, if the step is measured."""
         if not self._before:
             return
         layers = [layer_of(name) for name in self._before]
