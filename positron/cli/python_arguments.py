@@ -52,7 +52,7 @@ def _ending_in(word: str, recipe: Recipe) -> list[str]:
 def _argument(key: str, recipe: Recipe) -> str:
     """Return the text by which a Python call sets the setting `key`: `max_steps=...` for train.max_steps.
 
-    If other settings of the command end in the same word, as optimizer.kind does, the text is `**{"optimizer.kind": ...}`.
+    If several settings of the command end in the same word, the text has the full key: `**{"optimizer.kind": ...}`.
     """
     word = key.rpartition(".")[2]
     return f"{word}=..." if word == key or _ending_in(word, recipe) == [key] else f'**{{"{key}": ...}}'
