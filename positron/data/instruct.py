@@ -5,6 +5,8 @@ As in pretraining, the batch of optimizer step s is a function of (seed, s): inv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,9 +32,25 @@ def to_row(example: Conversation, tokenizer: Tokenizer, context: int) -> Row | N
     context loses its beginning. If an answer loses its beginning, the loss is not computed on the rest of this answer. Returns
     None if no complete answer remains.
     """
-    ids, scored = conversation.encode(example.messages, tokenizer)
-    if len(ids) > context + 1:
-        ids, scored = ids[-context:], scored[-context:]
+    return to_rows([example], tokenizer, context)[0]
+
+
+def to_rows(examples: Sequence[Conversation], tokenizer: Tokenizer, context: int) -> list[Row | None]:
+    """Convert conversations that have the same beginning to rows that have the same beginning.
+
+    Each conversation is converted as by `to_row`. But if the longest one loses its beginning, all conversations lose the same
+    number of tokens.
+    """
+    encoded = [conversation.encode(example.messages, tokenizer) for example in examples]
+    longest = max(len(ids) for ids, _ in encoded)
+    n_lost = longest - context if longest > context + 1 else 0
+    return [_to_row(ids, scored, n_lost, tokenizer) for ids, scored in encoded]
+
+
+def _to_row(ids: list[int], scored: list[bool], n_lost: int, tokenizer: Tokenizer) -> Row | None:
+    """Return the row of a conversation without its first `n_lost` tokens. `ids` and `scored`: see `conversation.encode`."""
+    if n_lost:
+        ids, scored = ids[n_lost:], scored[n_lost:]
         markers = [tokenizer.special_id(marker) for marker in conversation.MARKERS]
         whole = next((i for i, token in enumerate(ids) if token in markers), len(ids))
         ids = [tokenizer.special_id(END_OF_TEXT), *ids]

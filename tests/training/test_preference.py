@@ -212,6 +212,18 @@ def test_the_measures_are_those_of_two_whole_models() -> None:
     assert task.measures(before, 0, 1)["preference/kl"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("length", [20, 40, 60])  # no row, one row, and both rows are longer than the context
+def test_both_answers_of_a_long_pair_have_the_same_prompt(length: int) -> None:
+    prompt, context = (Message("user", "abcdefghij" * (length // 10) + "z" * (length % 10)),), 50
+    pair = Pair(prompt, (Message("assistant", "yes"),), (Message("assistant", "no we do not"),), is_val=False)
+    rows = preference._rows_of(pair, TOKENIZER, context)
+    assert rows is not None
+    prompts = [x[: int(np.argmax(y != -100)) + 1].tolist() for x, y in rows]
+    assert prompts[0] == prompts[1]
+    assert max(len(x) for x, _ in rows) <= context
+    assert [TOKENIZER.decode(y[y != -100]) for _, y in rows] == ["yes", "no we do not"]
+
+
 def test_pairs_that_do_not_fit_are_counted_and_all_of_them_refused(logged: list[str]) -> None:
     long = pair("a", "b" * 100, "c")
     objective([*PAIRS, long])

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from positron.config import IGNORE, PreferenceConfig
 from positron.data.conversations import Conversation
-from positron.data.instruct import Row, to_part, to_row
+from positron.data.instruct import Row, to_part, to_rows
 from positron.data.preferences import Pair
 from positron.data.splits import first_up_to, usable_splits
 from positron.data.window_order import order_of_epoch, windows_of_step
@@ -322,10 +322,9 @@ def _rows_of(pair: Pair, tokenizer: Tokenizer, context: int) -> PairOfRows | Non
 
     A row has input ids (n,) and target ids (n,). Returns None if one of the two rows does not fit the context.
     """
-    chosen, rejected = (
-        to_row(Conversation((*pair.prompt, *answer), pair.is_val), tokenizer, context)
-        for answer in (pair.chosen, pair.rejected)
-    )
+    answers = (pair.chosen, pair.rejected)
+    conversations = [Conversation((*pair.prompt, *answer), pair.is_val) for answer in answers]
+    chosen, rejected = to_rows(conversations, tokenizer, context)
     return None if chosen is None or rejected is None else (chosen, rejected)
 
 
