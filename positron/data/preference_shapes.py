@@ -58,13 +58,15 @@ def parse_pair(value: Any) -> ParsedPair:
             raise Malformed(f"without `{side}`", f"has no answer in the field `{side}`: {_FORMATS}")
     sides = [_as_turns(row[side]) for side in _SIDES]
     if all(_is_whole(side) for side in sides):
-        shape, parsed, used = "chosen and rejected conversations", *_whole(row, sides)
+        shape, parsed = "chosen and rejected conversations", _whole(row, sides)
+        # `prompt` only repeats the beginning of both conversations
+        unread = row.keys() - {*_SIDES, *SYSTEM_FIELDS, "prompt"}
     else:
-        parsed, used = _answers(row, sides), set(_SIDES)
+        parsed = _answers(row, sides)
         shape = f"{parsed[0].shape.removesuffix(f' and {_ANSWER}')}, chosen and rejected"
+        unread = {*parsed[0].unused, *ANSWERS} - {*_SIDES}
     prompt, chosen, rejected = _split(parsed[0].messages, parsed[1].messages)
-    others = [name for name in ANSWERS if row.get(name) not in (None, "", [])]
-    unused = tuple(name for name in (*parsed[0].unused, *others) if name not in used)
+    unused = tuple(name for name, cell in row.items() if name in unread and cell not in (None, "", [], {}))
     return ParsedPair(shape, prompt, chosen, rejected, unused)
 
 
@@ -102,16 +104,13 @@ def _is_whole(side: Any) -> bool:
     return any(ROLE_NAMES.get(speaker) == "user" for speaker in speakers) or "user" in roles
 
 
-def _whole(row: dict[str, Any], sides: Sequence[Any]) -> tuple[list[ParsedConversation], set[str]]:
+def _whole(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversation]:
     """Parse the conversations `sides`, the contents of the fields `chosen` and `rejected`, which both contain the prompt.
 
-    A system message in another field of `row` is added to both conversations. Returns the parsed conversations, and the names
-    of the fields that `parse_pair` must not report as unused. `prompt` is one of these fields: it is not read, but it only
-    repeats the beginning of both conversations.
+    A system message in another field of `row` is added to both conversations.
     """
     system = {name: row[name] for name in SYSTEM_FIELDS if name in row}
-    parsed = [parse_conversation({"messages": side, **system}) for side in sides]
-    return parsed, {*_SIDES, *SYSTEM_FIELDS, "prompt"}
+    return [parse_conversation({"messages": side, **system}) for side in sides]
 
 
 def _answers(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversation]:

@@ -109,8 +109,15 @@ def test_a_file_of_bad_rows_is_an_error_that_names_the_file_and_the_line(label: 
         read_pairs(config)
 
 
-def test_fields_that_are_not_used_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "fields not used: output" in summary(written(tmp_path, ONE_TURN["Alpaca"]), capsys)
+@pytest.mark.parametrize(
+    ("name", "unused"),
+    [("Alpaca", "output"), ("whole conversations", "score_chosen"), ("whole conversations and prompt", None)],
+)
+def test_fields_that_are_not_used_are_named(
+    name: str, unused: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = summary(written(tmp_path, ONE_TURN[name]), capsys)
+    assert printed.partition("fields not used: ")[2].partition(";")[0].strip() == (unused or "")
 
 
 def test_pairs_with_the_same_question_are_on_the_same_side_of_the_split(tmp_path: Path) -> None:
