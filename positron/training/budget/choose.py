@@ -51,6 +51,7 @@ DROPOUT_TIME = 1.15  # the time of a step with dropout, divided by that of a ste
 # power law, which does not describe memorisation, would choose the largest model for a text of a few kilobytes.
 MIN_GAIN = 0.01
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
+MAX_MEMBERS = 4  # how many runs the advice for a small text combines at most; four were measured (docs/LOG.md)
 D_HEAD = 64
 MEASURING_SHARE = 0.1  # share of the budget that all measurements together take
 MAX_MEASURING_S = 60.0  # seconds that all measurements together take at most
@@ -389,16 +390,30 @@ def _settle(
         + (f"; {', and '.join(reasons)}" if reasons else "")
     )
     if course.reads_all:
-        more_time = (
-            DROPOUT_PASSES * text_tokens / best.speed.tokens_per_s(batch) / (1 - RESERVED_SHARE - MEASURING_SHARE)
-        )
-        helps = (
-            "more time does not help, but a second run with another seed= and name= does: --run A,B uses both as one model"
-            if course.dropout or "model.dropout" in asked.given
-            else f"with budget={math.ceil(more_time / 60)}min the run reads it more often, with dropout"
-        )
+        advice = _advice_for_small_text(config, asked, course, best.speed, seconds_left, text_tokens)
         logger.info(
             f"the text is small: the run reads it {passes:.0f} times and ends before the budget is used up. Give more text for "
-            f"a better model; {helps}"
+            f"a better model; {advice}"
         )
     return choice
+
+
+def _advice_for_small_text(
+    config: RunConfig, asked: Asked, course: Course, speed: Speed, seconds_left: float, text_tokens: float
+) -> str:
+    """Return the line that says what the rest of the budget is good for, if the text ends the run before the budget ends.
+
+    The rest is `seconds_left`, the time for training, without the time of the run, which follows from `course` and `speed`.
+    """
+    per_token = 1 / speed.tokens_per_s(course.batch_tokens)
+    if not course.dropout and "model.dropout" not in asked.given:
+        more_time = DROPOUT_PASSES * text_tokens * per_token / (1 - RESERVED_SHARE - MEASURING_SHARE)
+        return f"with budget={math.ceil(more_time / 60)}min the run reads it more often, with dropout"
+    is_chosen = course.dropout != config.model.dropout  # then `speed` was measured without dropout
+    run_time = course.tokens * per_token * (DROPOUT_TIME if is_chosen else 1)
+    more_runs = min(int(seconds_left / run_time) - 1, MAX_MEMBERS - 1)
+    rest = f", and the rest of the budget is enough for {more_runs} more" if more_runs else ""
+    return (
+        "more time for this run does not help, but another run with another seed= and name= does: --run A,B uses both as one "
+        f"model, with a loss that is 2 to 4 % lower{rest}"
+    )
