@@ -3,6 +3,8 @@
 positron generate "Once upon a time" --run outputs/quickstart
 positron generate "Once upon a time" --compare
 positron generate "Once upon a time" --run seed-0,seed-1,seed-2
+
+--compare continues the prompt with each preset of the sampling settings. --run with several runs uses them as one model.
 """
 
 from __future__ import annotations

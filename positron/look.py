@@ -3,6 +3,9 @@
 positron look quickstart "Once upon a time"
 positron look quickstart "Once upon a time" --ablate 1.2 --heads
 positron look quickstart "Once upon a time" --html look.html
+
+The second command replaces the output of head 2 of layer 1 by zeros, and measures what each head does. The third command writes
+a page for the browser.
 """
 
 from __future__ import annotations

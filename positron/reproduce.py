@@ -235,11 +235,13 @@ def differences(
 
 
 def is_due(key: str, step: int, train: TrainConfig, *, is_logged: bool) -> bool:
-    """Tell whether every run with the settings `train` records the metric `key` at `step`, no matter where it was stopped.
+    """Tell whether both compared runs should have the metric `key` at `step`; `train` holds the training settings of both.
 
-    A run that stops also logs and validates its last step, even if this step is no multiple of train.log_every and
-    train.val_every. `is_logged` tells whether both compared runs have a row of metrics for `step`. Every row has a training
-    loss, a gradient norm and a learning rate.
+    A metric is due at a multiple of train.val_every. A training loss, a gradient norm or a learning rate is also due in two
+    other cases: at a multiple of train.log_every, and if both runs have a row of metrics for `step` (`is_logged`), because
+    every row contains these metrics.
+
+    At any other step, a metric may be in one run only: a run that is stopped logs and validates the step at which it stops.
     """
     validates = step % train.val_every == 0
     return validates or (not key.startswith("val/") and (is_logged or step % train.log_every == 0))

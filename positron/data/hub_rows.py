@@ -231,8 +231,8 @@ def _serve(
 
     It sends the pair ("log", line), then the pair ("chunk", (number of the first row, rows)) for each chunk after the first
     `skip` chunks, and then ("end", None). After a failure, the last pair is the one that `_reason` returns. `files`: the files
-    to read (None: those that the repository declares). `field`: as in `row_chunks`. `cache`: the folder for the caches of
-    `datasets`.
+    to read (None: those that the repository declares). `field`: the field whose non-empty texts are sent instead of the rows
+    (None: the whole rows). `cache`: the folder for the caches of `datasets`.
     """
     leave_interrupts_to_parent()
     end_with_parent()

@@ -1,4 +1,7 @@
-"""Open the source that a configuration names: the built-in stories or sums, files, or the hub."""
+"""Open the source of training text that a configuration names.
+
+A source is one of these: generated stories, generated sums such as `12+34=46`, files, or a dataset of the Hugging Face hub.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,10 @@ INSTEAD = "give --text FILE to measure on a text of your choice"
 
 
 class Lossy(str):
-    """Hold a text with � in place of unknown tokens; `n_bytes` is the size of the original text in bytes, or None."""
+    """Hold a text with � in place of unknown tokens.
+
+    `n_bytes` is the size of the original text in bytes, or None if it is not known.
+    """
 
     n_bytes: int | None = None
 

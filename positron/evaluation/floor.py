@@ -303,7 +303,7 @@ def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
 def _listed(names: list[str], one: str, several: str) -> str:
     """Return a sentence about documents with the same problem, such as "2 documents were not given: 0/7, 0/8".
 
-    `names` are the ids of these documents; the first SHOWN_IDS of them are listed. `one` states the problem for a single
+    `names` are the ids of these documents; the first 5 of them (SHOWN_IDS) are listed. `one` states the problem for a single
     document ("was not given"), and `several` for more than one ("were not given").
     """
     shown = ", ".join(one_line(name, 40) for name in names[:SHOWN_IDS])

@@ -294,8 +294,8 @@ def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list
 def _variant(member: Member, members: list[Member]) -> tuple[tuple[str, str], ...]:
     """Return the pairs (key, value) of `member` whose value differs from the value of at least one of `members`.
 
-    If a sweep started all `members`, the pairs are the overrides of the sweep; otherwise, they are settings. The name, the seed
-    and the number of steps are left out.
+    A member is one of the runs that are compared, with its settings. If a sweep started all `members`, the pairs are the
+    overrides of the sweep; otherwise, they are settings. The name, the seed and the number of steps are left out.
     """
     are_jobs = all(other.choices for other in members)
     values = [other.choices if are_jobs else other.settings for other in members]

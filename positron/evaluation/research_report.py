@@ -150,7 +150,11 @@ def recipe(plan: Plan, trials: Sequence[Trial]) -> list[str]:
 
 
 def as_text(plan: Plan, trials: Sequence[Trial]) -> str:
-    """Return, for the terminal, a table of the trials and their verdicts, and the recipe with the adopted candidates."""
+    """Return a table of the trials and, below it, the current recipe, as text for the terminal.
+
+    A candidate is a change of the training settings. A trial holds the results of one candidate, and its verdict, for example
+    "adopted". The recipe is the list of the settings of `plan.base`, changed by the adopted candidates.
+    """
     rows = [["candidate", "compared with", "pairs", "gain", "p", "verdict", "reason"]]
     for trial in trials:
         gain = f"{statistics.fmean(trial.gains):+.4f}" if trial.gains else ""

@@ -135,10 +135,20 @@ class Law:
 def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> tuple[Array, Array]:
     """Compute the log(loss - floor) that a law predicts for R runs, and its Jacobian with respect to `theta`.
 
-    The results have the shapes (R,) and (R, len(theta)). According to the law, loss - floor is the sum of the `terms`.
-    Therefore the predicted value is the logsumexp of the logarithms of the terms. `terms` and `theta` are those of `Law`.
-    `logs` has two arrays (R,): "N", the logarithms of the numbers of parameters, and "D", those of the numbers of tokens. The
-    mean over the runs to which the law was fitted is subtracted from each array.
+    The results have the shapes (R,) and (R, len(theta)). A law for models with N parameters and D tokens has up to three terms:
+
+        loss - floor = E + A / N^alpha + B / D^beta
+
+    `terms` names those that the law has: "E", "N" (A / N^alpha) and "D" (B / D^beta). The logarithm of each term is computed.
+    The first result is the logsumexp of these logarithms. `floor` is the known lower limit of the loss; it is 0 if the law has
+    the term "E".
+
+    `theta` contains the fitted numbers of the terms, in the order of `terms`. The term "E" has one number, log E. The term "N"
+    has two numbers: log(A / N^alpha) at the point where `logs["N"]` is 0, and alpha. The term "D" has two numbers in the same
+    way.
+
+    `logs` has two arrays (R,): "N" contains log N of the runs, and "D" contains log D. From each array, the mean over the runs
+    to which the law was fitted is subtracted.
     """
     rows, slopes, place = [], [], 0
     for term in terms:

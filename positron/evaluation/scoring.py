@@ -117,8 +117,9 @@ def score_ensemble(
 ) -> tuple[list[list[Score]], list[list[list[Score]]]]:
     """Score each document with the mean of the members' probabilities, and with each member by itself.
 
-    All members read the same windows, which are as long as the shortest context. Returns the result of `score_windows` for the
-    ensemble, and a list with the result for each member. Raises the errors of `score_windows`.
+    All members read the same windows (parts of a document), which are as long as the shortest context. Returns the scores of
+    the ensemble, and a list with the scores of each member. The scores of a model are a list with one item for each document.
+    The item is the list of the scores of the document's windows (see `score_windows`). Raises the errors of `score_windows`.
     """
     count = len(ensemble.members)
     if not texts:

@@ -90,8 +90,9 @@ def _write(
 def quality(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles) -> Quality:
     """Measure the share of accepted texts, the variety of the texts, and the share of their token sequences that are copied.
 
-    A text is accepted if the parser of the story grammar accepts it. A sequence of COPIED_TOKENS tokens is copied if it occurs
-    in the training text, whose tokens `training` contains. There must be at least one text.
+    A text is accepted if the parser of the story grammar accepts it. For the last share, all sequences of 50 neighbouring
+    tokens (COPIED_TOKENS) in the texts are counted. A sequence is copied if it occurs in the training text, whose tokens
+    `training` contains. There must be at least one text.
     """
     accepted = sum(bool(stories.parse(text)) for text in progress(texts, "parsing stories")) / len(texts)
     return Quality(accepted, distinct(texts, 2), distinct(texts, 3), copied(texts, tokenizer, training))

@@ -165,7 +165,11 @@ def as_text(jobs: Sequence[Job]) -> str:
 
 
 def as_markdown(jobs: Sequence[Job], title: str) -> str:
-    """Format the content of sweep.md: the overrides that all jobs share, the tables, and the figure."""
+    """Return the content of sweep.md, the report of a sweep, with the heading `title`.
+
+    It lists the overrides that all jobs share. Then it has a table of the variants (groups of jobs that differ only in their
+    seed), a table of the jobs, and a link to the figure sweep.png.
+    """
     shared = {key: value for key, value in jobs[0].choices.items() if key not in swept_keys(jobs)}
     overrides = "".join(f"- {key} = {value}\n" for key, value in shared.items())
     tables = "\n\n".join(_as_markdown(rows) for rows in (variant_table(jobs), table(jobs)) if rows)

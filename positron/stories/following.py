@@ -160,9 +160,10 @@ def _begins_with_space(frame: _Frame | None) -> bool:
 def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[float, Following]]:
     """Yield the states that may come after the state `at`, as pairs (probability, state).
 
-    `frame` is `at.frame`, the top of the stack of frames (see `_Frame`). Its first node is processed. If `frame` has no nodes,
-    it is removed from the stack instead. If the node is a choice, or a slot without a value, each option gives a state.
-    Otherwise, there is one state, with probability 1.
+    `frame` is `at.frame`, the top of the stack of frames (see `_Frame`). Its nodes are the next parts of the story; a node is a
+    fixed text, a slot or a choice. The function processes the first node of `frame`. If this node is a choice, or a slot
+    without a value, each option gives a state. Otherwise, there is one state, with probability 1. If `frame` has no nodes, the
+    only state is `at` without this frame.
     """
     if not frame.nodes:
         yield 1.0, Following(at.plot, at.bound, at.named, None, frame.after)

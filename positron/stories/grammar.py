@@ -252,7 +252,11 @@ GRAMMAR = Grammar.of(PLOTS, KINDS, LISTS, WEIGHTS)
 
 
 class _Writer:
-    """Write one story. `parts` holds the text so far, `choices` the choices so far, and `bits` -log2 of their probability."""
+    """Write one story.
+
+    The attribute `parts` is the text so far, in pieces. `choices` are the choices made so far, and `bits` is -log2 of the
+    probability of these choices.
+    """
 
     def __init__(self, grammar: Grammar, plot: Plot, rng: random.Random, bound: Bound) -> None:
         self.grammar, self.plot, self.rng, self.bound = grammar, plot, rng, bound
