@@ -1,4 +1,7 @@
-"""Hold a conversation with a model and the settings of generation; leave out the oldest turns when the context is full."""
+"""Store a conversation with a model, and the settings with which the model generates its answers.
+
+If the conversation is longer than the context, the model does not read the oldest turns.
+"""
 
 from __future__ import annotations
 

@@ -172,9 +172,11 @@ class LookRequest(TypedDict):
     run: NotRequired[str]  # name of a run from /v1/models; not needed if the server has only one run
     prompt: str
     step: NotRequired[int | None]  # a step from /api/history; None: the best checkpoint
-    ablations: NotRequired[list[Ablation]]  # heads, attentions and MLPs to switch off; default: none
-    top: NotRequired[int]  # number of candidates per prediction, 1 to 50; default 10
-    focus: NotRequired[int | None]  # a position; default: the last one
+    # heads, attention layers and MLPs whose output is replaced by zeros; default: none
+    ablations: NotRequired[list[Ablation]]
+    top: NotRequired[int]  # number of likeliest next tokens that are returned for each position, 1 to 50; default 10
+    # position after which the whole distribution of the next token is returned; default: the last position
+    focus: NotRequired[int | None]
     attention: NotRequired[list[int] | None]  # layers whose attention is returned; default: all
     scores: NotRequired[bool]  # whether to return the scores of the heads; default: false; measuring them takes seconds
     continuation: NotRequired[Continuation | None]  # sampling settings; None (the default): generate no continuation

@@ -111,7 +111,9 @@ class Answer:
         return {**self._head(self._chunk_object()), "choices": [choice], **usage}
 
     def _prompt_logprobs(self, i: int, session: Session) -> list[Token | int]:
-        """Return the tokens of the client's prompt with their log-probabilities, or [] if the client did not ask for them.
+        """Return the tokens of a prompt of the client with their log-probabilities, or [] if the client did not ask for them.
+
+        `i` is the index of the generated text, and `session` is the session that reads its prompt and generates it.
 
         The first token of the sequence has no log-probability, because no token precedes it. If the client gave this token,
         only its id is returned. If the server put this token before the client's prompt, it is left out, and all returned

@@ -36,7 +36,10 @@ class LimitedConnection(H11Protocol):
     """Represent a connection of the server with a client, and close it if the client is too slow.
 
     A client is too slow if it needs more than 10 seconds to send a request (RECEIVE_SECONDS) or reads nothing of an answer for
-    30 seconds (SEND_SECONDS). If the server has more than 128 connections (MAX_CONNECTIONS), one of them is closed.
+    30 seconds (SEND_SECONDS).
+
+    If the server has more than 128 connections (MAX_CONNECTIONS), the connection that has been sending a request for the
+    longest time is closed. If no connection is sending a request, the new connection is closed.
     """
 
     connections: set[LimitedConnection]  # type: ignore[assignment]
@@ -88,9 +91,10 @@ class LimitedConnection(H11Protocol):
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """Stop writing until the client has read what was sent, and close the connection if the client takes too long.
+        """Stop writing, because the client has not yet read what was sent. Start a timer that closes the connection.
 
-        The client has SEND_SECONDS seconds.
+        The connection is closed after 30 seconds (SEND_SECONDS), unless the client reads enough before, so that asyncio calls
+        `resume_writing`.
         """
         super().pause_writing()
         self._sending = self.loop.call_later(SEND_SECONDS, self.transport.abort)

@@ -139,7 +139,7 @@ class Models:
             return model
 
     def _make_room(self) -> None:
-        """Close an idle model if MAX_ON_DEMAND models are loaded on demand, so that another model can be loaded.
+        """Make room for another model: close an idle model if 3 models (MAX_ON_DEMAND) are loaded on demand already.
 
         Among the idle models that were loaded on demand, the least recently used model is closed. Raises ApiError if none of
         them is idle.

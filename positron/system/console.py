@@ -61,7 +61,7 @@ def one_line(text: str, limit: int = 2000) -> str:
 
 
 def json_line(value: object, limit: int = 60) -> str:
-    """Return a value as JSON in one printable line of at most `limit` characters."""
+    """Return a value as JSON in one printable line of at most `limit` characters; a longer line is cut and ends with "..."."""
     return one_line(json.dumps(value, ensure_ascii=False), limit)
 
 

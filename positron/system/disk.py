@@ -361,7 +361,7 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 
 def read_text(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES) -> str:
-    """Read a UTF-8 file; an invalid byte becomes U+FFFD. Raises UserError as `read_bytes` does."""
+    """Read a UTF-8 file; an invalid byte becomes U+FFFD. See `read_bytes` for `below`, `limit` and the errors."""
     return read_bytes(path, below, limit).decode("utf-8", errors="replace")
 
 

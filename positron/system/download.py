@@ -41,9 +41,9 @@ def fetch(url: str, path: Path, sha256: str | None, *, instead: str, sha256_key:
 
     `sha256` is the expected checksum; None: no check. `sha256_key`: the name of the setting from which `sha256` was read, or
     None if it does not come from a setting. If a download has a wrong checksum, the error names this setting. Raises UserError
-    if the address is not allowed (see `check_address`), if the download fails or receives nothing for PATIENCE_S seconds, or if
-    the checksum is wrong. The message of a failed download names the file, its folder and the URL, and ends with `instead`,
-    which says what the user can do instead.
+    if the address is not allowed (see `check_address`), if the download fails or receives nothing for 4 seconds (PATIENCE_S),
+    or if the checksum is wrong. The message of a failed download names the file, its folder and the URL, and ends with
+    `instead`, which says what the user can do instead.
     """
     check_address(url)
     if path.exists():

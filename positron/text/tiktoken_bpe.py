@@ -100,9 +100,10 @@ class TiktokenTokenizer:
 
     @classmethod
     def published(cls, name: str) -> TiktokenTokenizer:
-        """Create the tokenizer of a published vocabulary, with its rank file from the cache or the network.
+        """Create the tokenizer of one of OpenAI's published vocabularies, such as r50k_base.
 
-        `name` is a key of DEFINITIONS, such as r50k_base. Raises UserError if the rank file can be neither read nor downloaded.
+        `name` is a key of the dict DEFINITIONS. The tokens of the vocabulary and their ids are in a rank file, which is read
+        from the cache or downloaded. Raises UserError if it can be neither read nor downloaded.
         """
         definition = DEFINITIONS[name]
         content = fetch(
@@ -176,9 +177,10 @@ class TiktokenTokenizer:
 
 
 def published(name: str) -> TiktokenTokenizer:
-    """Create the tokenizer of a published vocabulary.
+    """Create the tokenizer of one of OpenAI's published vocabularies, such as r50k_base.
 
-    Raises UserError if the name is unknown, or if the rank file can be neither read nor downloaded.
+    Raises UserError if the name is unknown, or if the vocabulary's rank file, which lists the tokens with their ids, can be
+    neither read nor downloaded.
     """
     if name not in DEFINITIONS:
         raise UserError(
