@@ -574,7 +574,7 @@ class TrainConfig:
     )
     grad_clip: NotNegative = 1.0  # gradient clipping: largest norm of the gradient; 0: no clipping
     log_every: Count = 10  # steps between rows in metrics.jsonl, and between progress lines
-    val_every: Count = 100  # steps between validations; the best checkpoint is kept
+    val_every: Count = 100  # steps between validations
     val_tokens: Count = 200_000  # largest number of tokens used for validation
     save_every: Count = 50  # steps between checkpoints
     keep_last: Count = 2  # number of newest checkpoints kept, besides the best one

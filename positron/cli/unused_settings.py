@@ -1,9 +1,9 @@
 """Refuse settings that the user gives but the run would not read, and say what to give instead.
 
 The table `READ_BY` says, for groups of settings such as `optimizer`, which choice (adamw, muon, ...) reads which keys. A few
-functions refuse other settings without effect, such as device.batch_tokens= beside train.batch_tokens=. Only keys from the
-command line or an experiment's file are refused, never defaults. `fits` says which choices a command can use. The module is
-imported before torch and Hydra, so it must not import them.
+functions refuse other settings without effect. For example, device.batch_tokens= has no effect if train.batch_tokens= is given,
+too. Only keys from the command line or an experiment's file are refused, never defaults. `fits` says which choices a command
+can use. The module is imported before torch and Hydra, so it must not import them.
 """
 
 from __future__ import annotations

@@ -330,11 +330,13 @@ def choose(
 def larger_gains_nothing(candidates: list[Candidate]) -> bool:
     """Tell whether to measure no larger models, because they would be worse or hardly better.
 
-    `candidates`: the models measured so far, smallest first. Returns True in two cases:
+    `candidates`: the models measured so far, smallest first. The forecast loss of a model is its attribute `forecast`, an
+    estimate of its loss at the end of the training. Returns True in two cases:
 
     - Each of the last two models has a higher forecast loss than the model before it.
-    - The last model has time for the largest allowed number of passes over the text (MAX_PASSES, or MAX_PASSES_WITH_DROPOUT).
-      But its forecast loss is less than 1 % (MIN_GAIN) below that of the previous model, or above it.
+    - The last model has time to read the text as often as allowed: 6 times (MAX_PASSES), or 12 times with dropout
+      (MAX_PASSES_WITH_DROPOUT). But its forecast loss is less than 1 % (MIN_GAIN) below that of the previous model, or above
+      it.
     """
     last = candidates[-1]
     if len(candidates) > 2 and last.forecast > candidates[-2].forecast > candidates[-3].forecast:

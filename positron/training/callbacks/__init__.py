@@ -1,1 +1,1 @@
-"""Define the Lightning callbacks that run after each training step, one per file."""
+"""Define the Lightning callbacks of the training loop. Each file defines one callback."""

@@ -19,6 +19,7 @@ class Clock(L.Callback):
 
     The tokens of a step are the input positions of its forward passes, with padding, on all devices. All devices are assumed
     to process the same number of tokens. `batch_tokens`: the number of tokens of a step if all its windows are full.
+    This number is used only for a checkpoint of an older version, which does not store the number of tokens.
     """
 
     def __init__(self, log_every: int, batch_tokens: int) -> None:

@@ -18,9 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class WeightHistory(L.Callback):
-    """Write the weights at `count` steps, beginning with step 0 (before training), and at the last step of the run.
+    """Write the weights to files at some steps of the training.
 
-    The intervals between the steps grow. If `count` is 0, nothing is written. If it is 1, only the last step is written.
+    `count` steps are chosen from step 0 (before the training) to the planned last step, both included. The intervals between
+    them grow. If `count` is 1, only the planned last step is chosen. If `count` is 0, nothing is written. The weights are also
+    written at the last step of a run that early stopping ends before the planned last step.
 
     This callback must run before the one that saves checkpoints. If the process is killed between these callbacks, the
     continued run trains the step again and writes its weights again. In the other order, the weights of the step would be

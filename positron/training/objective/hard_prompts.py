@@ -30,7 +30,8 @@ class HardPrompts:
 
         A prompt is hard if at least one of its answers did not get the full reward when the prompt was last asked.
 
-        Results that a later step has recorded are ignored, because a signal may have interrupted the later step.
+        The results that step `step` + 1 may have recorded already are ignored. This is necessary if a signal or an error
+        interrupts that step after its answers got their rewards: the checkpoint that is then saved belongs to `step`.
         """
         newest, is_hard = self._newest
         if newest > step:

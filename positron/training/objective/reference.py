@@ -53,9 +53,10 @@ class Reference:
         return sum(int((~np.isnan(pairs).any(axis=1)).sum()) for pairs in (self.train, self.val))
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the attributes `states` (n, C) and `head` (V, C) as tensors on a device.
+        """Return the attributes `states` and `head` as tensors on a device.
 
-        The last copies are kept, so that a further call with the same device copies nothing.
+        `states` (n, C) are last hidden states of the reference model at n positions, and `head` (V, C) is its output matrix.
+        The two tensors are kept, so that a further call with the same device copies nothing.
         """
         if self._on_device is None or self._on_device[0].device != device:
             self._on_device = torch.from_numpy(self.states).to(device), torch.from_numpy(self.head).to(device)
