@@ -146,7 +146,7 @@ def torch_jobs(config: GPTConfig, B: int, torch: Any) -> dict[str, Job]:
 def interleaved_medians(jobs: list[Job], rounds: int) -> list[float]:
     """Give each job `rounds` turns, in alternation with the other jobs; return the median seconds of a call of each job.
 
-    In its turn, a job is called repeatedly for TURN_S seconds, but at least once. After a call, the threads of NumPy or
+    In its turn, a job is called repeatedly for 0.3 seconds (TURN_S), but at least once. After a call, the threads of NumPy or
     torch keep spinning for a while and would slow the next job down. Therefore each turn begins with a pause and with a call
     that is not timed.
     """

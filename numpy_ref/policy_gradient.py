@@ -167,5 +167,8 @@ def kl_estimate_forward(log_p: Array, log_q: Array, kind: KLEstimator) -> tuple[
 
 
 def kl_estimate_backward(dout: Array, cache: Cache) -> tuple[Array, None]:
-    """Compute dlog_p (...) from dout (...), with the samples held fixed; log_q has no gradient."""
+    """Compute the gradients of `kl_estimate_forward`: dout (...) -> dlog_p (...), None for `log_q`.
+
+    The samples count as constants: the gradient does not include the dependence of the samples on p.
+    """
     return dout * cache["slope"], None

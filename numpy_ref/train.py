@@ -239,7 +239,7 @@ def open_training(options: argparse.Namespace, name: str) -> Training:
     """Continue the training saved under `name`, or start a new training if there is none or --fresh is given.
 
     If a training is continued with --resume, its settings are the saved ones. If it is continued without --resume, the settings
-    of the command line must be equal to the saved ones.
+    of the command line must be equal to the saved ones; otherwise, raises InputError.
     """
     saved = options.out / f"{name}_training.npz"
     if options.resume:
