@@ -153,7 +153,8 @@ class CompiledDecoder(Decoder):
     def _append(self, ids: list[int], rows: list[int], places: list[int]) -> Tensor:
         """Append token ids[i] to cache row rows[i] at position places[i], and return the logits after each of n tokens, (n, V).
 
-        A row may occur several times, with consecutive positions. `lengths` does not change.
+        A row may occur several times, with consecutive positions. The number of tokens in each row, `self.lengths`, is not
+        updated; the caller must do this.
         """
         logits = torch.empty(len(ids), self.config.vocab_size)
         known = self.ids.numpy()

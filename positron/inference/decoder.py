@@ -248,8 +248,9 @@ class Decoder:
     def _through(self, x: Tensor, turn: Tensor | None, attend: Attend) -> Tensor:
         """Apply all blocks to the vectors of N tokens: x (N, C) -> (N, C).
 
-        `turn`: the complex numbers by which RoPE rotates queries and keys (see `_heads`). `attend` is called for each block; it
-        stores the new keys and values in the block's cache and computes the attention over this cache.
+        `turn`: the complex numbers by which RoPE rotates queries and keys (see `_heads`), or None for a model without RoPE.
+        `attend` is called for each block; it stores the new keys and values in the block's cache and computes the attention
+        over this cache.
         """
         for layer, keys, values in zip(self.layers, self.k, self.v, strict=True):
             y = attend(*self._heads(self._apply_norm(x, layer.norm1), layer, turn), keys, values)
@@ -264,9 +265,9 @@ class Decoder:
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
         """Replace the content of the cache rows `rows` by b prompts and return the logits after each prompt, (b, V).
 
-        Each prompt is cut into pieces of at most PIECE tokens. The i-th pieces of all prompts are read together, padded at the
-        end to the same length. The padding does not change the logits, because attention is causal. Raises ValueError for an
-        empty prompt and for a prompt that is longer than the context.
+        Each prompt is cut into pieces of at most 128 tokens (PIECE). The i-th pieces of all prompts are read together, padded
+        at the end to the same length. The padding does not change the logits, because attention is causal. Raises ValueError
+        for an empty prompt and for a prompt that is longer than the context.
         """
         self._check_prompts(prompts)
         last: dict[int, Tensor] = {}

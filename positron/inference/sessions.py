@@ -274,10 +274,13 @@ def scored(logits: Tensor, tokens: list[int], likeliest: int) -> list[Token]:
 def exact_rows(decoder: AnyDecoder) -> int:
     """Return how many rows `step_some` may compute together so that each row gets exactly the logits that it gets alone.
 
+    The decoder's method `step_some` reads one token in each of several rows of the cache.
+
     With oneDNN's packed weights, the result of a matrix product for one row does not depend on the number of rows. With
     `F.linear`, the result may depend on it. It is not known in advance which of the two this machine uses, or how torch divides
     elementwise operators among threads. Therefore this function computes steps with 2, 3 and more rows, until the logits differ
-    from those of each row alone. In these steps, each row reads one token at position context // 2 of a new cache.
+    from those of each row alone or all rows of the cache are used. In these steps, each row reads one token in the middle of
+    the context, in a new cache.
     """
     slots = len(decoder.lengths)
     probe, rows = decoder.with_empty_cache(slots), list(range(slots))

@@ -121,8 +121,9 @@ class AblationResult(TypedDict):
     """Compare the loss on the prompt with and without the ablations."""
 
     ablations: list[Ablation]
-    before: float | None  # loss in bits per token on the prompt, of which the first token is not scored; None if T = 1
-    after: float | None
+    # loss without ablations, in bits per token, over all tokens of the prompt except the first; None for a single token
+    before: float | None
+    after: float | None  # the same loss with the ablations
 
 
 class LookData(TypedDict):

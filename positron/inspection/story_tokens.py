@@ -32,8 +32,8 @@ class _Reading:
 class StoryTokens:
     """Keep the exact distribution of the next token up to date while a story is read token by token.
 
-    `expected` returns this distribution, and `read` reads the next token. After the token that ends the document, the
-    distribution is empty.
+    It is the distribution in the stories that the grammar generates, given the tokens read so far. `expected` returns it, and
+    `read` reads the next token. After the token that ends the document, the distribution is empty.
     """
 
     def __init__(self, tokenizer: Tokenizer, grammar: Grammar = GRAMMAR) -> None:

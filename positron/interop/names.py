@@ -1,4 +1,7 @@
-"""Decide, before torch is loaded, whether the name of a model means that the model must be imported first."""
+"""Decide from its name whether a model must be converted to a run folder before it is used, and choose the run's name.
+
+Such a model is a repository of the Hugging Face hub or a folder of transformers. This module does not need torch.
+"""
 
 from __future__ import annotations
 

@@ -175,8 +175,9 @@ class Attention(nn.Module):
     def _can_pack(self, x: Tensor) -> bool:
         """Tell whether `_packed_heads` can be used and is faster.
 
-        `_packed_heads` can be used if the layers q, k and v have neither LoRA nor forward hooks, and if `qk_scale` is off: a
-        learned scale would come between the normalisation and the rotation.
+        `_packed_heads` can be used if the layers q, k and v have neither LoRA nor forward hooks, and if `qk_scale` is off. A
+        model with `qk_scale` multiplies q and k by a learned scale between normalisation and rotation, which `_packed_heads`
+        cannot do. `_packed_heads` is faster if `x` is on a CPU and needs a gradient.
         """
         if self.qk_scale or not fused.is_faster(x):
             return False
@@ -258,9 +259,9 @@ class GPT(nn.Module):
     time.
     """
 
-    cos: Tensor
-    sin: Tensor
-    positions: Tensor
+    cos: Tensor  # (context_length, d_head / 2) cosines of the rotation angles of RoPE; only with config.position="rope"
+    sin: Tensor  # sines of the same angles
+    positions: Tensor  # (context_length, d_model) fixed position vectors; only with config.position="sinusoidal"
 
     def __init__(self, config: GPTConfig, *, seed: int = 0) -> None:
         super().__init__()
