@@ -41,7 +41,7 @@ class MatmulPeak:
             self.look()
 
     def look(self) -> None:
-        """Measure the rate, and keep it if it is the highest so far.
+        """Measure the rate of matrix products in FLOP/s, and keep it in `flops` if it is the highest so far.
 
         On a GPU, only the first call measures, because the training fills the memory of the GPU later.
         """

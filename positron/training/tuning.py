@@ -130,7 +130,8 @@ def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
     """Return the pretrained run whose text can be replayed, or None if the model was imported and its text is unknown.
 
     To replay means to mix pretraining text into each batch, so that the model forgets less of it. `key` is the setting that
-    asks for replay, such as sft.replay_ratio. Raises UserError if the pretrained run is missing, or kept no copy of its text.
+    asks for replay, such as sft.replay_ratio. `start`, the state from which the training starts, only affects the advice in an
+    error message. Raises UserError if the pretrained run is missing, or kept no copy of its text.
     """
     remedy = _without_replay(start, key)
     try:

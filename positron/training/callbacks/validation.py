@@ -34,7 +34,10 @@ def validate(trainer: L.Trainer, module: TrainingModule, parts: list[Part]) -> S
 
 @torch.no_grad()
 def measures(trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
-    """Call the objective's `measures` with the model in evaluation mode, and return the metrics."""
+    """Return the validation metrics of the objective other than the loss, computed with the model in evaluation mode.
+
+    For example, reinforcement learning measures the mean reward of answers to the validation prompts.
+    """
     module.eval()
     measured = module.objective.measures(module.model, trainer.global_rank, trainer.world_size)
     module.train()

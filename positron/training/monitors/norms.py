@@ -66,9 +66,10 @@ class Gradients(Monitor):
 class Weights(Monitor):
     """Measure weight_norm/LAYER after a step, update_norm/LAYER (the norm of the step's change), and update_ratio/LAYER.
 
-    LAYER is as in `Gradients`. The ratio is update_norm / weight_norm, with the norm of the weights after the step, because
-    some weights are 0 before the first step. For a block only its matrices are included, because the scales of its
-    normalisation layers, which start at 1, would dominate the result. A measured step needs memory for a copy of the weights.
+    LAYER is a block, such as blocks.0, or a module outside of the blocks, such as wte. The ratio is update_norm / weight_norm,
+    with the norm of the weights after the step, because some weights are 0 before the first step. For a block only its matrices
+    are included, because the scales of its normalisation layers, which start at 1, would dominate the result. A measured step
+    needs memory for a copy of the weights.
     """
 
     def __init__(self, every: int) -> None:

@@ -384,7 +384,11 @@ class ReinforceObjective(NextToken):
 
     @torch.no_grad()
     def _kl(self, model: GPT, asked: Sequence[Question], answers: list[Rollout]) -> float:
-        """Return the KL divergence from the initial model, in nats, summed over all tokens of `answers`."""
+        """Return KL(model || initial model) over the vocabulary, in nats, summed over all tokens of `answers`.
+
+        The probabilities of both models are those at the sampling temperature. `asked`: the prompts that were answered. Each
+        answer has the index of its prompt in `asked`.
+        """
         rows = [(asked[answer.prompt].ids, answer, 0.0) for answer in answers]
         total = 0.0
         for x, *_, places in self._parts(rows, model.wte.weight.device):
