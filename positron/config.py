@@ -751,8 +751,8 @@ class RewardConfig:
     """Hold the settings of the reward for completions in reinforcement learning (`conf/reward/*`)."""
 
     # kind of reward; story_request: 1 for a built-in story that fulfils the request; length: 1 at reward.target characters,
-    # falling to 0; regex: 1 if reward.pattern matches; addition: 1 for the correct sum; custom: the function reward.function;
-    # sum: the weighted sum of reward.terms
+    # 0 for an empty text and from twice the target on, linear between; regex: 1 if reward.pattern matches; addition: 1 for the
+    # correct sum; custom: the function reward.function; sum: the weighted sum of reward.terms
     kind: Literal["story_request", "length", "regex", "addition", "custom", "sum"]
     function: str | None = None  # for custom: my_module.my_reward, a function of prompt and completion, both texts
     pattern: str | None = None  # for regex: regular expression of Python that is searched in the completion

@@ -35,8 +35,9 @@ def train(
     """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
 
     `callbacks` are Lightning callbacks. After each step, they run before the metrics of the step are written, so values that
-    they add to `module.metrics`, a dict of the LightningModule, are written too. `asked` holds the settings that the user gave,
-    which `budget=` does not change. `objective` is the class of the training objective (None: PretrainObjective).
+    they add to `module.metrics`, a dict of the LightningModule, are written too. `asked` holds the settings that the user gave
+    (None: no settings); `budget=` does not change them. `objective` is the class of the training objective (None:
+    PretrainObjective).
 
     Raises UserError if the run cannot start or continue. After Ctrl-C, SIGTERM or SIGHUP, saves the last complete step and
     raises Interrupted. Raises Diverged if the loss diverges.

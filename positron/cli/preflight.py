@@ -219,10 +219,13 @@ def _source_run(config: RunConfig) -> Run | None:
 def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, str]) -> RunConfig:
     """Return `config` with the tokenizer of the run whose weights the training starts from.
 
-    This is the run in `folder` if there is one, otherwise the run that init_from= or ckpt_path= names. `config` is returned
-    unchanged if neither key is given, or if there is no such run. It is also returned unchanged for the commands sft, prefer
-    and reinforce, because they take the tokenizer of the base run in any case. `given` maps the keys of the command line to
-    their values. Raises UserError if the command line chooses a different tokenizer.
+    If neither init_from= nor ckpt_path= is given, `config` is returned unchanged. Otherwise, the run is the one in `folder`,
+    which the training continues. If `folder` has no run, it is the run that the key names. If the key names no run either,
+    `config` is returned unchanged.
+
+    `config` is also returned unchanged for the commands sft, prefer and reinforce, because they take the tokenizer of the base
+    run in any case. `given` maps the keys of the command line to their values. Raises UserError if the command line chooses a
+    different tokenizer.
     """
     if config.is_tuning or (config.init_from is None and config.ckpt_path is None):
         return config

@@ -63,8 +63,8 @@ def _single_keys(group: str, values: Mapping[str, Any], given: Mapping[str, str]
 def _text_of(source: Run) -> dict[str, Any]:
     """Return the settings of the text on which a run was pretrained.
 
-    Raises UserError if these settings name a web address from which nothing was downloaded yet, because the run folder may come
-    from someone who is not trustworthy.
+    Raises UserError if these settings name a web address from which nothing was downloaded yet. The run folder, and so the
+    address, may come from someone else. Therefore Positron downloads from the address only if the user gives it.
     """
     from positron.data.files import cached_path, not_downloaded
 

@@ -62,8 +62,9 @@ class Record:
 def read_records(path: str, on_invalid: OnInvalid, is_record: Callable[[Any], bool]) -> Iterator[Record]:
     """Yield all rows of the files that `path` names: a file, a folder, or a pattern.
 
-    `on_invalid`: what to do with bytes that are not UTF-8, "error" or "replace". `is_record` decides whether a JSON value that
-    fills a whole file is itself one row. Raises UserError, with the file's name, if a file cannot be read at all.
+    `on_invalid`: what to do with bytes that are not UTF-8, "error" or "replace". `is_record` tells whether a JSON value is a
+    row. If a whole file is one JSON value and this value is not a row, rows are looked for inside it (see
+    `_rows_of_document`). Raises UserError, with the file's name, if a file cannot be read at all.
     """
     for file in list_files(path, f"data.path={path}", SUFFIXES).files:
         try:
@@ -117,7 +118,8 @@ def _numbered(rows: Iterator[Any], path: Path) -> Iterator[tuple[str, Any]]:
 def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
     """Yield (position, row) for each row; a row is a dict whose keys are the names in the first line.
 
-    If `delimiter` is None, it is the most frequent of comma, semicolon and tab in the first line.
+    The position is a text such as "line 3". A row that is not valid CSV, or has too many cells, is `Broken`. If `delimiter` is
+    None, it is the most frequent of comma, semicolon and tab in the first line.
     """
     header = text.lstrip("\r\n").partition("\n")[0]
     csv.field_size_limit(2**31 - 1)
@@ -191,7 +193,8 @@ def _parsed(text: str, remedy: str = "correct or remove it") -> Any:
 def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
     """Parse JSON values that follow each other, each on one or more lines, and return pairs (position, value).
 
-    After an invalid value, which is returned as `Broken`, parsing continues at the next line that begins with { or [.
+    The position is the line in which the value begins, as a text such as "line 3". An invalid value is returned as `Broken`.
+    After it, parsing continues at the next line that begins with { or [.
     """
     decoder, at = json.JSONDecoder(), 0
     values: list[tuple[str, Any]] = []

@@ -42,8 +42,8 @@ class Law:
     "N" has two numbers: the logarithm of A / N^alpha at log N = `center["N"]`, and alpha.
     "D" has two numbers: the logarithm of B / D^beta at log D = `center["D"]`, and beta.
 
-    A straight line is fitted to the runs, too. It gives log D for log N or, if the law has no term "N", log N for log D.
-    `slope` is the slope of this line.
+    A straight line is fitted to log N and log D of the runs, too. It predicts log D from log N. If the law has no term "N", the
+    line predicts log N from log D instead. `slope` is the slope of this line.
     """
 
     terms: tuple[str, ...]  # "E" if E is fitted, then "N", "D" or both
@@ -234,8 +234,9 @@ def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
     """Fit a scaling law to R runs by least squares with Huber loss, and return the fitted numbers `theta` (see `Law`).
 
     `terms`: the terms of the law, such as ("E", "N", "D"). `logs`: two arrays (R,), log N (parameters) and log D (tokens) of
-    the runs, each minus its mean. `y` (R,): the log(loss - floor) of the runs. Six searches begin at those points of a grid
-    where the Huber loss is lowest. The best of their results is returned.
+    the runs, each minus its mean. `y` (R,): the log(loss - floor) of the runs, where floor is the known constant E of the law
+    (`Law.floor`), or 0 if E is fitted. Six searches begin at those points of a grid where the Huber loss is lowest. The best of
+    their results is returned.
     """
 
     def residuals(theta: Array) -> Array:

@@ -90,8 +90,8 @@ def sign_flip_test(differences: Sequence[float]) -> SignFlips | None:
     variants are equally good, each difference is as likely to be negative as positive.
 
     A sign pattern gives each difference one of the two signs. The p-value is the share of sign patterns with which the mean is
-    at least as far from 0 as the mean of `differences`. For at most MAX_ENUMERATED_PAIRS differences, all patterns are
-    enumerated. For more, DRAWN_PATTERNS patterns are drawn with a fixed seed, and the pattern of `differences` itself is
+    at least as far from 0 as the mean of `differences`. For at most 20 differences (MAX_ENUMERATED_PAIRS), all patterns are
+    enumerated. For more, 2^20 patterns (DRAWN_PATTERNS) are drawn with a fixed seed, and the pattern of `differences` itself is
     counted too (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585).
     """
     n = len(differences)

@@ -44,6 +44,8 @@ PACKAGES = ("positron", "torch", "lightning", "hydra-core", "numpy", "sentencepi
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Return the content of provenance.json in the run `folder`: a dict with the lists `starts` and `environments`.
 
+    `starts` has a dict for each start of the training, with its time, step, seed and command, and with the index of its
+    environment. `environments` has a dict for each different environment of a start, such as its commit, versions and machine.
     Both lists are empty if the file does not exist, as in a run of an older version. Raises UserError if it is damaged.
     """
     path = RunPaths(folder).provenance_path
@@ -88,8 +90,9 @@ def _fault(record: dict[str, Any]) -> str | None:
 def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weights: Path | None, **facts: str) -> None:
     """Record in the run's provenance that this process starts to train the run at `step`.
 
-    `weights` is the checkpoint of another run whose weights this run starts from (None: the weights are random, or from this
-    run's own checkpoint). `facts` are further values that the run depends on, such as the tokenizer's hash.
+    `resolved` holds the values that the training uses for the settings that can be `auto`. `weights` is the checkpoint of
+    another run whose weights this run starts from (None: the weights are random, or from this run's own checkpoint). `facts`
+    are further values that the run depends on, such as the tokenizer's hash.
     """
     known = read_provenance(folder)
     surroundings = {"resolved": dataclasses.asdict(resolved), **facts, **environment(str(resolved.accelerator))}
