@@ -21,8 +21,8 @@ information still travels over L (W - 1) tokens, and beyond W the cost of a toke
 
 Generation: keys and values of past tokens never change, so a `Past` keeps them, and a forward pass computes only the new token.
 
-Cost: 2 N C (2 H D + 2 K D) FLOPs for the projections. With K < H, the cache has 1 / G of the size, with G = H / K. This matters
-because memory limits generation. It matters even more on an FPGA, where the cache has to fit the chip.
+Cost: 2 N C (2 H D + 2 K D) FLOPs for the projections of N = B T tokens. With K < H, the cache of keys and values has K / H of
+the size. This matters because memory limits generation. It matters even more on an FPGA, where the cache has to fit the chip.
 """
 
 from __future__ import annotations

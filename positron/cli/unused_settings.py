@@ -35,7 +35,7 @@ class Choice:
 
     @property
     def selector(self) -> str:
-        """Return what stands before the = in a setting that selects a choice, such as `optimizer` or `preference.loss`."""
+        """Return the key that a user sets to select one of `choices`, such as `optimizer` (in optimizer=muon) or `data`."""
         return next(iter(self.select.values())).partition("=")[0]
 
     def readers(self, key: str) -> list[str]:

@@ -249,10 +249,12 @@ def _member(run: Run) -> Member:
 
 
 def _is_trained(run: Run) -> bool:
-    """Tell whether the training of a run is complete. Raises UserError if the run was pruned, diverged or failed.
+    """Tell whether the training of a run is complete. It is not complete if the run was interrupted or is still being trained.
 
-    The error is raised because the variant of such a run would seem better without the run. A run that a setting ended, such as
-    train.stop_at or train.max_time, is complete; a run that was interrupted is not.
+    If a setting ended the run, such as train.stop_at or train.max_time, the training is complete.
+
+    Raises UserError if the run was pruned (its sweep ended it early), diverged or failed. Such a run must not be left out of a
+    comparison: the mean over the other runs with the same settings would seem too good.
     """
     facts = run.facts()
     if facts.status in LOST:
@@ -344,9 +346,12 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
 
 
 def _how_to_select(member: Member, label: str, key: str, value: Any) -> str:
-    """Return the advice to give "LABEL:KEY=VALUE" instead of "LABEL", so that only runs such as `member` are selected.
+    """Return the advice for a user who selected runs of several variants by `label`, which is FOLDER or FOLDER:KEY=VALUE.
 
-    If KEY=VALUE cannot select `member`, return the advice to name another folder.
+    A variant consists of runs whose settings are equal, apart from the seed. The advice is to add `key`=`value` to `label`,
+    which selects `member` and the other runs in which the setting `key` has this value. If `value` is not the value of a
+    setting but the fingerprint of a text, it selects no run. The advice is then to name a folder that has runs of only one
+    variant.
     """
     if not member.has(key, str(value)):  # the fingerprint of a text
         return "name a folder that has only the runs of one variant"

@@ -41,16 +41,17 @@ Trainer = Callable[[list[str], Path], Facts]
 class Plan:
     """Hold the base recipe and the candidates that `positron research` tests, and the settings of the tests.
 
-    The candidates are tested in the order of the dict `candidates`.
+    The candidates are tested in the order of the dict `candidates`. A candidate is tested by pairs of runs with the same seed:
+    one run with the candidate, one without it.
     """
 
     base: list[str]  # settings of `positron train`, such as optimizer.lr=4e-3
     candidates: dict[
         str, list[str]
     ]  # the settings of each candidate, by its name; they are added to the base recipe, or replace settings of it
-    pairs: int  # largest number of pairs for each candidate
-    min_gain: float  # smallest gain worth having, in bits per byte
-    first_seed: int  # seed of the first pair; the next pair has the next seed
+    pairs: int  # largest number of pairs of runs for each candidate
+    min_gain: float  # smallest decrease of the loss for which a candidate is worth having, in bits per byte
+    first_seed: int  # seed of the first pair of runs; the second pair has the seed first_seed + 1, and so on
 
 
 @dataclass(frozen=True)

@@ -192,9 +192,15 @@ def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: 
 
 
 def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
-    """Return the terms that can be fitted: ("N", "D") if N and D vary independently enough, otherwise ("N",) or ("D",).
+    """Return the terms of the law that can be fitted, as the names of their variables: ("N", "D"), ("N",) or ("D",).
 
-    `logs` has log N and log D of the runs, minus their means. Raises UserError if neither N nor D varies enough.
+    N is the number of parameters of a run, and D the number of its training tokens. `logs` maps "N" and "D" to log N and log D
+    of the runs, minus their means.
+
+    Both terms can be fitted if the points (log N, log D) have a standard deviation of at least 0.15 (MIN_SPREAD) in every
+    direction. Otherwise, N and D vary together, or one of them hardly varies. Then only one term can be fitted: the term of N
+    if the standard deviation of log N is at least 0.15, or else the term of D. Raises UserError if the standard deviations of
+    both are below 0.15.
     """
     both = np.stack([logs["N"], logs["D"]])
     if np.linalg.eigvalsh(both @ both.T / both.shape[1])[0] >= MIN_SPREAD**2:

@@ -39,10 +39,12 @@ def seed_groups(
 ) -> list[SeedGroup[T]]:
     """Return the groups of items with the same variant, the lowest mean score first.
 
-    An item represents a run. `variant`, `seed` and `score` are functions that return the variant, the seed and the score of the
-    run that an item represents; the score is None if the run has no result. Items with equal variants form a group. A group
-    without a result for some seed comes after the groups that have results for all seeds, because a variant whose bad runs
-    failed or were ended early looks better than it is.
+    An item represents a run. Three functions describe the run of an item: `variant` returns the settings except the seed,
+    `seed` the seed, and `score` the score, or None if the run has no result.
+
+    A group that lacks the result of a seed comes after all groups that have results for every seed, whatever the means. Its
+    mean may be too low, because bad runs fail or are ended early. If each group has a single item, the seeds are not compared.
+    Groups without any result come last.
     """
     by_variant: dict[Hashable, list[T]] = {}
     for item in items:

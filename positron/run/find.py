@@ -1,4 +1,4 @@
-"""Find runs by their names (invariant 1 of docs/ARCHITECTURE.md)."""
+"""Find runs by their names. The name of a run is the path of its folder, or the part of this path below `outputs/`."""
 
 from __future__ import annotations
 

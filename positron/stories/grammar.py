@@ -195,9 +195,13 @@ def _beat(variants: tuple[str, ...], lists: dict[str, tuple[str, ...]]) -> Pick:
 
 
 def compile_text(source: str, lists: dict[str, tuple[str, ...]]) -> tuple[Node, ...]:
-    """Compile a text with `{slot.form}`, `[list]`, `[a list]` and `(one|or|another)`, the notation of `beats.py`.
+    """Compile a text in the notation of `beats.py` to nodes.
 
-    Raises ValueError for a `)` or `|` outside parentheses, IndexError for a missing `)`.
+    `{slot.form}` stands for the value of a slot in one of its forms, such as `{hero.his}`. `[list]` stands for a random word of
+    a list, and `[a list]` for such a word with its indefinite article. `(one|or|another)` stands for one of several texts.
+    `lists` maps the name of each list to its words.
+
+    Raises ValueError for a `)` or `|` outside parentheses, IndexError for a missing `)`, and KeyError for an unknown list.
     """
     tokens = _TOKEN.findall(source)
     nodes = _sequence(tokens, lists)
