@@ -146,7 +146,8 @@ class FileSource:
         The text is divided after the last line end before this position or, if there is none, after the last space. The search
         goes back by at most half the length of the validation text; if it finds neither, the text is divided exactly at this
         position. `characters`: the length of the text. `was_drawn`: true if earlier versions of Positron divided this text by
-        the hashes of its documents; the division is then marked as new.
+        the hashes of its documents. The division is then marked as new. This changes the fingerprint of the text, so that a new
+        run does not use the token files of those versions.
         """
         exact = round(characters * (1 - self.val_fraction))
         cut = max(1, min(characters - 1, exact))

@@ -133,9 +133,11 @@ class SplitWriter:
     """
 
     def __init__(self, folder: Path, split: str, dtype: type, first_id: int, before: dict[str, Any] | None) -> None:
-        """Continue the shards of an interrupted writer, or start a split with the token `first_id`.
+        """Continue after the last shard of an interrupted writer, or start a new split.
 
-        `before`: the `facts` of the interrupted writer; None if there was none.
+        `folder`: the folder of the shards. `split`: "train" or "val", with which the names of the shards begin. `dtype`: the
+        integer type of a token. `first_id`: the token with which a new split begins. `before`: the `facts` of the interrupted
+        writer, or None for a new split.
         """
         self.folder, self.split, self.dtype = folder, split, dtype
         self.facts: dict[str, Any] = before or {"tokens": 0, "documents": 0, "bytes": 0, "bits": 0.0, "shards": []}

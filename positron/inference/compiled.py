@@ -300,9 +300,11 @@ class _Packed:
         return self._floats.add(norm.weight.detach()), self._no_bias if norm.bias is None else self._optional(norm.bias)
 
     def _layer(self, block: Block, decoder: CompiledDecoder) -> list[int]:
-        """Append the tensors of a transformer block to the arrays `weights` and `floats`, and return their start indices.
+        """Append the tensors of a transformer block to the arrays `weights` and `floats`, and return where each tensor begins.
 
-        The returned list is the row of `self.where` for this block.
+        The returned list becomes the row of `self.where` for this block. Its order is that of the constants NORM1 to
+        HEADS_SCALE of `compiled_step`. An item is the index of the first number of a tensor. `decoder` provides the
+        configuration and the learned scales of QK-norm; if the model has no such scales, their item is -1.
         """
         attn, mlp, config = block.attn, block.mlp, decoder.config
 

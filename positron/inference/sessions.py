@@ -213,10 +213,10 @@ class Sessions:
         self._free.append(row)
 
     def choose(self, sessions: Sequence[Session]) -> list[tuple[Session, Piece | Exception]]:
-        """Choose the next token of each text, and return pairs of a session and the piece that its token adds.
+        """Choose the next token of each session's text, and return pairs (session, piece of text that the token adds).
 
-        If choosing a token raised an error, the pair contains the error instead. All sessions must be ready (see `is_ready`).
-        A text that ends or raises an error leaves the batch.
+        If choosing a token raised an error, the pair is (session, error). The session of a text that has ended, or for which an
+        error was raised, leaves the batch. All sessions must be ready (see `is_ready`).
         """
         pieces: list[tuple[Session, Piece | Exception]] = []
         for session in sessions:

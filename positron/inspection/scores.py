@@ -30,8 +30,8 @@ VALIDATION_BYTES = 8_000  # amount of text; each part of the model needs one for
 def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores:
     """Measure what each head attends to, and how much the loss rises without each head, attention layer and MLP.
 
-    The attention is measured on sequences of random tokens, each of which is written twice in a row, and on the validation
-    documents `texts`. The rise of the loss is measured only on `texts`. At most 256 tokens (MAX_WINDOW) of each document are
+    The attention is measured on the validation documents `texts`, and on sequences that contain some random tokens and then the
+    same tokens again. The rise of the loss is measured only on `texts`. At most 256 tokens (MAX_WINDOW) of each document are
     read, or fewer if the context is shorter. If there are no documents, the values that are measured on `texts` are None.
     """
     config = model.config

@@ -63,7 +63,7 @@ def rules(config: GPTConfig) -> list[Rule]:
     """Return the rules that convert the tensors, in the order of the file.
 
     The file contains first one kind of tensor for all layers, then the next kind for all layers, and so on. An output head that
-    is not tied to the embedding comes last in the file, after the RoPE tables; it has no rule.
+    is not tied to the embedding has no rule: `write` appends it to the end of the file, after the RoPE tables.
     """
     blocks = range(config.n_layer)
 

@@ -64,8 +64,10 @@ def hidden(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output of the final norm, (B, T, C), and the keys and values of all P + T tokens, (L, B, K, P + T, D) each.
 
-    `ids` (B, T) are the new tokens after P earlier tokens; L is the number of layers, and K the number of key/value heads. The
-    arguments are the same as those of `CachedGraph.forward`.
+    `ids` (B, T) are the new tokens after P earlier tokens. `past_keys` and `past_values`, (L, B, K, P, D) each, are the keys
+    and values of the earlier tokens. L is the number of layers, and K the number of key/value heads. `previous_ids` (B, 1) are
+    the tokens directly before `ids`. They may be None, except for models with `smear`, which adds a multiple of the previous
+    token's embedding.
     """
     past = past_keys.shape[3]
     keys_at = torch.arange(past + ids.shape[1])

@@ -55,7 +55,7 @@ class TrainedRows(nn.Module):
         self.lora_rows = nn.Parameter(torch.zeros(len(ids), table.shape[1], dtype=table.dtype, device=table.device))
 
     def forward(self, table: Tensor) -> Tensor:
-        """Return the table (V, C) with the trained vectors added to its rows `ids`."""
+        """Return `table` (V, C) with one trained vector added to each row whose index is in the attribute `ids`."""
         return table.index_add(0, self.ids, self.lora_rows)
 
 

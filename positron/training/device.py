@@ -389,10 +389,11 @@ def batch_remedy(size: int, fits: int) -> list[str]:
 
 
 def memory_remedy(checkpointed: bool, alternatives: list[str]) -> str:
-    """Return the alternatives as text, such as "a smaller model, or device.checkpoint_activations=true".
+    """Return, as one text, what a user can change if the memory is too small.
 
-    If `checkpointed` is False, device.checkpoint_activations=true is added as the last alternative. Pass True if activation
-    checkpointing is on already or would not help.
+    `alternatives` are the possible changes. If `checkpointed` is False, device.checkpoint_activations=true is added as the last
+    one. Pass True if activation checkpointing is on already or would not help. For example, ["a smaller model"] and False give
+    "a smaller model, or device.checkpoint_activations=true".
     """
     *others, last = alternatives if checkpointed else [*alternatives, "device.checkpoint_activations=true"]
     return f"{', '.join(others)}, or {last}" if others else last

@@ -44,7 +44,7 @@ def whole_model(model: GPT) -> GPT:
 
 
 class FullyShardedStrategy(DDPStrategy):
-    """Start the processes as Lightning's strategy for DDP does, and train one model in them whose weights are sharded."""
+    """Start the processes as Lightning's strategy for DDP does, but divide the weights of the model among the processes."""
 
     def _setup_model(self, model: nn.Module) -> Any:
         """Shard the GPT of a TrainingModule instead of wrapping the module in DistributedDataParallel."""

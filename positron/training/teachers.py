@@ -60,7 +60,11 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
 
 
 def _nothing_is_left(session: Session) -> bool:
-    """Tell whether there is no step to train: the run is finished, is not extended, and `teachers=` names the same teachers."""
+    """Tell whether there is no step to train.
+
+    This is so if the run is a finished distillation from the teachers that `teachers=` names, and train.max_steps is `auto` or
+    not larger than the number of steps that the run has trained.
+    """
     config, run = session.config, session.run
     assert config.distill is not None
     if not session.start.is_own or not is_finished_student(run, config.distill.teachers):

@@ -90,7 +90,7 @@ class BlockedCausalAttention(torch.autograd.Function):
         """Compute O = softmax(q k^T / sqrt(D)) v: q (B, H, T, D), k and v (B, K, T, D) -> O (B, H, T, D).
 
         `mask` (B, 1, T, T) is True where a query attends to a key. If it is None, a query attends to the last `window` keys,
-        its own included. `dropout`: the probability with which an attention weight (a number in the softmax) is set to 0.
+        its own included. `dropout`: the probability with which an attention weight (a result of the softmax) is set to 0.
         """
         B, H, T, D = q.shape
         N, G = B * k.shape[1], H // k.shape[1]

@@ -109,7 +109,8 @@ class Heads(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute q (B, H, T, D), k and v (B, K, T, D) from qkv (B, T, (H + 2K) D).
 
-        `rotation`: cos + i sin of the angles of RoPE, (T, 1, D/2) or (B, T, 1, D/2), or None for no rotation.
+        `rotation`: cos + i sin of the angles of RoPE, (T, 1, D/2) or (B, T, 1, D/2), or None for no rotation. `norm_eps`: if it
+        is not None, each vector x of q and k is divided by sqrt(mean(x^2) + norm_eps). H is `n_head`, and K is `n_kv_head`.
         """
         by_head = qkv.unflatten(-1, (n_head + 2 * n_kv_head, -1))  # (B, T, H + 2K, D)
         qk, v = by_head[:, :, :-n_kv_head], by_head[:, :, -n_kv_head:]

@@ -87,7 +87,12 @@ class TokenLosses(ProbeMonitor):
             )
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
-        """Return a dict from metric name to mean loss, for each bin of token frequencies and each bin of positions."""
+        """Return a dict from metric name to mean loss, for each bin of token frequencies and each bin of positions.
+
+        `probe` holds N validation windows of T tokens. `documents` (N, T): the index of each token's document in its window.
+        With it, positions are counted from the beginning of the document; with None, from the beginning of the window. Bins
+        without targets are left out.
+        """
         hidden = model.hidden(probe.x, documents).flatten(0, 1)
         losses = token_losses(hidden, model.head_weight, probe.y.flatten()).cpu().double().numpy()
         if documents is None:

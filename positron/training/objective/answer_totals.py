@@ -38,7 +38,8 @@ class AnswerTotals:
     def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> AnswerTotals:
         """Compute the sums for N answers and their rewards (N,); the `copies` answers to a prompt follow each other.
 
-        `full`: an answer with at least this reward has passed. The fields `kl` and `kl_tokens` of the result are 0.
+        `full`: an answer with at least this reward has passed. The fields `kl` and `kl_tokens` of the result are 0; in a
+        validation, the caller sets them afterwards, because the KL divergence needs forward passes of the model.
         """
         passed = (rewards >= full).view(-1, copies)
         by_prompt = rewards.view(-1, copies)

@@ -110,7 +110,7 @@ class Objective(Protocol):
         ...
 
     def state(self, step: int) -> dict[str, Any]:
-        """Return the objective's state after optimizer step `step`, which is saved in checkpoints; {} if it has no state."""
+        """Return the state to save in a checkpoint after optimizer step `step`, or {} if the objective has no state."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -148,7 +148,10 @@ class Objective(Protocol):
         ...
 
     def sample_prompt(self, asked: str | None) -> Prompt:
-        """Return the prompt for samples: the text `asked`, or a default for this kind of data if `asked` is None."""
+        """Return the prompt for samples: the text `asked` or, if it is None or empty, a default for this kind of data.
+
+        An objective may ignore `asked` and always return its default.
+        """
         ...
 
     def close(self) -> None:
