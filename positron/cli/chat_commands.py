@@ -113,9 +113,10 @@ def _is_exact(name: str, text: str) -> bool:
 
 
 def _names_setting(text: str) -> bool:
-    """Tell whether a text names a sampling setting: NAME, NAME VALUE or NAME=VALUE.
+    """Tell whether the text after the word `settings` names a sampling setting: NAME, NAME VALUE or NAME=VALUE.
 
-    NAME must be similar to the name of a setting, or VALUE must be a possible value of a setting.
+    The result is true in two cases. NAME is similar to the name of a setting, and at most one word follows it. Or NAME is any
+    word and VALUE is a number, "none", "off" or the name of a preset.
     """
     from positron.inference.dialogue import SETTINGS
     from positron.inference.sampling import PRESETS

@@ -67,7 +67,8 @@ class CommandLine:
 def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> CommandLine:
     """Check the words after `positron RECIPE` and sort them into options and settings.
 
-    Raises UserError, which names the wrong word and what to type instead.
+    `conf` is the folder of Positron's configuration files. Raises UserError, which names the wrong word and what to type
+    instead.
     """
     options, settings = _options(words, recipe, conf)
     is_sweep = CommandLine(options, []).is_sweep

@@ -204,7 +204,11 @@ def _overrides_of(folder: Path) -> list[str] | None:
 
 
 def _identity(overrides: Sequence[str], ignores_steps: bool = False) -> dict[str, str]:
-    """Return the overrides that determine what a job learns; `ignores_steps` also leaves train.max_steps out."""
+    """Return the overrides that determine what a job learns, as a dict from key to value.
+
+    Settings that may change when a run is continued, such as train.save_every and device.threads, are left out. If
+    `ignores_steps` is true, train.max_steps is left out, too.
+    """
     keys = given_keys([override.lstrip("+") for override in overrides])
     ignored = {"train.max_steps"} if ignores_steps else set()
     return {key: value for key, value in keys.items() if not is_changeable(key) and key not in ignored}

@@ -44,13 +44,15 @@ def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None
 
 
 def _is_chosen(group: str, cls: type, values: Mapping[str, Any], given: Mapping[str, str]) -> bool:
-    """Tell whether the command line or an experiment chooses a file of conf/GROUP, where GROUP is `group`.
+    """Tell whether the command line or an experiment chooses the settings of the group `group`.
 
-    An experiment is a file of conf/experiment. `cls` is the dataclass of the group. `values` is the composed configuration, and
-    `given` maps the keys of the command line to their values.
+    The command line does so by naming a file of conf/GROUP, as in `model=tinygpt`; single keys, such as `model.n_layer=6`, do
+    not count. An experiment, which is a file of conf/experiment, does so by naming such a file, or by setting a key that has no
+    default value. `cls` is the dataclass of the group. `values` is the composed configuration, and `given` maps the keys of the
+    command line to their values.
 
-    Without a file of conf/GROUP, the keys of `cls` that have no default value stay unset. So if such a key has a value that the
-    command line did not give, an experiment has chosen a file, or has set the key itself.
+    If a key of `cls` that has no default value has a value that the command line did not give, this value comes from an
+    experiment.
     """
     needed = [key for key, value in defaults_of(cls).items() if value == MISSING and f"{group}.{key}" not in given]
     return group in given or any(values[group].get(key, MISSING) != MISSING for key in needed)

@@ -54,7 +54,7 @@ def best_row(rows: list[dict[str, Any]]) -> tuple[float, int]:
 
 
 def best_bpb(rows: list[dict[str, Any]]) -> float:
-    """Return the lowest validation bits per byte in the rows, or inf if no row has a validation."""
+    """Return the lowest validation bits per byte in `rows`, the rows of metrics.jsonl; inf if no row has a validation."""
     return best_row(rows)[0]
 
 

@@ -145,7 +145,10 @@ def command() -> str:
 
 @functools.cache  # describes the code as imported, even if it is edited while the process runs
 def environment(accelerator: str) -> dict[str, Any]:
-    """Return the code, versions and hardware of this process, which trains on `accelerator` (cpu, cuda or mps)."""
+    """Return the git commit, the package versions and the hardware of this process, which trains on `accelerator`.
+
+    The keys are `git` (see `checkout`), `versions` and `hardware`. `accelerator` is cpu, cuda or mps.
+    """
     return {"git": checkout(CHECKOUT), "versions": versions(), "hardware": hardware(accelerator)}
 
 

@@ -85,7 +85,10 @@ def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
 
 
 def open_inside(path: Path, mode: Literal["rb", "wb", "xb", "ab"], below: Path | None = None) -> IO[bytes]:
-    """Open a regular file as `open_descriptor` does and return a file object. Raises the same errors."""
+    """Open a regular file and return a file object; no component of `path` below the folder `below` may be a symbolic link.
+
+    `below` is the folder of the file by default. Raises the errors of `open_descriptor`.
+    """
     return os.fdopen(open_descriptor(path, mode, below), mode)
 
 

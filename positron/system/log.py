@@ -57,7 +57,10 @@ class _Handler(logging.Handler):
 
 
 class ScreenHandler(_Handler):
-    """Show each line with `prefix` before it. After the terminal or pipe was closed, show nothing."""
+    """Show log messages on the screen. Each message begins with the text `prefix`.
+
+    Once the terminal or the pipe is closed, nothing more is shown, and no error is raised.
+    """
 
     def __init__(self, write: Callable[[str], None] = show, *, prefix: str = "", level: int = logging.INFO) -> None:
         super().__init__(level)
