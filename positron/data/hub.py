@@ -216,9 +216,10 @@ class HubSource:
         return f"read {len(self.files):,} files of {self.repo}"
 
     def release(self, tasks_done: int | None) -> None:
-        """Delete each downloaded file whose tasks are all among the first `tasks_done`; None deletes all downloaded files.
+        """Delete the downloaded files whose row groups are all among the first `tasks_done`; None deletes all downloaded files.
 
-        If a crash loses the tokens of a deleted file, the file is downloaded again.
+        A task is one row group of a file. The row groups of all files are counted in order, so `tasks_done` is the number of
+        row groups that were tokenized. If a crash loses the tokens of a deleted file, the file is downloaded again.
         """
         if tasks_done is None:
             shutil.rmtree(self._raw, ignore_errors=True)

@@ -1,9 +1,9 @@
 """Read the rows of hub datasets that have no Parquet files, with `datasets.load_dataset(..., streaming=True)`.
 
 The library `datasets` runs in a separate process, with its caches below `data.dir` instead of in the user's home. The process
-reports a failure of the network instead of retrying silently, and is killed if it sends nothing for `patience_s()` seconds. The
-rows are grouped into chunks. A chunk ends as soon as it has about a million characters. Nothing else decides where it ends, so
-chunk i is the same in every call.
+reports a failure of the network instead of retrying silently. It is killed if it sends nothing for 300 seconds, or for the
+number of seconds in the environment variable POSITRON_PATIENCE_S. The rows are grouped into chunks. A chunk ends as soon as it
+has about a million characters. Nothing else decides where it ends, so chunk i is the same in every call.
 """
 
 from __future__ import annotations

@@ -65,7 +65,10 @@ class Following:
 
 
 class Word(NamedTuple):
-    """Hold a possible next word, its probability, and the state after it. A word without `pieces` is the end of the story."""
+    """Hold a possible next word, its probability, and the state after it.
+
+    A word without `pieces` stands for the end of the story. Its `after` is None.
+    """
 
     pieces: tuple[Piece, ...]
     p: float

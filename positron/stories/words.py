@@ -66,9 +66,10 @@ def _places(words: str) -> list[Forms]:
 
 
 def _skills(words: str) -> list[Forms]:
-    """Return skills from phrases such as `ride a bike`.
+    """Return the forms of each skill in `words`, which are phrases such as `ride a bike`, separated by commas.
 
-    The plain form is `bike`; the forms named `a`, `do` and `doing` are `a bike`, `ride a bike` and `riding a bike`.
+    The forms of `ride a bike` are `bike` (plain form, the key ""), `a bike` (key `a`), `ride a bike` (key `do`) and `riding a
+    bike` (key `doing`).
     """
     skills: list[Forms] = []
     for phrase in _words(words):

@@ -2,8 +2,11 @@
 
 A rank file lists the tokens of a vocabulary with their ids. tiktoken's own loader waits for the network without a time limit
 and stores the rank files in a temporary folder. Instead, Positron's own `fetch` downloads a rank file once and keeps it in
-Positron's cache; each training run has a copy in its folder. What else a vocabulary needs is its `Definition` in DEFINITIONS,
-copied from `tiktoken_ext.openai_public`, a module that comes with tiktoken.
+Positron's cache; each training run has a copy in its folder.
+
+A rank file does not contain the regular expression that splits a text before the merges, the id of <|endoftext|> and the
+number of ids. DEFINITIONS has them for each vocabulary. They were copied from `tiktoken_ext.openai_public`, a module that comes
+with tiktoken.
 
 A definition must never change, because its pattern is part of a tokenizer's hash. Even another pattern that splits every text
 in the same way would change the hash.

@@ -52,7 +52,10 @@ class Tokenizer(Protocol):
         """Convert token ids to text; special tokens give no text."""
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the UTF-8 bytes of one id, which may be part of a character; empty for special tokens."""
+        """Return the UTF-8 bytes of the token with the id `i`, or b"" for a special token.
+
+        The bytes may be only a part of a character.
+        """
 
     def token_bytes(self) -> np.ndarray:
         """Return the number of UTF-8 bytes of each token's text (V,), 0 for special tokens; used to compute bits per byte."""
