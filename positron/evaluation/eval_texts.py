@@ -118,8 +118,9 @@ def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
 def texts_of_run(run: Run, split: str, limit: int, instead: str = INSTEAD) -> list[str]:
     """Return the first documents of the text of a run, about `limit` bytes (0: all documents).
 
-    `split` is "train" for the training text or "val" for the validation text. A document that alone is longer than the limit is
-    cut. Raises UserError, whose message ends with the advice `instead`, if the text is empty or not available.
+    `split` is "train" for the training text or "val" for the validation text. The last document is returned whole, unless this
+    document is itself longer than `limit` bytes. Then it is cut. Raises UserError, whose message ends with the advice
+    `instead`, if the text is empty or not available.
     """
     files = token_files(run, split, instead)
     tokenizer = load_tokenizer(run.tokenizer_folder)

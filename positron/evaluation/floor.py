@@ -195,7 +195,9 @@ class Check:
     difference: float | None = None  # claimed - floor
     difference_error: float | None = None  # standard error over documents
     evidence_bits: float | None = None  # log2 of the e-value E; a correct program has P(E >= x) <= 1 / x
-    gains: list[Gain] = field(default_factory=list)  # at most SHOWN_DOCUMENTS of them, the largest first
+    # documents whose reported probability is above the exact one: at most 5 (SHOWN_DOCUMENTS), with the largest quotients
+    # reported / exact, in descending order
+    gains: list[Gain] = field(default_factory=list)
 
     @property
     def standard_errors(self) -> float | None:

@@ -79,7 +79,11 @@ class SignFlips:
 
     @property
     def smallest_p(self) -> float:
-        """Return the smallest p-value that a test with `patterns` sign patterns can give."""
+        """Return the smallest p-value that the test could give with this number of sign patterns.
+
+        It is 2 / patterns if all patterns are compared, because a pattern and its opposite have means at the same distance from
+        0. Otherwise it is 1 / (patterns + 1).
+        """
         return 2 / self.patterns if self.is_exact else 1 / (self.patterns + 1)
 
 

@@ -132,9 +132,12 @@ def copied(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles, n: 
 
 
 def _hashes(ids: np.ndarray, n: int) -> np.ndarray:
-    """Return a hash of each sequence of `n` neighbouring ids, (len(ids) - n + 1,); the result is empty if there are fewer ids.
+    """Return a hash of each sequence of `n` neighbouring ids, (len(ids) - n + 1,).
 
-    The hash of a sequence is a polynomial in an odd number, modulo 2^64, whose coefficients are the ids plus 1.
+    The result is empty if there are fewer than `n` ids. The hash of the sequence a_1, ..., a_n is the following number, where c
+    is an odd constant:
+
+        ((a_1 + 1) c^(n-1) + (a_2 + 1) c^(n-2) + ... + (a_n + 1)) mod 2^64
     """
     count = max(0, len(ids) - n + 1)
     hashes = np.zeros(count, dtype=np.uint64)

@@ -103,11 +103,12 @@ class Stored:
 
 
 def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> Written:
-    """Write the HTML file of a model to `path`, with the results in `stored`.
+    """Write the HTML file of a model to `path`; return facts about the file, such as its size.
 
-    The matrices of the model are rounded to as many bits, 8 to 16, as the limit MAX_BYTES of the file allows (see `attempts`).
-    The file of a large model exceeds this limit even with 8 bits. Raises UserError if the JavaScript code in the file does not
-    support the tokenizer, or if the prompt or the model is too large.
+    `stored` holds what the file contains besides the model, such as the prompt and the name of the run. The matrices of the
+    model are rounded to as many bits, 8 to 16, as the limit MAX_BYTES of the file allows (see `attempts`). The file of a large
+    model exceeds this limit even with 8 bits. Raises UserError if the JavaScript code in the file does not support the
+    tokenizer, or if the prompt or the model is too large.
     """
     shape = shape_of(model)
     vocabulary = page_tokenizer(tokenizer)

@@ -183,8 +183,8 @@ def count_numbers(config: GPTConfig) -> int:
 def read_weights(config: GPTConfig, numbers: Tensor) -> dict[str, Tensor]:
     """Return Positron's tensors from `numbers`, all numbers after the header of a model file of llama2.c.
 
-    Row i of the embedding and of the output head belongs to token i of the file's vocabulary. The tokenizer of an exported run
-    may give this token another id (see `id_order`).
+    Row i of the embedding and of the output head belongs to token i of the file's vocabulary. If Positron wrote the file, the
+    run's own tokenizer may give this token another id (see `id_order`).
     """
     tensors: dict[str, Tensor] = {}
     start = 0

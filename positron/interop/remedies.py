@@ -45,8 +45,9 @@ def chosen(choose: Callable[[GPTConfig], T], config: GPTConfig, lack: str) -> T:
 def smallest_change(choose: Callable[[GPTConfig], Any], config: GPTConfig) -> tuple[tuple[str, Any], ...]:
     """Return the smallest set of changes, each (option, value), after which `choose` accepts the configuration.
 
-    `choose` refuses a configuration by raising Unsupported or UserError. Only the changes in `CHANGES` are tried, a fixed list
-    of option values that other programs support.
+    `choose` refuses a configuration by raising Unsupported or UserError. It must have refused `config` itself. Only the changes
+    in `CHANGES` are tried, a fixed list of option values that other programs support. Raises AssertionError if no set of them
+    helps.
     """
     for count in range(1, len(CHANGES) + 1):
         for changes in itertools.combinations(CHANGES, count):
