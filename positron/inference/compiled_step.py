@@ -227,10 +227,10 @@ def _yield(typing: Any) -> Any:
 def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, bias):
     """Compute a part of y = (x W^T) scale + bias for `rows` rows of x: the columns in the blocks `first` to `end` - 1.
 
-    A block is 16 rows of W, which give 16 columns of y. W begins at index `at` of the 1-D array `w`, and each of its rows has
-    `width` numbers. The first row of x begins at the flat index `x_at` of the array `x`, and each further row begins `x_row`
-    numbers after the row before it. `scale` and `bias` are the indices in `floats` at which the scales and biases of the
-    columns of y begin.
+    A block is 16 rows of W, which give 16 columns of the 2-D array y. W begins at index `at` of the 1-D array `w`. Each row of
+    W has `width` numbers. The blocks are stored one after another, and each block is stored column by column. The first row of
+    x begins at the flat index `x_at` of the array `x`, and each further row begins `x_row` numbers after the row before it.
+    `scale` and `bias` are the indices in `floats` at which the scales and biases of all columns of y begin.
     """
     y_row = y.shape[1]
     for block in range(first, end):

@@ -116,7 +116,7 @@ class Dialogue:
 
     @property
     def is_saved(self) -> bool:
-        """Tell whether all messages were saved. A system prompt alone does not need to be saved."""
+        """Tell whether all messages were saved. The result is also True if there is no message except a system prompt."""
         return self.messages == self.saved or all(message.role == "system" for message in self.messages)
 
     @property

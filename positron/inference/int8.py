@@ -74,8 +74,9 @@ class Int8Linear:
     def product(self, x: Tensor) -> Tensor:
         """Compute x W^T + b: x (..., in) -> (..., out).
 
-        The int8 operator and the product in bf16 use the same weights, because integers up to 127 are exact in bf16. Their
-        results differ only by rounding.
+        If x is a bf16 matrix of few rows on a CPU, torch's int8 operator computes the product (see the class). Otherwise, W is
+        converted to the dtype of x. With x in bf16, the results of the two ways differ only by rounding, because bf16
+        represents all integers up to 127 exactly.
         """
         if self.direct and x.ndim == 2 and len(x) <= MAX_DIRECT_ROWS and x.dtype == torch.bfloat16:
             y = int8_linear(x, self.q, self.scale)

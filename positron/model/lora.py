@@ -1,4 +1,7 @@
-"""Implement LoRA (arXiv:2106.09685): freeze each matrix W of the blocks, and add a trained low-rank matrix, 2 B A, to it."""
+"""Implement LoRA (arXiv:2106.09685): freeze the model, and add a trained low-rank matrix to each matrix of its blocks.
+
+A frozen matrix W (out, in) becomes W + 2 B A, with trained matrices B (out, r) and A (r, in) of a small rank r.
+"""
 
 from __future__ import annotations
 

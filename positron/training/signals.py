@@ -110,7 +110,10 @@ class Signals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Delay signals until the end of the `with` block, which must be short; a delayed signal then raises LeftAtOnce."""
+        """Delay signals until the end of the `with` block, which must be short.
+
+        If a signal was delayed, the end of the block raises LeftAtOnce, the exception that ends the run immediately.
+        """
         self._is_held = True
         try:
             yield

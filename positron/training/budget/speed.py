@@ -120,7 +120,7 @@ def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
     of (median seconds of large steps) / (tokens of a large step).
 
     The constant part of the forward and backward pass is (median seconds of large steps) - (seconds per token) x (tokens of a
-    large step). It is added to `update_s`.
+    large step), or 0 if this is negative. The field `update_s` of the result is the median of `updates` plus this part.
     """
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:

@@ -16,8 +16,9 @@ from positron.model.gpt import GPT
 class AnswerTotals:
     """Hold sums over answers and over prompts, from which the metrics are computed. The sums of several ranks can be added.
 
-    `answers` and `prompts` are the numbers of answers and prompts. An answer passes if its reward is at least the full reward;
-    `passed` is the number of these answers. `reward` and `tokens` are sums over the answers. Comments explain the other fields.
+    `answers` and `prompts` are the numbers of answers and prompts. An answer passes if its reward is at least a given number,
+    the argument `full` of the method `of`. `passed` is the number of answers that pass. `reward` and `tokens` are sums over the
+    answers. Comments explain the other fields.
     """
 
     answers: float = 0.0

@@ -112,9 +112,10 @@ def _keep_configured_values(optimizer: torch.optim.Optimizer) -> None:
 
 
 def suitable_rate(config: OptimizerConfig, d_model: int) -> float:
-    """Return the peak learning rate that budget= chooses for a model of width `d_model`.
+    """Return the peak learning rate that suits a model of width `d_model`.
 
-    Raises UserError for optimizer=custom, whose learning rate must be given.
+    If the setting `budget=` gives a training time, this rate is used unless the user gives optimizer.lr=. Raises UserError for
+    optimizer=custom, whose learning rate must be given.
     """
     match config.kind:
         case "muon":
