@@ -254,14 +254,14 @@ class RuleRegret(TypedDict):
 
 
 class Departure(TypedDict):
-    """Describe the first token of a prompt that the grammar of the stories does not allow at its position.
+    """Describe the first token of a prompt that no tokenized story contains at this position.
 
-    `reason` is "tokens" if the text from this token to the end of the prompt is the beginning of a word that may occur here.
-    The grammar allows this text, but its tokens are not the first tokens of the whole word, so their exact probabilities are
-    unknown. Otherwise, `reason` is "text": no story continues with this text.
+    `reason` is "text" if no story continues with the text from this token to the end of the prompt. It is "tokens" if this text
+    is the beginning of a word that a story may contain here. Then the text is allowed, but the tokens are not: the whole word
+    is divided into other tokens. Therefore their exact probabilities are unknown.
     """
 
-    token: int  # index of the first token that cannot occur in a story
+    token: int  # index of the token
     character: int  # index of the character of the prompt at which this token begins
     reason: Literal["text", "tokens"]
     message: str  # description for people

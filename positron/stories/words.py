@@ -1,9 +1,11 @@
-"""Define the words of the built-in stories: people and things in the forms that sentences need, and lists of words.
+"""Define the words of the built-in stories, in KINDS and LISTS.
 
-A *kind* is a list of options with named forms (`""` is the plain form). A story draws one option for a slot, such as the
-hero or the place, and uses this option at every mention of the slot. From a *list*, a new word is drawn at each use, so
-every word of a list must fit wherever the list is used. An option that sentences use with its article has a form `a`, such as
-`an apple`.
+KINDS maps the name of a kind, such as `child`, to its options, such as the names of children. An option has named forms: `""`
+is the plain form, such as `apple`, and `a`, if sentences need it, is the form with the article, such as `an apple`. A story
+draws one option for a slot, such as the hero, and uses this option at every mention of the slot.
+
+LISTS maps the name of a list, such as `trait`, to words without forms. A new word is drawn at each use. Therefore every word of
+a list must fit wherever the list is used.
 """
 
 from __future__ import annotations

@@ -141,7 +141,10 @@ class SentencePieceTokenizer:
         return text
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the UTF-8 bytes of an id, which may be part of a character; empty for special tokens."""
+        """Return the UTF-8 bytes that the token `i` stands for, or b"" for a special token.
+
+        A token may stand for a single byte, which can be a part of a character.
+        """
         if self._sp.is_byte(i):
             return bytes([int(self._sp.id_to_piece(i)[1:-1], 16)])  # `<0xE2>`
         if self._sp.is_control(i) or self._sp.is_unknown(i):

@@ -58,9 +58,9 @@ def accelerators() -> dict[Accelerator, bool]:
 def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     """Choose the accelerator and the precision that a run uses on this machine.
 
-    The accelerator `auto` means the fastest kind that the machine has. The precision `auto` means bf16 if matrix products are
-    faster in bf16 there (see `bf16_is_fast`), otherwise fp32. Raises UserError if the machine does not have the accelerator
-    that `config` names, or fewer devices of this kind than `config` asks for.
+    The accelerator `auto` means the fastest kind that the machine has. The precision `auto` means bf16 if the accelerator
+    computes matrix products faster in bf16 than in fp32 (see `bf16_is_fast`), otherwise fp32. Raises UserError if the machine
+    lacks the accelerator that `config` names, or has fewer devices of this kind than `config` asks for.
     """
     available = accelerators()
     asked = config.accelerator

@@ -52,7 +52,7 @@ class Plan:
     last_step: int  # the step at which this process stops; less than `horizon` if train.stop_at= says so
 
     def resolved(self) -> Resolved:
-        """Return the values that run.json records."""
+        """Return the values of the settings that can be `auto`, such as the batch size, for the record in run.json."""
         return Resolved(
             batch_tokens=self.batch_tokens,
             micro_batch_size=self.micro_batch_size,

@@ -71,10 +71,10 @@ class Pruning(L.Callback):
         self.pruned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """End this run if its validation losses are worse than the median of the sweep's finished runs.
+        """End this run if its lowest validation bits per byte exceed the sweep's median at this step.
 
-        Only validations at multiples of `every` steps and before `last_step` count. The finished runs must have the same seed
-        as this run (see `finished_curves` and `is_hopeless`).
+        The median is that of the finished runs of the sweep that have the same seed (see `finished_curves` and `is_hopeless`).
+        The runs are compared only after a validation, at a multiple of `self.every` steps and before `self.last_step`.
         """
         step = trainer.global_step
         if "val/bpb" not in module.metrics or step % self.every or step >= self.last_step:
