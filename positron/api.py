@@ -154,14 +154,14 @@ def reinforce(
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
-    """Train a run on its own answers, weighted by a reward, and return the new run.
+    """Train the model of `base` on its own answers, weighted by a reward, and return the result as a new run.
 
-    `base` is the run to start from: a `Run`, its folder or its name (None: the run trained last among those with a chat
-    template). `data` is the name of a preset in conf/data, a file of conversations, or a list of conversations. The prompts are
-    the messages before the first answer of each conversation. `reward` is the name of a preset in conf/reward, or the name of a
-    function, such as `"my_module.my_reward"`, that takes a prompt and an answer and returns a number. If `name` is None, the
-    new run is named reinforce-DATA. `callbacks` are Lightning callbacks, and `settings` are further settings of `positron
-    reinforce`. Raises the errors of `train`, and UserError if the reward cannot be computed.
+    `base` is the run to start from, which is not changed: a `Run`, its folder or its name (None: the run trained last among
+    those with a chat template). `data` is the name of a preset in conf/data, a file of conversations, or a list of
+    conversations. The prompts are the messages before the first answer of each conversation. `reward` is the name of a preset
+    in conf/reward, or the name of a function, such as `"my_module.my_reward"`, that takes a prompt and an answer and returns a
+    number. If `name` is None, the new run is named reinforce-DATA. `callbacks` are Lightning callbacks, and `settings` are
+    further settings of `positron reinforce`. Raises the errors of `train`, and UserError if the reward cannot be computed.
     """
     from positron.cli.sweeps import run_config
     from positron.reinforce import configure

@@ -848,7 +848,7 @@ class ReinforceConfig:
     advantage: Advantage = "rloo"
     temperature: Positive = 1.0  # temperature at which answers are sampled, and by which training divides the logits
     max_tokens: Count = 256  # longest answer; a longer one is cut off
-    mask_truncated: bool = False  # ignore answers that were cut off at max_tokens
+    mask_truncated: bool = False  # true: an answer that was cut off at max_tokens gets the advantage 0
     kl: NotNegative = (
         0.0  # weight of the KL divergence from the model before the training; 0: the divergence is only measured
     )

@@ -242,11 +242,14 @@ def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace
 
 
 def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Return how well the model's answers follow new requests, the number of answers, and the sampling settings.
+    """Let the model answer `options.count` new requests for a story, and return the results and the sampling settings.
 
-    A request is a combination of a name, an object and a place. With data.val_fraction above 0, training contained none of the
-    combinations that are requested here. With data.val_fraction=0, it may have contained some of them. Raises UserError for a
-    run that was not fine-tuned on conversations, and for an ensemble whose runs were fine-tuned on different requests.
+    The results have the keys `followed`, `accepted` and `ended` (shares of the answers, see `Following`), and `count`, the
+    number of answers. A request is a combination of a name, an object and a place. If data.val_fraction of the runs is above 0,
+    the fine-tuning contained none of the requested combinations. If it is 0, the fine-tuning may have contained some of them.
+
+    `writer` has the model of `runs`, which is an ensemble if there are several. Raises UserError for a run that was not
+    fine-tuned on conversations, and for an ensemble whose runs were fine-tuned on different requests.
     """
     import dataclasses
 

@@ -99,7 +99,8 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
     in two cases, in which the law has only one variable:
         If N determines D in the runs (for example, 20 tokens for each parameter), the default D follows this relation.
         If all runs have the same N, the default N is this N, and the default D is twice the largest D of the runs.
-    In these cases, the law holds only if N and D are related as in the runs. Raises UserError for other N and D.
+    In the first case, the law holds only for N and D that follow the relation. In the second case, it holds only for the N of
+    the runs. Raises UserError for other N and D.
     """
     from positron.evaluation.scaling_law import MIN_SPREAD
 

@@ -40,7 +40,7 @@ GIVE_ANOTHER_TEXT = "give --text FILE to measure all runs on another text"
 
 @dataclass(frozen=True)
 class Row:
-    """Hold the results of one run, a row of the table that `positron compare` prints."""
+    """Hold the results of one run. `positron compare` prints them as a row of its table."""
 
     run: str  # folder of the run
     parameters: int

@@ -168,9 +168,10 @@ def size_of(text: str) -> int:
 
 
 def _decoded(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> str:
-    """Decode token ids; return a `Lossy` text if one of them is the unknown token.
+    """Decode token ids. The result has � in place of each unknown token.
 
-    `lengths` (V,) contains the number of bytes of text that each id of the vocabulary stands for.
+    If there is an unknown token, the result is a `Lossy`, a str with the size of the original text in bytes. This size is an
+    estimate from `lengths` (V,), the mean number of bytes of text that each id of the vocabulary stands for.
     """
     text = tokenizer.decode(ids.tolist())
     if not tokenizer.has_unknown or not (ids == 0).any():

@@ -1,7 +1,7 @@
 """Find pairs of runs that have the same seed and differ in one setting, or only in the settings of --differ-in.
 
 Two runs with the same seed begin with the same random numbers. Unless settings of the data differ, they also read the same
-batches in the same order. So much of the noise of training is common to both runs and cancels in their difference.
+batches in the same order. Therefore both runs share much of the noise of training, and it cancels in their difference.
 
 Runs whose settings are the same, except for the seed, are one variant. A group is the runs of one variant, one for each seed.
 """

@@ -1,7 +1,7 @@
 """Compute confidence intervals, p-values and sample sizes, with SciPy.
 
-A *pair* is two runs with the same seed, one of each of two compared variants. Several functions take the difference of each
-pair.
+Two variants A and B are compared by pairs of runs. A *pair* is a run of A and a run of B with the same seed. Several functions
+take a list with one difference for each pair: the score of the run of B minus the score of the run of A.
 """
 
 from __future__ import annotations
