@@ -36,14 +36,14 @@ The factor 0.2 sqrt(max(rows, columns)) makes both steps equally large (arXiv:25
 Each weight therefore moves by up to about the learning rate in a step, whatever the scale of its gradient. Only matrices decay:
 pulling the scale of a norm towards 0 is not a regularisation.
 
-Clipping (arXiv:1211.5063): if the norm of all gradients together exceeds c, all are scaled by c / norm. The direction
-stays the same, and one bad batch cannot ruin the weights.
+Clipping (arXiv:1211.5063): if the norm of all gradients together exceeds max_norm, all are multiplied by max_norm / norm. The
+direction stays the same, and one bad batch cannot ruin the weights.
 
 Cost: AdamW reads four numbers and writes three per weight, 28 bytes, for about 12 FLOPs. Memory is the limit, so AdamW works in
 blocks that stay in the cache. Muon keeps one mean instead of two and costs 5 (4 r^2 c + 2 r^3) FLOPs for a matrix of r x c with
-r <= c. With F = 4 C, K = H and H D = C, the matrices of a block cost 300 C^3 FLOPs, as much as the forward pass of the block
-over 12.5 C tokens (24 C^2 per token). On small hardware, m and v, twice the size of the model, are the first arrays that no
-longer fit.
+r <= c. For example, a block of C channels has four matrices C x C and, if its MLP has 4 C units, two matrices C x 4 C. They
+cost 300 C^3 FLOPs, as much as the forward pass of the block over 12.5 C tokens (24 C^2 per token). On small hardware, m and v,
+twice the size of the model, are the first arrays that no longer fit.
 """
 
 from __future__ import annotations

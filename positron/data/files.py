@@ -116,8 +116,8 @@ class FileSource:
     def _find_split(self, called: str) -> Split:
         """Decide whether the text is divided by the hash of each document or at one position, and return the division.
 
-        If the text has many documents, only the first ones are read. Raises UserError if the text is empty; `called` is the
-        name of the text in the message.
+        If the text has many documents, it is divided by their hashes. Only the first documents are read to find this out.
+        Raises UserError if the text is empty; `called` is the name of the text in the message.
         """
         documents = characters = 0
         sizes, is_val = [0, 0], None  # characters for training and for validation

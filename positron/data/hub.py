@@ -80,10 +80,11 @@ class Repository:
         write_json(self._note, self._facts)
 
     def _look(self, config: DataConfig) -> None:
-        """Ask the hub for the commit and the files, and save them in source.json.
+        """Ask the hub for the commit and the list of files of the repository, and save both in source.json.
 
-        Raises UserError if the repository has no data or no matching files, or if `data.config_name` is given for Parquet
-        files. Raises Unreachable if the hub cannot be reached.
+        Raises UserError if the repository has no data, or no files that match `data.files`. Also raises UserError if
+        `data.config_name` is given and Parquet files match, because these are chosen by `data.files` alone. Raises Unreachable
+        if the hub cannot be reached.
         """
         from huggingface_hub import HfApi
 

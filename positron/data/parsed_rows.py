@@ -122,10 +122,11 @@ def name_of(config: DataConfig) -> str:
 def parsed_rows(
     path: str, config: DataConfig, summary: RowSummary, is_row: Callable[[Any], bool], parse: Callable[[Any], P]
 ) -> Iterator[tuple[Record, P]]:
-    """Yield each well-formed row of a file, folder or pattern together with what `parse` returned for its value.
+    """Yield each well-formed row together with the result of `parse`, which gets the content of the row.
 
-    All rows, formats and mistakes are counted in `summary`. `is_row` decides whether a JSON value that fills a whole file is
-    itself one row. `parse` must raise Malformed for a malformed row.
+    `path` is a file, a folder or a pattern. `parse` must raise Malformed for a malformed row. Such rows are left out. All rows,
+    their formats and the malformed rows are counted in `summary`. `is_row` decides whether a JSON value that fills a whole file
+    is itself one row.
     """
     replaces = Reading(on_invalid=config.on_invalid).replaces
     for record in read_records(path, config.on_invalid, is_row):

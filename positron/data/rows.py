@@ -162,9 +162,10 @@ def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
 
 
 def _at_least(blocks: Iterator[str], size: int) -> str:
-    """Join the next blocks until they have at least `size` characters, and return them; return "" if there are none.
+    """Return the next blocks, joined, with at least `size` characters if there are so many, or "" if no block is left.
 
-    The caller gives the length of an incomplete entry as `size`, so that a long entry is not parsed again after each block.
+    The caller has read the beginning of an entry and gives the length of this beginning as `size`. So the text is twice as long
+    before it is parsed again. If it were parsed again after each block, reading a long entry would take quadratic time.
     """
     parts = []
     for block in blocks:

@@ -153,10 +153,11 @@ class _Filler:
         self._epoch.value = epoch
 
     def listen(self, waits: bool = False) -> Exception | None:
-        """Log the messages of the process that writes epochs, and return its error, or None if there is no error.
+        """Log the messages of the process that writes the token files, and return its error, or None if there is no error.
 
-        If the process ended without reporting an error, a RuntimeError is returned. `waits`: true if training waits for an
-        epoch. If it is false, the log message about a failure of the network says that training continues.
+        If the process ended without reporting an error, a RuntimeError is returned. `waits`: true if training cannot continue
+        without the files of the next epoch. If `waits` is false, the log message about a failure of the network says that
+        training continues.
         """
         unreachable: Exception | None = None
         while True:

@@ -47,10 +47,10 @@ def choose(config: GPTConfig) -> Architecture:
 
 
 def architecture_of(config: GPTConfig) -> Architecture:
-    """Return the transformers class for a configuration, as `choose` does, but raise Unsupported if there is none.
+    """Return the transformers class that computes the same function as a model with this configuration.
 
-    The message of Unsupported names only the option, or the combination of options, that no class supports, such as
-    "model.qk_norm=true with model.norm=layernorm". It gives no advice.
+    If there is none, raises Unsupported. The message is only the option, or the combination of options, that no class supports,
+    such as "model.qk_norm=true with model.norm=layernorm". `choose` adds advice to the message for the user.
     """
     if config.smear:
         raise Unsupported("model.smear=true")

@@ -371,7 +371,7 @@ def _has_bias(rule: Rule, has: dict[str, bool]) -> bool:
 
 
 def _size(rule: Rule, config: GPTConfig) -> int:
-    """Return the length of the bias that `rule` converts. Its name is `rule.ours[0]`, such as blocks.0.attn.q.bias."""
+    """Return the length of the bias that `rule` converts. The bias is called `rule.ours[0]`, such as blocks.0.attn.q.bias."""
     part = rule.ours[0].split(".")[-2]
     widths = {"q": config.n_head * config.d_head, "k": config.kv_heads * config.d_head}
     widths |= {"v": widths["k"], "out": config.d_model, "down": config.d_model}
