@@ -200,9 +200,10 @@ class HubSource:
                     yield str(path), group
 
     def read(self, task: Task | str) -> list[Document]:
-        """Return the documents of a row group. `task` must not be WAIT.
+        """Return the documents of a row group, a part of a Parquet file.
 
-        Raises UserError if the column is missing or is not text, or if the file is damaged.
+        `task` is an item that `tasks` has yielded, but not the constant WAIT, which is not a task. Raises UserError if the
+        column is missing or is not text, or if the file is damaged.
         """
         assert not isinstance(task, str)  # WAIT has no documents
         path, group = task

@@ -227,10 +227,10 @@ def _identity(facts: os.stat_result) -> tuple[int, int]:
 
 
 def _is_read_anyway(link: Path, root: Path) -> bool:
-    """Tell whether a link to a folder can be skipped.
+    """Tell whether the search in the folder `root` must not follow `link`, a link to a folder.
 
-    A link can be skipped if it leads into the folder `root`, because all files of `root` are read anyway. It must be skipped if
-    it leads to a folder that contains the link itself, because the search would never end.
+    Returns True if the link leads to `root` or to a folder inside `root`, because all files of `root` are read anyway. Also
+    returns True if the link leads to a folder that contains the link, because the search would come back to the link.
     """
     target = link.resolve()
     return target.is_relative_to(root.resolve()) or link.parent.resolve().is_relative_to(target)

@@ -49,7 +49,7 @@ class RowSummary:
     harmless: tuple[str, ...] = ()
     rows: int = 0  # including the skipped rows
     shapes: Counter[str] = field(default_factory=Counter)  # name of a format -> number of rows
-    unused: dict[str, None] = field(default_factory=dict)  # names of fields, in order of appearance
+    unused: dict[str, None] = field(default_factory=dict)  # names of unused fields, in order of appearance
     skipped: dict[str, list[str]] = field(default_factory=dict)  # kind of mistake -> positions of these rows
     first_error: str | None = None  # file, position and message of the first malformed row
 

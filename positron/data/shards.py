@@ -145,7 +145,10 @@ class SplitWriter:
         self.waiting = len(self._pending)
 
     def add(self, part: Encoded) -> None:
-        """Append the tokens of `part`, and add its numbers of documents, bytes and bits to the totals."""
+        """Append the tokens of `part`, and add its numbers of documents, bytes and bits to the totals.
+
+        The number of bits is -log2 of the probability of the text, or NaN if this probability is unknown.
+        """
         for ids in part.ids:
             self.append(ids)
         self.facts["documents"] += part.documents

@@ -47,7 +47,10 @@ class Source(Protocol):
         """
 
     def read(self, task: Any) -> list[Document]:
-        """Return the documents of `task`, an item that `tasks` has yielded. The item must not be the constant WAIT."""
+        """Return the documents of `task`, an item that `tasks` has yielded.
+
+        The constant WAIT, which `tasks` can yield, too, is not a task; this method must not be called with it.
+        """
         ...
 
     def summary(self) -> str:

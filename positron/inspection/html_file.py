@@ -150,12 +150,13 @@ def _refuse_large(run: str, shape: Shape) -> None:
 def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
     """Yield pairs (bits per weight, number of training steps) in the order in which `write_file` tries them.
 
-    The file contains results for several steps of training; `steps` is the number of available steps. The caller stops at the
-    first pair with which the file is small enough.
+    The HTML file contains the weights of the model, and results for several steps of training. `steps` is the number of
+    available steps. `write_file` stops at the first pair whose file has at most 8 MB (MAX_BYTES).
 
-    The number of bits decreases by 1 from at most 16 to 8. Each number of bits is tried with all `steps`. A half and a quarter
-    of the `steps` are tried, too, with two numbers of bits: with 14 (ENOUGH_BITS), because fewer bits would change the logits
-    visibly, and with 8, if the file has enough space for the weights with 8 bits.
+    The number of bits begins with an estimate of what fits, at most 16 and at least 8, and decreases by 1 down to 8. Each
+    number of bits is tried with all `steps`. Two numbers of bits are also tried with a half and a quarter of the `steps`. The
+    first is 14 (ENOUGH_BITS), because fewer bits would change the logits visibly. The second is 8, the smallest number of bits,
+    but only if the weights with 8 bits fit into the file according to the estimate.
     """
     fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
     for bits in range(max(8, min(16, fitting)), 7, -1):
@@ -172,7 +173,7 @@ def _logits(model: GPT, ids: list[int]) -> np.ndarray:
 
 
 def _rounded(model: GPT, bits: int) -> GPT:
-    """Return a copy of the model on the CPU whose matrices are rounded to `bits` bits, as in the file."""
+    """Return a copy of the model on the CPU with the rounded matrices that the HTML file contains: `bits` bits per weight."""
     copy = GPT(model.config).eval()
     copy.load_state_dict(
         {

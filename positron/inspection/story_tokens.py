@@ -72,10 +72,10 @@ class StoryTokens:
         return max(rules, key=lambda rule: rules[rule])
 
     def is_within_word(self, text: str) -> bool:
-        """Tell whether the grammar allows a word here that begins with `text`.
+        """Tell whether a word that begins with `text` may come next, according to the grammar.
 
-        If the first tokens of a word have been read, `text` is compared with the rest of this word. Characters are compared,
-        not tokens, so `text` may be tokenized differently from the word.
+        If only the first tokens of a word have been read, tell whether the rest of this word may begin with `text`. Characters
+        are compared, not tokens, so `text` may be tokenized differently from the word.
         """
         for reading in self._readings:
             left = b"".join(self._tokenizer.bytes_of(i) for i in reading.ids[reading.read :])

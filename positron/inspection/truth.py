@@ -74,7 +74,8 @@ def compare_with_truth(
     """Compare the model's probability of each token of a prompt with the exact probability by the story grammar.
 
     The result also lists, at each position, the `top` next tokens that are likeliest by the grammar. `run` and `step` are
-    copied into the result. Raises UserError if the prompt is too long, or if `top` is not between 1 and MAX_TOP.
+    copied into the result. Raises UserError if the prompt has more than 512 tokens (MAX_TOKENS) or does not fit the model's
+    context, or if `top` is not between 1 and 50 (MAX_TOP).
     """
     vocabulary = Vocabulary(tokenizer)
     ids = vocabulary.ids(prompt, min(MAX_TOKENS, model.config.context_length))

@@ -35,10 +35,10 @@ class Plot:
 
 
 def with_preface(plot: Plot) -> Plot:
-    """Return the plot with a preface: a new first beat, which half of the plot's stories contain.
+    """Return the plot with a preface: a sentence at the beginning, which half of the plot's stories contain.
 
-    The preface names the hero and says with one of the phrases `plot.asks` what will happen. A user's request contains such
-    a phrase, too, so a model learns already in pretraining to write about the announced hero, thing and place.
+    The preface names the hero and says with one of the phrases `plot.asks` what will happen. A user's request contains such a
+    phrase, too, so a model learns already in pretraining to write about the announced hero, thing and place.
     """
     preface = f"(This is|Here is|Meet) {{hero}}, who ({'|'.join(plot.asks)})."
     return replace(plot, beats=(("", preface), *plot.beats))

@@ -137,8 +137,8 @@ def _identities(weights: str | None, objective: PreferenceObjective, plan: Plan)
 def _is_changed(config: RunConfig, known: str | None) -> bool | None:
     """Return True if the weights of the base run have changed, False if they have not, and None if they cannot be read.
 
-    `known`: the hash of the weights when this run began, from its run.json. If it is None, because run.json has no hash, the
-    result is True for weights that can be read.
+    `known`: the hash of the weights when this run began, as recorded in its run.json. If run.json has no hash, `known` is None;
+    then weights that can be read count as changed.
     """
     try:
         weights = best_or_newest(base_run(config).checkpoint_folder)

@@ -59,8 +59,9 @@ def hold_run(run: Run, processes: int) -> Iterator[None]:
 class Start:
     """Describe the state from which a run starts.
 
-    `checkpoint`: the file from which weights, optimizer and step are restored. `weights`: the file from which only the
-    weights are restored. If both are None, the run starts with new weights. `tokenizer_from`: the run whose tokenizer is used.
+    `checkpoint`: the file from which weights, optimizer and step are restored. `weights`: the file from which only the weights
+    are restored. If both are None, the run starts with new weights. `tokenizer_from`: the run whose tokenizer is used. If it is
+    None, the tokenizer does not come from another run.
     """
 
     checkpoint: Path | None = None

@@ -42,12 +42,15 @@ class SFTObjective(NextToken):
         replay: Windows | None,
         patience: int = 0,
     ) -> None:
-        """Convert all conversations to rows of at most `context` tokens. `packing`: a row may hold several conversations.
+        """Convert all conversations to rows of at most `context` tokens.
+
+        `replay`: windows of the pretraining text, or None. `batch_size`: the number of conversations and windows together in
+        the batch of an optimizer step; `replay.batch_size` of them are windows. All tokens of a window are targets.
+        `micro_batch_size`: the largest number of rows in a micro-batch. `packing`: a row may hold several conversations.
 
         `patience`: the run ends after this number of successive validations without an improvement; 0: no early stopping.
-        `replay`: windows of the pretraining text, or None. With `replay`, a batch has `batch_size` - `replay.batch_size`
-        conversations and `replay.batch_size` windows. All tokens of a window are targets. `val_tokens`: validate on whole
-        conversations that together have at least this number of tokens, or on all if there are fewer.
+        `val_tokens`: validate on whole conversations that together have at least this number of tokens, or on all if there are
+        fewer.
 
         Raises UserError if no conversation has an answer that fits the context.
         """
