@@ -241,9 +241,9 @@ def _name_of(run: str | Path | Run) -> str:
 
 
 def _names_of(runs: str | Path | Run | Sequence[str | Path | Run]) -> list[str]:
-    """Return the folder or name of each run in `runs`, one run or a list of runs, as a list of strings.
+    """Return the folders or names of one or several runs as a list of strings.
 
-    Raises UserError for an empty list, or for an element of any other type.
+    Raises UserError for an empty list, or for a run that is neither a str nor a Path nor a `Run`.
     """
     each = [runs] if isinstance(runs, str) or not isinstance(runs, Sequence) else runs
     if not each:

@@ -978,7 +978,7 @@ class RunConfig:
     def tuning_group(self) -> str:
         """Return the key of the run's tuning settings: "sft", "preference" or "reinforce".
 
-        For a run that is not tuned (`is_tuning` is false), return "sft".
+        Use it only if `is_tuning` is true. For other runs, the result is "sft" and has no meaning.
         """
         groups = {"sft": self.sft, "preference": self.preference, "reinforce": self.reinforce}
         return next((name for name, group in groups.items() if group is not None), "sft")

@@ -55,9 +55,9 @@ def arguments() -> argparse.ArgumentParser:
 def chosen_key(given: str | None, host: str) -> str | None:
     """Return the API key that clients must send, or None if they need no key.
 
-    This is `given` or, if `given` is None, the value of the environment variable POSITRON_API_KEY. Raises UserError if there is
-    no key although other machines can reach the address `host`. Also raises UserError for a key that is shorter than
-    MIN_KEY_LENGTH characters, or that contains spaces or characters other than printable ASCII.
+    The key is `given` or, if `given` is None, the value of the environment variable POSITRON_API_KEY. Raises UserError if there
+    is no key although other machines can reach the address `host`. Also raises UserError for a key that is shorter than 16
+    characters (MIN_KEY_LENGTH), or that contains spaces or characters other than printable ASCII.
     """
     key = given if given is not None else os.environ.get(KEY_VARIABLE)
     if key is None and host not in LOOPBACK_HOSTS:

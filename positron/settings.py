@@ -210,7 +210,7 @@ def _keys_of(cls: type, prefix: str = "") -> list[str]:
 
 
 def type_of(key: str) -> Any:
-    """Return the type hint of a key of `leaf_keys`. Raises KeyError for any other key."""
+    """Return the type hint of a key that users can set, such as `optimizer.lr`. Raises KeyError for an unknown key."""
     cls: Any = Asked if key in BESIDE_VALUES else RunConfig
     hint: Any = None
     for name in key.split("."):

@@ -34,9 +34,11 @@ _DATA_OF_TRAINING = ("packing", "document_mask")
 def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> Plan:
     """Read the base recipe, the candidates and the settings of the tests from a YAML file, check them, and return them.
 
-    The settings of the tests are `pairs`, the largest number of pairs of runs for a candidate, and `min_gain`, the smallest
-    gain worth having in bits per byte. `configure` builds the configuration of a run from its settings as nested dicts. Raises
-    UserError, which names the file and the wrong key, if a value is wrong or if a recipe cannot be trained.
+    A recipe is a list of settings of `positron train`. A candidate is a change of the base recipe that is tested by pairs of
+    runs, one with the change and one without it. The settings of the tests are `pairs`, the largest number of pairs for a
+    candidate, and `min_gain`, the smallest gain worth having in bits per byte. `configure` builds the configuration of a run
+    from its settings as nested dicts. Raises UserError, which names the file and the wrong key, if a value is wrong or if a
+    recipe cannot be trained.
     """
     content = _read_yaml(path)
     for key in content:

@@ -260,7 +260,10 @@ class _Reader:
         return f"there is no {group}={name}: {hint}{', '.join(self._usable(group))}"
 
     def _usable(self, group: str) -> list[str]:
-        """Return the choices of a group that the command can use."""
+        """Return those choices of the setting `group`, such as `data`, that the command can use.
+
+        For example, `positron sft` can use only those choices of `data` that provide conversations.
+        """
         return [choice for choice in self.groups[group] if fits(self.recipe, group, choice, self.conf)]
 
     def _value(self, key: str, text: str, parser: OverridesParser) -> str:

@@ -50,9 +50,11 @@ _FIELD_OF = {"kv_heads": "n_kv_head", "ff_width": "d_ff", "d_head": "head_dim"} 
 def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     """Check that a training can start or continue in `folder`, and return its configuration.
 
-    The result differs from `config` if the training starts with the weights of a source run. Then it has the tokenizer of the
-    source run (see `with_known_tokenizer`). With init_from=, it also has the architecture of the source run, unless the command
-    line chooses an architecture (see `with_source_model`). Raises UserError if the training cannot start or continue.
+    The source run is the run that init_from= or ckpt_path= names. If there is one, the tokenizer in the result is that of the
+    source run (see `with_known_tokenizer`). With init_from=, the architecture is also that of the source run, unless the
+    command line chooses an architecture (see `with_source_model`). If `folder` already contains a run, this run takes the place
+    of the source run. The commands sft, prefer and reinforce get `config` unchanged. Raises UserError if the training cannot
+    start or continue.
     """
     check_name(folder)
     config = with_known_tokenizer(config, folder, asked.given)

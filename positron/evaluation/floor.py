@@ -201,9 +201,11 @@ class Check:
 
     @property
     def standard_errors(self) -> float | None:
-        """Return `difference` as a multiple of its standard error; it is negative if the claimed score is below the floor.
+        """Return `difference` divided by its standard error, `difference_error`.
 
-        Returns None if there is no claimed score or no standard error, as for a single document.
+        The result is negative if the claimed bits per byte are fewer than `floor`, the bits per byte of the exact
+        probabilities. Returns None if the claims are not comparable with the documents. Also returns None if the standard error
+        is 0 or unknown; it is unknown for a single document.
         """
         if self.difference is None or not self.difference_error:
             return None

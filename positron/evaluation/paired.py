@@ -46,8 +46,8 @@ class Difference:
     the documents as independent samples or, if there are few documents, blocks of their text.
 
     `p_t_test` is the two-sided p-value of the paired t-test over the seeds, and `sign_flips` is the result of the sign-flip
-    test. Both are None for one seed. `seeds_needed` is the number of seeds with which the t-test gives p < LEVEL with a
-    probability of POWER. It is None if it is unknown or too large. LEVEL and POWER are constants of this module.
+    test. Both are None for one seed. `seeds_needed` is the number of seeds with which the t-test gives p < 0.01 (LEVEL) with a
+    probability of 0.8 (POWER). It is None if it is unknown or too large.
     """
 
     a: str  # name of variant A

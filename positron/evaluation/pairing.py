@@ -203,7 +203,7 @@ def _members(name: str, outputs: Path) -> list[Member]:
 
 
 def _why_none(key: str, value: str, members: Sequence[Member]) -> str:
-    """Return why the setting `key` has the value `value` in none of `members`.
+    """Return a message that says why the setting `key` has the value `value` in no run of `members`.
 
     There are four possible reasons: the key has only other values, does not change what a run learns, names a group of
     settings, or is unknown.

@@ -73,7 +73,10 @@ class Trial:
 
     @property
     def gains(self) -> list[float]:
-        """Return, for each seed, the bits per byte without the candidate minus the bits per byte with it."""
+        """Return, for each seed, the bits per byte of the run without the candidate minus those of the run with it.
+
+        The candidate is the change of the training settings that is tested.
+        """
         return [a - b for a, b in zip(self.bpb_without, self.bpb_with, strict=True)]
 
     @property

@@ -32,8 +32,8 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
     """Return the finished pretraining runs, smallest first, and the entropy of their text in bits per byte (None: unknown).
 
     Only the last loss of a run is used, because earlier losses depend on the schedule of the learning rate. Raises UserError if
-    fewer than MIN_RUNS can be used, if the runs were trained on different texts, or if the loss of a run is not above the
-    entropy of the text.
+    fewer than 3 runs (MIN_RUNS) can be used, if the runs were trained on different texts, or if the loss of a run is not above
+    the entropy of the text.
     """
     finished = []
     for run, (reason, size) in read_runs(runs, _size_or_reason):
@@ -74,11 +74,11 @@ def _size_or_reason(run: Run) -> tuple[str, Size | None]:
 
 
 def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs that were trained on the same text. Raises UserError if the texts differ.
+    """Return the runs that can be compared; raise UserError if the runs were not trained on the same text.
 
     If all runs record the same fingerprint (hash) of the text and the same split into training and validation text, all runs
-    are returned. Otherwise, the validation texts are compared, and runs whose text is not available are left out. Raises
-    UserError also if fewer than MIN_RUNS runs remain.
+    are returned. Otherwise, the first 200,000 bytes of the validation texts are compared, and runs whose text is not available
+    are left out. Raises UserError also if fewer than 3 runs (MIN_RUNS) remain.
     """
 
     def text(run: Run) -> tuple[object, ...]:

@@ -32,8 +32,8 @@ class Quality:
     """Hold measurements of generated stories, as shares between 0 and 1.
 
     `accepted` is the share of stories that the grammar's parser accepts. `distinct_2` and `distinct_3` are the results of
-    `distinct` for sequences of two and three words. `copied` is the share of sequences of COPIED_TOKENS tokens that are in the
-    training text, or None if the stories have no such sequences.
+    `distinct` for sequences of two and three words. `copied` is the share of sequences of 50 tokens (COPIED_TOKENS) that are in
+    the training text. It is None if no story has at least 50 tokens.
     """
 
     accepted: float  # share that the grammar's parser accepts as a whole
@@ -41,7 +41,7 @@ class Quality:
     distinct_3: float  # share of sequences of three words that are distinct
     copied: (
         float | None
-    )  # share of sequences of COPIED_TOKENS tokens that are in the training text; None: no such sequences
+    )  # share of sequences of 50 tokens (COPIED_TOKENS) that are in the training text; None: no such sequences
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,7 @@ def rename(source: Path, target: Path) -> None:
     """Rename a file or folder; a file at `target` is replaced. Raises OSError on failure.
 
     On Windows, renaming fails while another process, such as the dashboard or a virus scanner, has the file open. Such
-    processes usually close it within milliseconds, so renaming is tried again for up to RENAME_S seconds.
+    processes usually close it within milliseconds, so renaming is tried again for up to 2 seconds (RENAME_S).
     """
     if sys.platform == "win32":
         end = time.monotonic() + RENAME_S
@@ -378,7 +378,12 @@ def json_ready(value: Any) -> Any:
 
 
 def read_json(path: Path, below: Path | None = None, limit: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file. Raises UserError as `read_bytes` does, and if the content is not JSON or nested too deeply."""
+    """Read a JSON file of at most `limit` bytes, and return its content.
+
+    No component of `path` below the folder `below` (default: the folder of the file) may be a symbolic link. Raises UserError
+    if there is such a link, if the file is missing, unreadable or too large, or if its content is not JSON or nested too
+    deeply.
+    """
     content = read_bytes(path, below, limit)
     try:
         return json.loads(content.decode("utf-8"))
