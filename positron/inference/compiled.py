@@ -61,11 +61,13 @@ class CompiledDecoder(Decoder):
         self._compile()
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> Linear | Int8Linear:
-        """Return a linear layer that torch computes.
+        """Return the layer activation(x W^T + b), which torch computes. W is `weight`, and b is `bias` (None: no bias).
 
-        A prompt is read in pieces (see `piece_end` in `decoder.py`). torch computes only pieces of more than 32 tokens
-        (DIRECT_PROMPT), without the last token of the prompt. The compiled function computes all other tokens. The layer stores
-        the weight in the decoder's number format, and converts the weight to fp32 at each call.
+        torch computes only long parts of a prompt. A prompt is read in pieces of at most 128 tokens (see `piece_end` in
+        `decoder.py`). torch reads a piece if it has more than 32 tokens (DIRECT_PROMPT). The compiled function reads shorter
+        pieces, the last token of each prompt, and all generated tokens.
+
+        The layer stores W in the decoder's number format, and converts it to fp32 at each call.
         """
         bias = bias.detach() if bias is not None else None
         if self.weight_dtype == torch.int8:

@@ -137,7 +137,7 @@ class Decoder:
         return 2 * config.n_layer * self.K * config.context_length * self.D * self.cache_dtype.itemsize
 
     def with_empty_cache(self, batch: int) -> Decoder:
-        """Create a decoder that shares the packed weights and has its own empty cache for `batch` sequences."""
+        """Return a copy of this decoder that shares its weights, but has its own empty cache for `batch` sequences."""
         other = copy.copy(self)
         other._allocate(batch)
         return other

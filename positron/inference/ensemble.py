@@ -39,7 +39,7 @@ class EnsembleDecoder:
         return sum(member.row_bytes for member in self.members)
 
     def with_empty_cache(self, batch: int) -> EnsembleDecoder:
-        """Create a decoder that shares the packed weights and has its own empty caches for `batch` sequences."""
+        """Return a copy of this decoder that shares its weights, but has its own empty caches for `batch` sequences."""
         return EnsembleDecoder([member.with_empty_cache(batch) for member in self.members])
 
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:

@@ -87,7 +87,10 @@ class Team:
         self._free = threading.Lock()
 
     def _end(self) -> None:
-        """Stop the helpers when the interpreter exits, because a helper that still computes then would abort the process."""
+        """Stop the helper threads when the interpreter exits.
+
+        A helper thread that still computed at that time would abort the process.
+        """
         self.ended, self.sync[kernel.OWNER] = True, kernel.NOBODY
         for helper in self.helpers:
             helper.wake.release()
@@ -97,7 +100,7 @@ class Team:
     def run(self, steps: Steps) -> None:
         """Compute the next decoding step of the decoder `steps` with as many threads as torch uses, at most `self.size`.
 
-        `size` is the number of cores, but at most MAX_THREADS. If another thread of the program is inside `run`, the caller
+        `size` is the number of cores, but at most 8 (MAX_THREADS). If another thread of the program is inside `run`, the caller
         computes the step with its own thread alone; the result is the same.
         """
         threads = min(torch.get_num_threads(), self.size)

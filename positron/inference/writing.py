@@ -37,9 +37,12 @@ class Progress:
         return piece
 
     def finish(self, by_itself: bool) -> str:
-        """End the text and return the characters that were held back.
+        """End the text and return the characters that `push` has held back, up to the first stop string.
 
-        `by_itself`: true if the text ended at a stop token, false if it reached the maximum number of tokens.
+        `push` holds characters back if they may begin a stop string, and bytes whose character is not complete yet.
+
+        `by_itself`: true if the text ended at a stop token, false if it reached the maximum number of tokens. It becomes the
+        value of `ended`, unless the text ended at a stop string; `ended` is then true.
         """
         if self.ended:
             return ""

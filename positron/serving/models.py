@@ -44,9 +44,9 @@ class Served:
 
 
 def slots_of(writer: Writer) -> int:
-    """Return how many texts a model may generate at the same time, so that their caches fit MAX_CACHE_BYTES.
+    """Return how many texts a model may generate at once, so that their key/value caches need at most 1 GiB (MAX_CACHE_BYTES).
 
-    The number is at most MAX_SLOTS, and at least 1, even if a single cache does not fit.
+    The number is at most 32 (MAX_SLOTS), and at least 1, even if a single cache does not fit.
     """
     return max(1, min(MAX_SLOTS, MAX_CACHE_BYTES // writer.engine().decoder.row_bytes))
 

@@ -78,10 +78,10 @@ class Worker:
             self._changed.notify()
 
     def taken(self, job: Job) -> None:
-        """Record that the receiver has taken one more piece of the job's text.
+        """Record that the caller has taken one more of the pieces of text that were delivered for the job.
 
-        The generation of a text pauses when 64 of its pieces (MAX_UNREAD) are delivered but not taken yet. After this call, one
-        piece less is waiting, so that the generation continues.
+        The generation of a text pauses while 64 of its pieces (MAX_UNREAD) are delivered but not taken yet. If the generation
+        had paused, this call lets it continue.
         """
         with self._changed:
             job.unread -= 1
