@@ -69,10 +69,10 @@ class Difference:
 
     @property
     def further_seeds(self) -> int | None:
-        """Return how many further seeds the t-test needs to give p < LEVEL with a probability of POWER.
+        """Return how many further seeds the t-test needs to give p < 0.01 (LEVEL) with a probability of 0.8 (POWER).
 
-        LEVEL is the significance level of this module, and POWER is the power that a test should have. The result is 0 if the
-        t-test gives p < LEVEL already, and None if the number of seeds is unknown.
+        The result is 0 if the t-test gives p < 0.01 already. It is None if the number of seeds is unknown or too large (see
+        `pairs_needed`).
         """
         if self.p_t_test is not None and self.p_t_test < LEVEL:
             return 0

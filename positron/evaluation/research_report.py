@@ -138,9 +138,10 @@ def rule(plan: Plan) -> str:
 
 
 def recipe(plan: Plan, trials: Sequence[Trial]) -> list[str]:
-    """Return the settings of the plan's base recipe, changed by the settings of all adopted candidates.
+    """Return the settings of a training: the plan's base settings, changed by the settings of all adopted candidates.
 
-    A setting is a word of the command line, such as optimizer.lr=4e-3.
+    A candidate is a change of settings that was tested; `trials` holds the results of the tests. A setting is a word of the
+    command line, such as optimizer.lr=4e-3.
     """
     words = plan.base
     for trial in trials:

@@ -39,7 +39,11 @@ class Windows:
     sizes: list[list[int]]
 
     def scores(self, losses: Tensor) -> list[list[Score]]:
-        """Return the scores of the windows of each document; `losses` (N, context): the loss in nats of each target."""
+        """Return one list for each document, with the score of each of its windows.
+
+        A score holds the summed loss in nats, the number of bytes, and the number of scored tokens of a window. `losses`
+        (N, context) holds the loss in nats of each target in the N windows.
+        """
         counts = [len(sizes) for sizes in self.sizes]
         nats = losses.double().sum(dim=1).split(counts)
         tokens = (self.y != IGNORE).sum(dim=1).split(counts)

@@ -137,7 +137,8 @@ def pairs_needed(differences: Sequence[float], level: float = 0.01, power: float
     """Return the smallest number of pairs with which a paired t-test gives p < `level` with a probability of `power` or more.
 
     The true mean and standard deviation of the differences are assumed to be those of `differences`. The result is at least 2.
-    Returns None if there are fewer than two differences, if all of them are 0, or if more than MAX_PAIRS would be needed.
+    Returns None if there are fewer than two differences, if all of them are 0, or if more than 100,000 pairs (MAX_PAIRS) would
+    be needed.
     """
     if len(differences) < 2:
         return None

@@ -249,9 +249,9 @@ class Subject:
 
     @cached_property
     def _true_stories(self) -> tuple[list[list[int]], list[StoryTruth]]:
-        """Return the token ids of the first REGRET_STORIES validation stories, and the exact probabilities of their tokens.
+        """Return the token ids of the first 20 validation stories (REGRET_STORIES), and the exact probabilities of the tokens.
 
-        The ids of a story are cut at the context length, or at MAX_TOKENS if this is smaller.
+        The ids of each story are cut after 512 tokens (MAX_TOKENS), or at the context length if it is smaller.
         """
         texts = self._validation_stories(REGRET_STORIES)
         end = self.tokenizer.special_id(END_OF_TEXT)
