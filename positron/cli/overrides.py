@@ -103,7 +103,8 @@ def experiment_keys(conf: Path, given: Mapping[str, str]) -> dict[str, str]:
 def groups_of(conf: Path, own_conf: Path | None = None) -> dict[str, list[str]]:
     """Return the choices of each group of settings: the names of the YAML files in the group's folder in `conf`.
 
-    If `own_conf` is given, the files in its folder of the same name are choices, too, as is own/a.yaml with the name own/a.
+    `own_conf` is the user's folder of configuration files, or None. If it has a folder with the name of the group, the YAML
+    files in that folder are choices, too. Files in subfolders of that folder also count: the file a/b.yaml is the choice a/b.
     """
     return {
         group.name: [
@@ -300,7 +301,11 @@ class _Reader:
         return text
 
     def _check_values(self, key: str, parsed: Any) -> None:
-        """Raise UserError if a value of a sweep has the wrong type, before the jobs with the other values are trained."""
+        """Raise UserError if a value of a sweep has the wrong type, before the jobs with the other values are trained.
+
+        `parsed` is the override of `key`, as Hydra parsed it. Only values that it lists, as in 1,2, are checked. A range or an
+        interval of numbers has no list, and is not checked.
+        """
         for value in getattr(parsed.value(), "list", []):  # a range of numbers or an interval has no list
             text = getattr(value, "text", value)
             if not is_text(key) and "${" not in str(text):

@@ -83,7 +83,10 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
 
     A folder is refused if other files of Positron are kept there, such as outputs/data, if it lies inside the folder of another
     run, or if some operating systems do not allow its name. A folder that already contains a run is refused only if a part of
-    its path is too long. With `is_sweep`, `folder` is the folder of a sweep below outputs/sweeps/.
+    its path is too long.
+
+    `is_sweep`: true if `folder` is the folder of a sweep, below outputs/sweeps/. The name is then the path below
+    outputs/sweeps/. It may be a name that is reserved in outputs/, such as data.
     """
     if long := next((part for part in folder.parts if len(part.encode()) > _MAX_NAME_BYTES), None):
         raise UserError(

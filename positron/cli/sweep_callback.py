@@ -46,7 +46,11 @@ class SweepTable(Callback):
             self._begin(config)
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
-        """Write the report of the sweep and print its table. Exits with code 1 if a job failed or was refused."""
+        """Write the report of the sweep and print its table.
+
+        Exits with code 1 if a job failed or was refused. A job is refused if its run had finished earlier and cannot continue
+        with the settings of the job.
+        """
         with errors_as_one_line():
             jobs = write_sweep_report(self.folder)
             print(f"\n{self.folder}  (sweep.md, sweep.csv, sweep.png)\n{as_text(jobs)}")

@@ -181,9 +181,10 @@ class FileSource:
                 yield text, ends
 
     def _first_pieces(self, limit: int) -> Iterator[Piece]:
-        """Yield pieces until they have at least `limit` bytes.
+        """Yield the first pieces of the text, as pairs (piece, whether its document ends with it), up to about `limit` bytes.
 
-        The size is compared with the limit only after about every million characters (CHARS_PER_TASK).
+        After about every million characters (CHARS_PER_TASK), the size so far is compared with `limit`. If it has
+        reached the limit, no further piece is yielded. So the pieces may have about a million characters too many.
         """
         size = in_task = 0
         for text, ends in self._all_pieces():
@@ -242,7 +243,11 @@ class FileSource:
 
 
 def _is_balanced(sizes: list[int], val_fraction: float) -> bool:
-    """Tell whether the sizes of training and validation, in characters, are close to what `val_fraction` asks for."""
+    """Tell whether the share of validation in the text is close to `val_fraction`.
+
+    `sizes` holds the numbers of characters for training and for validation. The share is close enough if neither number is 0,
+    if the share lies between val_fraction / 5 and 5 val_fraction, and if it is at most (1 + val_fraction) / 2.
+    """
     share = sizes[True] / sum(sizes)
     return all(sizes) and val_fraction / 5 <= share <= min(5 * val_fraction, (1 + val_fraction) / 2)
 

@@ -2,8 +2,8 @@
 
 Training never reads from the network. A second process turns the hub's files into epochs of token files before they are
 needed. The order of the windows within an epoch follows invariant 3 of docs/ARCHITECTURE.md, so the tokens of step s are
-still a function of (seed, s) alone. If the network fails, training continues with the epochs on the disk. The first file of
-the repository is used for validation only.
+still a function of (seed, s) alone. If the network fails, training continues until it needs an epoch that is not on the disk;
+it then ends with an error. The first file of the repository is used for validation only.
 
 The folder of a stream contains `validation/`, `epoch-00000/`, ... (token files), `places.json` (the position in the corpus
 at which each epoch begins), and `users/`, with one locked file for each running training. The locked file contains the

@@ -172,9 +172,11 @@ class _Recorder(io.BufferedIOBase):
 def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a binary file that appears at `path` when the block ends without an error, and not at all otherwise.
 
-    The temporary file is in the same folder, because a rename is atomic only within a file system. Raises UserError if
-    the disk is full or not writable, or if a component of `path` below the folder `below` (default: the folder of the
-    file) is a symbolic link. After an error, a file that existed at `path` is unchanged.
+    The block writes to a temporary file, which is then renamed to `path`. The temporary file is in the same folder, because a
+    rename is atomic only within a file system. After an error, a file that existed at `path` is unchanged.
+
+    Raises UserError if the disk is full or not writable, or if a component of `path` below the folder `below` (default: the
+    folder of the file) is a symbolic link.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     below = path.parent if below is None else below
