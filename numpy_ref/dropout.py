@@ -21,7 +21,7 @@ from numpy_ref.linear import Array, Cache
 def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Cache]:
     """Set each number of x to 0 with probability p and multiply the others by 1 / (1 - p).
 
-    If `rng` is None (evaluation) or p is 0, return x itself.
+    If `rng` is None (evaluation) or p is 0, the result is x itself, without a copy.
     """
     if rng is None or p == 0:
         return x, {"mask": None}

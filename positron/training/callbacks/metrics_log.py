@@ -28,9 +28,12 @@ class MetricsLog(L.Callback):
     ) -> None:
         """Store the arguments.
 
+        `folder`: the folder of the run, which contains metrics.jsonl. `clock`: the callback that counts the seconds and tokens
+        of training. `trackers`: the other receivers of each row, such as TensorBoard. `speed` computes the metric speed/mfu,
+        the model FLOPs utilisation.
+
         `intervals`: a row is written after each step that is a multiple of one of these numbers. They must be the same on all
-        ranks, because all ranks together compute the mean loss of a row. `speed` computes the metric speed/mfu, the model FLOPs
-        utilisation.
+        ranks, because all ranks together compute the mean loss of a row.
         """
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers

@@ -60,7 +60,10 @@ class AttentionEntropy(ProbeMonitor):
         """Return the mean normalised entropy of each head's attention, from 0 to 1, on the validation windows `probe`.
 
         The key attention/entropy/0.3, for example, stands for head 3 of layer 0. `documents` (N, T): the index of each token's
-        document in its row, or None if attention crosses documents. Logs a warning for a head that has collapsed.
+        document in its window, or None if attention crosses documents.
+
+        A head has collapsed if its value was below 0.01 (COLLAPSED) in 3 measurements in a row (PATIENCE). The first time that
+        a head has collapsed, a warning is logged.
         """
         values: dict[str, Tensor] = {}
         for layer, (attn, inputs) in enumerate(attention_inputs(model, probe.x, documents)):

@@ -22,7 +22,11 @@ SAMPLE_POSITIONS, SAMPLE_TOKENS = 64, 65_536  # in a long text, tokens are count
 
 
 def windows_start_after(packing: Packing, end_id: int) -> int | None:
-    """Return `end_id`, the separator of documents, if training windows begin with a document; None if they begin anywhere."""
+    """Return `end_id` for packing "documents", and None for packing "windows".
+
+    With packing "documents", training windows begin at the start of a document where possible. With packing "windows", they
+    begin anywhere. `end_id`: the id of `<|endoftext|>`, the first token of each document.
+    """
     match packing:
         case "documents":
             return end_id
