@@ -183,8 +183,8 @@ class FileSource:
     def _first_pieces(self, limit: int) -> Iterator[Piece]:
         """Yield the first pieces of the text, as pairs (piece, whether its document ends with it), up to about `limit` bytes.
 
-        After about every million characters (CHARS_PER_TASK), the size so far is compared with `limit`. If it has
-        reached the limit, no further piece is yielded. So the pieces may have about a million characters too many.
+        After about every million characters (CHARS_PER_TASK), the size so far is compared with `limit`. If it has reached the
+        limit, no further piece is yielded. So the pieces may have about a million characters too many.
         """
         size = in_task = 0
         for text, ends in self._all_pieces():
