@@ -18,9 +18,9 @@ The sigmoid s is computed as (1 + tanh(x / 2)) / 2, which is the same function. 
 float32 at x = -89: e^89 is inf, and NumPy warns, although 1 / inf is the right result, 0. tanh does not overflow. In hardware,
 swish and gelu are tables of about 256 entries with linear interpolation; relu needs only the sign bit, relu2 also a multiplier.
 
-Cost: a few FLOPs per number, but 8 bytes of memory traffic (one float32 read, one written), so memory is the limit. Therefore
-the numbers are processed in blocks of `BLOCK_NUMBERS`, which fit the cache, and the results are written into arrays that
-already exist. Forward also computes f', so that backward is a single product. The docstring of each function that computes f
+Cost: a few FLOPs per number, but at least 8 bytes of memory traffic (one float32 read, one written), so memory is the limit.
+Therefore the numbers are processed in blocks of `BLOCK_NUMBERS`, which fit the cache, and the results are written into arrays
+that already exist. Forward also computes and writes f', so that backward is a single product. The docstring of each function that computes f
 and f' shows the same computation in plain NumPy.
 """
 

@@ -585,7 +585,7 @@ class TrainConfig:
     # reinforce always takes the first validation prompt
     sample_prompt: str | None = "Once upon a time"
     sample_tokens: Count = 200  # length of a sample text in tokens
-    # the run stops after this many steps in a row with NaN or infinite gradients; each such step is skipped
+    # the run stops after this many steps in a row with a NaN or infinite loss or gradient; each such step is skipped
     max_bad_steps: Count = 5
 
     def __post_init__(self) -> None:
@@ -976,12 +976,9 @@ class RunConfig:
 
     @property
     def tuning_group(self) -> str:
-        """Return the key of the run's tuning settings: "sft", "preference" or "reinforce".
-
-        Use it only if `is_tuning` is true. For other runs, the result is "sft" and has no meaning.
-        """
+        """Return the key of the tuning settings, "sft", "preference" or "reinforce", of a run that is tuned (`is_tuning`)."""
         groups = {"sft": self.sft, "preference": self.preference, "reinforce": self.reinforce}
-        return next((name for name, group in groups.items() if group is not None), "sft")
+        return next(name for name, group in groups.items() if group is not None)
 
     @property
     def _tuning(self) -> SFTConfig | PreferenceConfig | ReinforceConfig | None:

@@ -195,7 +195,10 @@ def leaf_keys() -> list[str]:
 
 
 def keys_read_by(recipe: Recipe) -> list[str]:
-    """Return the keys that the command `recipe` reads: settings, such as `optimizer.lr`, and groups, such as `optimizer`."""
+    """Return the keys that a command reads: settings, such as `optimizer.lr`, and groups, such as `optimizer`.
+
+    `recipe` is the name of the command, such as "train".
+    """
     return [key for key in leaf_keys() if key.split(".")[0] not in NOT_READ_BY[recipe]]
 
 

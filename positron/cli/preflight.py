@@ -82,8 +82,8 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
     """Raise UserError if a new run cannot be saved in `folder`.
 
     A folder is refused if other files of Positron are kept there, such as outputs/data, if it lies inside the folder of another
-    run, or if some operating systems do not allow its name. A folder that already contains a run is refused only if a part of
-    its path is too long.
+    run, or if some operating systems do not allow its name. If the folder already contains a run, which the command may
+    continue, none of this is checked. A part of the path with more than 255 bytes (_MAX_NAME_BYTES) is always refused.
 
     `is_sweep`: true if `folder` is the folder of a sweep, below outputs/sweeps/. The name is then the path below
     outputs/sweeps/. It may be a name that is reserved in outputs/, such as data.

@@ -1,4 +1,4 @@
-"""Make the reward that is chosen in the settings `reward.*`, and check that the reward can read the prompts."""
+"""Make the reward that is chosen in the settings `reward.*`, and check that the prompts have the form that it needs."""
 
 from __future__ import annotations
 

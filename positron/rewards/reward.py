@@ -1,4 +1,7 @@
-"""Define two types of functions: `Reward`, which scores a completion, and `Decided`, which tells when the score is final."""
+"""Define two types of functions: `Reward` scores a completion, and `Decided` tells whether the score can still change.
+
+The score can change while the completion is being generated, as long as further text may make it better or worse.
+"""
 
 from __future__ import annotations
 

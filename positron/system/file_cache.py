@@ -13,13 +13,13 @@ Identity = tuple[int, int, int] | None  # None: the file does not exist
 
 
 class FileCache(Generic[T]):
-    """Cache values that are computed from files, and keep only the `most` values that were used last.
+    """Cache at most `max_values` values that are computed from files: those that were used last.
 
     Several threads may use an object at once.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_values: int) -> None:
+        self._max_values = max_values
         self._values: OrderedDict[tuple[Path, ...], tuple[list[Identity], T]] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -38,7 +38,7 @@ class FileCache(Generic[T]):
         with self._guard:
             self._values[files] = (found, value)
             self._values.move_to_end(files)
-            while len(self._values) > self._most:
+            while len(self._values) > self._max_values:
                 self._values.popitem(last=False)
         return value
 

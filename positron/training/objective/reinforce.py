@@ -106,7 +106,7 @@ class ReinforceObjective(NextToken):
         not changed. `replay`: windows of the pretraining text, or None; their mean loss times `config.replay` is added to
         the loss of each step.
 
-        `is_exact`: training and sampling use the same precision, so that both give a token the same probability up to
+        `is_exact`: training and sampling both compute in fp32, so that both give a token the same probability up to
         rounding. Otherwise each token is weighted by (probability in training) / (probability in sampling), at most
         `config.max_ratio`.
         """
