@@ -20,8 +20,8 @@ swish and gelu are tables of about 256 entries with linear interpolation; relu n
 
 Cost: a few FLOPs per number, but at least 8 bytes of memory traffic (one float32 read, one written), so memory is the limit.
 Therefore the numbers are processed in blocks of `BLOCK_NUMBERS`, which fit the cache, and the results are written into arrays
-that already exist. Forward also computes and writes f', so that backward is a single product. The docstring of each function that computes f
-and f' shows the same computation in plain NumPy.
+that already exist. Forward also computes and writes f', so that backward is a single product. The docstring of each function
+that computes f and f' shows the same computation in plain NumPy.
 """
 
 from __future__ import annotations

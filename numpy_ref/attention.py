@@ -18,7 +18,8 @@ Backward, from dO; rowsum adds up each row of a matrix:
 
 FlashAttention's identity (arXiv:2205.14135, B.2) is rowsum(dP * P) = rowsum(dO * O). For one row, with . for the dot product,
 it reads sum_s (dO . v_s) P_s = dO . (sum_s P_s v_s) = dO . O. When dP, with the numbers dO . v_s, is known, the left side takes
-S further products per row and the right side D. So the identity saves one pass over the (T, S) numbers of P. It also holds with dropout on P.
+S further products per row and the right side D. So the identity saves one pass over the (T, S) numbers of P. It also holds with
+dropout on P.
 
 Grouped heads (arXiv:2305.13245): G = H / K query heads share one key/value head. Axes are split as (B, K, G, ...) and
 keys broadcast over G; the gradient of a shared input is the sum over its uses, so dk and dv are summed over G.

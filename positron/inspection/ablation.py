@@ -52,7 +52,8 @@ def ablated(model: GPT, ablations: Sequence[Ablation]) -> GPT:
     """Return a copy of the model in which the output of each part in `ablations` is 0.
 
     To remove a head, its columns in the attention's output matrix are set to 0. To remove a whole attention or MLP, the weight
-    matrix and the bias of its output layer are set to 0. The copy shares all weights that are not changed with the model. Raises UserError for a part that the model does not have.
+    matrix and the bias of its output layer are set to 0. All weights that are not changed are shared by the copy and the model.
+    Raises UserError for a part that the model does not have.
     """
     check_ablations(ablations, model.config)
     outputs = [_output(model, ablation) for ablation in ablations]

@@ -39,8 +39,9 @@ class AnswerTotals:
     def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> AnswerTotals:
         """Compute the sums for N answers and their rewards (N,).
 
-        `copies`: the number of answers to each prompt. The answers to a prompt follow each other in `answers`. `full`: an answer with at least this reward has passed. The fields `kl` and `kl_tokens` of the result are 0; in a
-        validation, the caller sets them afterwards, because the KL divergence needs forward passes of the model.
+        `copies`: the number of answers to each prompt. The answers to a prompt follow each other in `answers`. `full`: an
+        answer with at least this reward has passed. The fields `kl` and `kl_tokens` of the result are 0; in a validation, the
+        caller sets them afterwards, because the KL divergence needs forward passes of the model.
         """
         passed = (rewards >= full).view(-1, copies)
         by_prompt = rewards.view(-1, copies)
@@ -70,9 +71,9 @@ class AnswerTotals:
     def measures(self, copies: int) -> dict[str, float]:
         """Return the mean reward, its standard error, the tokens per answer, the entropy in nats per token, and five shares.
 
-        The shares, from 0 to 1: answers that passed (`pass_1`), prompts with at least one answer that passed (`pass_8`
-        if each prompt has `copies` = 8 answers), answers that the limit of tokens cut off (`truncated`), different answers among
-        all answers to a prompt (`distinct`), and prompts whose answers all have the same reward (`silent_prompts`).
+        The shares, from 0 to 1: answers that passed (`pass_1`), prompts with at least one answer that passed (`pass_8` if each
+        prompt has `copies` = 8 answers), answers that the limit of tokens cut off (`truncated`), different answers among all
+        answers to a prompt (`distinct`), and prompts whose answers all have the same reward (`silent_prompts`).
         """
         mean = self.reward / self.answers
         variance = max(0.0, self.squares / self.prompts - mean**2)
