@@ -66,9 +66,9 @@ def checked_overrides(
 
 
 def read_settings(settings: Sequence[str], recipe: Recipe, conf: Path) -> list[str]:
-    """Check the settings of a command that Hydra does not start, and return them in the form that Hydra reads.
+    """Check settings that will be composed without Hydra's command line, and return them in the form that Hydra reads.
 
-    Raises UserError as `checked_overrides` does.
+    So they can have neither --config-dir nor -m. Raises UserError as `checked_overrides` does.
     """
     return _Reader(recipe, conf, own_conf=None, can_sweep=False).read(settings)
 

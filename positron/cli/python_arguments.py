@@ -17,9 +17,9 @@ from positron.system.errors import UserError
 def full_name(key: str, recipe: Recipe) -> str:
     """Return the full key of a setting: `lr` becomes `optimizer.lr`, and a key that is full already is returned unchanged.
 
-    If only settings of other commands end in the word `key`, return the first of these settings; a later check refuses this
-    setting and gives the reason. Raises UserError if no setting ends in the word `key`, or if several settings of this command
-    end in this word.
+    If only settings of other commands end in the word `key`, return the first of them. A later check refuses this setting with
+    a message that names the command to which it belongs, and such a message helps more than "unknown key" would. Raises
+    UserError if no setting ends in the word `key`, or if several settings of this command end in this word.
     """
     if key in keys_read_by(recipe) or key in groups_of(conf_folder()) or "." in key:
         return key

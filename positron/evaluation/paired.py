@@ -1,4 +1,6 @@
-"""Measure the difference of two variants from pairs of runs with the same seed: intervals, p-values and needed seeds.
+"""Measure the difference of two variants from pairs of runs with the same seed: confidence intervals and p-values.
+
+If the number of pairs is too small for a clear result, the report also says how many further seeds would be enough.
 
 A variant is a set of settings; its runs differ only in their seed. One run of each variant forms a pair.
 """

@@ -348,10 +348,10 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
 def _how_to_select(member: Member, label: str, key: str, value: Any) -> str:
     """Return the advice for a user who selected runs of several variants by `label`, which is FOLDER or FOLDER:KEY=VALUE.
 
-    A variant consists of runs whose settings are equal, apart from the seed. The advice is to add `key`=`value` to `label`,
-    which selects `member` and the other runs in which the setting `key` has this value. If `value` is not the value of a
-    setting but the fingerprint of a text, it selects no run. The advice is then to name a folder that has runs of only one
-    variant.
+    A variant consists of runs with equal settings, apart from the seed, and with the same training text. If the variants differ
+    in the setting `key`, `value` is the value of this setting in the run `member`, and the advice is to add `key`=`value` to
+    `label`, because this selects only the runs with this value. If they differ in the text, `value` is the hash of the text of
+    `member`. No run can be selected by such a hash, so the advice is to name a folder that has the runs of only one variant.
     """
     if not member.has(key, str(value)):  # the fingerprint of a text
         return "name a folder that has only the runs of one variant"

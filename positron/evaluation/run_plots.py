@@ -62,9 +62,9 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
     `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
 
     The x axis of the second panel is the first key whose values are numbers; it is logarithmic if the values are positive and
-    span a factor of 10 or more. Each combination of the values of the other keys is a line. If no key has numbers, the x axis
-    shows the combinations. Jobs that differ only in their seed have the same colour, and a line runs through the mean of their
-    scores. Returns a PNG.
+    span a factor of 10 or more. Each combination of the values of the other keys has a line, which joins the mean scores of the
+    seeds. If no key has numbers, the x axis shows the combinations of the values of all keys, and there are no lines. In both
+    panels, jobs that differ only in their seed have the same colour. Returns a PNG.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure

@@ -225,12 +225,13 @@ def _yield(typing: Any) -> Any:
 
 @inner
 def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, bias):
-    """Compute a part of y = (x W^T) scale + bias for `rows` rows of x: the columns in the blocks `first` to `end` - 1.
+    """Compute some columns of y = (x W^T) scale + bias for `rows` rows of x.
 
-    A block is 16 rows of W, which give 16 columns of the 2-D array y. W begins at index `at` of the 1-D array `w`. Each row of
-    W has `width` numbers. The blocks are stored one after another, and each block is stored column by column. The first row of
-    x begins at the flat index `x_at` of the array `x`, and each further row begins `x_row` numbers after the row before it.
-    `scale` and `bias` are the indices in `floats` at which the scales and biases of all columns of y begin.
+    The rows of W are divided into blocks of 16, which give 16 columns of the 2-D array y each. The columns of the blocks
+    `first` to `end` - 1 are computed. W begins at index `at` of the 1-D array `w`. Each row of W has `width` numbers. The
+    blocks are stored one after another, and each block is stored column by column. The first row of x begins at the flat index
+    `x_at` of the array `x`, and each further row begins `x_row` numbers after the row before it. `scale` and `bias` are the
+    indices in `floats` at which the scales and biases of all columns of y begin.
     """
     y_row = y.shape[1]
     for block in range(first, end):

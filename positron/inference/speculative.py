@@ -97,11 +97,11 @@ class SpeculativeEngine(Engine):
         seed: int,
         ended: list[bool] | None = None,
     ) -> Iterator[list[int | None]]:
-        """Yield the token ids that follow the only item of `prompts`, each as a list of length 1.
+        """Yield lists with one token id, which together continue the prompt; `prompts` must contain a single one.
 
-        The iterator ends after `max_tokens` ids, or at one of the `stop_ids`, which is not yielded. It never yields None. The
-        type of the result is that of `Engine.ids`, which generates several texts at the same time. `ended`: a list with one
-        bool, which is set to True at a stop id; the caller may set it to True to end the text.
+        The iterator ends after `max_tokens` ids, or at one of the `stop_ids`, which is not yielded. `Engine.ids`, which
+        generates several texts at the same time, has the same types, but an item of its lists may be None. `ended`: a list with
+        one bool, which is set to True at a stop id; the caller may set it to True to end the text.
 
         Raises UserError if there are several prompts, or if the prompt has no tokens.
         """

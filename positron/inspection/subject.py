@@ -249,7 +249,7 @@ class Subject:
 
     @cached_property
     def _true_stories(self) -> tuple[list[list[int]], list[StoryTruth]]:
-        """Return the token ids of the first 20 validation stories (REGRET_STORIES), and the exact probabilities of the tokens.
+        """Return the token ids of the first 20 validation stories (REGRET_STORIES), and their probabilities under the grammar.
 
         The ids of each story are cut after 512 tokens (MAX_TOKENS), or at the context length if it is smaller.
         """

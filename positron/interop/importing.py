@@ -65,9 +65,9 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
 
 
 def import_source_run(name: str) -> str:
-    """Return the run folder of the model that `init_from=name` names, and import the model if this folder is not a run yet.
+    """Return the run folder of the model that `init_from=name` names, and import the model if this folder does not exist.
 
-    Raises UserError if the folder exists but is not a run, and the errors of `import_run`.
+    Raises UserError if the folder exists but is not a run. Raises the errors of `import_run` if the import fails.
     """
     folder = OUTPUTS / run_name(name)
     if not Run(folder).exists:

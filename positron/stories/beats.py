@@ -37,8 +37,9 @@ class Plot:
 def with_preface(plot: Plot) -> Plot:
     """Return the plot with a preface: a sentence at the beginning, which half of the plot's stories contain.
 
-    The preface names the hero and says with one of the phrases `plot.asks` what will happen. A user's request contains such a
-    phrase, too, so a model learns already in pretraining to write about the announced hero, thing and place.
+    The preface names the hero and says with one of the phrases `plot.asks` what will happen, to which thing and at which place.
+    The requests on which a model is fine-tuned later contain the same phrases. So the model learns already in pretraining to
+    write about the hero, the thing and the place that are named before a story.
     """
     preface = f"(This is|Here is|Meet) {{hero}}, who ({'|'.join(plot.asks)})."
     return replace(plot, beats=(("", preface), *plot.beats))

@@ -18,7 +18,7 @@ class CommandParser(argparse.ArgumentParser):
     """Parse options as argparse does, but raise UserError instead of printing the usage and exiting."""
 
     def __init__(self, name: str, description: str | None) -> None:
-        """Create the parser of the command `name`; `description` keeps its line ends."""
+        """Create the parser of the command `name`. Its help shows `description` with its own line ends, not filled again."""
         super().__init__(
             prog=command(name),
             description=in_user_form(description or ""),

@@ -55,10 +55,10 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
     """Open a regular file without following a symbolic link in any component of `path` below the folder `below`.
 
-    `below` (default: the folder of the file) may itself be a link, because the user named it. `mode` is "rb", "wb", "xb" or
-    "ab", as in `open`, or "lock" or "locked". The modes "lock" and "locked" open the file for reading and writing, and only
-    "lock" creates a missing file. Returns a file descriptor. Raises OSError if the file cannot be opened, and UserError if a
-    component is a link or the file is not a regular file.
+    `below` (default: the folder of the file) may itself be a link, because the path of this folder comes from the user. `mode`
+    is "rb", "wb", "xb" or "ab", as in `open`, or "lock" or "locked". The modes "lock" and "locked" open the file for reading
+    and writing, and only "lock" creates a missing file. Returns a file descriptor. Raises OSError if the file cannot be opened,
+    and UserError if a component is a link or the file is not a regular file.
     """
     below = path.parent if below is None else below
     parts = path.relative_to(below).parts
