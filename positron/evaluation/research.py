@@ -80,14 +80,14 @@ class Trial:
         return [a - b for a, b in zip(self.bpb_without, self.bpb_with, strict=True)]
 
     @property
-    def verdict(self) -> Literal["adopted", "rejected", "lost", "open"]:
+    def verdict(self) -> Literal["adopted", "rejected", "failed", "open"]:
         """Return the decision about the candidate.
 
         It is "adopted" if the pairs of runs prove that the candidate lowers the loss, "rejected" if they show no sufficient
-        gain, "open" if more pairs are needed for the decision, and "lost" if a run of the candidate failed.
+        gain, "open" if more pairs are needed for the decision, and "failed" if a run of the candidate failed.
         """
         if self.failure is not None:
-            return "lost"
+            return "failed"
         return "open" if self.look is None else self.look.verdict
 
     @property
@@ -164,7 +164,7 @@ def research(folder: Path, plan: Plan, train: Trainer, budget_s: float = math.in
     run.
 
     If the run without the candidate fails, an error is raised. If the run with the candidate fails, the verdict about the
-    candidate is "lost", and the next candidate is tested.
+    candidate is "failed", and the next candidate is tested.
 
     `budget_s`: the seconds of training that all runs in `folder` may take together, including runs of earlier calls. When the
     budget is used up, no further run is started, the trials are yielded once more, and the iteration ends.

@@ -277,10 +277,10 @@ def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> by
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    colors = {"adopted": "tab:green", "rejected": "tab:red", "lost": "0.5", "open": "tab:blue"}
+    colors = {"adopted": "tab:green", "rejected": "tab:red", "failed": "0.5", "open": "tab:blue"}
     height = max(2.2, 1.4 + 0.45 * len(trials))
-    figure = Figure(figsize=(6.8, height + 2.8), layout="constrained")
-    upper, lower = figure.subplots(2, 1, height_ratios=[height, 2.8])
+    figure = Figure(figsize=(7.6, height + 3.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=[height, 3.2])
     for place, trial in enumerate(trials):
         color = colors[trial.verdict]
         upper.scatter(trial.gains, [place + 0.18] * len(trial.gains), s=12, color=color, alpha=0.5)
@@ -297,14 +297,14 @@ def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> by
     upper.set_title(f"{title}: candidates (pairs)", parse_math=False)
     marks = [Line2D([], [], marker="D", linestyle="", color=colors[name], label=name) for name in colors]
     marks.append(Line2D([], [], color="0.3", linestyle=":", label="smallest gain worth having"))
-    upper.legend(handles=marks, fontsize=8)
+    figure.legend(handles=marks, fontsize=8, loc="outside upper center", ncols=len(marks))
     upper.grid(alpha=0.3)
     adopted = [trial for trial in trials if trial.verdict == "adopted"]
     if adopted:
         names = [adopted[0].against, *(trial.name for trial in adopted)]
         scores = [statistics.fmean(adopted[0].bpb_without), *(statistics.fmean(trial.bpb_with) for trial in adopted)]
         lower.plot(range(len(names)), scores, "o-", color="tab:green")
-        lower.set_xticks(range(len(names)), names, parse_math=False)
+        lower.set_xticks(range(len(names)), names, parse_math=False, rotation=20, ha="right", rotation_mode="anchor")
         fit_range(lower, scores)
     else:
         say_why_empty(lower, "no candidate was adopted")

@@ -124,7 +124,7 @@ def test_a_candidate_with_a_failing_run_is_lost_and_the_others_are_tested(tmp_pa
         return facts
 
     trials = last(tmp_path, train)
-    assert [trial.verdict for trial in trials] == ["rejected", "lost", "rejected", "adopted"]
+    assert [trial.verdict for trial in trials] == ["rejected", "failed", "rejected", "adopted"]
     assert trials[1].failure.startswith("seed 4: ")
     assert trials[3].against == "base"
     assert last(tmp_path, Machine()) == trials, "the failure is recorded"
