@@ -20,22 +20,24 @@ MAX_TICKS = 12  # if there are more tested values, matplotlib chooses the ticks
 def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[tuple[str, float, float]]) -> bytes:
     """Draw the validation curves of several runs and, in a second panel, their scores on one text. Returns a PNG.
 
+    The second panel has the name of each run beside its score, in the colour of its curve.
+
     `curves` has (million tokens, bits per byte) for each run. `bars` has (run, bits per byte, half the width of the 95 %
     interval), the best run first.
     """
     from matplotlib.figure import Figure
 
     height = max(2.2, 1.2 + 0.35 * len(bars))
-    figure = Figure(figsize=(6.8, 3.8 + height), layout="constrained")
+    width = 6.2 + 0.07 * max(0, max((len(name) for name, _, _ in bars), default=0) - 12)  # inches; long names
+    figure = Figure(figsize=(min(width, 12.0), 3.8 + height), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=[3.8, height])
     colors = {name: f"C{i % 10}" for i, (name, _, _) in enumerate(bars)}
     drawn = {name: [(x * MILLION, y) for x, y in points] for name, points in curves.items() if points}
     for name, points in drawn.items():
-        upper.plot(*zip(*points, strict=True), color=colors[name], marker=dots(points), ms=3, label=name)
+        upper.plot(*zip(*points, strict=True), color=colors[name], marker=dots(points), ms=3)
     upper.set(ylabel="bits per byte", title="validation during training")
     if drawn:
         fit_range(upper, [y for points in drawn.values() for _, y in points])
-        upper.legend(fontsize=8)
     else:
         say_why_empty(upper, "none of these runs was validated during training")
     token_axis(upper, max((x for points in drawn.values() for x, _ in points), default=0))
@@ -47,9 +49,11 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
         lower.annotate(
             f"{value:.4f}", (value, place), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=9
         )
-    lower.set_yticks(places, [name for name, _, _ in bars])
+    lower.set_yticks(places, [name for name, _, _ in bars], parse_math=False)
+    for label, (name, _, _) in zip(lower.get_yticklabels(), bars, strict=True):
+        label.set_color(colors[name])
     lower.set_ylim(len(bars) - 0.4, -0.6)
-    lower.set(xlabel="bits per byte (lower is better), with 95 % interval", title="score on the same text")
+    lower.set(xlabel="bits per byte (lower is better)", title="score on the same text, with 95 % interval")
     lower.margins(x=0.12)
     lower.grid(alpha=0.3)
     return as_png(figure)
