@@ -225,10 +225,10 @@ def compare(old: Checkout, new: Checkout, names: list[str], folder: Path) -> int
         if name in HANDED_OVER:
             results.append((f"{name} (handed over)", run_recipe(name, (old.tree, new.tree), folder)))
         for label, result in results:
-            what = difference(reference, result)
-            differing += bool(what)
+            deviation = difference(reference, result)
+            differing += bool(deviation)
             same = f"identical, last loss {reference['rows'][-1]['train/loss']:.6f}"
-            print(f"{label:<{width}}  {f'DIFFERENT: {what}' if what else same}", flush=True)
+            print(f"{label:<{width}}  {f'DIFFERENT: {deviation}' if deviation else same}", flush=True)
     return differing
 
 

@@ -170,11 +170,11 @@ def configuration_page() -> str:
                 f"| `{name}` | {_cell(first_comment(CONF / section / f'{name}.yaml'))} |" for name in choices[section]
             ]
             lines.append("")
-        own = [key for key in keys if (key.partition(".")[0] if "." in key else "") == section]
-        if own:
+        section_keys = [key for key in keys if (key.partition(".")[0] if "." in key else "") == section]
+        if section_keys:
             lines += ['<div class="settings" markdown>', ""]
             lines += ["| key | type | default | unit | meaning |", "|---|---|---|---|---|"]
-        for key in own:
+        for key in section_keys:
             default = _default(key, defaults)
             row = (
                 f"`{key}`{{#{key}}}",
@@ -184,7 +184,7 @@ def configuration_page() -> str:
                 _cell(comments[key]),
             )
             lines.append(f"| {' | '.join(row)} |")
-        if own:
+        if section_keys:
             lines += ["", "</div>"]
     return "\n".join(lines) + "\n"
 

@@ -59,8 +59,8 @@ def import_statements(path: Path) -> list[tuple[str, str]]:
 def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
     """Yield the full names of all imports of a file, including imports inside functions."""
     for module, name in import_statements(path):
-        full = f"{module}.{name}" if name else module
-        yield full if full in known else module
+        full_name = f"{module}.{name}" if name else module
+        yield full_name if full_name in known else module
 
 
 def package_of(module: str) -> str:
@@ -187,8 +187,8 @@ def page(text: str, graph: Graph) -> str:
 def stale(graph: Graph) -> list[Path]:
     """Return the files that are not up to date."""
     text = PAGE.read_text(encoding="utf-8")
-    wanted = {DIAGRAM: drawing(graph), PAGE: page(text, graph)}
-    return [path for path, new in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != new]
+    contents = {DIAGRAM: drawing(graph), PAGE: page(text, graph)}
+    return [path for path, new in contents.items() if not path.exists() or path.read_text(encoding="utf-8") != new]
 
 
 def main() -> None:

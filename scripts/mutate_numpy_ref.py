@@ -584,7 +584,7 @@ def try_mutant(folders: Queue[Path], mutant: Mutant) -> tuple[Mutant, str | None
 def selected(names: list[str]) -> list[Mutant]:
     """Return the mutants whose file is one of `names` or whose description contains one of them; all if `names` is empty."""
     for name in names:
-        if not any(name == file or name in what for file, _, _, what in MUTANTS):
+        if not any(name == file or name in description for file, _, _, description in MUTANTS):
             sys.exit(f"no mutant has the file or description {name}: --list shows all")
     return [m for m in MUTANTS if not names or any(name == m[0] or name in m[3] for name in names)]
 
@@ -606,14 +606,14 @@ def main() -> None:
     options = parser.parse_args()
     mutants = selected(options.only)
     if options.list:
-        for file, _, _, what in mutants:
-            print(f"{file:<10}  {what}")
+        for file, _, _, description in mutants:
+            print(f"{file:<10}  {description}")
         return
-    for file, right, _, what in mutants:
+    for file, right, _, description in mutants:
         places = (PROJECT / "numpy_ref" / f"{file}.py").read_text(encoding="utf-8").count(right)
         if places != 1:
             sys.exit(
-                f"the text to replace for the mutant '{what}' occurs {places} times in {file}.py, not once: {right!r}"
+                f"the text to replace for the mutant '{description}' occurs {places} times in {file}.py, not once: {right!r}"
             )
     began, workers = time.perf_counter(), os.cpu_count() or 1
     survivors = []
@@ -627,10 +627,10 @@ def main() -> None:
                 sys.exit(f"the tests fail without a mutant: {failed}")
         folders.put(first)
         with ThreadPoolExecutor(workers) as pool:
-            for (file, _, _, what), test in pool.map(lambda mutant: try_mutant(folders, mutant), mutants):
-                print(f"{'detected' if test else 'SURVIVED'}  {file:<10}  {what:<52}  {test or ''}", flush=True)
+            for (file, _, _, description), test in pool.map(lambda mutant: try_mutant(folders, mutant), mutants):
+                print(f"{'detected' if test else 'SURVIVED'}  {file:<10}  {description:<52}  {test or ''}", flush=True)
                 if test is None:
-                    survivors.append(what)
+                    survivors.append(description)
     detected = len(mutants) - len(survivors)
     print(f"\n{detected} of {len(mutants)} detected in {time.perf_counter() - began:.0f} s")
     if survivors:

@@ -104,20 +104,20 @@ def environment(configuration: str) -> dict[str, str]:
     """Return the environment of a configuration, without limits that the user's shell may have set."""
     processor, kind = configuration.split("-")
     threads = "1" if kind == "1" else "2"
-    kept = {key: value for key, value in os.environ.items() if key not in LIMITS["avx2"]}
+    variables = {key: value for key, value in os.environ.items() if key not in LIMITS["avx2"]}
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(paths)}
-    return kept | settings | LIMITS[processor]
+    return variables | settings | LIMITS[processor]
 
 
 def run(configuration: str, words: list[str], log: Path) -> int:
     """Run pytest in a configuration, with its output in `log`; return its exit code."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", *words]
     with busy_cores(2 if configuration == "native-busy" else 0), log.open("wb") as file:
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=PROJECT, env=environment(configuration), stdout=file, stderr=subprocess.STDOUT
         )
-    return done.returncode
+    return process.returncode
 
 
 def main() -> int:

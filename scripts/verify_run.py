@@ -59,10 +59,10 @@ def batch(model: GPT, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     return windows[:, :-1].copy(), targets
 
 
-def error(got: np.ndarray, wanted: torch.Tensor, least: float = 0.0) -> float:
-    """Return the largest difference, divided by the largest number of `wanted` or by `least`, whichever is larger."""
-    target = wanted.detach().numpy()
-    return float(np.abs(got - target).max() / max(float(np.abs(target).max()), least))
+def error(got: np.ndarray, expected: torch.Tensor, min_scale: float = 0.0) -> float:
+    """Return the largest difference, divided by the largest number of `expected` or by `min_scale`, whichever is larger."""
+    target = expected.detach().numpy()
+    return float(np.abs(got - target).max() / max(float(np.abs(target).max()), min_scale))
 
 
 def compare(config: GPTConfig, params: dict[str, np.ndarray]) -> dict[str, float]:
@@ -74,14 +74,14 @@ def compare(config: GPTConfig, params: dict[str, np.ndarray]) -> dict[str, float
     assert isinstance(logits, np.ndarray)  # without a cache
     loss, grads = numpy_ref.loss_and_grads(params, numpy_config, idx, targets)
     errors = {"logits": error(logits, model(torch.from_numpy(idx)))}
-    wanted = model(torch.from_numpy(idx), torch.from_numpy(targets)) / int((targets != -100).sum())
-    wanted.backward()
-    errors["loss"] = error(np.array(loss), wanted)
+    torch_loss = model(torch.from_numpy(idx), torch.from_numpy(targets)) / int((targets != -100).sum())
+    torch_loss.backward()
+    errors["loss"] = error(np.array(loss), torch_loss)
     # A gradient that is mathematically 0, such as the gradient of a key's bias, is rounding noise in both models.
-    least = 1e-6 * max(float(np.abs(grad).max()) for grad in grads.values())
+    min_scale = 1e-6 * max(float(np.abs(grad).max()) for grad in grads.values())
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
-        errors[f"gradient of {name}"] = error(grads[name], parameter.grad, least)
+        errors[f"gradient of {name}"] = error(grads[name], parameter.grad, min_scale)
     return errors
 
 
@@ -107,15 +107,15 @@ def main() -> None:
         model = GPT(torch_config)
         model.load_state_dict({name: torch.from_numpy(p) for name, p in params.items()})
         n, torch_tokenizer = options.max_tokens, load_tokenizer(run.tokenizer_folder)
-        wanted = Writer(model.eval(), torch_tokenizer).generate(options.prompt, max_tokens=n, temperature=0)
-        got = write(params, config, tokenizer, options.prompt, max_tokens=n, temperature=0.0)
-        same = got == wanted
-        outcome = "the same text" if same else f"DIFFERENT: NumPy {got!r}, PyTorch {wanted!r}"
+        torch_text = Writer(model.eval(), torch_tokenizer).generate(options.prompt, max_tokens=n, temperature=0)
+        numpy_text = write(params, config, tokenizer, options.prompt, max_tokens=n, temperature=0.0)
+        same = numpy_text == torch_text
+        outcome = "the same text" if same else f"DIFFERENT: NumPy {numpy_text!r}, PyTorch {torch_text!r}"
         print(f"{'text at temperature 0':<44}{outcome}")
-        print(f"\n{got}")
-        worst = max(errors.values())
-        print(f"\nlargest difference of {len(errors)} tensors: {worst:.1e}")
-        if worst >= TOLERANCE or not same:
+        print(f"\n{numpy_text}")
+        largest_error = max(errors.values())
+        print(f"\nlargest difference of {len(errors)} tensors: {largest_error:.1e}")
+        if largest_error >= TOLERANCE or not same:
             sys.exit(1)
 
 

@@ -152,7 +152,7 @@ def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int,
     def measure(run: Run) -> Row:
         model, tokenizer, path = load_model(run)
         logger.info(f"measuring {run.folder}, {path.name}")
-        documents = score_windows(model, tokenizer, texts, what=f"scoring {run.folder.name}")
+        documents = score_windows(model, tokenizer, texts, title=f"scoring {run.folder.name}")
         whole = total([total(scores) for scores in documents])
         return Row(
             run=str(run.folder),

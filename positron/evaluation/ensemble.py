@@ -57,7 +57,7 @@ def as_lines(facts: dict[str, Any]) -> list[str]:
     lines = [f"runs            {head}", *(f"{'':<16}{line}" for line in others)]
     names = {"gain_over_mean": "the mean of the runs", "gain_over_best": f"the best run, {facts['best_member']}"}
     for key, name in names.items():
-        half = facts[key]["interval"]
-        interval_text = f" ± {half:.4f}" if half is not None else ""
+        half_width = facts[key]["interval"]
+        interval_text = f" ± {half_width:.4f}" if half_width is not None else ""
         lines.append(f"gain            {facts[key]['bpb']:.4f}{interval_text} bits per byte over {name}")
     return lines

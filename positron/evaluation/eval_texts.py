@@ -192,8 +192,8 @@ def up_to(texts: list[str], limit: int) -> list[str]:
     for text in filter(None, texts):
         length = size_of(text)
         if limit and length > limit:
-            kept = text.encode("utf-8")[: limit - size].decode("utf-8", errors="ignore")
-            text = _beginning(text, max(1, len(kept)))
+            prefix = text.encode("utf-8")[: limit - size].decode("utf-8", errors="ignore")
+            text = _beginning(text, max(1, len(prefix)))
         kept_texts.append(text)
         size += length
         if limit and size >= limit:

@@ -223,16 +223,16 @@ def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
     If there are control texts (texts of random words), a second e-value does the same for them. The verdict is "impossible" if
     the mean of the e-values is at least 2^20 (2^CHANCE_BITS), and otherwise "possible".
     """
-    told = [document for document in given if not document.is_control]
+    story_documents = [document for document in given if not document.is_control]
     controls = [document for document in given if document.is_control]
     names = {document.id for document in controls}
-    floor, floor_error = _per_byte(told, {document.id: document.bits for document in told})
+    floor, floor_error = _per_byte(story_documents, {document.id: document.bits for document in story_documents})
     problems = _problems(given, claims)
     facts: dict[str, Any] = {
         "problems": problems,
-        "documents": len(told),
+        "documents": len(story_documents),
         "scored_documents": sum(claim.id not in names for claim in claims),
-        "bytes": sum(document.bytes for document in told),
+        "bytes": sum(document.bytes for document in story_documents),
         "scored_bytes": sum(claim.bytes for claim in claims if claim.id not in names),
         "floor": floor,
         "floor_error": floor_error,
@@ -243,9 +243,13 @@ def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
     gains = {claim.id: claim.logprob / math.log(2) for claim in claims}
     gains = {document.id: document.bits + gains[document.id] for document in given}
     # the mean of two e-values is an e-value
-    evidence = [evidence_bits(np.array([gains[document.id] for document in part])) for part in (told, controls) if part]
+    evidence = [
+        evidence_bits(np.array([gains[document.id] for document in part]))
+        for part in (story_documents, controls)
+        if part
+    ]
     combined = float(np.logaddexp2.reduce(evidence)) - math.log2(len(evidence))
-    gain, gain_error = _per_byte(told, gains)
+    gain, gain_error = _per_byte(story_documents, gains)
     if controls:
         control_floor, _ = _per_byte(controls, {document.id: document.bits for document in controls})
         facts |= {"control_floor": control_floor, "control_claimed": control_floor - _per_byte(controls, gains)[0]}
@@ -272,8 +276,8 @@ def _per_byte(given: Sequence[Document], bits: dict[str, float]) -> tuple[float,
 
 
 def _error(scores: Sequence[Score]) -> float | None:
-    half = interval(scores)
-    return None if half is None else half / t95(len(scores) - 1)
+    half_width = interval(scores)
+    return None if half_width is None else half_width / t95(len(scores) - 1)
 
 
 _WHOLE = " (score each given document as a whole, the control texts too)"
@@ -311,8 +315,8 @@ def _listed(names: list[str], one: str, several: str) -> str:
     document ("was not given"), and `several` for more than one ("were not given").
     """
     shown = ", ".join(one_line(name, 40) for name in names[:SHOWN_IDS])
-    more = f" and {len(names) - SHOWN_IDS:,} more" if len(names) > SHOWN_IDS else ""
-    return f"{counted(len(names), 'document')} {one if len(names) == 1 else several}: {shown}{more}"
+    rest = f" and {len(names) - SHOWN_IDS:,} more" if len(names) > SHOWN_IDS else ""
+    return f"{counted(len(names), 'document')} {one if len(names) == 1 else several}: {shown}{rest}"
 
 
 def evidence_bits(gains: np.ndarray) -> float:

@@ -92,7 +92,7 @@ def measure(pairs: Pairs, texts: list[str]) -> Difference:
         for run in runs:
             model, tokenizer, path = load_model(run)
             logger.info(f"seed {seed}: measuring {run.folder}, {path.name}")
-            documents = score_windows(model, tokenizer, texts, what=f"scoring {run.folder.name}")
+            documents = score_windows(model, tokenizer, texts, title=f"scoring {run.folder.name}")
             if not math.isfinite(sum(score.nats for scores in documents for score in scores)):
                 raise UserError(
                     f"the loss of {path} is NaN or infinite, because its training diverged or the file was changed: restore "
@@ -191,23 +191,23 @@ def _pairs_of(result: Difference) -> str:
     return counted(len(result.seeds), "pair")
 
 
-def _interval(difference: float, half: float | None, units: str) -> str:
-    if half is None:
+def _interval(difference: float, half_width: float | None, units: str) -> str:
+    if half_width is None:
         return f"none: an interval needs more than {units}"
-    digits = max(5, 1 - math.floor(math.log10(half))) if half > 0 else 5  # at least two significant digits
-    low, high = (f"{edge:+.{digits}f}" for edge in (difference - half, difference + half))
-    return f"{low} to {high} (± {half:.{digits}f}, 95% interval over {units})"
+    digits = max(5, 1 - math.floor(math.log10(half_width))) if half_width > 0 else 5  # at least two significant digits
+    low, high = (f"{edge:+.{digits}f}" for edge in (difference - half_width, difference + half_width))
+    return f"{low} to {high} (± {half_width:.{digits}f}, 95% interval over {units})"
 
 
 def _tests(result: Difference) -> list[str]:
     if result.p_t_test is None or result.sign_flips is None:
         return ["p-values        none: one pair does not show how much the difference varies; train more seeds"]
     flips = result.sign_flips
-    how = f"all {flips.patterns:,} sign patterns" if flips.is_exact else f"{flips.patterns:,} random sign patterns"
-    least = f"; {_pairs_of(result)} cannot give less than {flips.smallest_p:.2g}" if flips.smallest_p >= LEVEL else ""
+    patterns = f"all {flips.patterns:,} sign patterns" if flips.is_exact else f"{flips.patterns:,} random sign patterns"
+    limit = f"; {_pairs_of(result)} cannot give less than {flips.smallest_p:.2g}" if flips.smallest_p >= LEVEL else ""
     return [
         f"paired t-test   p = {result.p_t_test:.2g}",
-        f"sign flips      p = {flips.p:.2g} ({how}{least})",
+        f"sign flips      p = {flips.p:.2g} ({patterns}{limit})",
         f"further seeds   {_further(result)}",
     ]
 

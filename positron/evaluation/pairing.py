@@ -301,13 +301,13 @@ def _variant(member: Member, members: list[Member]) -> tuple[tuple[str, str], ..
     """
     are_jobs = all(other.choices for other in members)
     values = [other.choices if are_jobs else other.settings for other in members]
-    mine: dict[str, Any] = member.choices if are_jobs else member.settings
+    own_values: dict[str, Any] = member.choices if are_jobs else member.settings
     keys = [
         key
-        for key in mine
-        if key not in (*_NOT_COMPARED, STEPS) and any(str(other.get(key)) != str(mine[key]) for other in values)
+        for key in own_values
+        if key not in (*_NOT_COMPARED, STEPS) and any(str(other.get(key)) != str(own_values[key]) for other in values)
     ]
-    return tuple((key, str(mine[key])) for key in keys)
+    return tuple((key, str(own_values[key])) for key in keys)
 
 
 def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dict[int, Member]:
@@ -373,14 +373,14 @@ def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bo
     same_text = a.text is not None and a.text == b.text
     ignored = _NOT_COMPARED | (TEXT_LOCATION if same_text or None not in (a.text, b.text) else set())
     keys = [key for key in {**a.settings, **b.settings} if key not in ignored]
-    found = {key: (a.settings.get(key), b.settings.get(key)) for key in keys}
-    found = {key: values for key, values in found.items() if str(values[0]) != str(values[1])}
-    if a.text != b.text and not any(key.startswith("data.") for key in found):
+    value_pairs = {key: (a.settings.get(key), b.settings.get(key)) for key in keys}
+    value_pairs = {key: values for key, values in value_pairs.items() if str(values[0]) != str(values[1])}
+    if a.text != b.text and not any(key.startswith("data.") for key in value_pairs):
         key = next((key for key in ("data.path", "data.url") if a.settings.get(key)), "data.source")
-        found[key] = (f"text {str(a.text)[:12]}", f"text {str(b.text)[:12]}")
-    if "train.max_steps" in found or "train.max_steps" in differ_in:
-        found.pop(STEPS, None)  # the consequence of another setting
-    return {key: values for key, values in found.items() if not (in_group and _is_named(key, differ_in))}
+        value_pairs[key] = (f"text {str(a.text)[:12]}", f"text {str(b.text)[:12]}")
+    if "train.max_steps" in value_pairs or "train.max_steps" in differ_in:
+        value_pairs.pop(STEPS, None)  # the consequence of another setting
+    return {key: values for key, values in value_pairs.items() if not (in_group and _is_named(key, differ_in))}
 
 
 def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str, tuple[Any, Any]]:

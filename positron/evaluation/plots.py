@@ -126,9 +126,9 @@ def fit_range(axes: Any, values: list[float]) -> None:
     axes.set_ylim(low - margin, high + margin)
 
 
-def say_why_empty(axes: Any, why: str) -> None:
+def say_why_empty(axes: Any, reason: str) -> None:
     """Write the reason into a panel that has no data."""
-    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color="0.4", wrap=True)
+    axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color="0.4", wrap=True)
     axes.set_yticks([])
     if not axes.has_data():
         axes.set_xticks([])

@@ -67,7 +67,7 @@ def as_record(folder: Path, date: str, file: str, trials: Sequence[Trial]) -> di
 
 
 def _row(trial: Trial) -> dict[str, Any]:
-    gains, half = trial.gains, half_interval(trial.gains)
+    gains, half_width = trial.gains, half_interval(trial.gains)
     known = bool(gains)
     gain = round(statistics.fmean(gains), 6) if known else None
     return {
@@ -78,7 +78,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "pairs": len(gains),
         "bpb_without": round(statistics.fmean(trial.bpb_without), 6) if known else None,
         "bpb_with": round(statistics.fmean(trial.bpb_with), 6) if known else None,
-        "gain": gain if half is None else [gain, round(half, 6)],
+        "gain": gain if half_width is None else [gain, round(half_width, 6)],
         "p": trial.look.p if trial.look else None,
         "verdict": trial.verdict,
     }
@@ -127,11 +127,11 @@ def _seeds(plan: Plan, count: int) -> str:
 
 def rule(plan: Plan) -> str:
     """Return a paragraph that explains when a candidate is adopted or rejected."""
-    when = f"each of the pairs {FIRST_ADOPTION} to {plan.pairs} and corrected for the number of these tests"
+    tested_pairs = f"each of the pairs {FIRST_ADOPTION} to {plan.pairs} and corrected for the number of these tests"
     if plan.pairs == FIRST_ADOPTION:
-        when = f"pair {FIRST_ADOPTION}"
+        tested_pairs = f"pair {FIRST_ADOPTION}"
     return (
-        f"A candidate is adopted if p < {LEVEL}; p is computed after {when}. A candidate is rejected early, from pair "
+        f"A candidate is adopted if p < {LEVEL}; p is computed after {tested_pairs}. A candidate is rejected early, from pair "
         f"{FIRST_REJECTION} on, if a gain of {plan.min_gain:g} is excluded with {1 - MISS:.0%} confidence over all tests. An "
         "adopted candidate belongs to the base recipe of the candidates after it."
     )

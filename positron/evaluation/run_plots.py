@@ -42,7 +42,7 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
         say_why_empty(upper, "none of these runs was validated during training")
     token_axis(upper, max((x for points in drawn.values() for x, _ in points), default=0))
     places = range(len(bars))
-    values, halves = [value for _, value, _ in bars], [half for _, _, half in bars]
+    values, halves = [value for _, value, _ in bars], [half_width for _, _, half_width in bars]
     lower.errorbar(values, places, xerr=halves, fmt="none", ecolor="0.4", capsize=4)
     lower.scatter(values, places, color=[colors[name] for name, _, _ in bars], zorder=3)
     for place, value in zip(places, values, strict=True):
@@ -84,14 +84,14 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
     _draw_curves(upper, keys, jobs, colors)
     _draw_scores(lower, keys, jobs, colors, x_key)
     lasts = [points[-1][1] for _, points, _ in jobs if points]
-    near = [floor_bpb] if floor_bpb and lasts and min(lasts) < 2 * floor_bpb else []
+    floors = [floor_bpb] if floor_bpb and lasts and min(lasts) < 2 * floor_bpb else []
     for axes in (upper, lower):
         axes.set_ylabel("bits per byte")
-        for floor in near:  # an entropy far below would make the curves flat
+        for floor in floors:  # an entropy far below would make the curves flat
             axes.axhline(floor, color="tab:green", linestyle="--", label=f"floor {floor:.4f}: the entropy of the text")
     if lasts:
-        fit_range(upper, [y for _, points, _ in jobs for _, y in points] + near)
-        fit_range(lower, lasts + near)
+        fit_range(upper, [y for _, points, _ in jobs for _, y in points] + floors)
+        fit_range(lower, lasts + floors)
     else:
         for axes in (upper, lower):
             say_why_empty(axes, "no job was validated: every job failed or ended before its first validation")
@@ -289,9 +289,9 @@ def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> by
         color = colors[trial.verdict]
         upper.scatter(trial.gains, [place + 0.18] * len(trial.gains), s=12, color=color, alpha=0.5)
         if trial.gains:
-            half = half_interval(trial.gains)
+            half_width = half_interval(trial.gains)
             mean = statistics.fmean(trial.gains)
-            upper.errorbar(mean, place - 0.1, xerr=half, fmt="D", ms=5, color=color, capsize=4)
+            upper.errorbar(mean, place - 0.1, xerr=half_width, fmt="D", ms=5, color=color, capsize=4)
     upper.axvline(0, color="0.3", linewidth=1)
     upper.axvline(min_gain, color="0.3", linewidth=1, linestyle=":")
     labels = [f"{trial.name} ({len(trial.gains)})" for trial in trials]

@@ -74,8 +74,9 @@ class Law:
         if self.covariance is None or self.sigma is None:
             return None
         mean, jacobian = log_excess(self.theta, self.terms, self._logs(n, d))
-        half = t95(self.dof) * np.sqrt(self.sigma**2 + (jacobian @ self.covariance @ jacobian.T).item())
-        return float(self.floor + np.exp(mean.item() - half)), float(self.floor + np.exp(mean.item() + half))
+        half_width = t95(self.dof) * np.sqrt(self.sigma**2 + (jacobian @ self.covariance @ jacobian.T).item())
+        low, high = mean.item() - half_width, mean.item() + half_width
+        return float(self.floor + np.exp(low)), float(self.floor + np.exp(high))
 
     def exponent(self, term: str) -> tuple[float, float | None]:
         """Return alpha for "N" or beta for "D", and half the width of its 95 % interval (None if unknown)."""
@@ -106,8 +107,8 @@ class Law:
             weights[place + 1] = self.center[term]
         if self.covariance is None:
             return float(weights @ self.theta), None
-        half = t95(self.dof) * np.sqrt(weights @ self.covariance @ weights)
-        return float(weights @ self.theta), float(half)
+        half_width = t95(self.dof) * np.sqrt(weights @ self.covariance @ weights)
+        return float(weights @ self.theta), float(half_width)
 
     def _logs(self, n: Any, d: Any) -> dict[str, Array]:
         values = {"N": n, "D": d}
@@ -118,8 +119,8 @@ class Law:
 
         If the law has only the term "D", return the parameters N for D = `value` tokens instead.
         """
-        known, wanted = ("D", "N") if self.reduced == "D" else ("N", "D")
-        return float(np.exp(self.center[wanted] + self.slope * (np.log(value) - self.center[known])))
+        known, unknown = ("D", "N") if self.reduced == "D" else ("N", "D")
+        return float(np.exp(self.center[unknown] + self.slope * (np.log(value) - self.center[known])))
 
     def best_split(self, flops: float) -> tuple[float, float]:
         """Return the parameters N and tokens D with the lowest loss at 6 N D = `flops` (Hoffmann et al., eq. 4).
@@ -185,8 +186,8 @@ def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: 
         )
     y = np.log(bpb - (floor or 0.0))
     theta = _fit(terms, logs, y)
-    known, wanted = ("D", "N") if varying == ("D",) else ("N", "D")
-    slope = float(logs[known] @ logs[wanted] / (logs[known] @ logs[known]))
+    known, unknown = ("D", "N") if varying == ("D",) else ("N", "D")
+    slope = float(logs[known] @ logs[unknown] / (logs[known] @ logs[known]))
     sigma, covariance = _uncertainty(theta, terms, logs, y)
     return Law(terms, floor or 0.0, center, slope, theta, covariance, sigma, len(n) - numbers)
 
@@ -230,8 +231,8 @@ def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
         known = part * np.exp(y.min())
         rest = np.log((np.exp(y) - known).mean())
         theta = [np.log(known)] if "E" in terms else []
-        for own, exponent in zip((share, 1 - share), exponents, strict=False):
-            theta += [rest + np.log(own), exponent]
+        for term_share, exponent in zip((share, 1 - share), exponents, strict=False):
+            theta += [rest + np.log(term_share), exponent]
         grid.append(np.array(theta))
     return grid
 

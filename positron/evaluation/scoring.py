@@ -54,15 +54,15 @@ class Windows:
 
 
 @torch.inference_mode()
-def window_losses(model: GPT, x: Tensor, y: Tensor, what: str = "scoring") -> Tensor:
+def window_losses(model: GPT, x: Tensor, y: Tensor, title: str = "scoring") -> Tensor:
     """Compute the loss in nats of each target, (N, T), for N windows of T tokens; the loss is 0 where the target is -100.
 
-    `x` and `y` (N, T) are the inputs and the targets. `what` is the title of the progress line.
+    `x` and `y` (N, T) are the inputs and the targets. `title` is the title of the progress line.
     """
     device = model.wte.weight.device
     losses = []
     parts = list(zip(x.split(ROWS), y.split(ROWS), strict=True))
-    for part_x, part_y in progress(parts, what):
+    for part_x, part_y in progress(parts, title):
         hidden = model.hidden(part_x.to(device)).flatten(0, 1)
         losses.append(token_losses(hidden, model.head_weight, part_y.to(device).flatten()).view_as(part_y).cpu())
     return torch.cat(losses)
@@ -101,19 +101,19 @@ def sliding_windows(ids: list[int], context: int, stride: int) -> tuple[Tensor, 
 
 
 def score_windows(
-    model: GPT, tokenizer: Tokenizer, texts: Sequence[str], *, stride: int | None = None, what: str = "scoring"
+    model: GPT, tokenizer: Tokenizer, texts: Sequence[str], *, stride: int | None = None, title: str = "scoring"
 ) -> list[list[Score]]:
     """Score each document separately, from its beginning to its end-of-text token, by sliding windows.
 
     A `Beginning`, the first part of a document that was cut, is scored without an end-of-text token. `stride` is the number of
     tokens scored by each window after the first (None: half the context length). Returns a list of scores for each document,
-    one per window; their sum is the score of the document. `what` is the title of the progress line. Raises UserError if the
+    one per window; their sum is the score of the document. `title` is the title of the progress line. Raises UserError if the
     stride is not between 1 and the context length.
     """
     if not texts:
         return []
     windows = _cut(tokenizer, texts, model.config.context_length, stride)
-    return windows.scores(window_losses(model, windows.x, windows.y, what))
+    return windows.scores(window_losses(model, windows.x, windows.y, title))
 
 
 def score_ensemble(

@@ -123,11 +123,11 @@ def copied(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles, n: 
     hashes = np.concatenate([_hashes(np.array(ids), n) for ids in tokenizer.encode_batch(list(texts))])
     if not len(hashes):
         return None
-    wanted, shared = np.unique(hashes), np.zeros(0, dtype=np.uint64)
+    distinct_hashes, shared = np.unique(hashes), np.zeros(0, dtype=np.uint64)
     for start in progress(range(0, training.n_tokens, CHUNK), "searching the training text"):
         stop = min(training.n_tokens, start + CHUNK + n - 1)  # a sequence may cross two chunks
         training_hashes = _hashes(training.read(start, stop - start), n)
-        shared = np.union1d(shared, np.intersect1d(wanted, training_hashes))
+        shared = np.union1d(shared, np.intersect1d(distinct_hashes, training_hashes))
     return float(np.isin(hashes, shared).mean())
 
 

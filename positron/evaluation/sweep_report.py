@@ -124,8 +124,8 @@ def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
     for group in variants(jobs):
         choices = [group.members[0].choices.get(key, "") for key in keys]
         seeds = f"{group.scored} of {group.scored + group.missing}" if group.missing else str(group.scored)
-        half = f" ± {group.half:.4f} (95% over seeds)" if group.half is not None else ""
-        rows.append([*choices, seeds, f"{group.mean:.4f}{half}" if group.mean is not None else "none"])
+        interval_text = f" ± {group.half:.4f} (95% over seeds)" if group.half is not None else ""
+        rows.append([*choices, seeds, f"{group.mean:.4f}{interval_text}" if group.mean is not None else "none"])
     return rows
 
 

@@ -161,13 +161,15 @@ class Grammar:
         `slot`, its value is excluded. For example, the friend is never the hero.
         """
         kind = plot.slots[slot]
-        taken = next((value for other, value in bound.items() if other != slot and plot.slots[other] == kind), None)
-        choice = self._slot_choices.get((kind, taken))
+        excluded_value = next(
+            (value for other, value in bound.items() if other != slot and plot.slots[other] == kind), None
+        )
+        choice = self._slot_choices.get((kind, excluded_value))
         if choice is None:
             weights = self.weights.get(kind, [1.0] * len(self.kinds[kind]))
-            pairs = [(v, w) for v, w in zip(self.kinds[kind], weights, strict=True) if v != taken]
+            pairs = [(v, w) for v, w in zip(self.kinds[kind], weights, strict=True) if v != excluded_value]
             choice = Choice.of(tuple(value for value, _ in pairs), [weight for _, weight in pairs])
-            self._slot_choices[kind, taken] = choice
+            self._slot_choices[kind, excluded_value] = choice
         return choice
 
     def spell(self, plot: Plot, slot: Slot, value: str) -> str:

@@ -45,18 +45,18 @@ def ask(request: Request, seed: int, index: int) -> str:
     """
     rng = random.Random(f"ask {seed}/{index}")
     plot = GRAMMAR.plots[request.plot]
-    what = _in_words(plot, compile_text(plot.asks[int(rng.random() * len(plot.asks))], {}), request.slots)
+    phrase = _in_words(plot, compile_text(plot.asks[int(rng.random() * len(plot.asks))], {}), request.slots)
     phrasing = REQUEST_PHRASINGS[int(rng.random() * len(REQUEST_PHRASINGS))]
-    return phrasing.format(name=request.name, what=what)
+    return phrasing.format(name=request.name, what=phrase)
 
 
 def read_request(text: str) -> Request | None:
     """Return the request from which `ask` made this text, or None if `ask` cannot have made it."""
     for phrasing in _phrasings():
         if match := phrasing.fullmatch(text):
-            wanted = _meanings().get(match["what"])
-            if wanted is not None and match["name"] in GRAMMAR.kinds[GRAMMAR.plots[wanted[0]].slots["hero"]]:
-                plot, thing, place = wanted
+            meaning = _meanings().get(match["what"])
+            if meaning is not None and match["name"] in GRAMMAR.kinds[GRAMMAR.plots[meaning[0]].slots["hero"]]:
+                plot, thing, place = meaning
                 return Request(match["name"], thing, place, plot)
     return None
 
@@ -89,7 +89,7 @@ def _meanings() -> dict[str, tuple[str, str, str]]:
     return {
         _in_words(plot, nodes, {"thing": thing, "place": place}): (plot.name, thing, place)
         for plot in GRAMMAR.plots.values()
-        for nodes in (compile_text(what, {}) for what in plot.asks)
+        for nodes in (compile_text(phrase, {}) for phrase in plot.asks)
         for thing in GRAMMAR.kinds[plot.slots["thing"]]
         for place in GRAMMAR.kinds[plot.slots["place"]]
     }

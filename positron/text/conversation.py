@@ -113,8 +113,8 @@ def drop_oldest_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: 
     if len(prompt_ids([*system, *turns], tokenizer)) > limit:
         available = limit - len(prompt_ids([*system, Message("user", "")], tokenizer))
         if available < 1 and system:
-            remaining, more = drop_oldest_turns(turns, tokenizer, limit)
-            return remaining, dropped + more
+            remaining, n_further = drop_oldest_turns(turns, tokenizer, limit)
+            return remaining, dropped + n_further
         end = tokenizer.encode(turns[-1].content)[-max(1, available) :]
         turns[-1] = Message(turns[-1].role, tokenizer.decode(end))
     return [*system, *turns], dropped

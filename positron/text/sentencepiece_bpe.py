@@ -90,10 +90,10 @@ class SentencePieceTokenizer:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             if too_small := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
-                least = int(too_small[1])
+                min_size = int(too_small[1])
                 raise UserError(
-                    f"tokenizer.vocab_size={vocab_size} is too small for this text, whose characters alone need {least:,} ids: "
-                    f"give tokenizer.vocab_size={least} or more, or tokenizer=char"
+                    f"tokenizer.vocab_size={vocab_size} is too small for this text, whose characters alone need {min_size:,} "
+                    f"ids: give tokenizer.vocab_size={min_size} or more, or tokenizer=char"
                 ) from error
             raise UserError(
                 f"cannot train a SentencePiece tokenizer on this text ({reason}): give more text, a smaller "

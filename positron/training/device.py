@@ -335,8 +335,8 @@ def choose_micro_batch(
         return min(rows, max(1, CPU_MICRO_TOKENS // config.context_length))
     size = rows
     if machine.shards_weights:
-        half = int(total_memory(machine.device) * machine.share) // 2
-        while size > 1 and micro_batch_bytes(config, size, machine) > half:
+        limit = int(total_memory(machine.device) * machine.share) // 2
+        while size > 1 and micro_batch_bytes(config, size, machine) > limit:
             size = -(-size // 2)
         return size
     while True:

@@ -160,14 +160,14 @@ class TrainingModule(L.LightningModule):
         """
         scaled = self.trainer.precision == "16-mixed"
         self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
-        bad = ~torch.isfinite(self.loss if scaled else self.grad_norm)
+        is_bad = ~torch.isfinite(self.loss if scaled else self.grad_norm)
         if scaled and self.trainer.world_size > 1:  # all ranks have the same gradient, but each has a loss of its own
-            bad = self.trainer.strategy.reduce(bad.int(), reduce_op="max").bool()
-        self.bad_in_a_row = (self.bad_in_a_row + 1) * bad
-        self.bad_steps = self.bad_steps + bad
+            is_bad = self.trainer.strategy.reduce(is_bad.int(), reduce_op="max").bool()
+        self.bad_in_a_row = (self.bad_in_a_row + 1) * is_bad
+        self.bad_steps = self.bad_steps + is_bad
         if not scaled and optimizer.defaults.get("fused"):
-            skip_step_if(optimizer, bad.float())
-        elif bad.item():
+            skip_step_if(optimizer, is_bad.float())
+        elif is_bad.item():
             optimizer.zero_grad(set_to_none=True)
 
     def validation_step(self, batch: Part, batch_idx: int) -> Tensor:

@@ -91,11 +91,11 @@ def make_plan(
             "device.checkpoint_activations=true computes wrong gradients with dropout on MPS: give model.dropout=0, or leave "
             "device.checkpoint_activations out"
         )
-    wanted = settle(
+    target_tokens = settle(
         train.batch_tokens, None if known is None else known.batch_tokens, default_batch_tokens(gpt, machine)
     )
     world = config.device.processes
-    batch_size = max(1, wanted // gpt.context_length)
+    batch_size = max(1, target_tokens // gpt.context_length)
     if batch_size % world:
         remedy = f"give train.batch_tokens={-(-batch_size // world) * world * gpt.context_length}"
         if start.is_own:  # a run keeps its batch
@@ -106,10 +106,10 @@ def make_plan(
             f"a batch of {counted(batch_size, 'sequence')} cannot be divided equally among {world} devices: {remedy}"
         )
     batch_tokens = batch_size * gpt.context_length
-    if train.batch_tokens != "auto" and wanted < batch_tokens:
+    if train.batch_tokens != "auto" and target_tokens < batch_tokens:
         logger.warning(
-            f"train.batch_tokens={wanted} is less than a sequence of {gpt.context_length} tokens (model.context_length=): each "
-            "step trains on one sequence"
+            f"train.batch_tokens={target_tokens} is less than a sequence of {gpt.context_length} tokens "
+            "(model.context_length=): each step trains on one sequence"
         )
     enough = auto_steps(batch_size) if auto_steps else -(-USUAL_TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
     horizon = settle(train.max_steps, None if known is None else known.max_steps, enough)
@@ -163,16 +163,16 @@ def _with_usable_precision(asked: Precision | Literal["auto"], machine: Machine,
     if machine.accelerator != "cpu" or machine.precision == "fp32" or (asked == "auto" and machine.precision == chosen):
         return machine
     slower = 1 / speed_on_cpu(machine.precision)
-    what = f"matrix products in {machine.precision} take {slower:.0f} times as long as in fp32 on this machine"
+    comparison = f"matrix products in {machine.precision} take {slower:.0f} times as long as in fp32 on this machine"
     if slower < SLOWDOWN:
         if asked == "auto":
             logger.info(f"continuing in {machine.precision}, in which the run started")
     elif asked == "auto":
-        logger.warning(f"{what}: the run, which started in {machine.precision}, continues in fp32")
+        logger.warning(f"{comparison}: the run, which started in {machine.precision}, continues in fp32")
         machine = dataclasses.replace(machine, precision="fp32")
     else:
         logger.warning(
-            f"{what}: " + ("give precision=fp32" if at_start is None else "a new run would be faster in fp32")
+            f"{comparison}: " + ("give precision=fp32" if at_start is None else "a new run would be faster in fp32")
         )
     return machine
 

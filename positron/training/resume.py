@@ -284,13 +284,13 @@ def _refuse_lost_checkpoints(run: Run) -> None:
     damaged = [path for path in (*checkpoints(folder), folder / BEST) if path.exists()]
     facts = run.facts()
     if damaged:
-        what = f"each of its checkpoints is damaged ({', '.join(path.name for path in damaged)})"
+        reason = f"each of its checkpoints is damaged ({', '.join(path.name for path in damaged)})"
     elif facts.status in ("finished", "pruned"):
-        what = f"its checkpoints are missing, though it was trained to step {facts.step}"
+        reason = f"its checkpoints are missing, though it was trained to step {facts.step}"
     else:
         return
     raise UserError(
-        f"{run.folder} cannot be continued: {what}. Restore {folder} from a copy, give another name=, or delete "
+        f"{run.folder} cannot be continued: {reason}. Restore {folder} from a copy, give another name=, or delete "
         f"{run.folder} to train it again from the beginning"
     )
 

@@ -92,8 +92,8 @@ def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> lis
         teacher.folder for teacher, now in zip(teachers, hashes, strict=True) if hashes.count(now) != known.count(now)
     ]
     if changed:
-        found = [named_run(str(expanded(name))) for name in recorded.teachers]
-        if any(teacher is not None and teacher.folder.resolve() == changed[0].resolve() for teacher in found):
+        recorded_runs = [named_run(str(expanded(name))) for name in recorded.teachers]
+        if any(teacher is not None and teacher.folder.resolve() == changed[0].resolve() for teacher in recorded_runs):
             raise UserError(
                 f"the weights of the teacher {changed[0]} have changed since {run.folder} began: restore the teacher from a "
                 "copy, or give another name="

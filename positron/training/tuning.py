@@ -137,8 +137,8 @@ def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
     try:
         base = pretrained_run(base_run(config))
     except UserError as error:
-        why = f"{key} mixes the text of the pretraining into each batch"
-        raise UserError(f"{error} ({why})" if start.is_own else f"{error}, or {remedy}") from error
+        reason = f"{key} mixes the text of the pretraining into each batch"
+        raise UserError(f"{error} ({reason})" if start.is_own else f"{error}, or {remedy}") from error
     if base.config()["data"].get("source") == "imported":
         logger.info(
             "the training text of the imported model is unknown, so no pretraining text is mixed into the batches"

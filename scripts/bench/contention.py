@@ -170,10 +170,10 @@ def measure(workload: str) -> float:
         ask_for_short_slices()  # the threads that torch starts inherit it
     call = WORKLOADS[workload]()
     call()
-    done, began = 0, time.perf_counter()
+    amount, began = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - began) < SECONDS:
-        done += call()
-    return done / elapsed
+        amount += call()
+    return amount / elapsed
 
 
 @contextlib.contextmanager
@@ -193,14 +193,14 @@ def cell(workload: str, policy: str, count: int) -> float:
     environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     environment |= POLICIES[policy] | {"PYTHONPATH": os.environ.get("PYTHONPATH", str(PROJECT))}
     with competitors(count):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, __file__, "--measure", workload],
             env=environment,
             capture_output=True,
             encoding="utf-8",
             check=True,
         )
-    return float(done.stdout.split()[-1])
+    return float(process.stdout.split()[-1])
 
 
 def main() -> None:

@@ -109,10 +109,10 @@ def serve(folder: Path) -> None:
     opened = time.perf_counter()
     batch = Windows(files, context=512, batch_size=32, seed=0).batch(1_000_000)
     served = time.perf_counter()
-    more = ((peak_memory() or 0) - before) / 1e6
+    memory = ((peak_memory() or 0) - before) / 1e6
     print(
         f"10 GB of tokens  opened in {1e3 * (opened - began):.1f} ms, batch of step 1,000,000 ({tuple(batch.shape)}) read "
-        f"in {1e3 * (served - opened):.1f} ms, {more:.0f} MB of memory"
+        f"in {1e3 * (served - opened):.1f} ms, {memory:.0f} MB of memory"
     )
 
 
@@ -166,8 +166,8 @@ def main() -> None:
             from positron import stories
 
             text = root / "stories.txt"
-            once = "\n<|endoftext|>\n".join(s.text for s in stories.documents(0, 0, 24_000))
-            text.write_text("\n<|endoftext|>\n".join([once] * 4), encoding="utf-8", newline="\n")
+            quarter = "\n<|endoftext|>\n".join(s.text for s in stories.documents(0, 0, 24_000))
+            text.write_text("\n<|endoftext|>\n".join([quarter] * 4), encoding="utf-8", newline="\n")
         for choice in (TokenizerConfig("sentencepiece", 16_000), TokenizerConfig("tiktoken", name="cl100k_base")):
             try:
                 tokenizing(text, choice, root)

@@ -106,18 +106,18 @@ def write_llama2c(model: GPT, folder: Path) -> None:
 def with_llama2c(program: Path, model: Path, tokens: int) -> tuple[float, list[int]]:
     """Return the tokens per second that the program reports, and the token ids that it prints."""
     command = [str(program), str(model), "-t", "0", "-n", str(tokens + 1), "-z", str(model.parent / "tokenizer.bin")]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
-    return float(done.stderr.split()[-1]), [int(word) for word in done.stdout.split()]
+    process = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    return float(process.stderr.split()[-1]), [int(word) for word in process.stdout.split()]
 
 
 def with_engine(engine: Engine, batch: int, tokens: int) -> tuple[float, list[int]]:
     """Return the tokens per second of all rows after the first token, as run.c measures, and the ids of the first row."""
     ids: list[int] = []
-    begun = 0.0
+    start = 0.0
     for row in engine.ids([[BEGIN]] * batch, GREEDY, max_tokens=tokens + 1, stop_ids=(), seed=0):
         ids.append(row[0] or 0)
-        begun = begun or time.perf_counter()
-    return batch * (len(ids) - 1) / (time.perf_counter() - begun), ids
+        start = start or time.perf_counter()
+    return batch * (len(ids) - 1) / (time.perf_counter() - start), ids
 
 
 def engine_of(model: GPT, kind: type[Decoder], dtype: torch.dtype | None) -> Engine:
@@ -153,12 +153,12 @@ def compare_ids(
 
     `silent`: print nothing.
     """
-    wanted = with_engine(engine_of(model, Decoder, None), 1, tokens)[1]
+    expected_ids = with_engine(engine_of(model, Decoder, None), 1, tokens)[1]
     for name, measure in variants.items():
         ids = measure()[1]
-        same = sum(a == b for a, b in zip(wanted, ids, strict=False))
+        same = sum(a == b for a, b in zip(expected_ids, ids, strict=False))
         if not silent:
-            print(f"{name:<24} ids like those of plain fp32: {same} of {len(wanted)}, {len(set(ids))} different")
+            print(f"{name:<24} ids like those of plain fp32: {same} of {len(expected_ids)}, {len(set(ids))} different")
 
 
 def main() -> None:
@@ -182,7 +182,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of run.c
     model = fresh_model(SHAPES[options.shape])
     rates: dict[str, list[float]] = {}
-    begun = time.monotonic()
+    start = time.monotonic()
     with competitors(options.busy):
         for placement in range(options.placements):
             with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +192,7 @@ def main() -> None:
                     for name, measure in variants.items():
                         rates.setdefault(name, []).append(measure()[0])
                         time.sleep(options.pause)
-            if time.monotonic() - begun > options.seconds:
+            if time.monotonic() - start > options.seconds:
                 break
     if options.json:
         options.json.write_text(json.dumps(rates), encoding="utf-8", newline="\n")

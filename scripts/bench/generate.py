@@ -179,9 +179,9 @@ def main() -> None:
         "no cache (nanoGPT), fp32": lambda n: without_cache(model, prompt, n),
         **{name: partial(with_engine, engine, prompt) for name, engine in engines.items()},
     }
-    wanted = with_hugging_face(other, prompt, options.tokens)
-    same = [a == b for a, b in zip(wanted, with_engine(engines["Positron, fp32"], prompt, options.tokens), strict=True)]
-    print(f"tokens equal to Hugging Face's at temperature 0: {sum(same)} of {len(same)} ({len(set(wanted))} distinct)")
+    ids = with_hugging_face(other, prompt, options.tokens)
+    same = [a == b for a, b in zip(ids, with_engine(engines["Positron, fp32"], prompt, options.tokens), strict=True)]
+    print(f"tokens equal to Hugging Face's at temperature 0: {sum(same)} of {len(same)} ({len(set(ids))} distinct)")
     took = in_turns({name: partial(write, options.tokens) for name, write in variants.items()}, options.rounds)
     speed = {name: options.tokens / seconds for name, seconds in took.items()}
     reference = speed["Hugging Face generate, fp32"]

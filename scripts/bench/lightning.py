@@ -86,8 +86,8 @@ def main() -> None:
     print(f"\n{'':<10}{'loop, ms':>10}{'Lightning, ms':>15}{'difference':>12}{'share':>8}")
     for name, pairs in results.items():
         bare, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
-        more = statistics.median(b - a for a, b in pairs)
-        print(f"{name:<10}{1e3 * bare:>10.1f}{1e3 * ours:>15.1f}{1e3 * more:>9.2f} ms{more / bare:>8.1%}")
+        difference = statistics.median(b - a for a, b in pairs)
+        print(f"{name:<10}{1e3 * bare:>10.1f}{1e3 * ours:>15.1f}{1e3 * difference:>9.2f} ms{difference / bare:>8.1%}")
 
 
 if __name__ == "__main__":

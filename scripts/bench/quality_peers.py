@@ -204,13 +204,13 @@ def train_nanochat(name: str, recipe: RunConfig, vocab: int, batches: Iterator[T
     clock = budget(nats)
     clock.start()
     for step, rows in enumerate(batches):
-        done = clock.progress
-        share = min(1.0, (done + 0.002) / 0.02, 0.05 + 0.95 * (1 - done) / 0.65)
+        progress = clock.progress
+        share = min(1.0, (progress + 0.002) / 0.02, 0.05 + 0.95 * (1 - progress) / 0.65)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * share
         (nats(rows[:, :-1], rows[:, 1:]) / rows[:, 1:].numel()).backward()
-        momentum = min(0.85 + 0.12 * step / 400, 0.97) if done < 0.35 else 0.97 - 0.07 * (done - 0.35) / 0.65
-        decay = 0.28 * batch * reference / size * cosine(done, 0.0)
+        momentum = min(0.85 + 0.12 * step / 400, 0.97) if progress < 0.35 else 0.97 - 0.07 * (progress - 0.35) / 0.65
+        decay = 0.28 * batch * reference / size * cosine(progress, 0.0)
         matrices.step(0.02 * batch * share, momentum, decay)
         optimizer.step()
         model.zero_grad(set_to_none=True)

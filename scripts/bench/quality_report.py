@@ -38,8 +38,8 @@ def table(seeds: dict[int, dict[str, Any]], minutes: float) -> str:
         spread = f" ± {stdev(last):.4f}" if len(last) > 1 else ""
         times = [passed_at(r["ours"]["points"], r[name]["points"][-1][1]) for r in seeds.values() if "ours" in r]
         reached = [t for t in times if t is not None]
-        when = f"{mean(reached):.0f} s" if reached and len(reached) == len(last) else "never"
-        lines.append(f"| {name} | {rate:,.0f} | {mean(last):.4f}{spread} | {when if name != 'ours' else ''} |")
+        moment = f"{mean(reached):.0f} s" if reached and len(reached) == len(last) else "never"
+        lines.append(f"| {name} | {rate:,.0f} | {mean(last):.4f}{spread} | {moment if name != 'ours' else ''} |")
     return f"{minutes:g} minutes of training, {len(seeds)} seed(s)\n\n" + "\n".join(lines)
 
 

@@ -151,13 +151,13 @@ def table(name: str) -> str:
 
 
 def line(s: Setup) -> list[str]:
-    own = [str(s.gpus), s.strategy, "yes" if s.checkpoint else "", f"{s.state_bytes() / 1e9:.1f}"]
-    own += [f"{s.bytes() / 1e9:.1f}", f"{s.micro_batch()} of {s.rows}", f"{s.compute_seconds():.3f}"]
-    shared = ["", "", "", ""]
+    own_cells = [str(s.gpus), s.strategy, "yes" if s.checkpoint else "", f"{s.state_bytes() / 1e9:.1f}"]
+    own_cells += [f"{s.bytes() / 1e9:.1f}", f"{s.micro_batch()} of {s.rows}", f"{s.compute_seconds():.3f}"]
+    shared_cells = ["", "", "", ""]
     if s.gpus > 1:
         one_port = f"{s.exposed_seconds(ports=1):.4f}" if s.gpus > NODE else ""
-        shared = [f"{s.traffic() / 1e9:.2f}", f"{s.travel_seconds():.4f}", f"{s.exposed_seconds():.4f}", one_port]
-    return [*own, *shared, duration(s.hours())]
+        shared_cells = [f"{s.traffic() / 1e9:.2f}", f"{s.travel_seconds():.4f}", f"{s.exposed_seconds():.4f}", one_port]
+    return [*own_cells, *shared_cells, duration(s.hours())]
 
 
 def duration(hours: float) -> str:

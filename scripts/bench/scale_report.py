@@ -35,23 +35,23 @@ def verdict_lines(axis: str, rows: list[Row]) -> list[str]:
 
     The ratio of each point to the line is stored in its row, under `time_ratio` and `memory_ratio`.
     """
-    said = [f"{row['label']} {row['series']} skipped: {row['skipped']}" for row in rows if "skipped" in row]
+    lines = [f"{row['label']} {row['series']} skipped: {row['skipped']}" for row in rows if "skipped" in row]
     for series in dict.fromkeys(row["series"] for row in rows):
-        mine = [row for row in rows if row["series"] == series and "skipped" not in row]
+        series_rows = [row for row in rows if row["series"] == series and "skipped" not in row]
         name = f"{series}: " if series else ""
-        if axis == "processes" and len(mine) == 2:
-            said.append(name + shared(*mine))
-        elif axis != "processes" and len(mine) > 3:
-            cost = [row["flops_per_token"] for row in mine]  # 0 on the axis data, so that the line is constant
-            checks = {"time": off_the_line(cost, [row["seconds"] / row["tokens"] for row in mine])}
+        if axis == "processes" and len(series_rows) == 2:
+            lines.append(name + shared(*series_rows))
+        elif axis != "processes" and len(series_rows) > 3:
+            cost = [row["flops_per_token"] for row in series_rows]  # 0 on the axis data, so that the line is constant
+            checks = {"time": off_the_line(cost, [row["seconds"] / row["tokens"] for row in series_rows])}
             if axis != "data":
-                memory = [row["bytes"] for row in mine]
-                checks["memory"] = off_the_line([row["computed_bytes"] for row in mine], memory)
-            for what, ratios in checks.items():
-                for row, ratio in zip(mine, ratios, strict=True):
-                    row[f"{what}_ratio"] = ratio
-                said.append(f"{name}{what} {verdict(mine, ratios)}")
-    return said
+                memory = [row["bytes"] for row in series_rows]
+                checks["memory"] = off_the_line([row["computed_bytes"] for row in series_rows], memory)
+            for quantity, ratios in checks.items():
+                for row, ratio in zip(series_rows, ratios, strict=True):
+                    row[f"{quantity}_ratio"] = ratio
+                lines.append(f"{name}{quantity} {verdict(series_rows, ratios)}")
+    return lines
 
 
 def verdict(rows: list[Row], ratios: list[float]) -> str:
@@ -112,8 +112,8 @@ def table(axis: str, rows: list[Row]) -> str:
     return markdown(head, lines)
 
 
-def ratio(row: Row, what: str) -> str:
-    value = row.get(f"{what}_ratio")
+def ratio(row: Row, quantity: str) -> str:
+    value = row.get(f"{quantity}_ratio")
     return "" if value is None else f"{value:.2f}"
 
 
@@ -128,15 +128,15 @@ def picture(rows: list[Row], title: str) -> bytes:
     figure = Figure(figsize=(15, 8.4), layout="constrained")
     *five, sixth = figure.subplots(2, 3).flat
     for axes, axis in zip(five, ("parameters", "context", "vocabulary", "data", "processes"), strict=True):
-        mine = [row for row in rows if row["axis"] == axis and "skipped" not in row]
-        if not mine:
+        axis_rows = [row for row in rows if row["axis"] == axis and "skipped" not in row]
+        if not axis_rows:
             axes.set_axis_off()
         elif axis == "processes":
-            draw_processes(axes, mine)
+            draw_processes(axes, axis_rows)
         elif axis == "data":
-            draw_data(axes, mine)
+            draw_data(axes, axis_rows)
         else:
-            draw_growth(axes, axis, mine)
+            draw_growth(axes, axis, axis_rows)
     explain(sixth)
     figure.suptitle(title, fontsize=14)
     return as_png(figure)
@@ -148,26 +148,26 @@ def draw_growth(axes: Any, axis: str, rows: list[Row]) -> None:
 
     right = axes.twinx()
     for series in dict.fromkeys(row["series"] for row in rows):
-        mine = [row for row in rows if row["series"] == series]
-        x = [row["x"] for row in mine]
-        times = [1e6 * row["seconds"] / row["tokens"] for row in mine]
+        series_rows = [row for row in rows if row["series"] == series]
+        x = [row["x"] for row in series_rows]
+        times = [1e6 * row["seconds"] / row["tokens"] for row in series_rows]
         marker, face = ("s", "white") if series == "checkpointed" else ("o", None)
-        for where, color, y in ((axes, BLUE, times), (right, ORANGE, [row["bytes"] / 1e6 for row in mine])):
-            where.plot(x, y, color=color, marker=marker, mfc=face or color, lw=1.8, ms=6)
-        right.plot(x, [row["computed_bytes"] / 1e6 for row in mine], color=ORANGE, ls=":", lw=1.4)
-        if "time_ratio" in mine[0]:
-            line = [time / row["time_ratio"] for time, row in zip(times, mine, strict=True)]
+        for side, color, y in ((axes, BLUE, times), (right, ORANGE, [row["bytes"] / 1e6 for row in series_rows])):
+            side.plot(x, y, color=color, marker=marker, mfc=face or color, lw=1.8, ms=6)
+        right.plot(x, [row["computed_bytes"] / 1e6 for row in series_rows], color=ORANGE, ls=":", lw=1.4)
+        if "time_ratio" in series_rows[0]:
+            line = [time / row["time_ratio"] for time, row in zip(times, series_rows, strict=True)]
             axes.plot(x, line, color=BLUE, ls=":", lw=1.4)
-            left = [i for i, row in enumerate(mine) if not 1 / LEAVES <= row["time_ratio"] <= LEAVES]
+            left = [i for i, row in enumerate(series_rows) if not 1 / LEAVES <= row["time_ratio"] <= LEAVES]
             if left:
                 axes.plot(x[left[0]], times[left[0]], "o", ms=15, mfc="none", color=RED, mew=1.6)
     halves(axes, right)
-    for where, name, color in ((axes, "time, µs per token", BLUE), (right, "memory, MB", ORANGE)):
-        where.set_ylabel(name, color=color)
-        where.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        where.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        where.tick_params(axis="y", which="both", colors=color)
-        where.yaxis.set_minor_locator(NullLocator())
+    for side, name, color in ((axes, "time, µs per token", BLUE), (right, "memory, MB", ORANGE)):
+        side.set_ylabel(name, color=color)
+        side.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        side.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        side.tick_params(axis="y", which="both", colors=color)
+        side.yaxis.set_minor_locator(NullLocator())
     axes.set_xscale("log")
     places = apart(sorted({row["x"] for row in rows}))
     axes.set_xticks(places, [short(place) for place in places])
@@ -188,11 +188,11 @@ def halves(lower: Any, upper: Any) -> None:
 
 def apart(places: list[float]) -> list[float]:
     """Return those of the ascending `places`, from the last to the first, whose labels do not overlap on a logarithmic axis."""
-    kept, distance = [places[-1]], 0.12 * np.log(places[-1] / places[0])
+    spaced_places, distance = [places[-1]], 0.12 * np.log(places[-1] / places[0])
     for place in reversed(places[:-1]):
-        if np.log(kept[-1] / place) > distance:
-            kept.append(place)
-    return kept
+        if np.log(spaced_places[-1] / place) > distance:
+            spaced_places.append(place)
+    return spaced_places
 
 
 def short(number: float) -> str:
@@ -215,10 +215,10 @@ def draw_data(axes: Any, rows: list[Row]) -> None:
     )
     right = axes.twinx()
     right.plot(x, [row["bytes"] / 1e6 for row in rows], color=ORANGE, marker="o", lw=1.8)
-    for where, name, color in ((axes, "ms", BLUE), (right, "memory, MB", ORANGE)):
-        where.set_ylabel(name, color=color)
-        where.tick_params(axis="y", colors=color)
-        where.set_ylim(0, 1.6 * where.get_ylim()[1])
+    for side, name, color in ((axes, "ms", BLUE), (right, "memory, MB", ORANGE)):
+        side.set_ylabel(name, color=color)
+        side.tick_params(axis="y", colors=color)
+        side.set_ylim(0, 1.6 * side.get_ylim()[1])
     axes.set(xscale="log", title="data", xlabel="bytes of token files")
     axes.set_xticks(x, [row["label"] for row in rows])
     axes.minorticks_off()
@@ -230,12 +230,14 @@ def draw_processes(axes: Any, rows: list[Row]) -> None:
     """Draw bars: the time of a step in each process, relative to a single process. The part that DDP adds is lighter."""
     ticks = []
     for i, series in enumerate(dict.fromkeys(row["series"] for row in rows)):
-        mine = [row for row in rows if row["series"] == series]
-        for row in mine:
-            place, whole = i * 2.6 + row["x"], row["seconds"] / mine[0]["seconds"]
-            own = min(whole, row.get("alone", row["seconds"]) / mine[0]["seconds"])
-            axes.bar(place, own, color=BLUE, width=0.8)
-            axes.bar(place, whole - own, bottom=own, color="#8db7e3", width=0.8, hatch="//", edgecolor="white")
+        series_rows = [row for row in rows if row["series"] == series]
+        for row in series_rows:
+            place, whole = i * 2.6 + row["x"], row["seconds"] / series_rows[0]["seconds"]
+            own_time = min(whole, row.get("alone", row["seconds"]) / series_rows[0]["seconds"])
+            axes.bar(place, own_time, color=BLUE, width=0.8)
+            axes.bar(
+                place, whole - own_time, bottom=own_time, color="#8db7e3", width=0.8, hatch="//", edgecolor="white"
+            )
             axes.text(place, whole, f"{1e3 * row['seconds']:,.0f} ms", ha="center", va="bottom")
             axes.plot([place - 0.45, place + 0.45], [1 / row["x"]] * 2, color="black", ls=":", lw=1.8)
             ticks.append((place, f"{row['x']:.0f}"))

@@ -136,8 +136,8 @@ def main() -> None:
     lines = []
     for gpt in SHAPES:
         for processes in PROCESSES:
-            (held, tensors), found = computed(gpt, processes), measure(gpt, processes)
-            values = [f"{value / 1e6:,.1f}" for value in (held, found[0], tensors, *found[1:])]
+            (held, tensors), measured_bytes = computed(gpt, processes), measure(gpt, processes)
+            values = [f"{value / 1e6:,.1f}" for value in (held, measured_bytes[0], tensors, *measured_bytes[1:])]
             lines.append([f"{gpt.n_params() / 1e6:.1f}M", str(processes), *values])
             print(f"  {lines[-1]}", flush=True)
     head = [

@@ -191,8 +191,8 @@ def batch_for_tokens(tokens: float, context: int) -> int:
     The number is proportional to the square root of `tokens`: 4,096 for 4 million tokens. It is at least 1,024. It is then
     rounded to a multiple of `context`, the length of a sequence; the result is at least `context`.
     """
-    wanted = max(1024.0, REFERENCE_BATCH * math.sqrt(tokens / REFERENCE_TOKENS))
-    return max(1, round(wanted / context)) * context
+    number = max(1024.0, REFERENCE_BATCH * math.sqrt(tokens / REFERENCE_TOKENS))
+    return max(1, round(number / context)) * context
 
 
 @dataclass(frozen=True)

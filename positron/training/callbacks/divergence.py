@@ -62,8 +62,8 @@ class Divergence(L.Callback):
             streak = int(module.bad_in_a_row)  # the same on all ranks
             if streak >= (1 if is_last else module.max_bad_steps):
                 steps = "1 step" if streak == 1 else f"{streak} steps in a row"
-                where = f"the run ended with {steps} that had" if is_last else f"{steps} had"
-                error = diverged(trainer, f"{where} a NaN or infinite loss or gradient, up to step {step}")
+                subject = f"the run ended with {steps} that had" if is_last else f"{steps} had"
+                error = diverged(trainer, f"{subject} a NaN or infinite loss or gradient, up to step {step}")
                 # bad steps change no weight, but very large weights may have caused them; and a checkpoint at the last
                 # step would mark the run as finished
                 batches = self.objective.validation(trainer.global_rank, trainer.world_size)
@@ -75,15 +75,15 @@ class Divergence(L.Callback):
         if not math.isfinite(loss):
             raise diverged(trainer, f"the validation loss of step {step} is NaN or infinite")
         if not self._is_sane(loss):
-            what = (
+            cause = (
                 f"the validation loss of step {step} is {loss:.4g}, more than {MAX_LOSS_RATIO:g} times the loss of random "
                 f"guessing, {self.guessing:.4g}"
             )
             if is_last and _mean(trainer, module.loss) > self.guessing:
-                raise diverged(trainer, what)
+                raise diverged(trainer, cause)
             if not self._has_warned:
                 logger.warning(
-                    f"{what}: if the loss does not fall soon, stop the run and start again under another name= with a lower "
+                    f"{cause}: if the loss does not fall soon, stop the run and start again under another name= with a lower "
                     "optimizer.lr"
                 )
                 self._has_warned = True
@@ -92,11 +92,11 @@ class Divergence(L.Callback):
         return loss <= MAX_LOSS_RATIO * self.guessing  # False for NaN
 
 
-def diverged(trainer: L.Trainer, what: str) -> Diverged:
-    """Return the error for a run that diverged; its message names the cause `what` and the remedy."""
+def diverged(trainer: L.Trainer, cause: str) -> Diverged:
+    """Return the error for a run that diverged; its message names the `cause` and the remedy."""
     precision = ", or with precision=fp32" if trainer.precision == "16-mixed" else ""  # only fp16 has a smaller range
     return Diverged(
-        f"the training diverged: {what}. Start again under another name= with a lower optimizer.lr{precision}"
+        f"the training diverged: {cause}. Start again under another name= with a lower optimizer.lr{precision}"
     )
 
 

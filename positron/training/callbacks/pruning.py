@@ -16,17 +16,17 @@ from positron.run.paths import JOB
 from positron.training.module import TrainingModule
 
 
-def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
-    """Return a dict from step to validation bits per byte for each finished run in the folder `sweep`, except the run `own`.
+def finished_curves(sweep: Path, own_folder: Path) -> list[dict[int, float]]:
+    """Return a dict from step to validation bits per byte for each finished run in the folder `sweep`, except `own_folder`.
 
-    Only runs with the same seed as `own` are included. Differences between the curves then come from the settings of the runs,
-    and not from their seeds.
+    Only runs with the seed of the run `own_folder` are included. Differences between the curves then come from the settings of
+    the runs, and not from their seeds.
     """
     curves = []
-    seed = Run(own).config().get("seed")
+    seed = Run(own_folder).config().get("seed")
     for path in sorted(sweep.glob(f"*/{JOB}")):
         run = Run(path.parent)
-        if run.folder == own or read_outcome(path).failed or run.facts().status != "finished":
+        if run.folder == own_folder or read_outcome(path).failed or run.facts().status != "finished":
             continue
         if run.config().get("seed") != seed:
             continue
@@ -34,19 +34,19 @@ def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
     return curves
 
 
-def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_jobs: int) -> bool:
+def is_hopeless(own_curve: dict[int, float], others: list[dict[int, float]], startup_jobs: int) -> bool:
     """Tell whether a run is worse than the median of the finished runs, by the rule of Optuna's MedianPruner.
 
-    `own` and `others`: dicts from step to validation bits per byte, of this run and of the finished runs. The lowest value of
-    this run is compared with the median of the values that the finished runs had at this run's newest step (Akiba et al. 2019,
-    arXiv:1907.10902). Returns False if fewer than `startup_jobs` runs have finished, or if none of the finished runs was
-    validated at this step.
+    `own_curve` and `others`: dicts from step to validation bits per byte, of this run and of the finished runs. The lowest
+    value of this run is compared with the median of the values that the finished runs had at this run's newest step (Akiba et
+    al. 2019, arXiv:1907.10902). Returns False if fewer than `startup_jobs` runs have finished, or if none of the finished runs
+    was validated at this step.
     """
-    step = max(own)
+    step = max(own_curve)
     values = [curve[step] for curve in others if step in curve]
     if not others or len(others) < startup_jobs or not values:
         return False
-    return min(own.values()) > statistics.median(values)
+    return min(own_curve.values()) > statistics.median(values)
 
 
 class Pruning(L.Callback):

@@ -44,4 +44,4 @@ def open_monitors(
         Activations(every, probe),
         TokenLosses(every, probe, objective, vocab_size),
     ]
-    return [monitor for monitor, wanted in zip(monitors, asked, strict=True) if wanted]
+    return [monitor for monitor, is_asked in zip(monitors, asked, strict=True) if is_asked]

@@ -17,8 +17,8 @@ class AnswerTotals:
     """Hold sums over answers and over prompts, from which the metrics are computed. The sums of several ranks can be added.
 
     `answers` and `prompts` are the numbers of answers and prompts. An answer passes if its reward is at least a given number,
-    the argument `full` of the method `of`. `passed` is the number of answers that pass. `reward` and `tokens` are sums over the
-    answers. Comments explain the other fields.
+    the argument `full_reward` of the method `of`. `passed` is the number of answers that pass. `reward` and `tokens` are sums
+    over the answers. Comments explain the other fields.
     """
 
     answers: float = 0.0
@@ -36,14 +36,14 @@ class AnswerTotals:
     silent: float = 0.0  # number of prompts whose answers all have the same reward, so that all advantages are 0
 
     @classmethod
-    def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> AnswerTotals:
+    def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full_reward: float) -> AnswerTotals:
         """Compute the sums for N answers and their rewards (N,).
 
-        `copies`: the number of answers to each prompt. The answers to a prompt follow each other in `answers`. `full`: an
-        answer with at least this reward has passed. The fields `kl` and `kl_tokens` of the result are 0; in a validation, the
-        caller sets them afterwards, because the KL divergence needs forward passes of the model.
+        `copies`: the number of answers to each prompt. The answers to a prompt follow each other in `answers`. `full_reward`:
+        an answer with at least this reward has passed. The fields `kl` and `kl_tokens` of the result are 0; in a validation,
+        the caller sets them afterwards, because the KL divergence needs forward passes of the model.
         """
-        passed = (rewards >= full).view(-1, copies)
+        passed = (rewards >= full_reward).view(-1, copies)
         by_prompt = rewards.view(-1, copies)
         groups = [answers[i : i + copies] for i in range(0, len(answers), copies)]
         return cls(

@@ -36,8 +36,8 @@ class HardPrompts:
         newest, is_hard = self._newest
         if newest > step:
             is_hard = {}
-        kept = {number for number in self._numbers if is_hard.get(number, True)}
-        return sorted(kept | {number for number, hard in is_hard.items() if hard})
+        remaining_prompts = {number for number in self._numbers if is_hard.get(number, True)}
+        return sorted(remaining_prompts | {number for number, hard in is_hard.items() if hard})
 
     def draw(self, step: int, count: int, seed: int) -> list[int]:
         """Draw the indices of `count` different hard prompts for optimizer step `step`; return all if there are fewer.

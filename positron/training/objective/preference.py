@@ -134,12 +134,12 @@ class PreferenceObjective(NextToken):
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
         """Return the micro-batches of one rank for optimizer step `step`, counted from 1."""
         _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.train), batch_size=self.batch_pairs)
-        mine = sorted(chosen[rank::world_size], key=lambda i: _length(self.train[i]), reverse=True)
+        own_pairs = sorted(chosen[rank::world_size], key=lambda i: _length(self.train[i]), reverse=True)
         parts = []
-        for start in range(0, len(mine), self.micro_pairs):
-            here = mine[start : start + self.micro_pairs]
-            part = self._part([self.train[i] for i in here])
-            parts.append((*part, torch.from_numpy(self.reference.train[here].reshape(-1))))
+        for start in range(0, len(own_pairs), self.micro_pairs):
+            indices = own_pairs[start : start + self.micro_pairs]
+            part = self._part([self.train[i] for i in indices])
+            parts.append((*part, torch.from_numpy(self.reference.train[indices].reshape(-1))))
         return parts
 
     def count(self, part: Part) -> Tensor:
@@ -180,8 +180,8 @@ class PreferenceObjective(NextToken):
             hidden = model.hidden(x)
             log_probs = _row_log_probs(hidden, model.head_weight, y)
             first = i * self.micro_pairs
-            here = slice(first, first + self.micro_pairs)
-            reference = torch.from_numpy(self.reference.val[here].reshape(-1)).to(log_probs)
+            pair_slice = slice(first, first + self.micro_pairs)
+            reference = torch.from_numpy(self.reference.val[pair_slice].reshape(-1)).to(log_probs)
             loss, margin = self._losses(log_probs, reference, y)
             tokens = (y != IGNORE).sum(1)
             kl, kl_tokens = self._divergence(first, hidden, model.head_weight, y)
@@ -232,11 +232,11 @@ class PreferenceObjective(NextToken):
         n_read, size = min(len(self.train), n_steps * self.batch_pairs), SORTED_MICRO_BATCHES * self.micro_pairs
         order = order_of_epoch(0, np.arange(len(self.train)), self.seed, len(self.train))
         blocks = [sorted(order[at : at + size], key=lambda i: -_length(self.train[i])) for at in range(0, n_read, size)]
-        needed = [("train", here) for block in blocks for here in self._micro_batches(block)]
-        needed += [("val", here) for here in self._micro_batches(range(len(self.val)))]
+        needed = [("train", indices) for block in blocks for indices in self._micro_batches(block)]
+        needed += [("val", indices) for indices in self._micro_batches(range(len(self.val)))]
         if reference is None:
             return needed
-        return [(name, here) for name, here in needed if np.isnan(getattr(reference, name)[here]).any()]
+        return [(name, indices) for name, indices in needed if np.isnan(getattr(reference, name)[indices]).any()]
 
     def _micro_batches(self, pairs: Sequence[int]) -> list[np.ndarray]:
         return [np.array(pairs[at : at + self.micro_pairs]) for at in range(0, len(pairs), self.micro_pairs)]
@@ -260,15 +260,15 @@ class PreferenceObjective(NextToken):
         if reference is None:
             reference = Reference.empty(len(self.train), len(self.val), int(self.kl_bounds[-1]), model.head_weight)
         device = model.wte.weight.device
-        for name, here in progress(self.missing(reference, n_steps), "reference"):
+        for name, indices in progress(self.missing(reference, n_steps), "reference"):
             pairs = self.train if name == "train" else self.val
-            x, y = (tensor.to(device) for tensor in self._part([pairs[i] for i in here]))
+            x, y = (tensor.to(device) for tensor in self._part([pairs[i] for i in indices]))
             with precision() if name == "train" else nullcontext():
                 hidden = model.hidden(x)
                 log_probs = _row_log_probs(hidden, model.head_weight, y)
-            getattr(reference, name)[here] = log_probs.float().cpu().numpy().reshape(-1, 2)
+            getattr(reference, name)[indices] = log_probs.float().cpu().numpy().reshape(-1, 2)
             if name == "val":
-                before, after = self.kl_bounds[here[0]], self.kl_bounds[here[-1] + 1]
+                before, after = self.kl_bounds[indices[0]], self.kl_bounds[indices[-1] + 1]
                 reference.states[before:after] = _chosen_states(hidden, y)[: after - before].float().cpu().numpy()
             keep(reference)
         return reference

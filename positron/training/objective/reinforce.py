@@ -194,9 +194,9 @@ class ReinforceObjective(NextToken):
             (asked[answers[i].prompt].ids, self._decisive(asked[answers[i].prompt], answers[i]), float(weights[i]))
             for i in chosen
         ]
-        made = self._parts(rows, model.wte.weight.device)
-        made[0][4].fill_(len(answers) * self.config.max_tokens)
-        return [*made, *self._replayed(step, rank, world_size, made[0][0].device)]
+        micro_batches = self._parts(rows, model.wte.weight.device)
+        micro_batches[0][4].fill_(len(answers) * self.config.max_tokens)
+        return [*micro_batches, *self._replayed(step, rank, world_size, micro_batches[0][0].device)]
 
     def _replayed(self, step: int, rank: int, world_size: int, device: torch.device) -> list[Part]:
         if self.replay is None:
@@ -204,13 +204,13 @@ class ReinforceObjective(NextToken):
         rows = self.replay.batch(step, rank, world_size)
         answers = self.config.prompts * self.config.samples
         weight = self.config.replay * answers * self.config.max_tokens / (self.replay.batch_size * self.replay.context)
-        made = []
+        micro_batches = []
         for part in rows.split(self.micro_batch_size):
             x, y = part[:, :-1], part[:, 1:]
             places = torch.arange(y.numel())
             tensors = (x, y, torch.full((len(x),), weight), torch.zeros(0), torch.zeros(()), places)
-            made.append(tuple(tensor.to(device) for tensor in tensors))
-        return made
+            micro_batches.append(tuple(tensor.to(device) for tensor in tensors))
+        return micro_batches
 
     def _answers(
         self, model: GPT, asked: Sequence[Question], copies: int, seeds: list[int], pause: Callable[[], None]
@@ -257,7 +257,7 @@ class ReinforceObjective(NextToken):
         Each of `rows` holds the ids of the prompt, the answer, and its advantage.
         """
         ordered = sorted(rows, key=lambda row: -len(row[0]) - len(row[1].ids))
-        made: list[Part] = []
+        micro_batches: list[Part] = []
         for start in range(0, len(ordered), self.micro_batch_size):
             group = ordered[start : start + self.micro_batch_size]
             width = len(group[0][0]) + len(group[0][1].ids) - 1
@@ -270,8 +270,8 @@ class ReinforceObjective(NextToken):
                 sampled[i, first:last] = torch.tensor(answer.logprobs)
             weights = torch.tensor([weight for _, _, weight in group])
             places = (y != IGNORE).flatten().nonzero()[:, 0]
-            made.append(tuple(t.to(device) for t in (x, y, weights, sampled, torch.zeros(()), places)))
-        return made
+            micro_batches.append(tuple(t.to(device) for t in (x, y, weights, sampled, torch.zeros(()), places)))
+        return micro_batches
 
     def count(self, part: Part) -> Tensor:
         """Return the micro-batch's contribution to the denominator of the step's loss.

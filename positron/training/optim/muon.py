@@ -95,13 +95,13 @@ class Muon(torch.optim.Optimizer):
         for p in group["params"]:
             if p.grad is not None:
                 by_shape.setdefault((min(p.shape), max(p.shape)), []).append(p)
-        good = 1.0 if self.found_inf is None else 1 - self.found_inf
+        is_finite = 1.0 if self.found_inf is None else 1 - self.found_inf
         for shape, matrices in by_shape.items():
             directions = orthogonalize(torch.stack([_as_wide(whole(self._momentum(p)), self.dtype) for p in matrices]))
             for p, direction in zip(matrices, directions, strict=True):
-                keep = 1 - group["lr"] * group["weight_decay"] * good
+                keep = 1 - group["lr"] * group["weight_decay"] * is_finite
                 step = direction.to(p.dtype) * (0.2 * math.sqrt(shape[1]) * group["lr"])
-                step = step if self.found_inf is None else step.nan_to_num_(0.0, 0.0, 0.0) * good
+                step = step if self.found_inf is None else step.nan_to_num_(0.0, 0.0, 0.0) * is_finite
                 p.mul_(keep).sub_(shard_like(step if p.shape[0] <= p.shape[1] else step.mT, p))
 
     def _momentum(self, p: Tensor) -> Tensor:

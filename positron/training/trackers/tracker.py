@@ -45,8 +45,8 @@ class GuardedTracker:
         except UserError:
             raise
         except Exception as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            logger.warning(f"{self.name} failed and is disabled for this run: {why}")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            logger.warning(f"{self.name} failed and is disabled for this run: {reason}")
             self.tracker = None
             return None
 
