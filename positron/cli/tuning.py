@@ -31,11 +31,11 @@ def configure_tuning(
                 f"{command(recipe)} takes the architecture and tokenizer of the base run, which init_from= names: "
                 f"leave {key}= out"
             )
-    own = Run(OUTPUTS / str(values["name"]))
-    if own.exists and own.kind == kind and any(own.checkpoint_folder.glob("*.ckpt")):
-        known, origin = own.config(), values["init_from"] or own.config().get("init_from")
+    own_run = Run(OUTPUTS / str(values["name"]))
+    if own_run.exists and own_run.kind == kind and any(own_run.checkpoint_folder.glob("*.ckpt")):
+        known, origin = own_run.config(), values["init_from"] or own_run.config().get("init_from")
     else:
-        base = find_run(values["init_from"], which=can_be_base)
+        base = find_run(values["init_from"], is_candidate=can_be_base)
         known, origin = base.config(), portable(base.folder)
     values = {**values, "model": known["model"], "tokenizer": known["tokenizer"], "init_from": origin}
     config = from_dict(RunConfig, values)

@@ -117,18 +117,18 @@ class Metrics:
         return values[i] if i < len(rows) and rows[i] == row else None
 
 
-def reduced(values: Sequence[float], most: int = MAX_POINTS) -> list[int]:
-    """Return the indices of about `most` values that are sufficient to draw the curve, in ascending order.
+def reduced(values: Sequence[float], limit: int = MAX_POINTS) -> list[int]:
+    """Return the indices of about `limit` values that are sufficient to draw the curve, in ascending order.
 
-    If there are at most `most` values, these are all indices. Otherwise, they are the indices of the first value, of the last
+    If there are at most `limit` values, these are all indices. Otherwise, they are the indices of the first value, of the last
     value, and of the minimum and maximum of many intervals. Half of the intervals have equal lengths; the others grow
     geometrically, so that a logarithmic axis has enough points, too.
     """
     n = len(values)
-    if n <= most:
+    if n <= limit:
         return list(range(n))
-    intervals = range(most // 4 + 1)
-    edges = {i * n // (most // 4) for i in intervals} | {round(n ** (4 * i / most)) for i in intervals}
+    intervals = range(limit // 4 + 1)
+    edges = {i * n // (limit // 4) for i in intervals} | {round(n ** (4 * i / limit)) for i in intervals}
     points = {0, n - 1}
     for begin, end in pairwise(sorted(edges)):
         points |= {min(range(begin, end), key=values.__getitem__), max(range(begin, end), key=values.__getitem__)}

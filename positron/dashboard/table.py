@@ -256,16 +256,16 @@ T = TypeVar("T")
 
 
 def _read(
-    path: Path, read: Callable[[Path], tuple[T, bool]], known: FileCache[tuple[T, bool]], notes: list[str]
+    path: Path, reader: Callable[[Path], tuple[T, bool]], cache: FileCache[tuple[T, bool]], notes: list[str]
 ) -> T | None:
     """Return the content of a file, or None if it is missing or cannot be read. Problems are added to `notes`.
 
-    `read` returns the content and whether the file is undamaged; `known` caches its results.
+    `reader` returns the content and whether the file is undamaged; `cache` keeps its results.
     """
     try:
         if not path.exists() and not path.is_symlink():
             return None
-        content, is_whole = known.get((path,), lambda: read(path))
+        content, is_whole = cache.get((path,), lambda: reader(path))
     except (UserError, OSError) as error:
         notes.append(one_line(str(error), 300))
         return None
@@ -284,9 +284,9 @@ def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str], i
     status = facts.status or "running"
     if status == "running" and is_live(folder):
         return status, True
-    why = job.get("failed") or facts.error
-    if why:
-        notes.append(str(why))
+    reason = job.get("failed") or facts.error
+    if reason:
+        notes.append(str(reason))
     if job.get("failed"):
         return "failed", False
     if status == "running":

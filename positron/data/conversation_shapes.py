@@ -206,10 +206,10 @@ def _history(value: Any) -> Iterator[Message]:
 def _turns(value: Any, field: str) -> list[Message]:
     turns = _parsed(value)
     if not isinstance(turns, list) or not turns:
-        what = "an empty list" if turns == [] else _kind_of(turns)
+        content = "an empty list" if turns == [] else _kind_of(turns)
         raise Malformed(
             f"without messages in {field}",
-            f"has {what} in {field}, not a list of messages with `role` and `content`: correct or remove it",
+            f"has {content} in {field}, not a list of messages with `role` and `content`: correct or remove it",
         )
     if all(isinstance(turn, str) for turn in turns):
         name = field.strip("`")

@@ -80,10 +80,10 @@ class Reading:
             case _:
                 return f"give data.field= with one of: {listed}"
 
-    def replace_surrogates(self, text: str, where: str) -> str:
+    def replace_surrogates(self, text: str, place: str) -> str:
         """Replace lone surrogates, which JSON can express and UTF-8 cannot, by U+FFFD.
 
-        If `on_invalid` is "error" and the text has a lone surrogate, raises UserError, which names the position `where`.
+        If `on_invalid` is "error" and the text has a lone surrogate, raises UserError, which names the position `place`.
         """
         try:
             text.encode("utf-8")
@@ -91,7 +91,7 @@ class Reading:
             if not self.replaces:
                 remedy = ", or give data.on_invalid=replace to read it as �" if self.has_settings else ""
                 raise UserError(
-                    f"{where} has half of a surrogate pair, \\u{ord(text[error.start]):04x}, which is not a character: "
+                    f"{place} has half of a surrogate pair, \\u{ord(text[error.start]):04x}, which is not a character: "
                     f"remove it{remedy}"
                 ) from error
             whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -99,10 +99,10 @@ class Reading:
             return whole
         return text
 
-    def decode(self, content: bytes, where: str) -> str:
+    def decode(self, content: bytes, place: str) -> str:
         """Decode `content`, the UTF-8 bytes of a cell of a table.
 
-        Raises UserError, which names the position `where`, if the bytes are not UTF-8 and `on_invalid` is "error".
+        Raises UserError, which names the position `place`, if the bytes are not UTF-8 and `on_invalid` is "error".
         """
         try:
             return content.decode("utf-8")
@@ -110,7 +110,7 @@ class Reading:
             if not self.replaces:
                 remedy = ", or give data.on_invalid=replace to replace invalid bytes by �" if self.has_settings else ""
                 raise UserError(
-                    f"{where} is not UTF-8 (byte {error.start} is 0x{content[error.start]:02x}): convert the text to "
+                    f"{place} is not UTF-8 (byte {error.start} is 0x{content[error.start]:02x}): convert the text to "
                     f"UTF-8{remedy}"
                 ) from error
             text = content.decode("utf-8", "replace")
@@ -128,23 +128,23 @@ def open_decompressed(path: Path) -> IO[bytes] | Any:
     return pyarrow.input_stream(str(path), compression=compression)
 
 
-def refuse_unreadable(files: Sequence[Path], called: str, reading: Reading) -> None:
+def refuse_unreadable(files: Sequence[Path], label: str, reading: Reading) -> None:
     """Raise UserError if all `files` are empty, or if one of them does not begin with text.
 
     Only the first megabyte of each of the first CHECKED_FILES (16) files is checked. Compressed, Parquet and Arrow files are
-    not checked here, because an error in them is raised when they are read. `called` is the name of the files in the message.
+    not checked here, because an error in them is raised when they are read. `label` is the name of the files in the message.
     `reading` decides whether invalid UTF-8 is an error.
     """
     try:
         if not any(path.stat().st_size for path in files):
-            fault = "is empty" if len(files) == 1 and called.endswith(str(files[0])) else "contains only empty files"
-            raise UserError(f"{one_line(called)} {fault}: give a file with text")
+            fault = "is empty" if len(files) == 1 and label.endswith(str(files[0])) else "contains only empty files"
+            raise UserError(f"{one_line(label)} {fault}: give a file with text")
         for path in files[:CHECKED_FILES]:
             if compression_of(path) is None and format_of(path) not in ("parquet", "arrow"):
                 with open_decompressed(path) as file:
                     next(decode_blocks(file, path, reading), None)
     except OSError as error:
-        raise UserError(f"cannot read {one_line(called)}: {why_unreadable(error)}") from error
+        raise UserError(f"cannot read {one_line(label)}: {why_unreadable(error)}") from error
 
 
 def read_text(path: Path, reading: Reading) -> str:

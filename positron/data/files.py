@@ -113,11 +113,11 @@ class FileSource:
             parts.append(f"skipped {self._skipped}")
         return "; ".join(parts)
 
-    def _find_split(self, called: str) -> Split:
+    def _find_split(self, label: str) -> Split:
         """Decide whether the text is divided by the hash of each document or at one position, and return the division.
 
         If the text has many documents, it is divided by their hashes. Only the first documents are read to find this out.
-        Raises UserError if the text is empty; `called` is the name of the text in the message.
+        Raises UserError if the text is empty; `label` is the name of the text in the message.
         """
         documents = characters = 0
         sizes, is_val = [0, 0], None  # characters for training and for validation
@@ -132,10 +132,10 @@ class FileSource:
         if characters == 0:
             if any(format_of(file) not in (None, "text") for file in self.files):
                 raise UserError(
-                    f"{one_line(called)} contains no text in the field {self.reading.field_name}: give the name of another "
+                    f"{one_line(label)} contains no text in the field {self.reading.field_name}: give the name of another "
                     "field as data.field=, or another file"
                 )
-            raise UserError(f"{one_line(called)} contains no text: give a file with text")
+            raise UserError(f"{one_line(label)} contains no text: give a file with text")
         if documents >= MIN_DOCUMENTS and _is_balanced(sizes, self.val_fraction):
             return Split(None, is_new=False)
         return self._place_of(characters, was_drawn=documents >= MIN_DOCUMENTS)
@@ -156,11 +156,11 @@ class FileSource:
         for text, _ in self._pieces():
             if start < cut < start + len(text):
                 local = cut - start
-                nearest = max(0, local - reach)
-                near = text.rfind("\n", nearest, local) + 1 or text.rfind(" ", nearest, local) + 1 or local
-                before = text.rfind("\n", 0, local) + 1 or local
-                is_new = was_drawn or self._is_cut_short or cut != exact or near != before
-                return Split(start + near, is_new=is_new)
+                lower_limit = max(0, local - reach)
+                boundary = text.rfind("\n", lower_limit, local) + 1 or text.rfind(" ", lower_limit, local) + 1 or local
+                line_start = text.rfind("\n", 0, local) + 1 or local
+                is_new = was_drawn or self._is_cut_short or cut != exact or boundary != line_start
+                return Split(start + boundary, is_new=is_new)
             start += len(text)
         return Split(cut, is_new=was_drawn or self._is_cut_short or cut != exact)
 
@@ -283,8 +283,8 @@ def _fetched(url: str, sha256: str | None) -> str:
     `sha256`: the expected checksum (None: no check). Raises UserError if the download fails or if the checksum is wrong.
     """
     path = cached_path(url, sha256)
-    instead = "give data=text data.path=FILE, or data=stories, which needs no network"
-    fetch(url, path, sha256, instead=instead, sha256_key="data.sha256")
+    alternative = "give data=text data.path=FILE, or data=stories, which needs no network"
+    fetch(url, path, sha256, instead=alternative, sha256_key="data.sha256")
     return str(path)
 
 
@@ -295,8 +295,8 @@ def list_texts(path: str, reading: Reading) -> Listing:
     file often contains other data. Sets `reading.is_one_of_several` to whether `path` names more than one file. Raises
     UserError if no file is left, or if the first row of a .json, .csv or .tsv file in a folder is malformed.
     """
-    called = f"data.path={path}" if reading.has_settings else path
-    listing = list_files(path, called)
+    label = f"data.path={path}" if reading.has_settings else path
+    listing = list_files(path, label)
     reading.is_one_of_several = len(listing.files) > 1
     if not Path(path).expanduser().is_dir():
         return listing
@@ -314,7 +314,7 @@ def list_texts(path: str, reading: Reading) -> Listing:
             if reading.has_settings
             else "give other files"
         )
-        raise UserError(f"{one_line(called)} contains no file that can be used: {listing.describe_skipped()}; {remedy}")
+        raise UserError(f"{one_line(label)} contains no file that can be used: {listing.describe_skipped()}; {remedy}")
     listing.files = files
     return listing
 

@@ -60,8 +60,8 @@ def file_digest(path: Path) -> tuple[tuple[str, int, str], bool]:
     kind = format_of(path)
     suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
     if kind not in (None, "text"):
-        otherwise = suffix not in _FORMERLY_KNOWN
+        is_changed = suffix not in _FORMERLY_KNOWN
     else:
-        otherwise = path.suffix.lower() != path.suffix and compression_of(path) is not None
-        otherwise = otherwise or _FORMERLY_OTHER.search(sample) is not None
-    return (path.name, size, content.hexdigest()), otherwise
+        is_changed = path.suffix.lower() != path.suffix and compression_of(path) is not None
+        is_changed = is_changed or _FORMERLY_OTHER.search(sample) is not None
+    return (path.name, size, content.hexdigest()), is_changed

@@ -241,9 +241,9 @@ class HubSource:
 
         `needed` is a part of `self.files`, whose items describe the files of the dataset.
         """
-        wanted = {self._raw / file["name"] for file in needed}
+        needed_paths = {self._raw / file["name"] for file in needed}
         for path in self._raw.rglob("*.parquet"):
-            if path not in wanted:
+            if path not in needed_paths:
                 path.unlink(missing_ok=True)
 
     def _fetch(self, file: dict[str, Any]) -> Path:

@@ -105,11 +105,11 @@ _CONTINUES = (
 
 
 def retry_network(
-    action: Callable[[], Answer], what: str, *, remedy: str = _CONTINUES, waits_for_name: bool = True
+    action: Callable[[], Answer], label: str, *, remedy: str = _CONTINUES, waits_for_name: bool = True
 ) -> Answer:
     """Call `action` and return its result; if the network fails, call `action` again after a pause of 1 to 60 seconds.
 
-    `what` is the name of the downloaded object in messages. Raises Unreachable if `action` still fails after `patience_s()`
+    `label` is the name of the downloaded object in messages. Raises Unreachable if `action` still fails after `patience_s()`
     seconds; the message ends with the advice `remedy`.
 
     If a host name cannot be resolved, this machine probably has no network. If `waits_for_name` is false, such a failure raises
@@ -130,10 +130,10 @@ def retry_network(
             host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
             if isinstance(error, GatedRepoError):
                 raise UserError(
-                    f"{what} needs access rights: request access on its page on {host}, then run hf auth login"
+                    f"{label} needs access rights: request access on its page on {host}, then run hf auth login"
                 ) from error
             raise UserError(
-                f"{what} does not exist on {host}, or is private: check the name, or run hf auth login for a private one"
+                f"{label} does not exist on {host}, or is private: check the name, or run hf auth login for a private one"
             ) from error
         except (HTTPError, LocalEntryNotFoundError, OSError) as error:
             if is_of_this_machine(error):
@@ -143,13 +143,13 @@ def retry_network(
             reason = one_line(" ".join((getattr(error, "server_message", None) or str(error)).split()), 160)
             if status is not None and 400 <= status < 500 and status not in (408, 429):
                 raise UserError(
-                    f"{what} cannot be downloaded: the hub answers with status {status} ({reason}); check the name, the "
+                    f"{label} cannot be downloaded: the hub answers with status {status} ({reason}); check the name, the "
                     "revision and your access rights"
                 ) from error
             ends_now = not waits_for_name and _is_unresolved(error)
             if ends_now or time.monotonic() - start + pause > patience:
-                raise Unreachable(f"{what} cannot be downloaded: {reason}. {remedy}") from error
-            logger.info(f"{what}: {reason}; trying again in {pause:.0f} s")
+                raise Unreachable(f"{label} cannot be downloaded: {reason}. {remedy}") from error
+            logger.info(f"{label}: {reason}; trying again in {pause:.0f} s")
             time.sleep(pause)
             pause = min(60.0, 2 * pause)
 

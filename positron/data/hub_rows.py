@@ -106,14 +106,14 @@ def _all_rows(repository: Repository, config: DataConfig) -> Iterator[Any]:
             yield from chunk
         return
     source = HubSource(config)
-    done = 0
+    n_done = 0
     for task in source.tasks():
         if task != WAIT:
             assert not isinstance(task, str)
             path, group = task
             yield from parquet_rows(Path(path), group)
-            done += 1
-        source.release(done)
+            n_done += 1
+        source.release(n_done)
 
 
 def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator[tuple[int, list[Any]]]:
@@ -276,8 +276,8 @@ def _check_config_name(repo: str, config_name: str | None, names: list[str], err
     """
     listed = ", ".join(names)
     if config_name is not None and config_name not in names:
-        near = difflib.get_close_matches(config_name, names, 1)
-        hint = f"did you mean {near[0]}? Choose one of" if near else "choose one of"
+        similar = difflib.get_close_matches(config_name, names, 1)
+        hint = f"did you mean {similar[0]}? Choose one of" if similar else "choose one of"
         raise UserError(f"data.config_name={config_name} is not a configuration of {repo}: {hint} {listed}") from error
     if config_name is None and len(names) > 1:
         raise UserError(f"{repo} has several configurations: give data.config_name= with one of {listed}") from error

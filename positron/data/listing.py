@@ -51,8 +51,8 @@ class Listing:
         """Return one line with the skipped files and the reasons, or an empty string if no file was skipped."""
         parts = []
         for reason, names in sorted(self.skipped.items()):
-            more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
-            parts.append(f"{', '.join(one_line(name, 80) for name in sorted(names)[:MAX_NAMES])}{more} ({reason})")
+            remainder = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+            parts.append(f"{', '.join(one_line(name, 80) for name in sorted(names)[:MAX_NAMES])}{remainder} ({reason})")
         return "; ".join(parts)
 
 
@@ -81,45 +81,44 @@ def _inner_suffix(path: Path) -> str:
     return (path.with_suffix("").suffix if path.suffix.lower() in COMPRESSED else path.suffix).lower()
 
 
-def list_files(path: str, called: str | None = None, suffixes: Collection[str] = tuple(FORMATS)) -> Listing:
+def list_files(path: str, label: str | None = None, suffixes: Collection[str] = tuple(FORMATS)) -> Listing:
     """List the files of a path: one file, a folder with its sub-folders, or a pattern.
 
-    `called`: the path's name in messages. `suffixes`: the suffixes of the files that are taken from a folder. If a file with
-    the name `path` exists, the characters *, ? and [ in the name are not read as a pattern. In a folder, hidden files, files
-    with other suffixes and the folders of Positron's runs are skipped, and a sub-folder to which several links lead is read
-    once. Raises UserError if no file is left, if the path cannot be read, or if a file is a pointer of git-lfs instead of the
-    data.
+    `label`: the path's name in messages. `suffixes`: the suffixes of the files that are taken from a folder. If a file with the
+    name `path` exists, the characters *, ? and [ in the name are not read as a pattern. In a folder, hidden files, files with
+    other suffixes and the folders of Positron's runs are skipped, and a sub-folder to which several links lead is read once.
+    Raises UserError if no file is left, if the path cannot be read, or if a file is a pointer of git-lfs instead of the data.
     """
-    called = one_line(called or path)
+    label = one_line(label or path)
     given = expanded(path)
     try:
         if given.is_dir():
             listing = _list_folder(given, suffixes)
             known = ", ".join(suffixes)
-            message = f"{called} contains no file to read: give a folder with files that end in {known} (also with .gz or .zst)"
+            message = f"{label} contains no file to read: give a folder with files that end in {known} (also with .gz or .zst)"
         elif given.exists():
             if not given.is_file():
                 raise UserError(
-                    f"{called} is not a regular file: give a file or a folder (first save the data of a pipe to a file)"
+                    f"{label} is not a regular file: give a file or a folder (first save the data of a pipe to a file)"
                 )
             listing, message = Listing([given]), ""
         elif any(mark in path for mark in "*?["):
             listing = _list_pattern(given)
             message = (
-                f"{called} was read as a pattern, and no readable file matches it: give a file, folder or other pattern"
+                f"{label} was read as a pattern, and no readable file matches it: give a file, folder or other pattern"
             )
         elif given.is_symlink():
-            raise UserError(f"cannot read {called}: it is a link to a missing file, {one_line(os.readlink(given))}")
+            raise UserError(f"cannot read {label}: it is a link to a missing file, {one_line(os.readlink(given))}")
         elif path.startswith(("http://", "https://")):
             raise UserError(
-                f"{called} is an address, not a file: to download a text, give data.url= instead of data.path="
+                f"{label} is an address, not a file: to download a text, give data.url= instead of data.path="
             )
         else:
-            raise UserError(f"cannot read {called}: No such file or directory{CHECK_SPELLING}")
+            raise UserError(f"cannot read {label}: No such file or directory{CHECK_SPELLING}")
         for file in listing.files:
             refuse_lfs_pointer(file)
     except OSError as error:
-        raise UserError(f"cannot read {called}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {label}: {error.strerror or error}") from error
     if not listing.files:
         skipped = listing.describe_skipped()
         raise UserError(message + (f"; skipped: {skipped}" if skipped else ""))
@@ -166,10 +165,10 @@ def _skip_copies(listing: Listing) -> None:
 
     Empty files are skipped, too, if they are compressed, Parquet or Arrow files.
     """
-    own = {path.resolve() for path in listing.files if not path.is_symlink()}
+    real_paths = {path.resolve() for path in listing.files if not path.is_symlink()}
     files = []
     for path in sorted(listing.files, key=by_name):
-        if path.is_symlink() and path.resolve() in own:
+        if path.is_symlink() and path.resolve() in real_paths:
             listing.skip(path, "a link to a file that is read already")
         elif path.stat().st_size == 0 and (compression_of(path) or format_of(path) in ("parquet", "arrow")):
             listing.skip(path, "empty")
@@ -281,4 +280,4 @@ def describe_binary(head: bytes) -> str | None:
 
     Returns None if the kind is unknown.
     """
-    return next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)
+    return next((description for magic, description in _MAGIC.items() if head.startswith(magic)), None)

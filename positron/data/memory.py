@@ -31,14 +31,14 @@ def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text")
         text = item.get(field) if isinstance(item, Mapping) else item
         if not isinstance(text, str):
             if not isinstance(item, Mapping):
-                what = _kind(item)
+                fault = _kind(item)
             elif field in item:
-                what = f"has a value of type {type(text).__name__} in this field"
+                fault = f"has a value of type {type(text).__name__} in this field"
             else:
-                what = f"has the fields {', '.join(map(str, item))}"
+                fault = f"has the fields {', '.join(map(str, item))}"
             raise UserError(
                 f"data=: item {number} (counted from 0) must be a text, or a row with a text in the field `{field}`, but it "
-                f"{one_line(what, 200)}"
+                f"{one_line(fault, 200)}"
             )
         return {field: text} if text else None
 

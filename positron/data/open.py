@@ -89,9 +89,9 @@ def open_source(config: DataConfig) -> Source:
                 "data=text data.path=FILE, or data=stories"
             )
         case "instruct" | "story_instruct" | "preferences" | "story_preference":
-            what = "pairs of answers" if config.holds_pairs else "conversations"
+            content = "pairs of answers" if config.holds_pairs else "conversations"
             raise UserError(
-                f"data={config.source} contains {what}, not text: give data=text data.path=FILE, or data=stories"
+                f"data={config.source} contains {content}, not text: give data=text data.path=FILE, or data=stories"
             )
         case _:
             assert_never(config.source)

@@ -88,15 +88,15 @@ class RowSummary:
             parts.append(f"{len(places):,} {label} ({named})")
         return ", ".join(parts)
 
-    def refuse_malformed(self, called: str, kept: int) -> None:
+    def refuse_malformed(self, label: str, n_used: int) -> None:
         """Raise UserError if there are no rows, if more than half are malformed, or if some are malformed and none is used.
 
-        `called`: the name of the data in messages, such as `data.path=FILE` (see `name_of`). `kept`: the number of rows that
+        `label`: the name of the data in messages, such as `data.path=FILE` (see `name_of`). `n_used`: the number of rows that
         are used.
         """
         if not self.rows:
-            raise UserError(f"{called} contains no {self.noun}s: give some, for example one JSON object per line")
-        if 2 * self.malformed > self.rows or (self.malformed and not kept):
+            raise UserError(f"{label} contains no {self.noun}s: give some, for example one JSON object per line")
+        if 2 * self.malformed > self.rows or (self.malformed and not n_used):
             others = f"; of {self.rows:,} rows, {self.reasons()}" if self.rows > 1 else ""
             raise UserError(f"{self.first_error}{others}")
 

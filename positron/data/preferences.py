@@ -74,7 +74,7 @@ def story_pairs(seed: int, start: int, stop: int, val_fraction: float) -> Iterat
     """
     for index in range(start, stop):
         request = requests(seed, index)
-        stories = [generate(seed, index, told).text for told in (request, violated(request, seed, index)[0])]
+        stories = [generate(seed, index, variant).text for variant in (request, violated(request, seed, index)[0])]
         chosen, rejected = ((Message("assistant", text),) for text in stories)
         prompt = (Message("user", ask(request, seed, index)),)
         combination = f"{request.name}|{request.object}|{request.place}"

@@ -162,14 +162,14 @@ def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_li
         return
     # only a newline ends a line: strings may contain U+2028 and U+0085 unescaped
     lines = [(f"line {i}", _parsed(line)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    good = sum(not isinstance(value, Broken) for _, value in lines)
-    if 2 * good >= len(lines):
+    n_valid = sum(not isinstance(value, Broken) for _, value in lines)
+    if 2 * n_valid >= len(lines):
         yield from lines
         return
     values = _values_in_a_row(text)
     if 2 * sum(not isinstance(value, Broken) for _, value in values) >= len(values):
         yield from values
-    elif by_line or good:
+    elif by_line or n_valid:
         yield from lines
     elif text.lstrip()[0] not in "{[":
         train = command("train", "data=text", f"data.path={path}")

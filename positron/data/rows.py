@@ -145,12 +145,12 @@ def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
                     f"{shown}, entry {number + 1} is nested too deeply to be parsed: remove or flatten it"
                 ) from error
             except ValueError as error:
-                more = _at_least(blocks, len(text) - at)
-                if not more:
+                next_text = _at_least(blocks, len(text) - at)
+                if not next_text:
                     raise UserError(
                         f"{shown}, entry {number + 1} is not JSON: {why_not_json(error)}; correct or remove it"
                     ) from error
-                text, at = text[at:] + more, 0
+                text, at = text[at:] + next_text, 0
                 continue
             number += 1
             yield value
@@ -180,20 +180,22 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
     text = row.get(reading.field) if isinstance(row, dict) else None
     if isinstance(text, str) and text.isascii():
         return text
-    where = f"{one_line(str(path))}, {place[0]} {place[1]}"
+    position = f"{one_line(str(path))}, {place[0]} {place[1]}"
     if not isinstance(text, str):
         if isinstance(row, dict) and reading.field in row:
             advice = "correct or remove this row"
             others = [name for name, value in row.items() if isinstance(value, str)]
             if place[1] == 1 and text is not None and others:  # probably all rows have such a value
                 advice = f"{reading.choice_of(others)}, or correct this row"
-            raise UserError(f"{where} has {_KINDS[type(text)]} in the field {reading.field_name}, not text: {advice}")
+            raise UserError(
+                f"{position} has {_KINDS[type(text)]} in the field {reading.field_name}, not text: {advice}"
+            )
         if isinstance(row, dict):
             advice = reading.choice_of(list(row)) if place[1] == 1 else "add it, or remove this row"
         else:
             advice = f"the row is {_KINDS[type(row)]}, not an object with fields; correct or remove this row"
-        raise FieldMissing(f"{where} has no field {reading.field_name}: {advice}")
-    return reading.replace_surrogates(text, where)
+        raise FieldMissing(f"{position} has no field {reading.field_name}: {advice}")
+    return reading.replace_surrogates(text, position)
 
 
 def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[str]:

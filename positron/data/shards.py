@@ -132,16 +132,16 @@ class SplitWriter:
     yet. `bits` is -log2 of the probability of this text, or NaN if the probability is unknown.
     """
 
-    def __init__(self, folder: Path, split: str, dtype: type, first_id: int, before: dict[str, Any] | None) -> None:
+    def __init__(self, folder: Path, split: str, dtype: type, first_id: int, facts: dict[str, Any] | None) -> None:
         """Continue after the last shard of an interrupted writer, or start a new split.
 
         `folder`: the folder of the shards. `split`: "train" or "val", with which the names of the shards begin. `dtype`: the
-        integer type of a token. `first_id`: the token with which a new split begins. `before`: the `facts` of the interrupted
-        writer, or None for a new split.
+        integer type of a token. `first_id`: the token with which a new split begins. `facts`: those of the interrupted writer,
+        or None for a new split.
         """
         self.folder, self.split, self.dtype = folder, split, dtype
-        self.facts: dict[str, Any] = before or {"tokens": 0, "documents": 0, "bytes": 0, "bits": 0.0, "shards": []}
-        self._pending: list[np.ndarray] = [] if before else [np.array([first_id], dtype=dtype)]
+        self.facts: dict[str, Any] = facts or {"tokens": 0, "documents": 0, "bytes": 0, "bits": 0.0, "shards": []}
+        self._pending: list[np.ndarray] = [] if facts else [np.array([first_id], dtype=dtype)]
         self.waiting = len(self._pending)
 
     def add(self, part: Encoded) -> None:
@@ -199,25 +199,27 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
         "source": source.name,
         "fingerprint": source.fingerprint,
     }
-    before = _progress(partial, head)
-    tasks, done, splits = before["tasks"], before["bytes"], before["splits"]
+    saved_progress = _progress(partial, head)
+    tasks, n_bytes, splits = saved_progress["tasks"], saved_progress["bytes"], saved_progress["splits"]
     if tasks:
-        logger.info(f"an earlier command already tokenized {done / 1e6:,.0f} MB of the text; continuing with the rest")
+        logger.info(
+            f"an earlier command already tokenized {n_bytes / 1e6:,.0f} MB of the text; continuing with the rest"
+        )
     end = tokenizer.special_id(END_OF_TEXT)
     writers = {split: SplitWriter(partial, split, dtype, end, splits.get(split)) for split in SPLITS}
-    with Meter("tokenizing", source.total_bytes, done, unit=1e-6) as meter:
+    with Meter("tokenizing", source.total_bytes, n_bytes, unit=1e-6) as meter:
         for parts in encode_all(source, tokenizer, tokenizer_folder, tasks, os.cpu_count() or 1):
             tasks += 1
             for split, part in parts.items():
                 writers[split].add(part)
-                done += part.bytes
-            meter.show(done)
+                n_bytes += part.bytes
+            meter.show(n_bytes)
             if writers["train"].waiting >= SHARD_TOKENS:
-                _flush(partial, head, writers, tasks, done)
+                _flush(partial, head, writers, tasks, n_bytes)
             source.release(tasks)
-            if source.limit_bytes is not None and done >= source.limit_bytes:
+            if source.limit_bytes is not None and n_bytes >= source.limit_bytes:
                 break
-    facts = _flush(partial, head, writers, tasks, done)["splits"]
+    facts = _flush(partial, head, writers, tasks, n_bytes)["splits"]
     for split in facts.values():
         if not split["documents"] or not np.isfinite(split["bits"]):
             split["bits"] = None  # the probability of this text is unknown
@@ -245,12 +247,12 @@ def _progress(partial: Path, head: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flush(
-    partial: Path, head: dict[str, Any], writers: dict[str, SplitWriter], tasks: int, done: int
+    partial: Path, head: dict[str, Any], writers: dict[str, SplitWriter], tasks: int, n_bytes: int
 ) -> dict[str, Any]:
     for writer in writers.values():
         writer.flush()
     splits = {split: writer.facts for split, writer in writers.items()}
-    progress = {"head": head, "tasks": tasks, "bytes": done, "splits": splits}
+    progress = {"head": head, "tasks": tasks, "bytes": n_bytes, "splits": splits}
     write_json(partial / "progress.json", progress)
     return progress
 

@@ -55,10 +55,12 @@ def usable_splits(
         level = logging.WARNING if left_out > 0.05 * total else logging.INFO
         logger.log(level, f"{left_out:,} of {total:,} {noun}s {unusable}")
     if not train or not val:
-        empty, other, reason = ("validation", "training", "0") if train else ("training", "validation", "large")
+        empty_split, other_split, reason = (
+            ("validation", "training", "0") if train else ("training", "validation", "large")
+        )
         logger.info(
-            f"no {noun} is left for {empty} (data.val_fraction is {reason}, or there are too few different questions), so the "
-            f"{noun}s for {other} are used for training and validation: {instead}"
+            f"no {noun} is left for {empty_split} (data.val_fraction is {reason}, or there are too few different questions), "
+            f"so the {noun}s for {other_split} are used for training and validation: {instead}"
         )
         train = val = train or val
     return train, val
@@ -69,11 +71,11 @@ def first_up_to(items: Sequence[ItemT], length: Callable[[ItemT], int], limit: i
 
     If `limit` is 0, the first item is returned.
     """
-    taken: list[ItemT] = []
+    first_items: list[ItemT] = []
     total = 0
     for item in items:
-        if taken and total >= limit:
+        if first_items and total >= limit:
             break
-        taken.append(item)
+        first_items.append(item)
         total += length(item)
-    return taken
+    return first_items

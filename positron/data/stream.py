@@ -129,18 +129,18 @@ class Stream:
         end = self.tokenizer.special_id(END_OF_TEXT)
         missing = self.size + 1 - writer.facts["tokens"] - writer.waiting
         while missing:
-            before = missing
+            missing_before = missing
             for parts in encode_all(source, self.tokenizer, self.tokenizer_folder, place["task"], workers):
                 ids = np.concatenate([np.zeros(0, dtype=np.uint32), *parts["train"].ids])
-                taken = ids[place["offset"] : place["offset"] + missing]
-                writer.add(Encoded([taken], int((taken == end).sum()), round(lengths[taken].sum())))
-                missing -= len(taken)
-                used = place["offset"] + len(taken)
-                whole = used == len(ids)
+                taken_ids = ids[place["offset"] : place["offset"] + missing]
+                writer.add(Encoded([taken_ids], int((taken_ids == end).sum()), round(lengths[taken_ids].sum())))
+                missing -= len(taken_ids)
+                used = place["offset"] + len(taken_ids)
+                is_complete = used == len(ids)
                 place = {
-                    "task": place["task"] + whole,
-                    "offset": 0 if whole else used,
-                    "last": int(taken[-1]) if len(taken) else place["last"],
+                    "task": place["task"] + is_complete,
+                    "offset": 0 if is_complete else used,
+                    "last": int(taken_ids[-1]) if len(taken_ids) else place["last"],
                     "turn": place["turn"],
                 }
                 if not missing:
@@ -149,7 +149,7 @@ class Stream:
                     save_progress()
                 source.release(place["task"])
             else:
-                if before == missing and place["task"] == 0:
+                if missing_before == missing and place["task"] == 0:
                     raise UserError(
                         f'{self.config.repo} has no text to train on in the field "{self.config.field}" (data.field): '
                         "give another data.field= or data.repo="

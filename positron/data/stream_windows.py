@@ -77,7 +77,7 @@ class StreamWindows:
         step reads are complete. Raises Unreachable if the network fails, UserError if the text cannot be read.
         """
         share = self.batch_size // world_size
-        mine = slice(rank * share, (rank + 1) * share)
+        own_part = slice(rank * share, (rank + 1) * share)
         epochs, windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
         first = int(epochs[0])
         self._enter(first, fills=rank == 0)
@@ -85,7 +85,7 @@ class StreamWindows:
         self._files = files
         rows = [
             files[int(epoch)].read(int(window) * self.context, self.context + 1)
-            for epoch, window in zip(epochs[mine], windows[mine], strict=True)
+            for epoch, window in zip(epochs[own_part], windows[own_part], strict=True)
         ]
         return torch.from_numpy(np.stack(rows))
 

@@ -31,16 +31,16 @@ def permute(places: np.ndarray, n: int, key: int) -> np.ndarray:
 
     `key` selects the permutation.
     """
-    half = max(1, (int(n - 1).bit_length() + 1) // 2)  # bits in each half of the Feistel network
-    mask = np.uint64((1 << half) - 1)
+    half_width = max(1, (int(n - 1).bit_length() + 1) // 2)  # bits in each half of the Feistel network
+    mask = np.uint64((1 << half_width) - 1)
     keys = _mix(np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(key % 2**64))
     x = places.astype(np.uint64)
     todo = np.ones(x.shape, dtype=bool)
     while todo.any():  # repeat until each value is in [0, n): fewer than 4 times on average, since 4^half < 4 n
-        left, right = x[todo] >> np.uint64(half), x[todo] & mask
+        left, right = x[todo] >> np.uint64(half_width), x[todo] & mask
         for round_key in keys:
             left, right = right, left ^ (_mix(right ^ round_key) & mask)
-        x[todo] = (left << np.uint64(half)) | right
+        x[todo] = (left << np.uint64(half_width)) | right
         todo = x >= np.uint64(n)
     return x.astype(np.int64)
 
@@ -62,8 +62,8 @@ def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) ->
     """
     block, place = divmod(step - 1, _CACHED_STEPS)
     epochs, windows = _samples(block, seed, n_windows, _CACHED_STEPS * batch_size)
-    here = slice(place * batch_size, (place + 1) * batch_size)
-    return epochs[here], windows[here]
+    entries = slice(place * batch_size, (place + 1) * batch_size)
+    return epochs[entries], windows[entries]
 
 
 @lru_cache(maxsize=4)  # training reads one text, and fine-tuning reads conversations and replayed windows
@@ -76,7 +76,7 @@ def _samples(block: int, seed: int, n_windows: int, size: int) -> tuple[np.ndarr
     epoch, place = np.divmod(sample, n_windows)
     windows = np.empty(size, dtype=np.int64)
     for e in np.unique(epoch):
-        here = epoch == e
-        windows[here] = order_of_epoch(int(e), place[here], seed, n_windows)
+        mask = epoch == e
+        windows[mask] = order_of_epoch(int(e), place[mask], seed, n_windows)
     epoch.flags.writeable = windows.flags.writeable = False
     return epoch, windows

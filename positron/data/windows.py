@@ -73,8 +73,8 @@ class Windows:
         """Return the rows of optimizer step `step` (1, 2, ...) that process `rank` trains on, (B / world_size, T + 1)."""
         _, windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
         share = self.batch_size // world_size
-        mine = windows[rank * share : (rank + 1) * share]
-        places = mine * self.context if self.starts is None else self.starts[mine]
+        own_windows = windows[rank * share : (rank + 1) * share]
+        places = own_windows * self.context if self.starts is None else self.starts[own_windows]
         return torch.from_numpy(np.stack([self.tokens.read(int(place), self.context + 1) for place in places]))
 
     @property

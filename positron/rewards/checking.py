@@ -31,17 +31,17 @@ def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) ->
             except TooSlow:
                 result = call_within(max_seconds, lambda: reward(prompt, completion))
         except TooSlow as error:
-            what = f"took longer than reward.max_seconds={max_seconds:g}, also when it was called again"
+            fault = f"took longer than reward.max_seconds={max_seconds:g}, also when it was called again"
             remedy = "make this reward faster, or give a larger reward.max_seconds="
-            raise UserError(_message(name, what, prompt, completion, remedy)) from error
+            raise UserError(_message(name, fault, prompt, completion, remedy)) from error
         except (Exception, SystemExit) as error:  # a function of the user may fail in any way
-            what = one_line(f"raised {type(error).__name__}: {error}", 300)
+            fault = one_line(f"raised {type(error).__name__}: {error}", 300)
             remedy = "correct the function, which must accept a prompt and a completion (POSITRON_DEBUG=1 shows the traceback)"
-            raise UserError(_message(name, what, prompt, completion, remedy)) from error
+            raise UserError(_message(name, fault, prompt, completion, remedy)) from error
         value = _number(result)
         if value is None or not math.isfinite(value):
-            what = f"returned {_described(result) if value is None else value}, which is not a finite number"
-            raise UserError(_message(name, what, prompt, completion, "correct the function"))
+            fault = f"returned {_described(result) if value is None else value}, which is not a finite number"
+            raise UserError(_message(name, fault, prompt, completion, "correct the function"))
         return value
 
     return call
@@ -69,8 +69,8 @@ def _described(result: Any) -> str:
     return f"a {name} of length {len(result)}" if isinstance(result, list | tuple) else f"a {name}"
 
 
-def _message(name: str, what: str, prompt: str, completion: str, remedy: str) -> str:
-    return f"reward {name} {what}, for the prompt {excerpt(prompt)} and the completion {excerpt(completion)}: {remedy}"
+def _message(name: str, fault: str, prompt: str, completion: str, remedy: str) -> str:
+    return f"reward {name} {fault}, for the prompt {excerpt(prompt)} and the completion {excerpt(completion)}: {remedy}"
 
 
 def excerpt(text: str) -> str:

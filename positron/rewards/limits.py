@@ -29,12 +29,12 @@ def call_within(seconds: float, function: Callable[[], T]) -> T:
     such a timer, TooSlow is raised after the call. If the calling program uses the timer for itself, the program's timer and
     signal handler are restored afterwards.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
         result = _interrupted_after(seconds, function)
     else:
         result = function()
-    if time.monotonic() - began > seconds:
+    if time.monotonic() - start > seconds:
         raise TooSlow
     return result
 
@@ -45,7 +45,7 @@ if sys.platform != "win32":
         def interrupt(signum: int, frame: FrameType | None) -> None:
             raise TooSlow
 
-        began = time.monotonic()
+        start = time.monotonic()
         handler = signal.signal(signal.SIGALRM, interrupt)
         left, interval = 0.0, 0.0
         try:  # restore the handler even if the alarm arrives after the call and before the timer is stopped
@@ -57,5 +57,5 @@ if sys.platform != "win32":
         finally:
             signal.signal(signal.SIGALRM, handler)
             if left:
-                passed = time.monotonic() - began
+                passed = time.monotonic() - start
                 signal.setitimer(signal.ITIMER_REAL, max(1e-6, left - passed), interval)

@@ -135,8 +135,8 @@ def _reader(term: RewardTerm) -> Callable[[str], object] | None:
 
 
 def _unreadable(kind: str, prompt: str) -> str:
-    wanted = {
+    readable_prompt = {
         "story_request": "a request for a built-in story: give data=story_instruct",
         "addition": "a sum, such as '12+34=' or 'What is 12 + 34?': give data=addition",
     }[kind]
-    return f"reward={kind} cannot read the prompt {excerpt(prompt)}, because it is not {wanted}, or another reward="
+    return f"reward={kind} cannot read the prompt {excerpt(prompt)}, because it is not {readable_prompt}, or another reward="

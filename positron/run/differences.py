@@ -63,14 +63,14 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     _refuse_another_command(run, config)
     changed = differences(run, config)
     extended = [difference for difference in changed if difference.startswith("train.max_steps: ")]
-    before = run.resolved().max_steps
-    after = before if config.train.max_steps == "auto" else config.train.max_steps
-    is_shorter = after < before
+    recorded_steps = run.resolved().max_steps
+    new_steps = recorded_steps if config.train.max_steps == "auto" else config.train.max_steps
+    is_shorter = new_steps < recorded_steps
     if is_shorter and changed == extended:
-        ends_earlier = " (train.stop_at= ends a run earlier)" if (run.facts().step or 0) < after else ""
+        ends_earlier = " (train.stop_at= ends a run earlier)" if (run.facts().step or 0) < new_steps else ""
         raise UserError(
-            f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, and a run can only be made longer: "
-            f"give train.max_steps={before}{ends_earlier}, or another name="
+            f"train.max_steps={new_steps} is shorter than the {recorded_steps} steps of {run.folder}, and a run can only be "
+            f"made longer: give train.max_steps={recorded_steps}{ends_earlier}, or another name="
         )
     refused = [difference for difference in changed if not (config.train.extend and difference in extended)]
     if len(refused) == 1 and refused[0].startswith("name: "):
@@ -90,9 +90,11 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
                 else f"{advice} (train.max_steps may be larger with train.extend=true)"
             )
         refused = _without_consequences(refused)
-        more = f"; and {len(refused) - _SHOWN_DIFFERENCES} more" if len(refused) > _SHOWN_DIFFERENCES else ""
+        remainder = f"; and {len(refused) - _SHOWN_DIFFERENCES} more" if len(refused) > _SHOWN_DIFFERENCES else ""
         shown = "; ".join(refused[:_SHOWN_DIFFERENCES])
-        raise UserError(f"{run.folder} was trained with other settings ({shown}{more}): {advice}, or another name=")
+        raise UserError(
+            f"{run.folder} was trained with other settings ({shown}{remainder}): {advice}, or another name="
+        )
     return extended
 
 

@@ -86,11 +86,13 @@ def load_models(runs: Sequence[Run]) -> tuple[GPT | Ensemble, Tokenizer, list[Pa
 
     loaded = [load_model(run) for run in runs]
     models, paths = [model for model, _, _ in loaded], [path for _, _, path in loaded]
-    tokenizer = common_tokenizer([(run, each) for run, (_, each, _) in zip(runs, loaded, strict=True)])
+    tokenizer = common_tokenizer(
+        [(run, tokenizer_of_run) for run, (_, tokenizer_of_run, _) in zip(runs, loaded, strict=True)]
+    )
     if len(models) == 1:
         return models[0], tokenizer, paths
-    for (run, model), (other, same) in itertools.combinations(zip(runs, models, strict=True), 2):
-        if _have_same_weights(model, same):
+    for (run, model), (other, other_model) in itertools.combinations(zip(runs, models, strict=True), 2):
+        if _have_same_weights(model, other_model):
             logger.warning(
                 f"{run.folder} and {other.folder} have the same weights, which therefore count twice: name only one of the two"
             )
@@ -106,5 +108,7 @@ def load_models(runs: Sequence[Run]) -> tuple[GPT | Ensemble, Tokenizer, list[Pa
 def _have_same_weights(a: GPT, b: GPT) -> bool:
     import torch
 
-    ours, theirs = a.state_dict(), b.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    weights_a, weights_b = a.state_dict(), b.state_dict()
+    return weights_a.keys() == weights_b.keys() and all(
+        torch.equal(weights_a[name], weights_b[name]) for name in weights_a
+    )

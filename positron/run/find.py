@@ -19,16 +19,20 @@ from positron.system.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:
+def find_run(
+    name: str | None, outputs: Path = OUTPUTS, *, is_candidate: Callable[[Run], bool] = lambda run: True
+) -> Run:
     """Return the run whose folder is `name` or `outputs / name`, or the run that was trained last if `name` is None.
 
-    If `name` is None, only runs for which `which` returns True are considered. Among these, runs made by the command
+    If `name` is None, only runs for which `is_candidate` returns True are considered. Among these, runs made by the command
     `reproduce` and runs without a checkpoint are used only if there are no other runs. Raises UserError if no run is found, or
     if the folder of the run contains a symbolic link.
     """
     if name is None:
         newest_first = sorted(outputs.glob(f"**/{FACTS}"), key=_changed, reverse=True)
-        candidates = (run for path in newest_first if which(run := Run(path.parent)))  # lazy: usually one is enough
+        candidates = (
+            run for path in newest_first if is_candidate(run := Run(path.parent))
+        )  # lazy: usually one is enough
         newest = next(candidates, None)
         if newest is None:
             raise UserError(
@@ -65,10 +69,10 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     if Path(name).is_file() and (inside := next((path for path in Path(name).parents if Run(path).exists), None)):
         raise UserError(one_line(f"{name} is a file of the run {inside}: name the run, {inside}"))
     known = _names(outputs)
-    near = _similar(name, known)
+    similar = _similar(name, known)
     shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-    if near:
-        hint = f": did you mean {near}?"
+    if similar:
+        hint = f": did you mean {similar}?"
     elif known:
         hint = f" (its runs: {shown})"
     else:
@@ -94,16 +98,16 @@ def split_names(names: str, outputs: Path = OUTPUTS) -> list[str]:
     return split
 
 
-def no_checkpoint(run: Run, setting: str, instead: str) -> UserError:
+def no_checkpoint(run: Run, setting: str, alternative: str) -> UserError:
     """Return the UserError for a run that has no checkpoint or does not exist, although `setting` needs its checkpoint.
 
-    `setting` is a setting such as `resume=must`. `instead` says what the user can do without this setting.
+    `setting` is a setting such as `resume=must`. `alternative` says what the user can do without this setting.
     """
     if run.exists:
-        return UserError(f"{setting}, but {run.folder} has no checkpoint to continue from: {instead}")
-    near = _similar(run.folder.name, _names(run.folder.parent))
-    hint = "correct name=" if near is None else f"did you mean name={near}? Correct name="
-    return UserError(one_line(f"{setting}, but there is no run {run.folder}: {hint}, or {instead}"))
+        return UserError(f"{setting}, but {run.folder} has no checkpoint to continue from: {alternative}")
+    similar = _similar(run.folder.name, _names(run.folder.parent))
+    hint = "correct name=" if similar is None else f"did you mean name={similar}? Correct name="
+    return UserError(one_line(f"{setting}, but there is no run {run.folder}: {hint}, or {alternative}"))
 
 
 def announce(run: Run, named: str | None) -> None:

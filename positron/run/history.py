@@ -26,9 +26,9 @@ def cut_after(run: RunPaths, step: int) -> None:
     cut_samples(run, step)
     if run.history_folder.is_dir():
         refuse_links(run.history_folder, run.folder)
-        for kept in kept_weights(run.history_folder):
-            if kept.step > step:
-                kept.path.unlink()
+        for entry in kept_weights(run.history_folder):
+            if entry.step > step:
+                entry.path.unlink()
     if run.attention_folder.is_dir():
         refuse_links(run.attention_folder, run.folder)
         for picture in run.attention_folder.iterdir():

@@ -61,30 +61,30 @@ def write_kept_weights(folder: Path, step: int, weights: dict[str, Tensor]) -> P
     return path
 
 
-def write_weights(path: Path, weights: dict[str, Tensor], below: Path) -> bytes:
+def write_weights(path: Path, weights: dict[str, Tensor], root: Path) -> bytes:
     """Write weights as fp32 to a safetensors file, completely or not at all, and return the bytes of the file.
 
-    No symbolic link below the folder `below` is followed. Raises UserError if the disk is full or not writable.
+    No symbolic link below the folder `root` is followed. Raises UserError if the disk is full or not writable.
     """
     from safetensors.torch import save
 
     content = save({name: tensor.float().contiguous() for name, tensor in weights.items()})
-    with whole_file(path, below) as file:
+    with whole_file(path, root) as file:
         file.write(content)
     return content
 
 
-def read_kept_weights(kept: KeptWeights) -> dict[str, Tensor]:
-    """Return the weights in the file `kept.path`, by name. Raises UserError if the file is damaged or cannot be read."""
+def read_kept_weights(entry: KeptWeights) -> dict[str, Tensor]:
+    """Return the weights in the file `entry.path`, by name. Raises UserError if the file is damaged or cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        with open_inside(kept.path, "rb", kept.path.parents[1]) as file:
+        with open_inside(entry.path, "rb", entry.path.parents[1]) as file:
             return load(file.read())
     except OSError as error:
-        raise UserError(f"cannot read {kept.path}: {why_unreadable(error)}") from error
+        raise UserError(f"cannot read {entry.path}: {why_unreadable(error)}") from error
     except SafetensorError as error:
         raise UserError(
-            f"{kept.path} is damaged ({error}): restore it from a copy, or delete it, because training does not need it"
+            f"{entry.path} is damaged ({error}): restore it from a copy, or delete it, because training does not need it"
         ) from error

@@ -78,10 +78,10 @@ def model_files(run: Run) -> tuple[Path, ...]:
     return (run.config_path, run.chat_path, *([best] if best.exists() else checkpoints(run.checkpoint_folder)))
 
 
-def load_kept_model(run: Run, kept: KeptWeights) -> GPT:
+def load_kept_model(run: Run, entry: KeptWeights) -> GPT:
     """Return the model of a run (in eval mode, on the CPU) with the weights that were kept after one of its training steps.
 
-    `kept`: an item of `run.history`. Raises UserError if its file is damaged, or if the weights do not fit the run's
+    `entry`: an item of `run.history`. Raises UserError if its file is damaged, or if the weights do not fit the run's
     architecture.
     """
     from positron.model.gpt import GPT
@@ -92,7 +92,7 @@ def load_kept_model(run: Run, kept: KeptWeights) -> GPT:
     config = gpt_config(run.config(), load_tokenizer(run.tokenizer_folder).vocab_size)
     check_memory(config, copies=1)
     model = GPT(config)
-    load_weights(model, read_kept_weights(kept), kept.path)
+    load_weights(model, read_kept_weights(entry), entry.path)
     return model.eval()
 
 
@@ -139,11 +139,11 @@ def refuse_other_architecture(saved: dict[str, Any], config: GPTConfig, path: Pa
     before the model is built, because a damaged file may describe a model of an absurd size. `path` and `config_path` are the
     files of the checkpoint and of `config`, for the message.
     """
-    ours = dataclasses.asdict(config)
+    own_values = dataclasses.asdict(config)
     for key, value in saved["gpt_config"].items():
-        if key in ours and ours[key] != value:
+        if key in own_values and own_values[key] != value:
             raise UserError(
-                f"{path} contains a model with {key}={value}, but {config_path} says {key}={ours[key]}: one of "
+                f"{path} contains a model with {key}={value}, but {config_path} says {key}={own_values[key]}: one of "
                 "these two files is damaged or was edited; restore this file from a copy, or train again under another name="
             )
 
@@ -161,13 +161,13 @@ def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:
 
 def _misfit(model: GPT, state_dict: dict[str, Any], error: RuntimeError) -> str:
     """Return the first difference of names or shapes that made loading fail with `error`, or else the error itself."""
-    ours, theirs = model.state_dict(), bare_names(state_dict)
-    for name, weight in ours.items():
-        if name not in theirs:
+    own_weights, loaded_weights = model.state_dict(), bare_names(state_dict)
+    for name, weight in own_weights.items():
+        if name not in loaded_weights:
             return f"{name} is missing"
-        if theirs[name].shape != weight.shape:
-            return f"{name} has the shape {list(theirs[name].shape)} instead of {list(weight.shape)}"
-    extra = next((name for name in theirs if name not in ours), None)
+        if loaded_weights[name].shape != weight.shape:
+            return f"{name} has the shape {list(loaded_weights[name].shape)} instead of {list(weight.shape)}"
+    extra = next((name for name in loaded_weights if name not in own_weights), None)
     return one_line(" ".join(str(error).split()), 200) if extra is None else f"the model has no {extra}"
 
 

@@ -125,13 +125,13 @@ def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
     return {**starts[-1], **provenance["environments"][starts[-1]["environment"]]} if starts else {}
 
 
-def recorded_changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return the differences between two starts of a training, as lines `key: value in there -> value in here`.
+def recorded_changes(first_start: dict[str, Any], second_start: dict[str, Any]) -> list[str]:
+    """Return the differences between two starts of a training, as lines `key: value in the first -> value in the second`.
 
-    `there` and `here` describe one start each: its commit, versions and machine (see `start_of`). Values that cannot change the
-    losses, such as time and step, are left out.
+    `first_start` and `second_start` describe one start each: its commit, versions and machine (see `start_of`). Values that
+    cannot change the losses, such as time and step, are left out.
     """
-    a, b = flat(there), flat(here)
+    a, b = flat(first_start), flat(second_start)
     keys = [key for key in {**a, **b} if key not in _IGNORED_FIELDS]
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
 

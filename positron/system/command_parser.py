@@ -40,15 +40,15 @@ class CommandParser(argparse.ArgumentParser):
         wrong = re.match(r"unrecognized arguments: -+([^\s=]*)", message)
         # without the hyphens, which would make all short options similar
         options = [option[2:] for option in self._option_string_actions if option.startswith("--")]
-        near = difflib.get_close_matches(wrong[1], options, 1, 0.6) if wrong else []
-        advice = f"did you mean --{near[0]}?" if near else f"{self.prog} --help lists all options"
+        similar = difflib.get_close_matches(wrong[1], options, 1, 0.6) if wrong else []
+        advice = f"did you mean --{similar[0]}?" if similar else f"{self.prog} --help lists all options"
         if re.match(r"unrecognized arguments: [^-]", message) and any(
             a.dest == "prompt" for a in self._get_positional_actions()
         ):
             advice = "put a prompt of several words in quotes"
             key, equal, text = message.removeprefix("unrecognized arguments: ").partition("=")
-            if equal and (near := difflib.get_close_matches(key.replace("_", "-"), options, 1, 0.6)):
-                advice = f"did you mean --{near[0]} {text}?"
+            if equal and (similar := difflib.get_close_matches(key.replace("_", "-"), options, 1, 0.6)):
+                advice = f"did you mean --{similar[0]} {text}?"
             elif "--run" in self._option_string_actions:
                 advice += ", and name the run with --run"
         raise UserError(f"{' '.join(message.split())}; {advice}")

@@ -35,13 +35,13 @@ def open_streams() -> None:
             stream.reconfigure(encoding=encoding, errors=errors)
 
 
-def say_loading(what: str) -> None:
-    """Print `loading WHAT` to stderr before slow imports, so that a command shows something at once.
+def say_loading(subject: str) -> None:
+    """Print `loading SUBJECT` to stderr before slow imports, so that a command shows something at once.
 
     If torch is already imported, the other imports are fast, and nothing is printed.
     """
     if "torch" not in sys.modules:
-        print(f"loading {one_line(what)}", file=sys.stderr, flush=True)
+        print(f"loading {one_line(subject)}", file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

@@ -52,22 +52,22 @@ else:
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
-def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
-    """Open a regular file without following a symbolic link in any component of `path` below the folder `below`.
+def open_descriptor(path: Path, mode: str, root: Path | None = None) -> int:
+    """Open a regular file without following a symbolic link in any component of `path` below the folder `root`.
 
-    `below` (default: the folder of the file) may itself be a link, because the path of this folder comes from the user. `mode`
+    `root` (default: the folder of the file) may itself be a link, because the path of this folder comes from the user. `mode`
     is "rb", "wb", "xb" or "ab", as in `open`, or "lock" or "locked". The modes "lock" and "locked" open the file for reading
     and writing, and only "lock" creates a missing file. Returns a file descriptor. Raises OSError if the file cannot be opened,
     and UserError if a component is a link or the file is not a regular file.
     """
-    below = path.parent if below is None else below
-    parts = path.relative_to(below).parts
-    refuse_links(path, below)
+    root = path.parent if root is None else root
+    parts = path.relative_to(root).parts
+    refuse_links(path, root)
     flags = _MODES[mode] | _FLAGS
     if sys.platform == "win32":  # which cannot open a path relative to an open folder
         handle = os.open(path, flags, 0o644)
     else:
-        folder = os.open(below, os.O_RDONLY | os.O_DIRECTORY)
+        folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for part in parts[:-1]:
                 inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
@@ -84,21 +84,21 @@ def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
     return handle
 
 
-def open_inside(path: Path, mode: Literal["rb", "wb", "xb", "ab"], below: Path | None = None) -> IO[bytes]:
-    """Open a regular file and return a file object; no component of `path` below the folder `below` may be a symbolic link.
+def open_inside(path: Path, mode: Literal["rb", "wb", "xb", "ab"], root: Path | None = None) -> IO[bytes]:
+    """Open a regular file and return a file object; no component of `path` below the folder `root` may be a symbolic link.
 
-    `below` is the folder of the file by default. Raises the errors of `open_descriptor`.
+    `root` is the folder of the file by default. Raises the errors of `open_descriptor`.
     """
-    return os.fdopen(open_descriptor(path, mode, below), mode)
+    return os.fdopen(open_descriptor(path, mode, root), mode)
 
 
-def refuse_links(path: Path, below: Path) -> None:
-    """Raise UserError if a component of `path` below the folder `below` is neither a regular file nor a real folder.
+def refuse_links(path: Path, root: Path) -> None:
+    """Raise UserError if a component of `path` below the folder `root` is neither a regular file nor a real folder.
 
     A symbolic link, a device and a pipe are refused. A component that does not exist is accepted.
     """
-    component = below
-    for part in path.relative_to(below).parts:
+    component = root
+    for part in path.relative_to(root).parts:
         component = component / part
         try:
             kind = os.lstat(component).st_mode
@@ -169,22 +169,22 @@ class _Recorder(io.BufferedIOBase):
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a binary file that appears at `path` when the block ends without an error, and not at all otherwise.
 
     The block writes to a temporary file, which is then renamed to `path`. The temporary file is in the same folder, because a
     rename is atomic only within a file system. After an error, a file that existed at `path` is unchanged.
 
-    Raises UserError if the disk is full or not writable, or if a component of `path` below the folder `below` (default: the
+    Raises UserError if the disk is full or not writable, or if a component of `path` below the folder `root` (default: the
     folder of the file) is a symbolic link.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    below = path.parent if below is None else below
-    refuse_links(path, below)
+    root = path.parent if root is None else root
+    refuse_links(path, root)
     try:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()  # left by a dead process with the same id, or planted
-        with open_inside(temporary, "xb", below) as file:
+        with open_inside(temporary, "xb", root) as file:
             recorder = _Recorder(file)
             try:
                 yield cast("IO[bytes]", recorder)
@@ -323,25 +323,25 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"the home folder in {path} is not known: {remedy}, or give the full path") from error
 
 
-def write_text(path: Path, text: str, below: Path | None = None) -> None:
-    """Write a UTF-8 file atomically. See `whole_file` for `below` and the errors."""
-    with whole_file(path, below) as file:
+def write_text(path: Path, text: str, root: Path | None = None) -> None:
+    """Write a UTF-8 file atomically. See `whole_file` for `root` and the errors."""
+    with whole_file(path, root) as file:
         file.write(text.encode("utf-8"))
 
 
-def write_json(path: Path, value: Any, below: Path | None = None) -> None:
-    """Write a value as JSON atomically. See `whole_file` for `below` and the errors."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", below)
+def write_json(path: Path, value: Any, root: Path | None = None) -> None:
+    """Write a value as JSON atomically. See `whole_file` for `root` and the errors."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", root)
 
 
-def read_bytes(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """Read a file without following a symbolic link in any component of `path` below the folder `below`.
+def read_bytes(path: Path, root: Path | None = None, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """Read a file without following a symbolic link in any component of `path` below the folder `root`.
 
-    `below` is by default the folder of the file. Raises UserError if there is such a link, or if the file is missing,
+    `root` is by default the folder of the file. Raises UserError if there is such a link, or if the file is missing,
     unreadable, or larger than `limit` bytes.
     """
     try:
-        with open_inside(path, "rb", below) as file:
+        with open_inside(path, "rb", root) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise UserError(
@@ -365,9 +365,9 @@ def refuse_lfs_pointer(path: Path) -> None:
         )
 
 
-def read_text(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES) -> str:
-    """Read a UTF-8 file; an invalid byte becomes U+FFFD. See `read_bytes` for `below`, `limit` and the errors."""
-    return read_bytes(path, below, limit).decode("utf-8", errors="replace")
+def read_text(path: Path, root: Path | None = None, limit: int = MAX_TEXT_BYTES) -> str:
+    """Read a UTF-8 file; an invalid byte becomes U+FFFD. See `read_bytes` for `root`, `limit` and the errors."""
+    return read_bytes(path, root, limit).decode("utf-8", errors="replace")
 
 
 def json_ready(value: Any) -> Any:
@@ -379,14 +379,13 @@ def json_ready(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path, below: Path | None = None, limit: int = MAX_JSON_BYTES) -> Any:
+def read_json(path: Path, root: Path | None = None, limit: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file of at most `limit` bytes, and return its content.
 
-    No component of `path` below the folder `below` (default: the folder of the file) may be a symbolic link. Raises UserError
-    if there is such a link, if the file is missing, unreadable or too large, or if its content is not JSON or nested too
-    deeply.
+    No component of `path` below the folder `root` (default: the folder of the file) may be a symbolic link. Raises UserError if
+    there is such a link, if the file is missing, unreadable or too large, or if its content is not JSON or nested too deeply.
     """
-    content = read_bytes(path, below, limit)
+    content = read_bytes(path, root, limit)
     try:
         return json.loads(content.decode("utf-8"))
     except RecursionError:
@@ -404,13 +403,13 @@ def is_number(value: Any) -> bool:
     return abs(value) < 1e300 if isinstance(value, int) else math.isfinite(value)
 
 
-def make_folder(path: Path, below: Path | None = None) -> Path:
+def make_folder(path: Path, root: Path | None = None) -> Path:
     """Create a folder and its missing parents; return its path.
 
-    Raises UserError on failure, or if `below` is given and a component of `path` below this folder is a symbolic link.
+    Raises UserError on failure, or if `root` is given and a component of `path` below this folder is a symbolic link.
     """
-    if below is not None:
-        refuse_links(path, below)
+    if root is not None:
+        refuse_links(path, root)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -28,15 +28,15 @@ class FileCache(Generic[T]):
 
         An exception of `compute` is not cached.
         """
-        found = identities(files)
+        current_identities = identities(files)
         with self._guard:
             known = self._values.get(files)
-            if known is not None and known[0] == found:
+            if known is not None and known[0] == current_identities:
                 self._values.move_to_end(files)
                 return known[1]
         value = compute()
         with self._guard:
-            self._values[files] = (found, value)
+            self._values[files] = (current_identities, value)
             self._values.move_to_end(files)
             while len(self._values) > self._max_values:
                 self._values.popitem(last=False)

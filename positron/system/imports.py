@@ -44,8 +44,8 @@ def load_object(name: str, key: str) -> Any:
             f"cannot import {module_name} for {key}={name} ({type(error).__name__}: {reason}): {remedy}"
         ) from error
     if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute.casefold(), [known.casefold() for known in vars(module)], 1)
-        similar = [known for known in vars(module) if known.casefold() in near]
+        folded_names = difflib.get_close_matches(attribute.casefold(), [known.casefold() for known in vars(module)], 1)
+        similar = [known for known in vars(module) if known.casefold() in folded_names]
         file = getattr(module, "__file__", None)  # a module that is part of the interpreter has none
         place = f" ({file})" if file else ""
         hint = f"did you mean {module_name}.{similar[0]}?" if similar else "correct the name"

@@ -24,14 +24,14 @@ class Meter:
     Nothing is shown during the first three seconds.
     """
 
-    def __init__(self, what: str, total: float | None, done: float = 0.0, unit: float = 0.0) -> None:
-        """Begin at the amount `done` of `total`; `what` is the label that is shown.
+    def __init__(self, label: str, total: float | None, amount: float = 0.0, unit: float = 0.0) -> None:
+        """Begin at `amount` of `total`; `label` is shown before the bar.
 
         If `total` is known, the share of `total` and the remaining time are shown, and `unit` is not used. If `total` is None
         (unknown) and `unit` is 0, the amount itself is shown. If `unit` is not 0, the amount times `unit` is shown as
         megabytes: give 1e-6 if the amount is in bytes.
         """
-        self.what, self.total, self.first, self.unit = what, total, done, unit
+        self.label, self.total, self.first, self.unit = label, total, amount, unit
         self.started = self.shown = time.monotonic()
         self.drawn = False
 
@@ -44,43 +44,43 @@ class Meter:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
-    def show(self, done: float) -> None:
-        """Show the amount `done` in the bar or in a new line, if enough time has passed since the last update."""
+    def show(self, amount: float) -> None:
+        """Show `amount` in the bar or in a new line, if enough time has passed since the last update."""
         now = time.monotonic()
         interval = BAR_SECONDS if sys.stderr.isatty() else LINE_SECONDS
         if (
-            done > self.first
+            amount > self.first
             and now - self.started > SILENT_SECONDS
             and (now - self.shown > interval or not self.drawn)
         ):
             self.shown, self.drawn = now, True
-            self._draw(done, now - self.started)
+            self._draw(amount, now - self.started)
 
-    def _draw(self, done: float, seconds: float) -> None:
+    def _draw(self, amount: float, seconds: float) -> None:
         if not self.total:
-            line = f"{self.what}: {done * self.unit:,.0f} MB" if self.unit else f"{self.what}: {done:,.0f}"
+            line = f"{self.label}: {amount * self.unit:,.0f} MB" if self.unit else f"{self.label}: {amount:,.0f}"
             text = share = None
         else:
-            share = min(1.0, done / self.total)
-            left = seconds * max(0.0, self.total - done) / (done - self.first)
+            share = min(1.0, amount / self.total)
+            left = seconds * max(0.0, self.total - amount) / (amount - self.first)
             text = f" {share:4.0%}, {clock(left)} left"
-            line = f"{self.what}: {share:.0%}, {clock(left)} left"
+            line = f"{self.label}: {share:.0%}, {clock(left)} left"
         if not sys.stderr.isatty():
             print(line, file=sys.stderr, flush=True)
             return
         if text is not None and share is not None:
-            width = min(MAX_WIDTH, shutil.get_terminal_size().columns - 1) - len(self.what) - len(text) - 3
+            width = min(MAX_WIDTH, shutil.get_terminal_size().columns - 1) - len(self.label) - len(text) - 3
             bar = f" [{'#' * round(share * width):-<{width}}]" if width > 5 else ""
-            line = f"{self.what}{bar}{text}"
+            line = f"{self.label}{bar}{text}"
         sys.stderr.write(f"\r\x1b[K{line}")
         sys.stderr.flush()
 
 
-def progress(items: Sequence[T], what: str) -> Iterator[T]:
+def progress(items: Sequence[T], label: str) -> Iterator[T]:
     """Yield the items and, after the first three seconds, show which share of them is done."""
-    with Meter(what, len(items)) as meter:
-        for done, item in enumerate(items):
-            meter.show(done)
+    with Meter(label, len(items)) as meter:
+        for n_done, item in enumerate(items):
+            meter.show(n_done)
             yield item
 
 

@@ -48,18 +48,18 @@ class OtherPrograms:
         self._last = now
         if before is None or now is None or now[0] - before[0] < 0.05:
             return None
-        wall, total, own = (b - a for a, b in zip(before, now, strict=True))
-        return max(0.0, total - own) / wall
+        wall, total, own_seconds = (b - a for a, b in zip(before, now, strict=True))
+        return max(0.0, total - own_seconds) / wall
 
 
-def describe_others(cores: float | None, of: int | None = None) -> str:
+def describe_others(cores: float | None, n_cores: int | None = None) -> str:
     """Return a text such as "other programs keep 1.3 of 2 cores busy", or "" if `cores` is None or less than 0.25.
 
-    `cores`: the mean number of cores that other programs use. `of`: the total number of cores (None: all of this machine).
+    `cores`: the mean number of cores that other programs use. `n_cores`: the total number of cores (None: all of this machine).
     """
     if cores is None or cores < 0.25:
         return ""
-    total = of or os.cpu_count() or 1
+    total = n_cores or os.cpu_count() or 1
     return f"other programs keep {min(cores, total):.1f} of {total} cores busy"
 
 

@@ -52,9 +52,9 @@ def test_a_linked_folder_below_a_run_folder_is_not_entered_but_the_run_itself_ma
     (tmp_path / "run" / "model").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "link").symlink_to(tmp_path / "run")
     with pytest.raises(UserError, match="symbolic link"):
-        disk.write_text(tmp_path / "run" / "model" / "x", "text", below=tmp_path / "run")
+        disk.write_text(tmp_path / "run" / "model" / "x", "text", root=tmp_path / "run")
     with pytest.raises(UserError, match="symbolic link"):
-        disk.make_folder(tmp_path / "link" / "model", below=tmp_path / "link")
+        disk.make_folder(tmp_path / "link" / "model", root=tmp_path / "link")
     with pytest.raises(UserError, match="symbolic link"):
         disk.refuse_links_in(tmp_path / "link")
     disk.write_text(tmp_path / "link" / "run.json", "{}")
@@ -396,7 +396,7 @@ def test_runs_of_which_none_is_used_by_default_are_not_said_to_be_missing(tmp_pa
     with pytest.raises(
         UserError, match=r"this command accepts none of the runs in .* as its default: give init_from=RUN"
     ):
-        find_run(None, tmp_path, which=lambda run: False)
+        find_run(None, tmp_path, is_candidate=lambda run: False)
 
 
 def test_a_folder_without_its_settings_is_not_said_to_be_missing(tmp_path):

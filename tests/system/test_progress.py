@@ -65,7 +65,7 @@ def test_work_that_is_continued_foretells_by_what_was_done_since(
 ) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    with Meter("tokenizing", 100.0, done=90.0) as meter:
+    with Meter("tokenizing", 100.0, amount=90.0) as meter:
         for done in range(91, 97):
             meter.show(done)
     assert stream.getvalue() == "tokenizing: 94%, 0:06 left\n"
