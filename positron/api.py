@@ -55,7 +55,9 @@ def train(
     return run_config(
         *_composed("train", name, {"model": model, **_data_settings(data, "text", settings), **settings}),
         configure,
-        lambda config, folder, more, asked: recipe(config, folder, [*more, *callbacks], asked, objective),
+        lambda config, folder, config_callbacks, asked: recipe(
+            config, folder, [*config_callbacks, *callbacks], asked, objective
+        ),
     )
 
 
@@ -86,7 +88,7 @@ def distill(
     return run_config(
         *_composed("distill", name, {**chosen, **settings}),
         configure,
-        lambda config, folder, more, asked: recipe(config, folder, [*more, *callbacks], asked),
+        lambda config, folder, config_callbacks, asked: recipe(config, folder, [*config_callbacks, *callbacks], asked),
     )
 
 
@@ -113,7 +115,7 @@ def finetune(
     return run_config(
         *_composed("sft", name, {**origin, **_data_settings(data, "instruct", settings), **settings}),
         configure,
-        lambda config, folder, more, _: sft(config, folder, [*more, *callbacks]),
+        lambda config, folder, config_callbacks, _: sft(config, folder, [*config_callbacks, *callbacks]),
     )
 
 
@@ -141,7 +143,7 @@ def prefer(
     return run_config(
         *_composed("prefer", name, {**origin, **_data_settings(data, "preferences", settings), **settings}),
         configure,
-        lambda config, folder, more, _: recipe(config, folder, [*more, *callbacks]),
+        lambda config, folder, config_callbacks, _: recipe(config, folder, [*config_callbacks, *callbacks]),
     )
 
 
@@ -172,7 +174,7 @@ def reinforce(
     return run_config(
         *_composed("reinforce", name, {**chosen, **settings}),
         configure,
-        lambda config, folder, more, _: recipe(config, folder, [*more, *callbacks]),
+        lambda config, folder, config_callbacks, _: recipe(config, folder, [*config_callbacks, *callbacks]),
     )
 
 

@@ -217,12 +217,12 @@ def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["qu
         answer(dialogue, line)
         if dialogue.cut:
             tokens = dialogue.max_tokens
-            more = (
+            advice = (
                 ""
                 if tokens is None
                 else f": for longer answers enter /settings max_tokens {2 * tokens}, or /settings max_tokens none for no limit"
             )
-            note(dialogue.cut + more)
+            note(dialogue.cut + advice)
         return "answered"
     except UserError as error:
         note(str(error))

@@ -145,7 +145,7 @@ def _compare_pairs(options: argparse.Namespace) -> None:
     from positron.run.folder import OUTPUTS
 
     pairs = find_pairs(options.runs, OUTPUTS, settings_named(options.differ_in or ""))
-    runs = [run for both in pairs.runs for run in both]
+    runs = [run for pair in pairs.runs for run in pair]
     available, texts = common_text(runs, options.text, options.limit)
     if len(available) < len(runs):
         missing = next(run for run in runs if run not in available)

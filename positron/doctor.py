@@ -156,11 +156,11 @@ def devices() -> Iterator[Finding]:
             yield _guarded(f"{name} {str(dtype)[6:]} attention", partial(attention, device, dtype))
 
 
-def _guarded(what: str, probe: Callable[[], Finding]) -> Finding:
+def _guarded(name: str, probe: Callable[[], Finding]) -> Finding:
     try:
         return probe()
     except RuntimeError as error:
-        return Finding(what, False, f"failed: {' '.join(str(error).split())[:150]}", fatal=True)
+        return Finding(name, False, f"failed: {' '.join(str(error).split())[:150]}", fatal=True)
 
 
 def causality(device: torch.device, dtype: torch.dtype) -> Finding:
@@ -208,7 +208,7 @@ def attention(device: torch.device, dtype: torch.dtype) -> Finding:
 
     from positron.model.kernels.attention import causal_attention
 
-    worst = 0.0
+    max_error = 0.0
     generator = torch.Generator().manual_seed(0)
     for T, D in itertools.product(ODD_LENGTHS, HEAD_WIDTHS):
         q, k, v = (torch.randn(2, 4, T, D, generator=generator).to(device, dtype) for _ in range(3))
@@ -218,12 +218,12 @@ def attention(device: torch.device, dtype: torch.dtype) -> Finding:
         mask = torch.ones(T, T, dtype=torch.bool).triu(1)
         exact = scores.masked_fill(mask, float("-inf")).softmax(-1) @ exact_v
         out = causal_attention(q, k, v).detach().cpu().double()
-        worst = max(worst, ((out - exact).norm() / exact.norm()).item())
+        max_error = max(max_error, ((out - exact).norm() / exact.norm()).item())
     # rounding of inputs, probabilities and outputs: a few units in the last place, averaged over many numbers
-    good = worst < 4 * torch.finfo(dtype).eps
+    is_good = max_error < 4 * torch.finfo(dtype).eps
     name = f"{device.type} {str(dtype)[6:]} attention"
-    says = f"relative error {worst:.1e} at lengths {', '.join(map(str, ODD_LENGTHS))}"
-    return Finding(name, good, says if good else f"{says}: use another precision=", fatal=True)
+    description = f"relative error {max_error:.1e} at lengths {', '.join(map(str, ODD_LENGTHS))}"
+    return Finding(name, is_good, description if is_good else f"{description}: use another precision=", fatal=True)
 
 
 def arguments() -> argparse.ArgumentParser:

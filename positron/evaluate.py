@@ -162,17 +162,17 @@ def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace)
         floor = floor_of(texts)
     elif options.text is None:
         floor = floor_of_run(runs[0], options.split, texts)
-    began = time.perf_counter()
+    start = time.perf_counter()
     models = [round_weights(member, writer.dtype) for member in members_of(writer.model)]
     by_member: list[list[list[Score]]] = []
     if len(models) == 1:
         documents = score_windows(models[0], writer.tokenizer, texts, stride=options.stride)
     else:
         documents, by_member = score_ensemble(Ensemble(models), writer.tokenizer, texts, stride=options.stride)
-    took = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     whole = total([total(scores) for scores in documents])
     units, kind = sampling_units(documents)
-    half = interval(units)
+    half_width = interval(units)
     context = writer.context
     facts = {
         "text": name,
@@ -186,11 +186,11 @@ def text_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace)
         "perplexity": whole.perplexity,
         "tokenizer": f"{writer.tokenizer.kind}, {writer.tokenizer.vocab_size:,} ids",
         "bpb": whole.bpb,
-        "bpb_interval": half,
-        "interval_over": None if half is None else f"{len(units):,} {kind}",
+        "bpb_interval": half_width,
+        "interval_over": None if half_width is None else f"{len(units):,} {kind}",
         "floor_bpb": floor,
         "in_training": in_training(runs) if options.text is None and options.split == "val" else None,
-        "tokens_per_second": whole.tokens / took,
+        "tokens_per_second": whole.tokens / seconds,
     }
     if by_member:
         facts |= ensemble_facts([str(run.folder) for run in runs], documents, by_member)
@@ -312,11 +312,11 @@ def longest(writer: Writer) -> int:
 
 def as_text(facts: dict[str, Any]) -> str:
     """Return the measurements as lines of text; `facts` is the result of `figures`."""
-    half = facts["bpb_interval"]
+    half_width = facts["bpb_interval"]
     lines = [
         f"text            {facts['text']}: {counted(facts['documents'], 'document')}, {facts['bytes']:,} bytes",
         f"bits per byte   {facts['bpb']:.4f}"
-        + (f" ± {half:.4f} (95% interval over {facts['interval_over']})" if half is not None else ""),
+        + (f" ± {half_width:.4f} (95% interval over {facts['interval_over']})" if half_width is not None else ""),
         f"loss            {facts['loss']:.4f} nats per token",
         f"perplexity      {facts['perplexity']:.3f} (per token of the run's tokenizer: {facts['tokenizer']})",
         f"window          {facts['context']} tokens, the last {facts['stride']} of them scored at a time",
@@ -329,10 +329,10 @@ def as_text(facts: dict[str, Any]) -> str:
             -4, f"floor           the model is {above_floor(facts['bpb'], facts['floor_bpb'])}, the entropy of the text"
         )
     if facts["in_training"] is not None:
-        how = (
+        method = (
             "measured on the first train.val_tokens tokens, in windows without overlap, so each token has less context"
         )
-        lines.insert(-4, f"in training     {facts['in_training']:.4f} bits per byte ({how})")
+        lines.insert(-4, f"in training     {facts['in_training']:.4f} bits per byte ({method})")
     if "members" in facts:
         from positron.evaluation.ensemble import as_lines
 

@@ -71,12 +71,12 @@ def main() -> None:
             raise UserError(f"--seed must be at least 0, not {options.seed}")
         from positron.evaluation import floor
 
-        told = floor.documents(options.seed, options.documents)
-        given = [*told, *floor.control_texts(options.seed, told, max(MIN_CONTROLS, options.documents // 10))]
+        stories = floor.documents(options.seed, options.documents)
+        given = [*stories, *floor.control_texts(options.seed, stories, max(MIN_CONTROLS, options.documents // 10))]
         if options.write is not None:
             floor.write_documents(Path(options.write), given)
-            controls = counted(len(given) - len(told), "control text")
-            print(f"wrote {counted(len(told), 'story', 'stories')} and {controls} to {options.write}")
+            controls = counted(len(given) - len(stories), "control text")
+            print(f"wrote {counted(len(stories), 'story', 'stories')} and {controls} to {options.write}")
             return
         claims = floor.read_claims(Path(options.scores)) if options.scores is not None else _run(options.command, given)
         result = floor.check(given, claims)
@@ -109,13 +109,13 @@ def _run(command: str, given: list[Document]) -> list[Claim]:
             raise UserError(f"--command cannot be divided into words ({error}): {command}") from error
         try:
             # what the program prints must not mix with the output of this command
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False)
+            process = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"cannot run the program {words[0]} of --command: {reason}") from error
-        if done.returncode:
+        if process.returncode:
             raise UserError(
-                f"the program {words[0]} of --command ended with exit code {done.returncode}: its own messages tell why"
+                f"the program {words[0]} of --command ended with exit code {process.returncode}: its own messages tell why"
             )
         if not out.exists():
             raise UserError(

@@ -117,10 +117,10 @@ def show(options: argparse.Namespace) -> None:
     knows_truth = subject.knows_truth and not ablations
     truth = subject.truth(prompt, step=options.step) if knows_truth and not subject.chats else None
     if options.json:
-        found: dict[str, Any] = {"look": data, "truth": truth}
+        results: dict[str, Any] = {"look": data, "truth": truth}
         if options.history:
-            found |= {"history": subject.history(), "regrets": subject.regrets() if knows_truth else None}
-        print(printable(json.dumps(found, allow_nan=False)))
+            results |= {"history": subject.history(), "regrets": subject.regrets() if knows_truth else None}
+        print(printable(json.dumps(results, allow_nan=False)))
     else:
         size = parameter_count(data["shape"]["parameters"])
         print(f"{printable(str(subject.run.folder))}, step {data['step']}: {size}\n")

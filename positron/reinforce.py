@@ -129,10 +129,10 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
     from positron.training.objective.validation_text import ValidationText
 
     context, token_bytes = config.model.context_length, tokenizer.token_bytes()
-    made = [to_row(example, tokenizer, context) for example in conversations if example.is_val] or [
+    all_rows = [to_row(example, tokenizer, context) for example in conversations if example.is_val] or [
         to_row(example, tokenizer, context) for example in conversations
     ]
-    rows = [row for row in made if row is not None][: max(1, config.train.val_tokens // context)]
+    rows = [row for row in all_rows if row is not None][: max(1, config.train.val_tokens // context)]
     ((x, y),) = to_parts(rows, context, len(rows), tokenizer.special_id(END_OF_TEXT))
     return ValidationText(x, y, None, int(token_bytes[y[y != IGNORE]].sum()), token_bytes)
 

@@ -110,10 +110,10 @@ def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return rows, start_of(known, first["step"] + 1)
 
 
-def last_step(rows: list[dict[str, Any]], wanted: float) -> int:
-    """Return the first logged step that is not smaller than `wanted`, or the last logged step if all are smaller."""
+def last_step(rows: list[dict[str, Any]], target: float) -> int:
+    """Return the first logged step that is not smaller than `target`, or the last logged step if all are smaller."""
     steps = [int(row["step"]) for row in rows]
-    return next((step for step in steps if step >= wanted), steps[-1])
+    return next((step for step in steps if step >= target), steps[-1])
 
 
 def default_name(run: Run) -> str:
@@ -133,9 +133,9 @@ def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunCon
     """
     run.settings()  # refuses a damaged file
     values, resolved = run.config(), first_start["resolved"]
-    for what, name_of_code in _own_code(values):
+    for kind, name_of_code in _own_code(values):
         raise UserError(
-            f"{run.folder} uses the {what} {name_of_code}. For safety, reproduce does not import code that a run folder "
+            f"{run.folder} uses the {kind} {name_of_code}. For safety, reproduce does not import code that a run folder "
             "names. Run the command in its provenance.json yourself, with another name="
         )
     numbers = {key: resolved[key] for key in ("max_steps", "batch_tokens", "micro_batch_size")}
@@ -156,7 +156,7 @@ def _own_code(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     reward = values.get("reward") or {}
     named = [("optimizer class", (values.get("optimizer") or {}).get("_target_"))]
     named += [("reward function", each.get("function")) for each in (reward, *reward.get("terms", ()))]
-    yield from ((what, name) for what, name in named if name is not None)
+    yield from ((kind, name) for kind, name in named if name is not None)
 
 
 def claim(folder: Path, run: Run) -> None:
@@ -182,29 +182,29 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
     A metric that only one of the runs has is a difference (see `differences`). The second result is a text that describes the
     outcome. Raises UserError if the runs have no logged step in common.
     """
-    there = {row["step"]: row for row in read_metrics(run.metrics_path) if row["step"] <= last}
-    here = {row["step"]: row for row in read_metrics(new.metrics_path) if row["step"] <= last}
-    steps = [step for step in there if step in here]
+    first_rows = {row["step"]: row for row in read_metrics(run.metrics_path) if row["step"] <= last}
+    new_rows = {row["step"]: row for row in read_metrics(new.metrics_path) if row["step"] <= last}
+    steps = [step for step in first_rows if step in new_rows]
     if not steps:
         raise UserError(
             f"{new.folder} and {run.folder} have no logged step in common up to step {last}: give a larger --steps"
         )
-    different = next(differences(there, here, run.settings().train), None)
-    step = different[0] if different else steps[-1]
+    difference = next(differences(first_rows, new_rows, run.settings().train), None)
+    step = difference[0] if difference else steps[-1]
     changed = recorded_changes(start_of(read_provenance(run.folder), step), start_of(read_provenance(new.folder), step))
-    list_of = "".join(f"\n  {line}" for line in changed)
-    if different is None:
+    listing = "".join(f"\n  {line}" for line in changed)
+    if difference is None:
         text = (
             f"identical: logged steps {steps[0]} to {steps[-1]} ({len(steps)} of them) have the same losses bit for bit"
             if len(steps) > 1
             else f"identical: the one logged step in common, {steps[0]}, has the same losses bit for bit"
         )
-        return True, text + (f", although these differ:{list_of}" if changed else "")
+        return True, text + (f", although these differ:{listing}" if changed else "")
     before = len([s for s in steps if s < step])
     verb = "is" if before == 1 else "are"
-    text = f"different: at step {step} {different[1]}; {counted(before, 'logged step')} before step {step} {verb} identical"
+    text = f"different: at step {step} {difference[1]}; {counted(before, 'logged step')} before step {step} {verb} identical"
     if changed:
-        return False, f"{text}\nwhat differs ({run.folder} -> {new.folder}):{list_of}"
+        return False, f"{text}\nwhat differs ({run.folder} -> {new.folder}):{listing}"
     return (
         False,
         f"{text}\nno recorded difference explains this: code, versions, hardware, threads, text and tokenizer are the same",
@@ -212,23 +212,23 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
 
 
 def differences(
-    there: dict[int, dict[str, Any]], here: dict[int, dict[str, Any]], train: TrainConfig
+    first_rows: dict[int, dict[str, Any]], new_rows: dict[int, dict[str, Any]], train: TrainConfig
 ) -> Iterator[tuple[int, str]]:
     """Yield (step, description) for each loss, gradient norm and learning rate that differs between two runs.
 
-    `there` (first run) and `here` (second run) map each logged step to the metrics of this step; `train` holds the training
-    settings of both runs. A metric that only one run has is a difference if both runs should have it (see `is_due`). Steps
-    after the end of the shorter run are not compared, because two equal runs can end at different steps: a run that is stopped
-    and continued validates once more, and early stopping counts this validation.
+    `first_rows` (first run) and `new_rows` (second run) map each logged step to the metrics of this step; `train` holds the
+    training settings of both runs. A metric that only one run has is a difference if both runs should have it (see `is_due`).
+    Steps after the end of the shorter run are not compared, because two equal runs can end at different steps: a run that is
+    stopped and continued validates once more, and early stopping counts this validation.
     """
-    end = min(max(there), max(here))
-    for step in sorted(step for step in {*there, *here} if step <= end):
-        a, b = there.get(step, {}), here.get(step, {})
+    end = min(max(first_rows), max(new_rows))
+    for step in sorted(step for step in {*first_rows, *new_rows} if step <= end):
+        a, b = first_rows.get(step, {}), new_rows.get(step, {})
         for key in TRACE:
             if key in a and key in b:
                 if a[key] != b[key]:
-                    by = "" if a[key] is None or b[key] is None else f" ({b[key] - a[key]:+.2g})"
-                    yield step, f"{key} is {a[key]} in the first run and {b[key]} in the new run{by}"
+                    change = "" if a[key] is None or b[key] is None else f" ({b[key] - a[key]:+.2g})"
+                    yield step, f"{key} is {a[key]} in the first run and {b[key]} in the new run{change}"
             elif (key in a or key in b) and is_due(key, step, train, is_logged=bool(a and b)):
                 first, new = (row.get(key, "missing") for row in (a, b))
                 yield step, f"{key} is {first} in the first run and {new} in the new run"

@@ -93,12 +93,12 @@ def read_words(words: list[str]) -> dict[str, str]:
     for word in words:
         key, equal, value = word.partition("=")
         if key not in SETTINGS or not equal:
-            near = difflib.get_close_matches(key, SETTINGS, 1, 0.6)
+            similar = difflib.get_close_matches(key, SETTINGS, 1, 0.6)
             hint = (
                 f"give candidates={word}"
                 if not equal and (word.endswith((".yaml", ".yml")) or Path(word).is_file())
-                else f"did you mean {near[0]}={value or 'VALUE'}?"
-                if near
+                else f"did you mean {similar[0]}={value or 'VALUE'}?"
+                if similar
                 else "write settings of runs into the file of candidates=, below the key base"
                 if equal
                 else f"give {', '.join(f'{key}=' for key in SETTINGS[:-1])} or {SETTINGS[-1]}= with a value"

@@ -52,7 +52,7 @@ def main() -> None:
     with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
         say_loading("the runs")
-        wanted = parse_size(options.predict) if options.predict else (None, None)
+        target = parse_size(options.predict) if options.predict else (None, None)
         from positron.evaluation import comparison
         from positron.evaluation.run_plots import scaling_picture
         from positron.evaluation.scaling_law import fit_law
@@ -64,7 +64,7 @@ def main() -> None:
         sizes, floor = read_sizes(runs)
         n, d, bpb = ([getattr(size, name) for size in sizes] for name in ("parameters", "tokens", "bpb"))
         law = fit_law(n, d, bpb, floor)
-        facts = summary(law, sizes, next_size(law, sizes, *wanted))
+        facts = summary(law, sizes, next_size(law, sizes, *target))
         print(json.dumps(facts, indent=2) if options.json else "\n" + "\n".join(lines(law, facts)))
         path = Path(options.png) if options.png else _beside(options.runs, runs[0].folder)
         picture = scaling_picture(law, n, d, bpb, (facts["next"]["parameters"], facts["next"]["tokens"]))
@@ -156,12 +156,14 @@ def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, 
             "runs"
         )
     for term in law.terms:
-        value, half = law.log_coefficient(term)
-        low_high = None if half is None else [math.exp(value - half), math.exp(min(value + half, 700.0))]
+        value, half_width = law.log_coefficient(term)
+        low_high = (
+            None if half_width is None else [math.exp(value - half_width), math.exp(min(value + half_width, 700.0))]
+        )
         facts["law"][term] = {"coefficient": math.exp(value), "interval": low_high}
         if term != "E":
-            exponent, half = law.exponent(term)
-            facts["law"][term] |= {"exponent": exponent, "half_interval": half}
+            exponent, half_width = law.exponent(term)
+            facts["law"][term] |= {"exponent": exponent, "half_interval": half_width}
     facts |= {"sigma": law.sigma, "degrees_of_freedom": law.dof}
     n, d = aim
     facts["next"] = {"parameters": n, "tokens": d, "bpb": law.bpb(n, d).item(), "interval": law.interval(n, d)}
@@ -193,14 +195,16 @@ def lines(law: Law, facts: dict[str, Any]) -> list[str]:
         known = facts["law"][term]
         out.append(f"  {letter:<6} {known['coefficient']:.4g}{_between(known['interval'], '.4g')}")
         if greek:
-            half = known["half_interval"]
-            out.append(f"  {greek:<6} {known['exponent']:.3f}" + (f" ± {half:.3f}" if half is not None else ""))
+            half_width = known["half_interval"]
+            out.append(
+                f"  {greek:<6} {known['exponent']:.3f}" + (f" ± {half_width:.3f}" if half_width is not None else "")
+            )
     if facts["reduced"]:
         out.append(f"  {facts['reduced']}")
-    above = "the loss above E" if law.floor else "the loss"
+    excess = "the loss above E" if law.floor else "the loss"
     if law.sigma is not None:
         out.append(
-            f"  the runs differ from the law by about {law.sigma:.1%} of {above} ({counted(law.dof, 'run')} more than "
+            f"  the runs differ from the law by about {law.sigma:.1%} of {excess} ({counted(law.dof, 'run')} more than "
             "fitted constants)"
         )
     if law.covariance is None:

@@ -124,10 +124,10 @@ def _not_a_group(key: str, value: Any) -> str:
     """Return the message for a `value` that is not a group of settings; `key` is empty for the whole configuration."""
     if not key:
         return f"the configuration must be a dict of settings, not {value!r}"
-    what = f"{key}={value!r} is not a group of settings"
+    fault = f"{key}={value!r} is not a group of settings"
     if key.endswith("]"):  # an entry of a list such as reward.terms, whose braces bash would expand
-        return f"{what}: give {{NAME:VALUE,...}}, and put the whole list in single quotes for the shell"
-    return f"{what}: give {key}.NAME=VALUE, or in Python {{NAME: VALUE, ...}}"
+        return f"{fault}: give {{NAME:VALUE,...}}, and put the whole list in single quotes for the shell"
+    return f"{fault}: give {key}.NAME=VALUE, or in Python {{NAME: VALUE, ...}}"
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -142,9 +142,9 @@ def _describe(options: list[Any], value: Any) -> str:
         if typing.get_origin(option) is Literal:
             choices = typing.get_args(option)
             words += choices
-            near = difflib.get_close_matches(str(value), choices, 1)
-            if near:
-                return f"did you mean {near[0]}?" + (f" ({', '.join(choices)})" if choices[1:] else "")
+            similar = difflib.get_close_matches(str(value), choices, 1)
+            if similar:
+                return f"did you mean {similar[0]}?" + (f" ({', '.join(choices)})" if choices[1:] else "")
         elif option is type(None):
             words.append("null")
         elif typing.get_origin(option) is tuple:
@@ -260,16 +260,16 @@ def expected(key: str) -> str:
     return _describe(_alternatives(type_of(key)), "")
 
 
-def _similar_last_word(word: str, keys: Sequence[str], least: float) -> list[str]:
-    """Return a list with the key whose last word is most similar to `word`, or [] if every similarity is below `least`.
+def _similar_last_word(word: str, keys: Sequence[str], minimum: float) -> list[str]:
+    """Return a list with the key whose last word is most similar to `word`, or [] if every similarity is below `minimum`.
 
     The last word of a key is the part after its last dot: `max_steps` in `train.max_steps`. Similarities are from 0 to 1.
     """
     last_words = {key.rsplit(".", 1)[-1]: key for key in reversed(keys)}
-    return [last_words[near] for near in difflib.get_close_matches(word, last_words, 1, least)]
+    return [last_words[similar] for similar in difflib.get_close_matches(word, last_words, 1, minimum)]
 
 
-def unknown_key(key: str, written: Callable[[str], str] = str) -> str:
+def unknown_key(key: str, spelling: Callable[[str], str] = str) -> str:
     """Return the error message about a key that the command does not know.
 
     The group of a key is the part before the last dot, and the last word is the part after this dot.
@@ -277,7 +277,7 @@ def unknown_key(key: str, written: Callable[[str], str] = str) -> str:
     If there is none, it suggests a key of the same group with a similar last word, or else lists the keys of the group.
     If the group does not exist, the message suggests a similar key of any group, or else names the command that lists all keys.
     If `key` itself exists, the message says that this command cannot set the key.
-    `written` converts the suggested key to the form that the user must type.
+    `spelling` converts the suggested key to the form that the user must type.
     """
     keys = [*leaf_keys(), "experiment"]
     group, _, last = key.rpartition(".")
@@ -286,14 +286,14 @@ def unknown_key(key: str, written: Callable[[str], str] = str) -> str:
     siblings = [k for k in keys if group and k.rpartition(".")[0] == group]
     if siblings:  # not compared as a whole: the group in common makes optimizer.wd similar to optimizer.lr
         same_word = [f"{main}.{last}" for main in MAIN_GROUPS]
-        near = [k for k in keys if k in same_word]
-        near = near or _similar_last_word(last, siblings, 0.6)
-        near = near or [k for k in siblings if len(last) > 2 and last in k.rpartition(".")[2]]
+        similar = [k for k in keys if k in same_word]
+        similar = similar or _similar_last_word(last, siblings, 0.6)
+        similar = similar or [k for k in siblings if len(last) > 2 and last in k.rpartition(".")[2]]
     else:
-        near = difflib.get_close_matches(key, [k for k in keys if k != group], 1, 0.75)
-        near = near or _similar_last_word(last, keys, 0.6)
-    if near:
-        return f"unknown key {key}: did you mean {written(near[0])}?"
+        similar = difflib.get_close_matches(key, [k for k in keys if k != group], 1, 0.75)
+        similar = similar or _similar_last_word(last, keys, 0.6)
+    if similar:
+        return f"unknown key {key}: did you mean {spelling(similar[0])}?"
     if siblings:
         return f"unknown key {key}: choose from {', '.join(siblings)}"
     return f"unknown key {key}: {command('train', '--cfg', 'job')} lists all keys"

@@ -108,9 +108,9 @@ def configure(values: dict[str, Any]) -> RunConfig:
     choose a model or tokenizer.
     """
     config = configure_tuning(values, "sft", SFT, lambda run: run.exists and run.kind not in TUNED)
-    own = Run(OUTPUTS / config.name)
+    own_run = Run(OUTPUTS / config.name)
     # a run that an older version started continues without trained markers
-    if own.exists and own.kind == SFT and not own.config()["sft"]["lora"]["markers"]:
+    if own_run.exists and own_run.kind == SFT and not own_run.config()["sft"]["lora"]["markers"]:
         assert config.sft is not None
         lora = dataclasses.replace(config.sft.lora, markers=False)
         return dataclasses.replace(config, sft=dataclasses.replace(config.sft, lora=lora))

@@ -74,8 +74,8 @@ def _answer(words: list[str]) -> None:
         print(f"Positron {__version__}")
         return
     if words and words not in (["--help"], ["-h"]):
-        near = difflib.get_close_matches(words[0], COMMANDS, 1, 0.6)
-        hint = f"did you mean {command(near[0], *words[1:])}?" if near else "positron --help lists the commands"
+        similar = difflib.get_close_matches(words[0], COMMANDS, 1, 0.6)
+        hint = f"did you mean {command(similar[0], *words[1:])}?" if similar else "positron --help lists the commands"
         print(f"positron: there is no command {one_line(words[0])}: {one_line(hint)}", file=sys.stderr)
         raise SystemExit(2)
     print(f"Positron {__version__}: train, understand, fine-tune and talk to a small GPT\n")

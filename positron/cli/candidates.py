@@ -43,8 +43,8 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
     content = _read_yaml(path)
     for key in content:
         if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, 1, 0.6)
-            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(_KEYS)}"
+            similar = difflib.get_close_matches(str(key), _KEYS, 1, 0.6)
+            hint = f"did you mean {similar[0]}?" if similar else f"the keys are {', '.join(_KEYS)}"
             raise UserError(f"{path}: unknown key {key}: {hint}")
     for key, example in (("base", "[model=debug, train.max_steps=300]"), ("candidates", "{high: [optimizer.lr=3e-3]}")):
         if key not in content:
@@ -79,11 +79,11 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
     named = {name: _settings(words, f"{path}, candidate {name!r}") for name, words in candidates.items()}
     config = _configured(f"{path}, base", base, configure)
     for name, overrides in named.items():
-        where = f"{path}, candidate {name!r}"
-        changed = _configured(where, merged(base, overrides), configure)
+        place = f"{path}, candidate {name!r}"
+        changed = _configured(place, merged(base, overrides), configure)
         if changed == config:
-            raise UserError(f"{where}: base has these settings already: remove the candidate, or give other values")
-        _refuse_other_judgement(where, config, changed, overrides)
+            raise UserError(f"{place}: base has these settings already: remove the candidate, or give other values")
+        _refuse_other_judgement(place, config, changed, overrides)
     return Plan(base, named, pairs, float(min_gain), config.seed)
 
 
@@ -91,8 +91,8 @@ def _fault_of_candidate(name: Any) -> str | None:
     """Return None if a candidate can have this name, else what is wrong, such as "is empty: give the candidate a name"."""
     if not isinstance(name, str):
         kind = type(name).__name__
-        also = " (YAML reads yes, no, on and off as True and False)" if isinstance(name, bool) else ""
-        return f"is not a text but a YAML value of type {kind}{also}: write the name in quotation marks"
+        remark = " (YAML reads yes, no, on and off as True and False)" if isinstance(name, bool) else ""
+        return f"is not a text but a YAML value of type {kind}{remark}: write the name in quotation marks"
     if not name:
         return "is empty: give the candidate a name"
     if len(name) > _MAX_NAME:
@@ -141,49 +141,49 @@ def _refuse_repeated_keys(node: Any, path: Path) -> None:
         _refuse_repeated_keys(value, path)
 
 
-def _settings(words: Any, where: str) -> list[str]:
+def _settings(words: Any, place: str) -> list[str]:
     """Return `words` if it is a list of settings, such as ["model=debug", "train.max_steps=300"].
 
-    Raises UserError, whose message begins with `where`, if `words` is empty or not a list of texts, if a key occurs twice, or
+    Raises UserError, whose message begins with `place`, if `words` is empty or not a list of texts, if a key occurs twice, or
     if name= is given.
     """
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-        raise UserError(f"{where}: give a list of at least one setting, such as [model=debug, train.max_steps=300]")
-    if twice := repeated(words):
-        raise UserError(f"{where}: {twice}= is given twice: leave one out")
+        raise UserError(f"{place}: give a list of at least one setting, such as [model=debug, train.max_steps=300]")
+    if repeated_key := repeated(words):
+        raise UserError(f"{place}: {repeated_key}= is given twice: leave one out")
     if len(merged(words, ["name="])) == len(words):  # because it replaced another one
-        raise UserError(f"{where}: leave name= out, because positron research names the runs")
+        raise UserError(f"{place}: leave name= out, because positron research names the runs")
     return words
 
 
-def _configured(where: str, words: list[str], configure: Callable[[dict[str, Any]], RunConfig]) -> RunConfig:
+def _configured(place: str, words: list[str], configure: Callable[[dict[str, Any]], RunConfig]) -> RunConfig:
     """Return the configuration of a run with the settings `words`.
 
-    Raises UserError, whose message begins with `where`, if a setting is wrong or not allowed in `positron research`.
+    Raises UserError, whose message begins with `place`, if a setting is wrong or not allowed in `positron research`.
     """
     try:
         request = compose_request("train", [*words, "name=research"])
         config = request.configured(configure)
         request.refuse_unread()
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{place}: {error}") from error
     for key in ("max_time", "stop_at"):
         if getattr(config.train, key) is not None:
             raise UserError(
-                f"{where}: positron research compares runs of a fixed number of steps: leave train.{key}= out, and set the "
+                f"{place}: positron research compares runs of a fixed number of steps: leave train.{key}= out, and set the "
                 "length by train.max_steps= or budget="
             )
     for key in ("devices", "num_nodes"):
         if getattr(config.device, key) > 1:
-            raise UserError(f"{where}: positron research trains each run on one device: leave device.{key}= out")
+            raise UserError(f"{place}: positron research trains each run on one device: leave device.{key}= out")
     return config
 
 
-def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig, overrides: list[str]) -> None:
+def _refuse_other_judgement(place: str, base: RunConfig, config: RunConfig, overrides: list[str]) -> None:
     """Raise UserError if a candidate would get another seed or another validation text than the base recipe.
 
     `base` is the configuration of a run with the base recipe, and `config` is that of a run with the candidate. `overrides` are
-    the settings that the candidate changes. The message begins with `where` and names the setting that causes the difference.
+    the settings that the candidate changes. The message begins with `place` and names the setting that causes the difference.
     """
     changed = ["seed"] if config.seed != base.seed else []
     for group in ("data", "tokenizer"):
@@ -201,6 +201,6 @@ def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig, over
         )
         remedy = "remove this candidate" if len(overrides) == 1 else f"leave {setter}= out of the candidate"
         raise UserError(
-            f"{where}: {change}, but a candidate can be compared with base only with the same seed and the same validation "
+            f"{place}: {change}, but a candidate can be compared with base only with the same seed and the same validation "
             f"text: {remedy}, or set {setter}= in base, for all runs"
         )

@@ -66,8 +66,8 @@ def parse(line: str) -> Command | None:
     name = ALIASES.get(name, name)
     if slashed:
         if name not in NAMES:
-            near = _nearest(name)
-            hint = f"did you mean /{near}?" if near else "/help lists the commands"
+            similar = _nearest(name)
+            hint = f"did you mean /{similar}?" if similar else "/help lists the commands"
             raise UserError(f"there is no command {word}: {hint}")
         if text and name not in TAKES_TEXT:
             raise UserError(
@@ -77,10 +77,10 @@ def parse(line: str) -> Command | None:
         return Command(name, text)
     if name in NAMES:
         return Command(name, text) if _is_exact(name, text) else None
-    near = _nearest(name)
-    if near is not None and _is_exact(near, text):
+    similar = _nearest(name)
+    if similar is not None and _is_exact(similar, text):
         raise NearCommand(
-            f"there is no command {word}: did you mean {near}? Enter the line again to send it to the model"
+            f"there is no command {word}: did you mean {similar}? Enter the line again to send it to the model"
         )
     return None
 
@@ -176,8 +176,8 @@ def show_help() -> None:
     import shutil
 
     width = max(40, shutil.get_terminal_size().columns)
-    for usage, what in COMMANDS.items():
-        print(textwrap.fill(f"{usage:<21} {what}", width, subsequent_indent=" " * 22, break_long_words=False))
+    for usage, description in COMMANDS.items():
+        print(textwrap.fill(f"{usage:<21} {description}", width, subsequent_indent=" " * 22, break_long_words=False))
     print("\n" + textwrap.fill(RULE, width))
 
 
@@ -220,8 +220,8 @@ def _load(dialogue: Dialogue, name: str) -> None:
         state = json.loads(decoded(path.read_bytes(), name))
     except FileNotFoundError as error:
         files = [file.name for file in path.parent.glob("*") if file.is_file()]
-        near = difflib.get_close_matches(path.name, files, 1)
-        hint = f"did you mean {path.with_name(near[0])}?" if near else "correct the name or the path"
+        similar = difflib.get_close_matches(path.name, files, 1)
+        hint = f"did you mean {path.with_name(similar[0])}?" if similar else "correct the name or the path"
         raise UserError(f"there is no file {name}: {hint}") from error
     except OSError as error:
         raise UserError(f"cannot load {name}: {error.strerror or error}") from error

@@ -129,8 +129,8 @@ def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) ->
         same_ending = [leaf for leaf in (*keys_read_by(recipe), *leaf_keys()) if leaf.rsplit(".", 1)[-1] == bare]
         key = same_ending[0] if same_ending else None
     if key is None:
-        near = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
-        hint = f"did you mean {near[0]}?" if near else f"{command(recipe, '--help')} lists options and settings"
+        similar = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
+        hint = f"did you mean {similar[0]}?" if similar else f"{command(recipe, '--help')} lists options and settings"
         return f"there is no option {name}: {hint}"
     is_same = value and key.replace(".", "_").endswith(bare) and key.split(".")[0] not in NOT_READ_BY[recipe]
     setting = f"{key}={value}" if is_same else advice(key, value)

@@ -42,7 +42,7 @@ def default_configs() -> dict[str, dict[str, Any]]:
     accelerator, such as "cuda", contains settings of the group `device`. The configuration of a logger, such as "wandb",
     contains the settings of this logger.
     """
-    beside = {key: getattr(Asked, key) for key in BESIDE_VALUES}
+    extra_values = {key: getattr(Asked, key) for key in BESIDE_VALUES}
     groups = {
         "distill": DistillConfig,
         "sft": SFTConfig,
@@ -50,7 +50,7 @@ def default_configs() -> dict[str, dict[str, Any]]:
         "reinforce": ReinforceConfig,
         "reward": RewardConfig,
     }
-    run = {**defaults_of(RunConfig), **{name: defaults_of(group) for name, group in groups.items()}, **beside}
+    run = {**defaults_of(RunConfig), **{name: defaults_of(group) for name, group in groups.items()}, **extra_values}
     return {
         **{
             recipe: {key: value for key, value in run.items() if key not in excluded_keys}

@@ -79,8 +79,8 @@ _OPTIONS = (
 
 def help_text(recipe: Recipe, conf: Path) -> str:
     """Return the help of the command `recipe`; `conf` is the folder of configuration files."""
-    what, examples = _USAGE[recipe]
-    lines = [f"usage: {command(recipe)} [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]", "", what, ""]
+    purpose, examples = _USAGE[recipe]
+    lines = [f"usage: {command(recipe)} [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]", "", purpose, ""]
     lines += [f"  {command(recipe)} {example}" for example in examples]
     lines += ["", "options:", *_columns(_OPTIONS, 24), "", "groups, one choice each:"]
     chosen = default_choices(conf / f"{recipe}.yaml")
@@ -167,8 +167,8 @@ def field_comments() -> dict[str, str]:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                 # the formatter may break a long field into several lines
                 field = lines[item.lineno - 1 : item.end_lineno]
-                beside = " ".join(comment for line in field if (comment := line.partition("  # ")[2]))
-                comments[item.target.id] = beside or _comment_above(lines, item.lineno)
+                comment_text = " ".join(comment for line in field if (comment := line.partition("  # ")[2]))
+                comments[item.target.id] = comment_text or _comment_above(lines, item.lineno)
     return _comments_of(RunConfig, "", of_class) | {key: of_class["Asked"][key] for key in BESIDE_VALUES}
 
 

@@ -225,17 +225,17 @@ def advice(key: str, value: str | None) -> str:
     return f"{key}=" + (f" ({note})" if note else "")
 
 
-def question(key: str, value: str | None, written: Callable[[str], str] = str) -> str:
+def question(key: str, value: str | None, spelling: Callable[[str], str] = str) -> str:
     """Return a question that suggests a setting in place of an option of another training tool.
 
     An example is `did you mean seed? (seed=1)`. `key` is Positron's key for the option, and `value` is the value that the user
     gave to the option (None: no value). The setting stands in parentheses if its value has the same meaning in Positron.
     Otherwise, a note about the key stands there, if there is one.
 
-    `written` converts a key to the form in which the user gives it, such as an argument of a Python function. It is used only
+    `spelling` converts a key to the form in which the user gives it, such as an argument of a Python function. It is used only
     if no setting stands in parentheses.
     """
     if value and key in _KEYS_WITH_SAME_VALUE:
         return f"did you mean {key}? ({key}={value})"
     note = _NOTES.get(key)
-    return f"did you mean {written(key)}?" + (f" ({note})" if note else "")
+    return f"did you mean {spelling(key)}?" + (f" ({note})" if note else "")

@@ -190,17 +190,18 @@ class _Reader:
 
     def _why_unread(self, key: str) -> str:
         """Return why the command does not read `key`."""
-        top, ours = key.split(".")[0], command(self.recipe)
+        top, own_command = key.split(".")[0], command(self.recipe)
         if top in BASE_GROUPS:
-            return f"{ours} takes {_FROM_OTHER_RUNS.get(self.recipe, _FROM_BASE)}"
+            return f"{own_command} takes {_FROM_OTHER_RUNS.get(self.recipe, _FROM_BASE)}"
         if top in BUDGET_KEYS:
-            return f"{key}= is not read by {ours}"
+            return f"{key}= is not read by {own_command}"
         if top == "ckpt_path":
             return (
-                f"{ours} starts with the weights of the run that init_from= names, and the same command continues a run"
+                f"{own_command} starts with the weights of the run that init_from= names, and the same command continues "
+                "a run"
             )
         reader = next(recipe for recipe, groups in OWN_GROUPS.items() if top in groups)
-        return f"{key}= is read by {command(reader)}, not by {ours}"
+        return f"{key}= is read by {command(reader)}, not by {own_command}"
 
     def _check_group(self, group: str, text: str, parser: OverridesParser) -> None:
         choices = self.groups[group]
@@ -231,11 +232,11 @@ class _Reader:
                 raise UserError(self._no_choice(group, name))
             if group == "experiment" and not fits(self.recipe, group, name, self.conf):
                 reader = next((recipe for recipe, names in TUNING_EXPERIMENTS.items() if name in names), "train")
-                own = (
+                remedy = (
                     f"choose from {', '.join(self._usable(group))}" if self._usable(group) else "leave experiment= out"
                 )
                 raise UserError(
-                    f"experiment={name} is an experiment of {command(reader)}, not of {command(self.recipe)}: {own}"
+                    f"experiment={name} is an experiment of {command(reader)}, not of {command(self.recipe)}: {remedy}"
                 )
 
     def _no_choice(self, group: str, name: str) -> str:
@@ -244,16 +245,16 @@ class _Reader:
         similar = similar_choice(group, name, self.groups[group])
         hint = f"{similar} Choices: " if similar else "choose from "
         if group == "data" and set(name) & set("./~\\"):
-            own = next(source for source in SOURCES_OF[self.recipe] if source in OWN_FILES)
-            hint = f"give data={own} data.path={name} to read a file of your own; choices: "
+            source = next(source for source in SOURCES_OF[self.recipe] if source in OWN_FILES)
+            hint = f"give data={source} data.path={name} to read a file of your own; choices: "
         if group == "callbacks" and not similar:
             hint = f"for a callback of your own, write FOLDER/callbacks/{name}.yaml and add --config-dir FOLDER"
             return f"there is no callbacks={name}: {hint}, or leave callbacks= out"
         if name == "null":
-            empty = _EMPTY_CHOICE.get(group)
+            empty_choice = _EMPTY_CHOICE.get(group)
             hint = (
-                f"give {group}={empty} instead; choices: "
-                if empty
+                f"give {group}={empty_choice} instead; choices: "
+                if empty_choice
                 else f"every run of a sweep over {group}= needs a choice; choices: "
                 if group in self.optional
                 else f"every run needs a choice of {group}=; choices: "
@@ -326,8 +327,8 @@ class _Reader:
 
     def _undeletable(self, key: str) -> str:
         if key in self.groups:
-            empty = _EMPTY_CHOICE.get(key)
-            remedy = f"give {key}={empty}" if empty else f"leave ~{key} out, or choose another {key}="
+            empty_choice = _EMPTY_CHOICE.get(key)
+            remedy = f"give {key}={empty_choice}" if empty_choice else f"leave ~{key} out, or choose another {key}="
             return f"~{key} would delete the group {key}, which is not possible: {remedy}"
         if key in self.keys:
             null = f", or give {key}=null" if is_optional(key) else ""
@@ -359,14 +360,14 @@ class _Reader:
         if is_own or _is_file(Run(Path(word)).config_path):
             return f"did you mean {'teachers' if self.recipe == 'distill' else 'init_from'}={word}?"
         if _is_file(word):
-            own = next(source for source in SOURCES_OF[self.recipe] if source in OWN_FILES)
-            return f"did you mean data={own} data.path={word}?"
+            source = next(source for source in SOURCES_OF[self.recipe] if source in OWN_FILES)
+            return f"did you mean data={source} data.path={word}?"
         if word.endswith((".py", ".yaml", ".yml")):
             return "ready-made settings are chosen by name, such as experiment=shakespeare_char"
-        near = difflib.get_close_matches(word, self.groups["experiment"], 1, 0.75)
+        similar = difflib.get_close_matches(word, self.groups["experiment"], 1, 0.75)
         return (
-            f"did you mean experiment={near[0]}?"
-            if near
+            f"did you mean experiment={similar[0]}?"
+            if similar
             else "settings are given as key=value, such as train.max_steps=100"
         )
 

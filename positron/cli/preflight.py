@@ -139,10 +139,10 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
             f"model=auto chooses a size, but the weights of {run.folder} have a fixed size: {remedy}, or leave {key}= out"
         )
     source = run.settings().model
-    different = _different_shape(source, config.model)
-    if different:
-        listed = " ".join(f"{key}={_shown(value)}" for key, value in different.items())
-        wrong = [f"{key}={value}" for key, value in asked.given.items() if key == "model" or key in different]
+    differences = _different_shape(source, config.model)
+    if differences:
+        listed = " ".join(f"{key}={_shown(value)}" for key, value in differences.items())
+        wrong = [f"{key}={value}" for key, value in asked.given.items() if key == "model" or key in differences]
         # with init_from= alone, the architecture is that of the source run; see `with_source_model`
         can_leave_out = config.init_from is not None and wrong and "experiment" not in asked.given
         raise UserError(
@@ -159,12 +159,12 @@ def _different_shape(source: ModelConfig, model: ModelConfig) -> dict[str, Any]:
     names = [*_SHAPE_FIELDS]
     if model.has_learned_positions and source.has_learned_positions:
         names.append("context_length")
-    different: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
     for name in names:
         field = _FIELD_OF.get(name, name)
         if getattr(source, name) != getattr(model, name) and getattr(source, field) != getattr(model, field):
-            different[f"model.{field}"] = getattr(source, name)
-    return different
+            differences[f"model.{field}"] = getattr(source, name)
+    return differences
 
 
 def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
@@ -234,17 +234,21 @@ def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, st
     """
     if config.is_tuning or (config.init_from is None and config.ckpt_path is None):
         return config
-    own = Run(folder)
-    run = own if own.exists else _source_run(config)
+    own_run = Run(folder)
+    run = own_run if own_run.exists else _source_run(config)
     if run is None:
         return config
     known = from_dict(TokenizerConfig, run.config()["tokenizer"], "tokenizer")
-    asked = next((key for key in given if key == "tokenizer" or key.startswith("tokenizer.")), None)
+    tokenizer_key = next((key for key in given if key == "tokenizer" or key.startswith("tokenizer.")), None)
     kind = config.tokenizer.kind
-    if asked is not None and config.tokenizer != known and (kind == known.kind or kind != _saved_kind(run, known)):
+    if (
+        tokenizer_key is not None
+        and config.tokenizer != known
+        and (kind == known.kind or kind != _saved_kind(run, known))
+    ):
         raise UserError(
-            f"{asked}={given[asked]} differs from the tokenizer of {run.folder}, whose weights you start from: "
-            f"leave {asked}= out"
+            f"{tokenizer_key}={given[tokenizer_key]} differs from the tokenizer of {run.folder}, whose weights you start from: "
+            f"leave {tokenizer_key}= out"
         )
     return dataclasses.replace(config, tokenizer=known)
 
@@ -271,13 +275,13 @@ def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
     from positron.data.listing import format_of, list_files
     from positron.data.records import SUFFIXES
 
-    called = f"data.path={data.path}"
-    listing = list_files(data.path, called) if data.source == "text" else list_files(data.path, called, SUFFIXES)
+    label = f"data.path={data.path}"
+    listing = list_files(data.path, label) if data.source == "text" else list_files(data.path, label, SUFFIXES)
     if data.source == "text" and "data.field" in given and all(format_of(path) == "text" for path in listing.files):
         raise UserError(
-            f"data.field= is read only for {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]} files, but {called} is read as plain "
+            f"data.field= is read only for {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]} files, but {label} is read as plain "
             "text: leave data.field= out"
         )
     refuse_unreadable(
-        listing.files, called, Reading(data.field, data.on_invalid, is_one_of_several=len(listing.files) > 1)
+        listing.files, label, Reading(data.field, data.on_invalid, is_one_of_several=len(listing.files) > 1)
     )

@@ -24,21 +24,21 @@ def full_name(key: str, recipe: Recipe) -> str:
     if key in keys_read_by(recipe) or key in groups_of(conf_folder()) or "." in key:
         return key
 
-    def written(known: str) -> str:
+    def spelling(known: str) -> str:
         return _argument(known, recipe)
 
     match matches := _ending_in(key, recipe):
         case []:
-            if elsewhere := [known for known in leaf_keys() if known.rpartition(".")[2] == key]:
-                return elsewhere[0]
+            if other_keys := [known for known in leaf_keys() if known.rpartition(".")[2] == key]:
+                return other_keys[0]
             other = same_option(key, recipe)
             if other is None:
-                raise UserError(unknown_key(key, written))
-            raise UserError(f"unknown key {key}: {question(other, None, written)}")
+                raise UserError(unknown_key(key, spelling))
+            raise UserError(f"unknown key {key}: {question(other, None, spelling)}")
         case [only]:
             return only
         case _:
-            options = ", ".join(map(written, matches))
+            options = ", ".join(map(spelling, matches))
             raise UserError(f"{key}= could mean {' or '.join(matches)}: give one of {options}")
 
 

@@ -102,10 +102,10 @@ def read_request(composed: Any, overrides: Sequence[str]) -> Request:
     expand_paths(values)
     write_custom_data(values)
     callbacks = values.pop("callbacks", None)
-    beside = {key: values.pop(key) for key in BESIDE_VALUES if key in values}
+    extra_values = {key: values.pop(key) for key in BESIDE_VALUES if key in values}
     given = given_keys(overrides)
     take_from_teachers(values, given)
-    return Request(values, from_dict(Asked, {**beside, "given": given}), callbacks)
+    return Request(values, from_dict(Asked, {**extra_values, "given": given}), callbacks)
 
 
 def typed_overrides(hydra: Any) -> list[str]:

@@ -186,8 +186,8 @@ def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: Run
         for path in folders if config is not None else ():
             if _has_config(path, config):
                 return path
-        taken = {int(path.name) for path in folders if any(path.iterdir())}
-        new_number = number if number not in taken else max(taken) + 1
+        taken_numbers = {int(path.name) for path in folders if any(path.iterdir())}
+        new_number = number if number not in taken_numbers else max(taken_numbers) + 1
         folder = make_folder(sweep / str(new_number))
         write_json(folder / _CLAIM_FILE, list(overrides))
         return folder

@@ -31,10 +31,10 @@ def take_from_teachers(values: dict[str, Any], given: Mapping[str, str]) -> None
         teachers = find_teachers(names)
         source, recorded = teachers[0], [portable(run.folder) for run in teachers]
     except UserError:
-        own = Run(OUTPUTS / values["name"])
-        if not is_finished_student(own, names):
+        own_run = Run(OUTPUTS / values["name"])
+        if not is_finished_student(own_run, names):
             raise
-        source, recorded = own, own.config()["distill"]["teachers"]
+        source, recorded = own_run, own_run.config()["distill"]["teachers"]
     values["distill"]["teachers"] = recorded
     values["tokenizer"] = source.config()["tokenizer"]
     if not _is_chosen("model", ModelConfig, values, given):

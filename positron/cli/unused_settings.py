@@ -174,10 +174,10 @@ def refuse_other_source(source: str, recipe: Recipe) -> None:
     """Raise UserError if the command `recipe` does not learn from data of the kind `source`."""
     if source not in SOURCES_OF[recipe]:
         readers = [command(other) for other, sources in SOURCES_OF.items() if source in sources]
-        elsewhere = f" (only {' and '.join(readers)} can)" if readers else ""
+        remark = f" (only {' and '.join(readers)} can)" if readers else ""
         if source == "imported":  # a distillation takes data= from its teacher
             raise UserError(f"the training text of an imported model is not known; {_DATA_ADVICE[recipe]}")
-        raise UserError(f"{command(recipe)} cannot learn from data.source={source}{elsewhere}; {_DATA_ADVICE[recipe]}")
+        raise UserError(f"{command(recipe)} cannot learn from data.source={source}{remark}; {_DATA_ADVICE[recipe]}")
 
 
 def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe) -> None:
@@ -235,10 +235,10 @@ def _pretraining_data(values: Mapping[str, Any], given: Mapping[str, str], recip
         return
     for key in ("packing", "document_mask", "dir"):
         if f"data.{key}" in given:
-            instead = " (sft.packing=true packs conversations)" if (key, recipe) == ("packing", "sft") else ""
+            remark = " (sft.packing=true packs conversations)" if (key, recipe) == ("packing", "sft") else ""
             readers = " and ".join(map(command, COMMANDS_FROM_TEXT))
             raise UserError(
-                f"data.{key}= is read by {readers}, not by {command(recipe)}: leave data.{key}= out{instead}"
+                f"data.{key}= is read by {readers}, not by {command(recipe)}: leave data.{key}= out{remark}"
             )
 
 
