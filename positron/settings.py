@@ -189,7 +189,7 @@ def flat(values: dict[str, Any], prefix: str = "", depth: int = 8) -> dict[str, 
     return by_key
 
 
-def leaf_keys() -> list[str]:
+def all_keys() -> list[str]:
     """Return every key that a user can set: a single setting, such as `optimizer.lr`, or a group, such as `optimizer`."""
     return [*_keys_of(RunConfig), *BESIDE_VALUES]
 
@@ -199,7 +199,7 @@ def keys_read_by(recipe: Recipe) -> list[str]:
 
     `recipe` is the name of the command, such as "train".
     """
-    return [key for key in leaf_keys() if key.split(".")[0] not in NOT_READ_BY[recipe]]
+    return [key for key in all_keys() if key.split(".")[0] not in NOT_READ_BY[recipe]]
 
 
 def _keys_of(cls: type, prefix: str = "") -> list[str]:
@@ -279,7 +279,7 @@ def unknown_key(key: str, spelling: Callable[[str], str] = str) -> str:
     If `key` itself exists, the message says that this command cannot set the key.
     `spelling` converts the suggested key to the form that the user must type.
     """
-    keys = [*leaf_keys(), "experiment"]
+    keys = [*all_keys(), "experiment"]
     group, _, last = key.rpartition(".")
     if key in keys:
         return f"{key}= cannot be set by this command: {command('train', '--cfg', 'job')} lists all keys"

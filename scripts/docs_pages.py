@@ -33,7 +33,7 @@ from positron.cli.help_text import (  # noqa: E402
     type_in_words,
 )
 from positron.cli.overrides import groups_of  # noqa: E402
-from positron.settings import MISSING, NOT_READ_BY, Recipe, is_group, keys_read_by, leaf_keys, type_of  # noqa: E402
+from positron.settings import MISSING, NOT_READ_BY, Recipe, all_keys, is_group, keys_read_by, type_of  # noqa: E402
 from positron.system.commands import SCRIPT, module_of  # noqa: E402
 from scripts.format_table import formats_page  # noqa: E402
 
@@ -134,7 +134,7 @@ def is_number(key: str) -> bool:
 def reference_keys() -> list[str]:
     """Return every key that a command reads, in the order of positron/config.py."""
     read = {key for recipe in NOT_READ_BY for key in keys_read_by(recipe)}
-    return [key for key in leaf_keys() if key in read and not is_group(key)]
+    return [key for key in all_keys() if key in read and not is_group(key)]
 
 
 def configuration_page() -> str:

@@ -22,7 +22,7 @@ from positron.cli.other_tools import same_option
 from positron.cli.overrides import groups_of
 from positron.config import GPTConfig, ModelConfig
 from positron.run.facts import Facts
-from positron.settings import OWN_GROUPS, is_group, leaf_keys
+from positron.settings import OWN_GROUPS, all_keys, is_group
 from scripts import docs_pages, format_table
 
 DOCS = PROJECT / "docs"
@@ -36,7 +36,7 @@ def test_the_configuration_reference_has_every_key_with_a_meaning_and_every_numb
         row[0]: row[1:]
         for row in re.findall(r"^\| `([\w.]+)`\{#.*?\} \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", page, re.M)
     }
-    keys = {key for key in leaf_keys() if not is_group(key)} - {"given"}
+    keys = {key for key in all_keys() if not is_group(key)} - {"given"}
     assert set(rows) == keys
     for key, (kind, default, unit, meaning) in rows.items():
         assert kind, key
@@ -109,7 +109,7 @@ def test_the_migration_tables_agree_with_the_advice_of_the_command_line():
     page = (DOCS / "migration.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`[^|]*`) \| `([\w.]+)` \| [^|]*\|$", page, re.M)
     assert len(rows) > 60
-    known = {*leaf_keys(), *groups_of(PROJECT / "conf")}
+    known = {*all_keys(), *groups_of(PROJECT / "conf")}
     for theirs, ours in rows:
         assert ours in known, ours
         readers = [recipe for recipe, groups in OWN_GROUPS.items() if ours.split(".")[0] in groups]

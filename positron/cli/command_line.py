@@ -14,7 +14,7 @@ from pathlib import Path
 
 from positron.cli.other_tools import advice, same_option
 from positron.cli.overrides import checked_overrides, groups_of
-from positron.settings import NOT_READ_BY, SHORT_KEYS, Recipe, keys_read_by, leaf_keys
+from positron.settings import NOT_READ_BY, SHORT_KEYS, Recipe, all_keys, keys_read_by
 from positron.system.commands import command
 from positron.system.errors import UserError
 
@@ -123,10 +123,10 @@ def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) ->
     bare = name.strip("-").replace("-", "_")
     if value in groups_of(conf).get(bare, ()):
         return f"there is no option {name}; settings are given as key=value: write {bare}={value}"
-    if key is None and bare in leaf_keys():
+    if key is None and bare in all_keys():
         key = bare
     if key is None:
-        same_ending = [leaf for leaf in (*keys_read_by(recipe), *leaf_keys()) if leaf.rsplit(".", 1)[-1] == bare]
+        same_ending = [leaf for leaf in (*keys_read_by(recipe), *all_keys()) if leaf.rsplit(".", 1)[-1] == bare]
         key = same_ending[0] if same_ending else None
     if key is None:
         similar = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)

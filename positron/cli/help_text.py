@@ -19,7 +19,7 @@ from positron.cli.defaults import default_configs, register_defaults
 from positron.cli.overrides import groups_of
 from positron.cli.unused_settings import fits
 from positron.config import RunConfig
-from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, Recipe, flat, is_group, leaf_keys, type_of
+from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, Recipe, all_keys, flat, is_group, type_of
 from positron.system.commands import command
 
 _WIDTH = 110
@@ -95,7 +95,7 @@ def help_text(recipe: Recipe, conf: Path) -> str:
     lines += ["", "keys, with type and default:"]
     defaults, comments = default_values(recipe, conf), field_comments()
     section = ""
-    for key in leaf_keys():
+    for key in all_keys():
         hint, top = type_of(key), key.partition(".")[0]
         if top in NOT_READ_BY[recipe] or is_group(key):
             continue

@@ -24,6 +24,7 @@ from positron.settings import (
     OWN_GROUPS,
     SHORT_KEYS,
     Recipe,
+    all_keys,
     check_value,
     expected,
     is_group,
@@ -31,7 +32,6 @@ from positron.settings import (
     is_list_of_texts,
     is_optional,
     is_text,
-    leaf_keys,
     unknown_key,
 )
 from positron.system.commands import command
@@ -143,7 +143,7 @@ class _Reader:
         self.can_sweep = can_sweep  # whether the command has the option -m
         self.groups, self.conf = groups_of(conf, own_conf), conf
         self.optional = _OPTIONAL_GROUPS[recipe]
-        self.keys = set(leaf_keys())
+        self.keys = set(all_keys())
         self.chosen: dict[str, str] = {}
 
     def read(self, settings: Sequence[str]) -> list[str]:
@@ -373,7 +373,7 @@ class _Reader:
 
     def _unknown(self, key: str, value: str) -> str:
         last = key.rpartition(".")[2]
-        same_word = [leaf for leaf in leaf_keys() if leaf.rpartition(".")[2] == last]
+        same_word = [leaf for leaf in all_keys() if leaf.rpartition(".")[2] == last]
         other = same_option(key, self.recipe)
         if other is None and all(map(self._is_unread, same_word)):
             other = next(iter(same_word), None)

@@ -10,7 +10,7 @@ from typing import Any
 from positron.cli.hydra_app import conf_folder
 from positron.cli.other_tools import question, same_option
 from positron.cli.overrides import groups_of
-from positron.settings import Recipe, keys_read_by, leaf_keys, unknown_key
+from positron.settings import Recipe, all_keys, keys_read_by, unknown_key
 from positron.system.errors import UserError
 
 
@@ -29,7 +29,7 @@ def full_name(key: str, recipe: Recipe) -> str:
 
     match matches := _ending_in(key, recipe):
         case []:
-            if other_keys := [known for known in leaf_keys() if known.rpartition(".")[2] == key]:
+            if other_keys := [known for known in all_keys() if known.rpartition(".")[2] == key]:
                 return other_keys[0]
             other = same_option(key, recipe)
             if other is None:

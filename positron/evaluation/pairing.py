@@ -20,7 +20,7 @@ from positron.run.differences import TEXT_LOCATION, is_changeable, learned_setti
 from positron.run.folder import Run
 from positron.run.outcome import read_outcome
 from positron.run.provenance import read_provenance, recorded_changes, start_of
-from positron.settings import leaf_keys, unknown_key
+from positron.settings import all_keys, unknown_key
 from positron.system.commands import quoted
 from positron.system.console import one_line
 from positron.system.disk import refuse_links_in
@@ -150,7 +150,7 @@ def settings_named(text: str) -> list[str]:
     """
     keys = [key.strip() for key in text.split(",") if key.strip()]
     for key in keys:
-        if key != STEPS and not any(known == key or known.startswith(f"{key}.") for known in leaf_keys()):
+        if key != STEPS and not any(known == key or known.startswith(f"{key}.") for known in all_keys()):
             raise UserError(f"--differ-in {key}: {unknown_key(key)}")
     return keys
 
@@ -217,7 +217,7 @@ def _why_none(key: str, value: str, members: Sequence[Member]) -> str:
         return one_line(f"{key} is {' or '.join(dict.fromkeys(values))} in these runs, not {value}", 200)
     if is_changeable(key):
         return f"{key} does not change what a run learns, so it cannot select runs"
-    groups = [known for known in leaf_keys() if known.startswith(f"{key}.")]
+    groups = [known for known in all_keys() if known.startswith(f"{key}.")]
     return f"{key} is a group: give one of its settings, such as {groups[0]}=" if groups else unknown_key(key)
 
 

@@ -14,7 +14,7 @@ from positron import preview
 from positron.cli.sampling_options import chosen_sampling, sampling_options
 from positron.cli.unused_settings import TUNING_EXPERIMENTS
 from positron.config import GPTConfig, RunConfig, seconds
-from positron.settings import BASE_GROUPS, from_dict, leaf_keys, unknown_key
+from positron.settings import BASE_GROUPS, all_keys, from_dict, unknown_key
 from positron.system.errors import UserError
 
 CONF = PROJECT / "conf"
@@ -174,7 +174,7 @@ def test_unknown_keys_are_matched_by_path_and_by_last_word():
     assert "did you mean optimizer.lr?" in unknown_key("model.lr")
     assert "did you mean optimizer.lr?" in unknown_key("sft.lr")
     assert "choose from distill.teachers, distill.alpha" in unknown_key("distill.weights")  # not reinforce.weights
-    assert {"optimizer.lr", "logger.wandb.project", "name"} <= set(leaf_keys())
+    assert {"optimizer.lr", "logger.wandb.project", "name"} <= set(all_keys())
 
 
 @pytest.mark.parametrize(("text", "value"), [("90s", 90), ("10m", 600), ("2h", 7200), (5, 5), ("0.5h", 1800)])

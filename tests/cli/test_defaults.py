@@ -25,7 +25,7 @@ from positron.config import (
     TrainConfig,
 )
 from positron.run.folder import Run
-from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, from_dict, leaf_keys
+from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, all_keys, from_dict
 from positron.system.disk import read_json, write_json
 
 CONF = PROJECT / "conf"
@@ -76,7 +76,7 @@ def test_what_is_written_anyway_makes_a_difference():
 
 @pytest.mark.parametrize("recipe", ["train", "distill", "sft", "prefer"])
 def test_a_recipe_composes_exactly_the_keys_that_its_command_reads(recipe):
-    keys = set(leaf_keys())
+    keys = set(all_keys())
     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
     read = {key for key in leaves if key.split(".")[0] not in NOT_READ_BY[recipe]}
     absent = {"logger.wandb", "logger.tensorboard"}  # until logger=wandb or logger=tensorboard brings them

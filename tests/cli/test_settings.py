@@ -39,7 +39,7 @@ from positron.config import (
 )
 from positron.run.differences import differences, refuse_differences
 from positron.run.folder import Run
-from positron.settings import BESIDE_VALUES, NOT_READ_BY, from_dict, leaf_keys, type_of
+from positron.settings import BESIDE_VALUES, NOT_READ_BY, all_keys, from_dict, type_of
 from positron.system.disk import write_json
 from positron.system.errors import UserError
 
@@ -142,12 +142,12 @@ def test_what_is_read_and_what_a_group_brings_by_default_is_accepted(words):
 def test_every_key_of_the_table_exists_and_every_choice_is_one():
     for choice in READ_BY:
         for keys in choice.choices.values():
-            assert {f"{choice.group}.{key}" for key in keys} <= set(leaf_keys())
+            assert {f"{choice.group}.{key}" for key in keys} <= set(all_keys())
         for select in choice.select.values():
             chosen, *needed = select.split(" ")
             selector, _, name = chosen.partition("=")  # a group of conf/, or a key
             assert name in (groups_of(CONF).get(selector) or get_args(type_of(selector)))
-            assert {setting.partition("=")[0] for setting in needed} <= set(leaf_keys())
+            assert {setting.partition("=")[0] for setting in needed} <= set(all_keys())
 
 
 def test_a_sum_of_rewards_is_read_from_the_command_line():
@@ -444,7 +444,7 @@ def test_every_number_of_a_run_refuses_nan_and_infinity():
     values["preference"] = {"lora": {}}
     values["distill"] = {"teachers": ["a"]}
     values["logger"] = {"wandb": {}, "tensorboard": {}}
-    for key in set(leaf_keys()) - set(BESIDE_VALUES):
+    for key in set(all_keys()) - set(BESIDE_VALUES):
         for bad in (math.nan, math.inf, -(10**30)):
             changed = json.loads(json.dumps(values))
             *path, last = key.split(".")
