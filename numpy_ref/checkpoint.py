@@ -106,31 +106,31 @@ def read_config(path: Path) -> GPTConfig:
         raise InputError(f"{path} is not a model configuration: {error}") from error
 
 
-def check_params(params: Params, config: GPTConfig, where: str) -> Params:
+def check_params(params: Params, config: GPTConfig, source: str) -> Params:
     """Check that the parameters fit the architecture; return them as contiguous arrays in the order of `gpt.shapes`.
 
-    `where` names their file in the error message. Raises InputError, which names the array, if an array is missing,
+    `source` names their file in the error message. Raises InputError, which names the array, if an array is missing,
     unexpected, of another shape, or not floating-point.
     """
     expected = shapes(config)
     for name, shape in expected.items():
         if name not in params:
             raise InputError(
-                f"{where}: the array {name} is missing, but the model's configuration needs it: the files of two models "
+                f"{source}: the array {name} is missing, but the model's configuration needs it: the files of two models "
                 "are mixed, or a file is damaged"
             )
         if params[name].shape != shape:
             raise InputError(
-                f"{where}: {name} has the shape {params[name].shape}, but the model's configuration needs {shape}: the "
+                f"{source}: {name} has the shape {params[name].shape}, but the model's configuration needs {shape}: the "
                 "files of two models are mixed, or a file is damaged"
             )
         if params[name].dtype.kind != "f":
             raise InputError(
-                f"{where}: {name} contains {params[name].dtype} numbers instead of floats: restore the file from a copy"
+                f"{source}: {name} contains {params[name].dtype} numbers instead of floats: restore the file from a copy"
             )
     if extra := sorted(set(params) - set(expected)):
         raise InputError(
-            f"{where}: the array {extra[0]} is not part of the model's configuration: the files of two models are mixed, "
+            f"{source}: the array {extra[0]} is not part of the model's configuration: the files of two models are mixed, "
             "or a file is damaged"
         )
     return {name: np.ascontiguousarray(params[name]) for name in expected}

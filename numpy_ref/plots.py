@@ -103,11 +103,11 @@ def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -
     save_figure(drawn, path)
 
 
-def outlier_tokens(norms: Array, factor: float = 2.0, most: int = 4) -> list[int]:
+def outlier_tokens(norms: Array, factor: float = 2.0, limit: int = 4) -> list[int]:
     """Find the tokens whose norm after some layer is far from the median of all tokens' norms after the same layer.
 
     Far means more than `factor` times the median, or less than 1 / `factor` of it. norms (layers, T) -> the indices of
-    at most `most` tokens, the most extreme first.
+    at most `limit` tokens, the most extreme first.
     """
     away = np.abs(np.log(norms / np.median(norms, axis=1, keepdims=True))).max(axis=0)  # (T,)
-    return [int(t) for t in np.argsort(-away, kind="stable")[:most] if away[t] > np.log(factor)]
+    return [int(t) for t in np.argsort(-away, kind="stable")[:limit] if away[t] > np.log(factor)]

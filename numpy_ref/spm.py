@@ -72,7 +72,7 @@ class SentencePieceTokenizer:
 
     kind = "sentencepiece"
 
-    def __init__(self, model: bytes, where: str = "the model") -> None:
+    def __init__(self, model: bytes, source: str = "the model") -> None:
         try:
             pieces = [
                 dict(fields(value)) for number, value in fields(model) if number == 1 and isinstance(value, bytes)
@@ -81,10 +81,10 @@ class SentencePieceTokenizer:
             self._type = [int(piece.get(3, NORMAL)) for piece in pieces]
             scores = [struct.unpack("<f", bytes(piece.get(2, bytes(4))))[0] for piece in pieces]
         except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
-            raise InputError(f"{where} is not a SentencePiece model: {error!r}") from error
+            raise InputError(f"{source} is not a SentencePiece model: {error!r}") from error
         if UNKNOWN not in self._type or self._type.count(BYTE) != 256:
             raise InputError(
-                f"{where} has no unknown piece or no byte fallback: numpy_ref reads only SentencePiece models that have "
+                f"{source} has no unknown piece or no byte fallback: numpy_ref reads only SentencePiece models that have "
                 "both; use a tokenizer that Positron has trained"
             )
         self.vocab_size = len(self.pieces)
@@ -93,7 +93,7 @@ class SentencePieceTokenizer:
         self._score = {piece: scores[i] for piece, i in joinable.items()}
         self._byte = {int(self.pieces[i][1:-1], 16): i for i, kind in enumerate(self._type) if kind == BYTE}
         if END_OF_TEXT not in self.pieces:
-            raise InputError(f"{where} has no piece {END_OF_TEXT}: use a tokenizer that Positron has trained")
+            raise InputError(f"{source} has no piece {END_OF_TEXT}: use a tokenizer that Positron has trained")
         self.end_of_text = self.pieces.index(END_OF_TEXT)
         # words can be encoded one by one unless a piece contains a space that is not its first character
         self._words = re.compile(f"{SPACE}?[^{SPACE}]*" if all(SPACE not in p[1:] for p in joinable) else "(?s).*")

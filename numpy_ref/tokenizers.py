@@ -144,10 +144,10 @@ def train_tokenizer(kind: TokenizerKind, text: str, vocab_size: int) -> OwnToken
             assert_never(kind)
 
 
-def from_json(facts: dict[str, Any], where: str) -> OwnTokenizer:
+def from_json(facts: dict[str, Any], source: str) -> OwnTokenizer:
     """Restore a tokenizer from `facts`, the values that its method `to_json` returned.
 
-    Raises InputError if `facts` does not describe a tokenizer; `where` names the file of `facts` in the error message.
+    Raises InputError if `facts` does not describe a tokenizer; `source` names the file of `facts` in the error message.
     """
     from numpy_ref.bpe import BPETokenizer
 
@@ -159,4 +159,4 @@ def from_json(facts: dict[str, Any], where: str) -> OwnTokenizer:
             raise ValueError("pieces must be a list of strings")
         return {"character": CharTokenizer, "word": WordTokenizer}[facts["kind"]](pieces)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where} is not a tokenizer of numpy_ref: {error!r}; restore it from a copy") from error
+        raise InputError(f"{source} is not a tokenizer of numpy_ref: {error!r}; restore it from a copy") from error

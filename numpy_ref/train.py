@@ -116,18 +116,18 @@ def continue_training(path: Path, options: argparse.Namespace) -> Training:
 
     Raises InputError if a setting differs, if the file is damaged, or if the text has changed.
     """
-    where = options.text or str(STORIES_PATH)
-    training = resume_training(path, argparse.Namespace(), where)
-    given = {**asdict(settings_from(options, read_text(where))), "context": architecture(options)["context_length"]}
+    text_path = options.text or str(STORIES_PATH)
+    training = resume_training(path, argparse.Namespace(), text_path)
+    given = {**asdict(settings_from(options, read_text(text_path))), "context": architecture(options)["context_length"]}
     saved = {**asdict(training.settings), "context": training.config.context_length}
-    different = [
+    differences = [
         f"{key.replace('_', '-')} was {saved[key]} and is now {given[key]}"
         for key in given
         if given[key] != saved[key] and key != "text"  # a path; the content is compared by text_hash
     ]
-    if different:
+    if differences:
         raise InputError(
-            f"the training in {path} was started with other settings ({'; '.join(different)}): give the same settings to "
+            f"the training in {path} was started with other settings ({'; '.join(differences)}): give the same settings to "
             "continue it, --name for another training, or --fresh to start over"
         )
     return training
@@ -157,11 +157,11 @@ def resume_training(path: Path, options: argparse.Namespace, text_path: str | No
                 f"the training in {path} was started with {key}={saved[key]}, not {given}: with --resume, leave this option "
                 "out; for another training, give another --name and leave --resume out"
             )
-    where = text_path or (str(STORIES_PATH) if settings.text == "built-in" else settings.text)
-    text = read_text(where)
+    source = text_path or (str(STORIES_PATH) if settings.text == "built-in" else settings.text)
+    text = read_text(source)
     if hashlib.sha256(text.encode("utf-8")).hexdigest() != settings.text_hash:
         raise InputError(
-            f"{where} has changed since the training in {path} was started: restore the text to continue; otherwise, without "
+            f"{source} has changed since the training in {path} was started: restore the text to continue; otherwise, without "
             "--resume, give --name for another training, or --fresh to start over"
         )
     params, m, v = (
@@ -247,11 +247,11 @@ def open_training(options: argparse.Namespace, name: str) -> Training:
     if options.fresh or not saved.exists():
         return new_training(options)
     training = continue_training(saved, options)
-    done, horizon = len(training.losses), training.horizon
+    n_done, horizon = len(training.losses), training.horizon
     print(
         f"nothing to do: {saved} has finished its {horizon:,} steps"
-        if done == horizon
-        else f"continuing at step {done:,}"
+        if n_done == horizon
+        else f"continuing at step {n_done:,}"
     )
     return training
 

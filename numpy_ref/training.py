@@ -160,8 +160,8 @@ def read_text(path: str) -> str:
     return text
 
 
-def split(ids: list[int], context_length: int, where: str) -> tuple[Array, Array]:
-    """Split `ids` into training and validation tokens; `where` names the text in the error message.
+def split(ids: list[int], context_length: int, source: str) -> tuple[Array, Array]:
+    """Split `ids` into training and validation tokens; `source` names the text in the error message.
 
     The last tenth of the tokens, but at least one window of `context_length` + 1 tokens, is for validation. Raises InputError
     if there are too few tokens for one window of each.
@@ -169,7 +169,7 @@ def split(ids: list[int], context_length: int, where: str) -> tuple[Array, Array
     held = max(context_length + 1, len(ids) // 10)
     if len(ids) < held + context_length + 2:
         raise InputError(
-            f"{where} has {len(ids)} tokens; a context of {context_length} needs at least {2 * context_length + 3}: "
+            f"{source} has {len(ids)} tokens; a context of {context_length} needs at least {2 * context_length + 3}: "
             "give more text, or a smaller --context"
         )
     return np.array(ids[:-held]), np.array(ids[-held:])
