@@ -104,7 +104,7 @@ def continue_prompt(options: argparse.Namespace) -> None:
     if options.compare:
         refuse_unused_by_compare()
     for name in ("max_tokens", "num_samples"):
-        whole_number(f"--{name.replace('_', '-')}", getattr(options, name), least=1)
+        whole_number(f"--{name.replace('_', '-')}", getattr(options, name), minimum=1)
     sampling, stop = chosen_sampling(options), stops_of(options.stop)
     seed_of(options.seed, options.num_samples)
     if options.draft is not None and options.num_samples > 1:

@@ -26,11 +26,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def whole_number(name: str, value: Any, least: int | None = None) -> int:
+def whole_number(name: str, value: Any, minimum: int | None = None) -> int:
     """Return an int or a NumPy integer as an int.
 
     Raises UserError, with the argument's `name` in the message, for all other types, including bool and float (even 40.0), and
-    for a number below `least`.
+    for a number below `minimum`.
     """
     try:
         if isinstance(value, bool):
@@ -38,8 +38,8 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
         number = operator.index(value)
     except TypeError:
         raise UserError(f"{name} must be a whole number, not {shown(value)}") from None
-    if least is not None and number < least:
-        raise UserError(f"{name} must be at least {least}, not {shown(number)}")
+    if minimum is not None and number < minimum:
+        raise UserError(f"{name} must be at least {minimum}, not {shown(number)}")
     return number
 
 
@@ -65,8 +65,8 @@ def seed_of(value: Any, texts: int = 1) -> int:
     """
     seed = whole_number("seed", value)
     if not SMALLEST_SEED <= seed <= LARGEST_SEED - (texts - 1):
-        most = LARGEST_SEED - (texts - 1)
-        raise UserError(f"seed must be between {SMALLEST_SEED} and {most}, not {shown(seed)}" + _for_each(texts))
+        limit = LARGEST_SEED - (texts - 1)
+        raise UserError(f"seed must be between {SMALLEST_SEED} and {limit}, not {shown(seed)}" + _for_each(texts))
     return seed
 
 
@@ -120,20 +120,20 @@ def weights_of(value: Any) -> str:
     return value
 
 
-def unknown(what: str, name: Any, known: Sequence[str]) -> UserError:
+def unknown(noun: str, name: Any, known: Sequence[str]) -> UserError:
     """Return the UserError for an unknown `name`. The message lists all `known` names, and suggests the most similar one.
 
-    `what` says what the name should denote, such as "preset".
+    `noun` says what the name should denote, such as "preset".
     """
-    near = difflib.get_close_matches(str(name), known, 1, 0.6)
-    hint = f"did you mean {near[0]}? Choose" if near else "choose"
-    return UserError(f"there is no {what} {name}: {hint} from {', '.join(known)}")
+    similar = difflib.get_close_matches(str(name), known, 1, 0.6)
+    hint = f"did you mean {similar[0]}? Choose" if similar else "choose"
+    return UserError(f"there is no {noun} {name}: {hint} from {', '.join(known)}")
 
 
-def decoded(data: bytes, what: str) -> str:
+def decoded(data: bytes, label: str) -> str:
     """Decode `data` as UTF-8 text, remove a byte order mark, and convert line ends to LF.
 
-    If the data is not UTF-8, raises UserError. The message contains `what`, a description of the data, and the first invalid
+    If the data is not UTF-8, raises UserError. The message contains `label`, a description of the data, and the first invalid
     byte.
     """
     try:
@@ -142,45 +142,45 @@ def decoded(data: bytes, what: str) -> str:
         hint = (
             "it looks like UTF-16: save it as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "give it as UTF-8"
         )
-        raise UserError(f"{what} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; {hint}") from error
+        raise UserError(f"{label} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; {hint}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def argument(text: str, what: str) -> str:
+def argument(text: str, label: str) -> str:
     """Return a command-line argument without a byte order mark.
 
-    If the argument is not UTF-8, raises UserError. The message contains `what`, a description of the argument, and the first
+    If the argument is not UTF-8, raises UserError. The message contains `label`, a description of the argument, and the first
     invalid byte.
     """
     if any("\udc80" <= character <= "\udcff" for character in text):  # how Python represents bytes that are not UTF-8
-        decoded(os.fsencode(text), what)
-    return text_of(what, text).removeprefix("\ufeff")
+        decoded(os.fsencode(text), label)
+    return text_of(label, text).removeprefix("\ufeff")
 
 
-def standard_input_lines(what: str) -> Iterator[tuple[str, str]]:
+def standard_input_lines(label: str) -> Iterator[tuple[str, str]]:
     """Yield (text, name) for each line of standard input when it arrives. The text includes the line end.
 
-    `name` identifies the line in messages. For example, if `what` is "the prompt", the name of the third line is
+    `name` identifies the line in messages. For example, if `label` is "the prompt", the name of the third line is
     `line 3 of the prompt`. Raises UserError if standard input cannot be read or a line is not UTF-8.
     """
     source = getattr(sys.stdin, "buffer", sys.stdin)
     try:
         for number, line in enumerate(source, 1):
-            name = f"line {number} of {what}"
+            name = f"line {number} of {label}"
             yield (decoded(line, name) if isinstance(line, bytes) else line), name
     except (OSError, ValueError) as error:  # standard input is closed, a folder, or open for writing only
-        raise UserError(f"cannot read {what}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(f"cannot read {label}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def read_standard_input(what: str) -> str:
+def read_standard_input(label: str) -> str:
     """Return all of standard input as text.
 
-    If standard input cannot be read or is not UTF-8, raises UserError with `what`, a description of the input, in the message.
+    If standard input cannot be read or is not UTF-8, raises UserError with `label`, a description of the input, in the message.
     """
     source = getattr(sys.stdin, "buffer", sys.stdin)
     try:
         content = source.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {what} from standard input: {reason}") from error
-    return decoded(content, what) if isinstance(content, bytes) else content
+        raise UserError(f"cannot read {label} from standard input: {reason}") from error
+    return decoded(content, label) if isinstance(content, bytes) else content

@@ -91,7 +91,7 @@ class CompiledDecoder(Decoder):
         rows = ROWS_TOGETHER
         self.arrays: tuple[Any, ...] = (
             (self.job, self.chunks),
-            (sizes, np.float32(self.eps), packed.where, packed.weights, packed.floats, self.wte.numpy()),
+            (sizes, np.float32(self.eps), packed.offsets, packed.weights, packed.floats, self.wte.numpy()),
             (self.k.numpy(), self.v.numpy()),
             (self.new, self.before, self.slots, self.places),
             (
@@ -109,8 +109,8 @@ class CompiledDecoder(Decoder):
         Numba compiles a function at its first call. Therefore this method calls `work` once, with nothing to compute.
         """
         if self.weight_dtype not in _compiled:
-            said = "compiling the decoder for this processor, once for each format of weights: about 15 seconds"
-            with kernel.on_compilation(lambda: logger.info(said)):
+            message = "compiling the decoder for this processor, once for each format of weights: about 15 seconds"
+            with kernel.on_compilation(lambda: logger.info(message)):
                 kernel.work(0, 0, self.owner, np.zeros(kernel.SYNC, dtype=np.int64), *self.arrays)
             _compiled.add(self.weight_dtype)
 
@@ -262,7 +262,7 @@ def activation_code(kind: Activation) -> int:
 class _Packed:
     """Hold all weights in the layout that `compiled_step.py` reads.
 
-    `weights` (1-D) contains the matrices, and `floats` (1-D, fp32) all other tensors. `where` has a row for each layer, and a
+    `weights` (1-D) contains the matrices, and `floats` (1-D, fp32) all other tensors. `offsets` has a row for each layer, and a
     last row for the last norm and the output matrix. A row contains the indices at which the tensors begin in `weights` or
     `floats`. `sizes` contains the dimensions and options of the model. It also contains the indices in `floats` at which the
     tensors that belong to no layer begin: the position embeddings, the cosines and sines of RoPE, and `smear`. `smear`
@@ -276,11 +276,11 @@ class _Packed:
         heads = (config.n_head + 2 * config.kv_heads) * config.d_head
         widest = max(heads, config.d_model, config.vocab_size, 2 * config.ff_width + kernel.LANES)
         self._no_bias = self._floats.add(torch.zeros(widest + kernel.LANES))
-        self.where = np.zeros((config.n_layer + 1, kernel.PLACES), dtype=np.int64)
+        self.offsets = np.zeros((config.n_layer + 1, kernel.PLACES), dtype=np.int64)
         for i, block in enumerate(model.blocks):
-            self.where[i] = self._layer(block, decoder)  # type: ignore[arg-type]
-        self.where[-1, [kernel.NORM_F, kernel.NORM_F_BIAS]] = self._norm(model.norm_f)
-        self.where[-1, [kernel.HEAD_W, kernel.HEAD_SCALE, kernel.HEAD_BIAS]] = self._matrix((model.head_weight, None))
+            self.offsets[i] = self._layer(block, decoder)  # type: ignore[arg-type]
+        self.offsets[-1, [kernel.NORM_F, kernel.NORM_F_BIAS]] = self._norm(model.norm_f)
+        self.offsets[-1, [kernel.HEAD_W, kernel.HEAD_SCALE, kernel.HEAD_BIAS]] = self._matrix((model.head_weight, None))
         self.sizes = np.zeros(kernel.SIZES, dtype=np.int64)
         sizes = (config.d_model, config.n_head, config.kv_heads, config.d_head, config.ff_width, config.vocab_size)
         self.sizes[[kernel.C, kernel.H, kernel.K, kernel.D, kernel.F, kernel.V]] = sizes
@@ -304,7 +304,7 @@ class _Packed:
     def _layer(self, block: Block, decoder: CompiledDecoder) -> list[int]:
         """Append the tensors of a transformer block to the arrays `weights` and `floats`, and return where each tensor begins.
 
-        The returned list becomes the row of `self.where` for this block. Its order is that of the constants NORM1 to
+        The returned list becomes the row of `self.offsets` for this block. Its order is that of the constants NORM1 to
         HEADS_SCALE of `compiled_step`. An item is the index of the first number of a tensor. `decoder` provides the
         configuration and the learned scales of QK-norm; if the model has no such scales, their item is -1.
         """
@@ -353,12 +353,12 @@ class _Packed:
                 narrow, scale = quantise(weight)
             else:
                 narrow, scale = weight.detach().to(self.dtype), torch.ones(rows)
-            more = _up_to(kernel.LANES, rows) - rows
-            narrow = F.pad(narrow, (0, _up_to(kernel.CHAINS, columns) - columns, 0, more))
+            padding = _up_to(kernel.LANES, rows) - rows
+            narrow = F.pad(narrow, (0, _up_to(kernel.CHAINS, columns) - columns, 0, padding))
             packed.append(narrow.view(-1, kernel.LANES, narrow.shape[1]).transpose(1, 2).flatten())
-            scales.append(F.pad(scale.float(), (0, more)))
+            scales.append(F.pad(scale.float(), (0, padding)))
             if bias is not None:
-                biases.append(F.pad(bias.detach(), (0, more)))
+                biases.append(F.pad(bias.detach(), (0, padding)))
         begin = self._floats.add(torch.cat(biases)) if biases else self._no_bias
         return self._weights.add(torch.cat(packed)), self._floats.add(torch.cat(scales)), begin
 

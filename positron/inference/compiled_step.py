@@ -46,7 +46,7 @@ GELU, RELU, SWISH, RELU2, SWIGLU = range(5)
 
 # Indices in `sizes`. SMEAR to SIN are the index in `floats` at which these numbers begin, or -1 if the model has none.
 C, H, K, D, F, V, WINDOW, NORM, ACTIVATION, QK_NORM, SMEAR, POSITIONS, COS, SIN, SIZES = range(15)
-# Indices in a row of `where`. There is a row for each layer, and a last row for norm_f and the head. A row contains the
+# Indices in a row of `offsets`. There is a row for each layer, and a last row for norm_f and the head. A row contains the
 # indices at which its arrays begin in `weights` (names with W) or in `floats` (all others).
 NORM1, NORM1_BIAS, NORM2, NORM2_BIAS, QKV_W, QKV_SCALE, QKV_BIAS, OUT_W, OUT_SCALE, OUT_BIAS = range(10)
 UP_W, UP_SCALE, UP_BIAS, DOWN_W, DOWN_SCALE, DOWN_BIAS, HEADS_SCALE, PLACES = range(10, 18)
@@ -361,7 +361,7 @@ def _head(x, eps, place, sizes, floats, scale):
 def _attend(q, keys, values, scores, y):
     """Write the attention of a query q (D,) over keys and values (T, D) to y (D,). `scores`: scratch memory for T numbers."""
     factor = np.float32(1.0 / np.sqrt(q.size))
-    most = np.float32(-np.inf)
+    max_score = np.float32(-np.inf)
     for t in range(keys.shape[0]):
         key = keys[t]
         total = np.float32(0.0)
@@ -369,10 +369,10 @@ def _attend(q, keys, values, scores, y):
             total += q[i] * key[i]
         total *= factor
         scores[t] = total
-        most = total if total > most else most
+        max_score = total if total > max_score else max_score
     total = np.float32(0.0)
     for t in range(keys.shape[0]):
-        scores[t] = _exp(scores[t] - most)
+        scores[t] = _exp(scores[t] - max_score)
         total += scores[t]
     inverse = np.float32(1.0) / total
     y[:] = np.float32(0.0)
@@ -422,12 +422,12 @@ def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch,
     the phase is a product whose input is the output of a norm, the thread computes the norm when `fresh` is true, and keeps the
     result in its own part of `memory`. `rows`: the number of rows of the batch. The other arguments are described in `work`.
     """
-    sizes, eps, where, weights, floats, _ = model
+    sizes, eps, offsets, weights, floats, _ = model
     keys, values = cache
     _, _, slots, places = batch
     x, t, qkv, y, h, u, normed, scores, logits = memory
     c, d, heads, groups = sizes[C], sizes[D], sizes[H], sizes[K]
-    at = where[layer]
+    at = offsets[layer]
     c4, y4, f4, f16 = normed.shape[2], y.shape[1], (sizes[F] + CHAINS - 1) // CHAINS * CHAINS, h.shape[1]
     normed_at = thread * normed.shape[1] * c4
     if fresh and phase in (QKV, HEAD, UP):
@@ -508,9 +508,9 @@ def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
             the owner of the step. TICKET, DONE and OWNER are constants of this module
     plan    job (JOB,), chunks (N, COLUMNS). `job` contains the number of rows of the batch and the number of chunks. A row of
             `chunks` describes one chunk
-    model   sizes (SIZES,), eps, where (L + 1, PLACES), weights (1-D), floats (1-D), token embeddings (V, C). `weights` contains
-            all matrices, one after the other, and `floats` all other tensors. A row of `where` contains the indices at which
-            the tensors of a layer begin in `weights` or `floats`; the last row is for norm_f and lm_head
+    model   sizes (SIZES,), eps, offsets (L + 1, PLACES), weights (1-D), floats (1-D), token embeddings (V, C). `weights`
+            contains all matrices, one after the other, and `floats` all other tensors. A row of `offsets` contains the indices
+            at which the tensors of a layer begin in `weights` or `floats`; the last row is for norm_f and lm_head
     cache   keys, values: (L, B, K, T, D) each
     batch   ids, previous ids (-1: there is no previous token), rows of the cache, positions in the context: (R,) each
     memory  scratch memory: stream and branch (R, C), qkv (R, (H + 2 K) D), heads (R, H D), hidden and gated (R, F), normalised

@@ -281,10 +281,10 @@ class Decoder:
         return self._logits(torch.stack([last[i] for i in range(len(prompts))]))
 
     def _check_prompts(self, prompts: list[list[int]]) -> None:
-        least, most = min(map(len, prompts)), max(map(len, prompts))
-        if not 0 < least <= most <= self.config.context_length:
+        min_length, max_length = min(map(len, prompts)), max(map(len, prompts))
+        if not 0 < min_length <= max_length <= self.config.context_length:
             raise ValueError(
-                f"the prompts have {least} to {most} tokens, but each must have 1 to {self.config.context_length}"
+                f"the prompts have {min_length} to {max_length} tokens, but each must have 1 to {self.config.context_length}"
             )
 
     def _read_at(self, start: int, rows: list[int], parts: list[list[int]]) -> Tensor:
@@ -385,14 +385,14 @@ class Decoder:
         places = [self.lengths[row] for row in rows]
         if max(places) >= self.config.context_length:
             raise ValueError(f"the cache is full: {self.config.context_length} tokens")
-        where, window = torch.tensor(places, device=self.device), self.config.window or self.config.context_length
+        index, window = torch.tensor(places, device=self.device), self.config.window or self.config.context_length
         x = F.embedding(ids, self.wte)  # (b, C)
         if self.smear is not None:
-            self.ids[rows, where] = ids
-            x = x + self.smear * (F.embedding(self.ids[rows, where - 1], self.wte) * (where > 0)[:, None])
+            self.ids[rows, index] = ids
+            x = x + self.smear * (F.embedding(self.ids[rows, index - 1], self.wte) * (index > 0)[:, None])
         if self.positions is not None:
-            x = x + self.positions[where]
-        turn = None if self.turn is None else self.turn[where]
+            x = x + self.positions[index]
+        turn = None if self.turn is None else self.turn[index]
 
         def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             y = []
@@ -400,8 +400,8 @@ class Decoder:
                 keys[row, :, place], values[row, :, place] = k[i], v[i]
                 visible = slice(max(0, place + 1 - window), place + 1)
                 query = q[i].reshape(1, self.K, self.H // self.K, self.D)
-                mine = keys[row : row + 1, :, visible], values[row : row + 1, :, visible]
-                y.append(F.scaled_dot_product_attention(query, *mine).reshape(1, self.H * self.D))
+                row_cache = keys[row : row + 1, :, visible], values[row : row + 1, :, visible]
+                y.append(F.scaled_dot_product_attention(query, *row_cache).reshape(1, self.H * self.D))
             return torch.cat(y)
 
         x = self._through(x, turn, attend)
@@ -420,26 +420,26 @@ class Decoder:
         if n > self.config.context_length:
             raise ValueError(f"the cache is full: {self.config.context_length} tokens")
         B, H, K, D = len(ids), self.H, self.K, self.D
-        where = slice(n - 1, n) if even else torch.tensor(places, device=self.device)
+        index = slice(n - 1, n) if even else torch.tensor(places, device=self.device)
         window = self.config.window or n
         first, mask = max(0, min(places) + 1 - window), None
         if not even:
-            assert isinstance(where, Tensor)
-            behind = where[:, None] - torch.arange(first, n, device=self.device)  # (B, n - first)
+            assert isinstance(index, Tensor)
+            behind = index[:, None] - torch.arange(first, n, device=self.device)  # (B, n - first)
             mask = ((behind >= 0) & (behind < window))[:, None, None]
             rows = torch.arange(B, device=self.device)
         x = F.embedding(ids, self.wte)  # (B, C)
         if self.smear is not None:
             x = x + self.smear * self._before(ids)
         if self.positions is not None:
-            x = x + self.positions[where]
-        turn = None if self.turn is None else self.turn[where]
+            x = x + self.positions[index]
+        turn = None if self.turn is None else self.turn[index]
 
         def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             if even:
                 keys[:, :, n - 1], values[:, :, n - 1] = k, v
             else:
-                keys[rows, :, where], values[rows, :, where] = k, v
+                keys[rows, :, index], values[rows, :, index] = k, v
             y = F.scaled_dot_product_attention(
                 q.reshape(B, K, H // K, D), keys[:, :, first:n], values[:, :, first:n], attn_mask=mask
             )  # the H/K query heads that share a key head are H/K queries of one product

@@ -49,7 +49,7 @@ class Dialogue:
     def __post_init__(self) -> None:
         seed_of(self.seed)
         if self.max_tokens is not None:
-            whole_number("max_tokens", self.max_tokens, least=1)
+            whole_number("max_tokens", self.max_tokens, minimum=1)
 
     def ask(self, text: str) -> Generator[str, None, None]:
         """Yield the answer to `text` while it is generated, and append question and answer to the messages.
@@ -70,29 +70,31 @@ class Dialogue:
                 logger.info(
                     f"the text is longer than the context: the model reads only the last {len(ids)} tokens of the text"
                 )
-        most = max(1, engine.context - len(ids)) if self.max_tokens is None else self.max_tokens
+        max_tokens = max(1, engine.context - len(ids)) if self.max_tokens is None else self.max_tokens
         turn = 1 + sum(message.role != "system" for message in self.messages)
         self.messages.append(question)
-        said: list[str] = []
+        pieces: list[str] = []
         self.cut = None
         failed = True
         try:
-            answer = engine.stream(ids, self.sampling, max_tokens=most, seed=self._seed(turn), stop_ids=stops)
+            answer = engine.stream(ids, self.sampling, max_tokens=max_tokens, seed=self._seed(turn), stop_ids=stops)
             for piece in answer:
-                said.append(piece)
+                pieces.append(piece)
                 yield piece
             failed = False
             if not answer.ended:
-                full = self.max_tokens is None
-                self.cut = f"the context of {engine.context} tokens is full" if full else f"cut after {most} tokens"
+                is_full = self.max_tokens is None
+                self.cut = (
+                    f"the context of {engine.context} tokens is full" if is_full else f"cut after {max_tokens} tokens"
+                )
         except (KeyboardInterrupt, GeneratorExit):
             failed = False
             raise
         finally:
-            if failed and not said:  # an error before the answer began: the user can ask the question again
+            if failed and not pieces:  # an error before the answer began: the user can ask the question again
                 self.messages.pop()
             else:
-                self.messages.append(Message("assistant", "".join(said)))
+                self.messages.append(Message("assistant", "".join(pieces)))
 
     def _seed(self, turn: int) -> int:
         seed = self.seed + turn
@@ -157,14 +159,14 @@ class Dialogue:
             try:
                 number = kind(value)
             except ValueError:
-                wanted = "a whole number" if kind is int else "a number"
+                noun = "a whole number" if kind is int else "a number"
                 or_none = " or none" if name in _OPTIONAL else ""
-                raise UserError(f"{name} must be {wanted}{or_none}, not {shown(value)[1:-1]}") from None
+                raise UserError(f"{name} must be {noun}{or_none}, not {shown(value)[1:-1]}") from None
         self._set(name, number)
 
     def _set(self, name: str, number: float | None) -> None:
         if name == "max_tokens":
-            self.max_tokens = None if number is None else whole_number(name, number, least=1)
+            self.max_tokens = None if number is None else whole_number(name, number, minimum=1)
         elif name == "seed":
             self.seed = seed_of(number)
         else:
@@ -182,8 +184,8 @@ class Dialogue:
         messages = [dataclasses.asdict(message) for message in self.messages]
         return {"version": VERSION, "settings": settings, "messages": messages}
 
-    def restore(self, state: Any, where: str) -> None:
-        """Restore settings and messages from `state`, the content of the file `where`.
+    def restore(self, state: Any, source: str) -> None:
+        """Restore settings and messages from `state`, the content of the file `source`.
 
         Raises UserError if the content is not valid (the message names the first wrong field), or if it has a system prompt and
         the model was not fine-tuned on conversations. In both cases the dialogue does not change.
@@ -191,7 +193,7 @@ class Dialogue:
         version = state.get("version") if isinstance(state, dict) else None
         if type(version) is int and version > VERSION:
             raise UserError(
-                f"cannot load {where}: a newer Positron saved it (its version is {version}, but this Positron reads only "
+                f"cannot load {source}: a newer Positron saved it (its version is {version}, but this Positron reads only "
                 f"version {VERSION}); update Positron"
             )
         try:
@@ -209,27 +211,27 @@ class Dialogue:
             values = dict(settings)
             max_tokens, seed = values.pop("max_tokens"), seed_of(values.pop("seed", self.seed))
             if max_tokens is not None:
-                max_tokens = whole_number("max_tokens", max_tokens, least=1)
+                max_tokens = whole_number("max_tokens", max_tokens, minimum=1)
             sampling, messages = Sampling(**values), _messages(state["messages"])
         except UserError as error:
             raise UserError(
-                f"cannot load {where}: {error}; correct the file, or load another file that /save wrote"
+                f"cannot load {source}: {error}; correct the file, or load another file that /save wrote"
             ) from error
         if not self.chats and any(message.role == "system" for message in messages):
             raise UserError(
-                f"cannot load {where}: the file has a system prompt, and this run was not fine-tuned on conversations; load "
+                f"cannot load {source}: the file has a system prompt, and this run was not fine-tuned on conversations; load "
                 f"the file in a chat with a run that {command('sft')} made"
             )
         self.sampling, self.max_tokens, self.seed = sampling, max_tokens, seed
         self.messages, self.saved = messages, list(messages)
 
 
-def _group(value: Any, what: str, keys: tuple[str, ...]) -> dict[str, Any]:
+def _group(value: Any, label: str, keys: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{what} must be a JSON object, not {shown(value)}")
+        raise UserError(f"{label} must be a JSON object, not {shown(value)}")
     for key in keys:
         if key not in value:
-            raise UserError(f"{what} has no {key}")
+            raise UserError(f"{label} has no {key}")
     return value
 
 

@@ -111,12 +111,13 @@ class Engine:
         If a text that has not ended has filled the context, its cache is emptied, and the text's last context // 2 tokens (at
         least one) are read again.
         """
-        full = [i for i, length in enumerate(decoder.lengths[: len(seen)]) if length >= self.context]
-        active = [i for i in full if not ended[i]]
+        full_rows = [i for i, length in enumerate(decoder.lengths[: len(seen)]) if length >= self.context]
+        active = [i for i in full_rows if not ended[i]]
         if active:
             logger.debug(f"the context of {self.context} tokens is full: continuing with the last half of these tokens")
             decoder.prefill(active, [self.last_half(seen[i]) for i in active])
-        for i in full:  # `step` below reads the newest token again, with the same result; rows that ended are not used
+        # `step` below reads the newest token again, with the same result; rows that ended are not used
+        for i in full_rows:
             decoder.lengths[i] = decoder.lengths[i] - 1 if i in active else 0
         return decoder.step(torch.tensor([row[-1] for row in seen], device=decoder.device))
 
@@ -139,9 +140,9 @@ class Engine:
         or after `max_tokens` tokens. Wrong settings raise UserError in this call, before the iteration begins.
         """
         progress = Progress(self.tokenizer, stops_of(stop))
-        most, first, end = whole_number("max_tokens", max_tokens, least=1), seed_of(seed), self._stop_ids(stop_ids)
-        rows = self.ids([ids], sampling, max_tokens=most, stop_ids=end, seed=first)
-        return Stream(pieces(rows, progress, most), progress)
+        limit, first, end = whole_number("max_tokens", max_tokens, minimum=1), seed_of(seed), self._stop_ids(stop_ids)
+        rows = self.ids([ids], sampling, max_tokens=limit, stop_ids=end, seed=first)
+        return Stream(pieces(rows, progress, limit), progress)
 
     def written(
         self,
@@ -160,12 +161,12 @@ class Engine:
         tokens.
         """
         stops, end = stops_of(stop), self._stop_ids(stop_ids)
-        most, first = whole_number("max_tokens", max_tokens, least=1), seed_of(seed, max(1, len(prompts)))
+        limit, first = whole_number("max_tokens", max_tokens, minimum=1), seed_of(seed, max(1, len(prompts)))
         if not prompts:
             return []
         texts, ended = [Progress(self.tokenizer, stops) for _ in prompts], [False] * len(prompts)
         shown: list[list[str]] = [[] for _ in prompts]
-        for chosen in self.ids(prompts, sampling, max_tokens=most, stop_ids=end, seed=first, ended=ended):
+        for chosen in self.ids(prompts, sampling, max_tokens=limit, stop_ids=end, seed=first, ended=ended):
             for i, token in enumerate(chosen):
                 if token is not None:
                     shown[i].append(texts[i].push(token))

@@ -131,8 +131,12 @@ def _sample(
             return
         pause()
         if len(active) <= SHRINK * len(rows) or any(length >= decoder.context_length for length in cache.lengths):
-            kept = [i for i, row in enumerate(rows) if row in active]
-            cache, tokens, rows = cache.with_rows(kept), tokens[torch.tensor(kept)], [rows[i] for i in kept]
+            kept_rows = [i for i, row in enumerate(rows) if row in active]
+            cache, tokens, rows = (
+                cache.with_rows(kept_rows),
+                tokens[torch.tensor(kept_rows)],
+                [rows[i] for i in kept_rows],
+            )
         logits = cache.step(tokens)
 
 

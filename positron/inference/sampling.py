@@ -63,13 +63,13 @@ def top_p_places(logits: np.ndarray, p: float) -> np.ndarray:
     sums = np.bincount(bucket, weights=values, minlength=_BUCKETS).cumsum()
     first, last = np.searchsorted(sums, [p - _SLACK, p + _SLACK])
     before = sums[first - 1] if first else 0.0
-    kept = _likeliest_of(values, np.flatnonzero((bucket >= first) & (bucket <= last)), before, p)
-    if kept is None:  # rounding decides whether a token is needed: add all probabilities in sorted order instead
-        kept = _likeliest_of(values, np.arange(len(values)), 0.0, p)
-        assert kept is not None
+    mask = _likeliest_of(values, np.flatnonzero((bucket >= first) & (bucket <= last)), before, p)
+    if mask is None:  # rounding decides whether a token is needed: add all probabilities in sorted order instead
+        mask = _likeliest_of(values, np.arange(len(values)), 0.0, p)
+        assert mask is not None
     else:
-        kept |= bucket < first
-    selected: np.ndarray = places[kept]
+        mask |= bucket < first
+    selected: np.ndarray = places[mask]
     return selected
 
 
@@ -94,9 +94,9 @@ def _likeliest_of(values: np.ndarray, candidates: np.ndarray, before: float, p: 
     )  # summed probability of all likelier tokens: 0 for the likeliest token
     if before and (np.abs(likelier - p) < _SLACK).any():
         return None
-    kept = np.zeros(len(values), dtype=bool)
-    kept[order[likelier < p]] = True
-    return kept
+    mask = np.zeros(len(values), dtype=bool)
+    mask[order[likelier < p]] = True
+    return mask
 
 
 def min_p_places(logits: np.ndarray, p: float) -> np.ndarray:
@@ -163,7 +163,7 @@ class Sampling:
                 f"{MIN_TEMPERATURE:g}"
             )
         if self.top_k is not None:
-            self._set("top_k", whole_number("top_k", self.top_k, least=1))
+            self._set("top_k", whole_number("top_k", self.top_k, minimum=1))
         for name in ("top_p", "min_p"):
             if getattr(self, name) is not None:
                 share = self._set(name, real_number(name, getattr(self, name)))
@@ -171,12 +171,12 @@ class Sampling:
                     off = "1 means no limit" if name == "top_p" else "for no limit, give no min_p"
                     raise UserError(f"{name} must be above 0 and at most 1, not {share:g} ({off})")
         penalty = self._set("repetition_penalty", real_number("repetition_penalty", self.repetition_penalty))
-        least, most = PENALTY_RANGE
-        if not least <= penalty <= most:
+        minimum, maximum = PENALTY_RANGE
+        if not minimum <= penalty <= maximum:
             raise UserError(
-                f"repetition_penalty must be between {least:g} and {most:g}, not {penalty:g} (1 means no penalty)"
+                f"repetition_penalty must be between {minimum:g} and {maximum:g}, not {penalty:g} (1 means no penalty)"
             )
-        self._set("last_n", whole_number("last_n", self.last_n, least=1))
+        self._set("last_n", whole_number("last_n", self.last_n, minimum=1))
 
     def _set(self, name: str, value: float) -> float:
         """Set the field `name` to `value`, although the dataclass is frozen, and return `value`.
@@ -228,14 +228,14 @@ def _candidates(
     _check_finite(float(values[best]))
     if sampling.temperature == 0:
         return np.array([best]), np.ones(1)
-    ids, kept = filtered(
+    ids, kept_logits = filtered(
         values,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
     )
-    return ids, _softmax(kept)
+    return ids, _softmax(kept_logits)
 
 
 def _as_array(logits: Tensor) -> np.ndarray:

@@ -183,8 +183,8 @@ class Sessions:
         also 0 if the request asks for the log-probabilities of the prompt, because these can be computed only while the prompt
         is read.
         """
-        held, least = self._held[row], self._prompts[row]
-        if request.scores_prompt or not 0 < least < len(ids) or held[:least] != ids[:least]:
+        held, prompt_length = self._held[row], self._prompts[row]
+        if request.scores_prompt or not 0 < prompt_length < len(ids) or held[:prompt_length] != ids[:prompt_length]:
             return 0
         pairs = zip(held, ids[:-1], strict=False)  # the last token is read, for the logits after it
         return next((i for i, (ours, new) in enumerate(pairs) if ours != new), min(len(held), len(ids) - 1))

@@ -126,15 +126,15 @@ class SpeculativeEngine(Engine):
                     return
 
     def _round(
-        self, large: Window, small: Window, seen: list[int], most: int, sampling: Sampling, generator: torch.Generator
+        self, large: Window, small: Window, seen: list[int], limit: int, sampling: Sampling, generator: torch.Generator
     ) -> list[int]:
-        """Let the small model propose tokens, check them with the large model, and return the next 1 to `most` tokens.
+        """Let the small model propose tokens, check them with the large model, and return the next 1 to `limit` tokens.
 
         `large` and `small`: the two models, each with the part of the text that is in its cache. `seen`: the token ids of the
         text so far.
         """
         # + 1, because the small model does not have to read the last proposal
-        count = min(PROPOSALS_PER_ROUND, most - 1, large.free_tokens(seen), small.free_tokens(seen) + 1)
+        count = min(PROPOSALS_PER_ROUND, limit - 1, large.free_tokens(seen), small.free_tokens(seen) + 1)
         proposed: list[int] = []
         q: list[np.ndarray] = []
         for _ in range(count):

@@ -47,8 +47,8 @@ class _Helper:
         ask_for_short_slices()  # beside busy programs, a helper would often come too late for the step
         helped, spins = 0, kernel.SPINS
         while not team.ended:
-            work, begun = team.work, team.begun
-            if work is None or begun == helped:
+            work, n_begun = team.work, team.begun
+            if work is None or n_begun == helped:
                 del work  # do not keep the arrays of a decoder that nobody else uses
                 self.sleeps = True
                 asleep = time.perf_counter()
@@ -56,7 +56,7 @@ class _Helper:
                 in_time = time.perf_counter() - asleep < kernel.SPIN_S  # a longer spin would not have needed the sleep
                 spins = kernel.SPINS if in_time else kernel.SPINS_ON_BUSY_CORES
             else:
-                helped = begun
+                helped = n_begun
                 kernel.work(
                     number, spins, work.owner, team.sync, *work.arrays
                 )  # returns when there has been no work for a while

@@ -112,8 +112,8 @@ class _Body:
                 )
         for name in self.values:
             if name not in self.known:
-                near = difflib.get_close_matches(name, self.known, 1, 0.6)
-                hint = f"did you mean {near[0]}?" if near else "leave it out"
+                similar = difflib.get_close_matches(name, self.known, 1, 0.6)
+                hint = f"did you mean {similar[0]}?" if similar else "leave it out"
                 raise ApiError(400, f"there is no parameter {shown(name)}: {hint}", name[:60], "unknown_parameter")
 
 
@@ -138,11 +138,11 @@ def _flag(name: str) -> Callable[[Any], bool]:
     return read
 
 
-def _number(name: str, least: int, most: int) -> Callable[[Any], int]:
+def _number(name: str, minimum: int, maximum: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
-        number = whole_number(name, value, least)
-        if number > most:
-            raise UserError(f"{name} must be at most {most}, not {shown(number)}")
+        number = whole_number(name, value, minimum)
+        if number > maximum:
+            raise UserError(f"{name} must be at most {maximum}, not {shown(number)}")
         return number
 
     return read
@@ -192,29 +192,29 @@ def _messages(value: Any) -> list[Message]:
         raise UserError(f"messages must be a list of at least one message, not {shown(value)}")
     messages = []
     for i, fields in enumerate(value):
-        what = f"messages[{i}]"
+        label = f"messages[{i}]"
         if not isinstance(fields, dict) or "role" not in fields or "content" not in fields:
-            raise UserError(f"{what} must be an object with role and content")
+            raise UserError(f"{label} must be an object with role and content")
         role = "system" if fields["role"] == "developer" else fields["role"]
         if role not in conversation.ROLES:
-            raise UserError(f"{what}.role must be one of {', '.join(conversation.ROLES)}, not {shown(role)}")
+            raise UserError(f"{label}.role must be one of {', '.join(conversation.ROLES)}, not {shown(role)}")
         if role == "system" and i:
-            raise UserError(f"{what}: a system message must be the first one")
-        messages.append(Message(role, _content(f"{what}.content", fields["content"])))
+            raise UserError(f"{label}: a system message must be the first one")
+        messages.append(Message(role, _content(f"{label}.content", fields["content"])))
     return messages
 
 
-def _content(what: str, value: Any) -> str:
+def _content(label: str, value: Any) -> str:
     """Return the text of a message from its content `value`, a text or a list of parts.
 
-    `what` is the name of the content in error messages. Raises UserError if a part is not a text.
+    `label` is the name of the content in error messages. Raises UserError if a part is not a text.
     """
     if not isinstance(value, list):
-        return text_of(what, value)
+        return text_of(label, value)
     for i, part in enumerate(value):
         if not isinstance(part, dict) or part.get("type") != "text":
-            raise UserError(f"{what}[{i}] must have the type text, because the model reads only text")
-    return "".join(text_of(what, part.get("text")) for part in value)
+            raise UserError(f"{label}[{i}] must have the type text, because the model reads only text")
+    return "".join(text_of(label, part.get("text")) for part in value)
 
 
 def _chat_ids(served: Served, messages: list[Message], continues: bool) -> list[int]:
@@ -224,19 +224,21 @@ def _chat_ids(served: Served, messages: list[Message], continues: bool) -> list[
 
 
 def _refuse_longer(
-    ids: list[int], served: Served, parameter: str, what: str = "the prompt", advice: str = "give a shorter prompt"
+    ids: list[int], served: Served, parameter: str, label: str = "the prompt", advice: str = "give a shorter prompt"
 ) -> None:
     if len(ids) > served.context:
         raise ApiError(
             400,
-            f"{what} has {len(ids)} tokens, but the model reads at most {served.context}: {advice}",
+            f"{label} has {len(ids)} tokens, but the model reads at most {served.context}: {advice}",
             parameter,
             "context_length_exceeded",
         )
 
 
-def _max_tokens(body: _Body, least: int, names: tuple[str, ...]) -> int | None:
-    given = [number for name in names if (number := body.take(name, _number(name, least, MAX_NEW_TOKENS))) is not None]
+def _max_tokens(body: _Body, minimum: int, names: tuple[str, ...]) -> int | None:
+    given = [
+        number for name in names if (number := body.take(name, _number(name, minimum, MAX_NEW_TOKENS))) is not None
+    ]
     return min(given) if given else None
 
 
@@ -266,19 +268,19 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
             "continue_final_message=true needs a last message with the role assistant",
             "continue_final_message",
         )
-    most = _max_tokens(body, 1, ("max_tokens", "max_completion_tokens"))
+    max_tokens = _max_tokens(body, 1, ("max_tokens", "max_completion_tokens"))
     dropped = 0
     advice = "shorten the conversation, or give truncation=auto to drop the oldest turns"
     if body.take("truncation", _truncation, False):
         advice = "shorten the last message"
         last = messages[-1:] if continues else []
         messages, dropped = conversation.fit(
-            messages[: len(messages) - len(last)], served.tokenizer, served.context, most
+            messages[: len(messages) - len(last)], served.tokenizer, served.context, max_tokens
         )
         messages += last
     ids = _chat_ids(served, messages, continues)
     _refuse_longer(ids, served, "messages", "the conversation", advice)
-    most = most or max(1, served.context - len(ids))
+    max_tokens = max_tokens or max(1, served.context - len(ids))
     wants, likeliest = (
         body.take("logprobs", _flag("logprobs"), False),
         body.take("top_logprobs", _number("top_logprobs", 0, MAX_LOGPROBS)),
@@ -290,7 +292,7 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
         served,
         [ids],
         PRESETS["precise"],
-        max_tokens=most,
+        max_tokens=max_tokens,
         stop_ids=conversation.stop_ids(served.tokenizer),
         logprobs=(likeliest or 0) if wants else None,
         echoed=None,
@@ -311,13 +313,13 @@ def completion_call(values: dict[str, Any], served: Served) -> Call:
     for prompt in ids:
         _refuse_longer(prompt, served, "prompt")
     echo = body.take("echo", _flag("echo"), False)
-    most = _max_tokens(body, 0 if echo else 1, ("max_tokens",))
+    max_tokens = _max_tokens(body, 0 if echo else 1, ("max_tokens",))
     return _call(
         body,
         served,
         ids,
         BALANCED,
-        max_tokens=COMPLETION_TOKENS if most is None else most,
+        max_tokens=COMPLETION_TOKENS if max_tokens is None else max_tokens,
         stop_ids=list(served.tokenizer.end_ids),
         logprobs=body.take("logprobs", _number("logprobs", 0, MAX_LOGPROBS)),
         echoed=[p if isinstance(p, str) else served.tokenizer.decode(p) for p in prompts] if echo else None,
@@ -340,15 +342,15 @@ def _prompts(value: Any, served: Served) -> list[str | list[int]]:
     return [_ids("prompt", value, served)]
 
 
-def _ids(what: str, value: list[Any], served: Served) -> list[int]:
+def _ids(label: str, value: list[Any], served: Served) -> list[int]:
     if not value:
-        raise UserError(f"{what} is empty: give at least one token id")
-    ids = [whole_number(f"{what}[{i}]", part, 0) for i, part in enumerate(value)]
+        raise UserError(f"{label} is empty: give at least one token id")
+    ids = [whole_number(f"{label}[{i}]", part, 0) for i, part in enumerate(value)]
     last = served.tokenizer.vocab_size - 1
     for i, token_id in enumerate(ids):
         if token_id > last:
             raise UserError(
-                f"{what}[{i}] is {shown(token_id)}, but the token ids of the model end at {last}: give ids of its tokenizer, "
+                f"{label}[{i}] is {shown(token_id)}, but the token ids of the model end at {last}: give ids of its tokenizer, "
                 "or a text"
             )
     return ids

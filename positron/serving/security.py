@@ -51,8 +51,8 @@ class Guard:
         allowed. If there is a key, the machine's name and all IP addresses are allowed, too.
         """
         self.app, self.key, self.public = app, key, public
-        own = socket.gethostname().lower()
-        self.names = {*LOOPBACK, *((own, f"{own}.local") if key else ())}
+        own_name = socket.gethostname().lower()
+        self.names = {*LOOPBACK, *((own_name, f"{own_name}.local") if key else ())}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a refused request with an error, and pass every other request to the application."""
