@@ -23,14 +23,14 @@ def ablation_of(name: str) -> Ablation:
 
     Raises UserError for any other text.
     """
-    found = _NAME.fullmatch(name)
-    if found is None:
+    parts = _NAME.fullmatch(name)
+    if parts is None:
         raise UserError(
             f"{name!r} does not name a part of the model: write LAYER.HEAD, LAYER.attn or LAYER.mlp, such as 0.3 for head 3 of "
             "layer 0" + (", and give --ablate once for each part" if "," in name or " " in name.strip() else "")
         )
-    layer = int(found[1])
-    match found[2]:
+    layer = int(parts[1])
+    match parts[2]:
         case "attn" | "mlp" as part:
             return {"layer": layer, "part": part}
         case head:

@@ -130,11 +130,11 @@ def _layers(asked: Sequence[int] | None, n_layer: int, weights: int) -> list[int
     An answer contains at most 2,000,000 attention weights (MAX_ATTENTION). `weights` is the number of attention weights of one
     layer. Raises UserError if a layer does not exist.
     """
-    wanted = list(range(n_layer)) if asked is None else list(dict.fromkeys(asked))
-    for layer in wanted:
+    layers = list(range(n_layer)) if asked is None else list(dict.fromkeys(asked))
+    for layer in layers:
         if not 0 <= layer < n_layer:
             raise UserError(f"attention names layer {layer}, but the model has only the layers 0 to {n_layer - 1}")
-    return wanted[: MAX_ATTENTION // weights]
+    return layers[: MAX_ATTENTION // weights]
 
 
 def _predictions(vocabulary: Vocabulary, logp: Tensor, top: int, entropies: list[float]) -> list[Prediction]:

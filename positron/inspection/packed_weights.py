@@ -94,10 +94,10 @@ def quantised(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     A value is about its whole number times the scale of its row. The largest magnitude of a row becomes 2^(bits - 1) - 1; a row
     of zeros has the scale 0.
     """
-    most = 2 ** (bits - 1) - 1
-    scale = (np.abs(values).max(axis=1) / most).astype(np.float32)
+    limit = 2 ** (bits - 1) - 1
+    scale = (np.abs(values).max(axis=1) / limit).astype(np.float32)
     safe = np.where(scale == 0, 1, scale).astype(np.float64)
-    return np.rint(values / safe[:, None]).clip(-most, most).astype(np.int32), scale
+    return np.rint(values / safe[:, None]).clip(-limit, limit).astype(np.int32), scale
 
 
 def restored(values: np.ndarray, precision: Precision) -> np.ndarray:

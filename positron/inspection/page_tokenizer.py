@@ -53,9 +53,9 @@ def page_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
             raise _refused(f"tokenizer.kind={tokenizer.kind}")
 
 
-def _refused(what: str) -> UserError:
+def _refused(reason: str) -> UserError:
     return UserError(
-        f"an HTML file (--html) cannot encode text with the tokenizer of this run ({what}): use {command('look')} "
+        f"an HTML file (--html) cannot encode text with the tokenizer of this run ({reason}): use {command('look')} "
         f"without --html, or {command('serve')}"
     )
 

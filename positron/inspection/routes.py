@@ -131,11 +131,11 @@ def _truth(subjects: Mapping[str, Subject], values: dict[str, Any]) -> Any:
     return _subject(subjects, values).truth(_prompt(values), step=step, top=top)
 
 
-def _refuse_unknown(values: dict[str, Any], known: set[str], where: str = "the request") -> None:
+def _refuse_unknown(values: dict[str, Any], known: set[str], label: str = "the request") -> None:
     unknown = sorted(set(values) - known)
     if unknown:
         raise UserError(
-            f"{where} has the unknown field {json_line(unknown[0])}: choose from {', '.join(sorted(known))}"
+            f"{label} has the unknown field {json_line(unknown[0])}: choose from {', '.join(sorted(known))}"
         )
 
 

@@ -72,8 +72,8 @@ def _period(model: GPT) -> int:
     window of each repeated token reaches the first occurrence of the token. It is at least 1 in any case.
     """
     config = model.config
-    most = (config.context_length - 1) // 2
-    return max(1, min(MAX_REPEATED, most, most if config.window is None else config.window - 1))
+    limit = (config.context_length - 1) // 2
+    return max(1, min(MAX_REPEATED, limit, limit if config.window is None else config.window - 1))
 
 
 def repeated_rows(model: GPT, tokenizer: Tokenizer) -> Tensor:
@@ -132,11 +132,11 @@ def text_scores(model: GPT, documents: list[list[int]]) -> TextScores:
         p = _attention(model, row)[:, 0].double()  # (L, H, T, T)
         same = (row[0][:, None] == row[0][None, :]).tril(-1)  # (T, T): query t, key j < t with the same id
         follows = torch.nn.functional.pad(same, (1, 0))[:, :-1]  # key j + 1 of each such j
-        again = same.any(dim=1)
+        is_repeat = same.any(dim=1)
         previous = previous + p.diagonal(offset=-1, dim1=-2, dim2=-1)[..., 1:].sum(dim=-1)
         induction = induction + (p * follows).sum(dim=(-2, -1))
         chance += float((follows.sum(dim=1) / torch.arange(1, len(ids) + 1)).sum())
-        positions, repeats = positions + max(0, len(ids) - 2), repeats + int(again.sum())
+        positions, repeats = positions + max(0, len(ids) - 2), repeats + int(is_repeat.sum())
     return TextScores(previous / max(1, positions), induction / max(1, repeats), chance / max(1, repeats))
 
 

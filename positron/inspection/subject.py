@@ -72,8 +72,8 @@ class Subject:
         If no best checkpoint was saved, the newest one is loaded. Raises UserError if the checkpoint cannot be loaded.
         """
         self.run, self.name = run, run.folder.resolve().name
-        best, own, path = load_model(run) if model is None or tokenizer is None else (model, tokenizer, None)
-        self.best, self.tokenizer, self.chats = best, own, run.is_chat
+        best, run_tokenizer, path = load_model(run) if model is None or tokenizer is None else (model, tokenizer, None)
+        self.best, self.tokenizer, self.chats = best, run_tokenizer, run.is_chat
         if path is None or path.name == BEST:
             facts = run.facts()
             self.best_step = facts.best_step if facts.best_step is not None else (facts.step or 0)
@@ -93,9 +93,9 @@ class Subject:
             return self.best, self.best_step
         with self._lock:
             if step not in self._earlier:
-                kept = {weights.step: weights for weights in self.run.history}
-                if step not in kept:
-                    known = [str(number) for number in sorted({*kept, self.best_step})]
+                kept_weights = {weights.step: weights for weights in self.run.history}
+                if step not in kept_weights:
+                    known = [str(number) for number in sorted({*kept_weights, self.best_step})]
                     choice = f"the steps {', '.join(known)}" if len(known) > 1 else f"step {known[0]}"
                     advice = (
                         "choose one of them"
@@ -104,7 +104,7 @@ class Subject:
                         "more steps"
                     )
                     raise UserError(f"{self.run.folder} has only the weights of {choice}, not of step {step}: {advice}")
-                self._earlier[step] = load_kept_model(self.run, kept[step])
+                self._earlier[step] = load_kept_model(self.run, kept_weights[step])
                 while len(self._earlier) > KEPT_MODELS:
                     self._earlier.popitem(last=False)
             self._earlier.move_to_end(step)
@@ -232,7 +232,7 @@ class Subject:
         Raises UserError if the exact probabilities cannot be computed (see `refuse_other_text`).
         """
         self.refuse_other_text()
-        steps = sorted({self.best_step, *(kept.step for kept in self.run.history)})
+        steps = sorted({self.best_step, *(weights.step for weights in self.run.history)})
         with self._lock:
             rows, truths = self._true_stories
             for step in steps:

@@ -54,8 +54,10 @@ class Vocabulary:
         else:
             ids = [self.tokenizer.special_id(END_OF_TEXT), *text]
         if len(ids) > limit:
-            most = limit - len(ids) + len(text)
-            raise UserError(f"the prompt has {len(text)} tokens and may have at most {most}: give a shorter prompt")
+            max_tokens = limit - len(ids) + len(text)
+            raise UserError(
+                f"the prompt has {len(text)} tokens and may have at most {max_tokens}: give a shorter prompt"
+            )
         return ids
 
     @property

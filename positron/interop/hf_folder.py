@@ -87,13 +87,13 @@ def _without_prefix(tensors: Weights, rules: list[Rule]) -> Weights:
     some old files contain, are removed. If the rules have no output head, because it is tied to the embedding, a second copy of
     the embedding under the name of the output head is removed, too.
     """
-    wanted = {rule.theirs for rule in rules}
+    rule_names = {rule.theirs for rule in rules}
     named: Weights = {}
     for name, tensor in tensors.items():
         if name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")):
             continue
-        named[name if name in wanted or f"transformer.{name}" not in wanted else f"transformer.{name}"] = tensor
-    if "lm_head.weight" in named and "lm_head.weight" not in wanted:
+        named[name if name in rule_names or f"transformer.{name}" not in rule_names else f"transformer.{name}"] = tensor
+    if "lm_head.weight" in named and "lm_head.weight" not in rule_names:
         del named["lm_head.weight"]  # a tied head is the embedding under a second name
     return named
 

@@ -164,9 +164,9 @@ def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]
     """
     kind = facts.get("model_type")
     if not isinstance(kind, str) or kind not in _READERS:
-        near = difflib.get_close_matches(str(kind), _READERS, 1, 0.8)  # a typo, and not just another architecture
+        similar = difflib.get_close_matches(str(kind), _READERS, 1, 0.8)  # a typo, and not just another architecture
         known = ", ".join(_READERS)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = f" (did you mean {similar[0]}?)" if similar else ""
         if kind is None:
             raise UserError(
                 f"{path}: model_type is missing: download the file again, or add the type of this model ({known})"

@@ -33,9 +33,9 @@ BEGIN = 1  # the id that begins and ends a text
 
 def check_model(config: GPTConfig) -> None:
     """Raise UserError, which names the option, if llama2.c does not support an option of the model."""
-    wanted = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "bias": False, "qk_norm": False}
-    wanted |= {"smear": False, "rope_base": 10_000.0, "norm_eps": 1e-5, "d_head": config.d_model // config.n_head}
-    for key, value in wanted.items():
+    options = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "bias": False, "qk_norm": False}
+    options |= {"smear": False, "rope_base": 10_000.0, "norm_eps": 1e-5, "d_head": config.d_model // config.n_head}
+    for key, value in options.items():
         actual = getattr(config, key)
         if actual != value:
             name = "head_dim" if key == "d_head" else key

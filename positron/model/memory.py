@@ -66,7 +66,7 @@ def _table_bytes(config: GPTConfig) -> int:
             assert_never(config.position)
 
 
-def _check(config: GPTConfig, needed: int, total: int | None, where: str, is_new: bool) -> None:
+def _check(config: GPTConfig, needed: int, total: int | None, place: str, is_new: bool) -> None:
     remedy = (
         f"reduce model.d_model={config.d_model}, model.n_layer={config.n_layer} or model.context_length={config.context_length}"
         if is_new
@@ -75,5 +75,5 @@ def _check(config: GPTConfig, needed: int, total: int | None, where: str, is_new
     if total is not None and needed > total:
         raise UserError(
             f"a model of {with_prefix(config.n_params())} parameters needs {with_prefix(needed)}B of memory, more than the "
-            f"{with_prefix(total)}B of {where}: {remedy}"
+            f"{with_prefix(total)}B of {place}: {remedy}"
         )

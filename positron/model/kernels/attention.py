@@ -96,7 +96,7 @@ class BlockedCausalAttention(torch.autograd.Function):
         N, G = B * k.shape[1], H // k.shape[1]
         with torch.autocast(q.device.type, enabled=False):
             out = q.new_empty(B, T, H, D).transpose(1, 2)  # this layout makes (B, T, H D) a view, without a copy
-            probabilities, kept = [], []
+            probabilities, keep_masks = [], []
             q, k, v = q.reshape(N, G, T, D), k.reshape(N, T, D), v.reshape(N, T, D)
             size = (BLOCK_QUERIES, BLOCK_QUERIES)
             future = torch.full(size, float("-inf"), dtype=wide(q.dtype), device=q.device).triu_(1)
@@ -115,13 +115,13 @@ class BlockedCausalAttention(torch.autograd.Function):
                 p = scores.softmax(dim=-1).to(q.dtype)  # (N, G n, end - first)
                 probabilities.append(p)
                 if dropout > 0:
-                    kept.append(draw_kept(p.shape, dropout))
-                    p = p * kept[-1]
+                    keep_masks.append(draw_kept(p.shape, dropout))
+                    p = p * keep_masks[-1]
                 out[:, :, start:end] = torch.bmm(p, v[:, first:end]).view(B, H, n, D)
             if dropout > 0:
                 out *= scale_of_kept(dropout)
         ctx.window, ctx.dropout = window, dropout
-        ctx.save_for_backward(q, k, v, *probabilities, *kept)
+        ctx.save_for_backward(q, k, v, *probabilities, *keep_masks)
         return out
 
     @staticmethod
@@ -130,7 +130,7 @@ class BlockedCausalAttention(torch.autograd.Function):
         """Compute dq (B, H, T, D), dk and dv (B, K, T, D) from dO (B, H, T, D)."""
         q, k, v, *blocks = ctx.saved_tensors
         n_blocks = -(-q.shape[2] // BLOCK_QUERIES)
-        probabilities, kept = blocks[:n_blocks], blocks[n_blocks:] or [None] * n_blocks
+        probabilities, keep_masks = blocks[:n_blocks], blocks[n_blocks:] or [None] * n_blocks
         N, G, T, D = q.shape
         B, H = grad.shape[:2]
         with torch.autocast(q.device.type, enabled=False):
@@ -139,13 +139,13 @@ class BlockedCausalAttention(torch.autograd.Function):
             grad = grad.reshape(N, G, T, D)
             # Computed transposed: dO^T P is faster than P^T dO, because it reads the larger factor, P, in memory order.
             dk, dv = q.new_zeros(N, D, T), q.new_zeros(N, D, T)
-            for start, p, keep in zip(range(0, T, BLOCK_QUERIES), probabilities, kept, strict=True):
+            for start, p, keep_mask in zip(range(0, T, BLOCK_QUERIES), probabilities, keep_masks, strict=True):
                 keys = slice(first_key(start, ctx.window), end := start + p.shape[1] // G)
                 rows, d_out = (x[:, :, start:end].reshape(N, -1, D) for x in (q, grad))  # (N, G n, D)
                 dp = torch.bmm(d_out, v[:, keys].mT)
-                if keep is not None:
-                    dp *= keep
-                dv[..., keys].baddbmm_(d_out.mT, p if keep is None else p * keep)
+                if keep_mask is not None:
+                    dp *= keep_mask
+                dv[..., keys].baddbmm_(d_out.mT, p if keep_mask is None else p * keep_mask)
                 ds = softmax_gradient(dp, p)
                 dk[..., keys].baddbmm_(rows.mT, ds)
                 dq[:, :, start:end] = torch.bmm(ds, k[:, keys]).view(B, H, end - start, D)

@@ -59,8 +59,8 @@ def draw_kept(shape: torch.Size, p: float) -> Tensor:
     """
     n = shape.numel()
     bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None)
-    kept: Tensor = bits.view(torch.int16)[:n] >= _dropped_values(p) - VALUES // 2
-    return kept.view(shape)
+    mask: Tensor = bits.view(torch.int16)[:n] >= _dropped_values(p) - VALUES // 2
+    return mask.view(shape)
 
 
 def scale_of_kept(p: float) -> float:

@@ -80,11 +80,11 @@ def undo_compile(module: nn.Module) -> None:
     module._compiled_call_impl = None
 
 
-def skip_step_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """Set `optimizer.found_inf` to the scalar `bad`: while it is 1.0, the steps of a fused optimizer change nothing.
+def skip_step_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
+    """Set `optimizer.found_inf` to the scalar `flag`: while it is 1.0, the steps of a fused optimizer change nothing.
 
     torch has the attribute `found_inf` for its gradient scaler. A fused optimizer reads it by `getattr(self, "found_inf",
     None)`. The optimizer's kernels test the value on the device, so the CPU does not wait. If the value is 1.0, weights,
     moments and the step count stay unchanged.
     """
-    optimizer.found_inf = bad  # type: ignore[attr-defined]
+    optimizer.found_inf = flag  # type: ignore[attr-defined]
