@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from positron.system.console import one_line, open_streams
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachable, UserError
@@ -20,10 +22,14 @@ def errors_as_one_line() -> Iterator[None]:
     The exit code is 2 for a UserError and a missing package, 128 + the signal's number after a signal, 0 after a closed pipe,
     and 1 for other errors. With POSITRON_DEBUG=1 in the environment, the traceback is printed, too. A SystemExit is not
     changed: its code is kept, and neither a line nor a traceback is printed for it.
+
+    The first SIGTERM raises LeftAtOnce, so that temporary files are deleted and child processes end. A second one ends the
+    process at once.
     """
     open_streams()
     try:
-        yield
+        with _sigterm_as_exception():
+            yield
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
@@ -35,6 +41,25 @@ def errors_as_one_line() -> Iterator[None]:
         raise SystemExit(code) from None
     finally:
         _flush_output()
+
+
+@contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """Raise LeftAtOnce at the first SIGTERM, unless this process ignores SIGTERM or another function handles it already."""
+    is_main = threading.current_thread() is threading.main_thread()  # Python allows signal handlers nowhere else
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(signum: int, _: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_DFL)
+    raise LeftAtOnce(signum)
 
 
 def _is_debugging() -> bool:
