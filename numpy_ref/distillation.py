@@ -2,9 +2,9 @@
 
 A text says which token comes next. A teacher, that is, a trained model, says how probable every token is. The student is the
 model in training; it learns from both (Hinton et al., arXiv:1503.02531). At a position whose target is y, z (V,) are the logits
-of the student, and z_k (V,) those of the teacher k. With a temperature T and a weight a of the teachers,
+of the student, and u_k (V,) those of the teacher k. With a temperature T and a weight a of the teachers,
 
-    p = softmax(z)        s = softmax(z / T)        q = mean over the teachers k of softmax(z_k / T)
+    p = softmax(z)        s = softmax(z / T)        q = mean over the teachers k of softmax(u_k / T)
 
     L = (1 - a) (-log p_y) + a T^2 KL(q, s)        KL(q, s) = sum_j q_j (log q_j - log s_j)
 

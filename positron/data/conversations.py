@@ -1,4 +1,4 @@
-"""Read conversations from files, or make them: requests for built-in stories, and questions about built-in sums."""
+"""Read conversations from files, or generate them: requests for stories of the grammar, or questions such as 12+34=."""
 
 from __future__ import annotations
 

@@ -114,10 +114,11 @@ class FileSource:
         return "; ".join(parts)
 
     def _find_split(self, label: str) -> Split:
-        """Decide whether the text is divided by the hash of each document or at one position, and return the division.
+        """Decide how the text is divided into training and validation text, and return the division.
 
-        If the text has many documents, it is divided by their hashes. Only the first documents are read to find this out.
-        Raises UserError if the text is empty; `label` is the name of the text in the message.
+        If the text has many documents, the hash of each document decides; otherwise the text is cut at one position. Only the
+        first documents are read to find this out. Raises UserError if the text is empty; `label` is the name of the text in the
+        message.
         """
         documents = characters = 0
         sizes, is_val = [0, 0], None  # characters for training and for validation

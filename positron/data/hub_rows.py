@@ -120,8 +120,7 @@ def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator
     """Yield the rows of a dataset in chunks of about a million characters, except the first `skip` chunks.
 
     Each chunk is a pair: the number of its first row, counted from 1 in the dataset, and the list of its rows. If `field` is
-    not None, the chunks contain the non-empty texts of this field instead of the rows, and the number of the first text counts
-    only such texts.
+    not None, the chunks contain the texts of this field instead of the rows; empty texts are left out and not counted.
 
     After a failure of the network, the dataset is read again from its beginning, and the chunks that were yielded already are
     skipped. Raises Unreachable if the network fails for `patience_s()` seconds, UserError if the rows cannot be read, and

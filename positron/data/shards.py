@@ -136,8 +136,8 @@ class SplitWriter:
         """Continue after the last shard of an interrupted writer, or start a new split.
 
         `folder`: the folder of the shards. `split`: "train" or "val", with which the names of the shards begin. `dtype`: the
-        integer type of a token. `first_id`: the token with which a new split begins. `facts`: those of the interrupted writer,
-        or None for a new split.
+        integer type of a token. `first_id`: the token with which a new split begins. `facts`: the attribute `facts` of the
+        interrupted writer, which was saved, or None for a new split.
         """
         self.folder, self.split, self.dtype = folder, split, dtype
         self.facts: dict[str, Any] = facts or {"tokens": 0, "documents": 0, "bytes": 0, "bits": 0.0, "shards": []}

@@ -6,9 +6,9 @@ drawn from p. So q/p is an e-value (Vovk and Wang 2021, doi:10.1214/20-AOS2020),
 a probability of at most 2^-k. This holds exactly, for any number of documents. It also holds for a model that learns from the
 documents that it has already scored, because the bound then holds for each document given the earlier ones.
 
-The entropy of the stories is low. So a weak model may have a loss above the entropy even if a mistake in the evaluation lets
-the model see the tokens that it predicts. For this reason, there are also control texts of random words. No model can predict
-them, so a loss below their entropy shows the mistake.
+A mistake in the evaluation may let the model see the tokens that it predicts. This lowers the loss, but the loss of a weak
+model may still be above the entropy of the stories, which is low. For this reason, there are also control texts of random
+words. No model can predict them, so a loss below their entropy shows the mistake.
 """
 
 from __future__ import annotations

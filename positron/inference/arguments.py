@@ -58,10 +58,10 @@ def real_number(name: str, value: Any) -> float:
 
 
 def seed_of(value: Any, texts: int = 1) -> int:
-    """Return `value`, the seed of the first of `texts` texts, as an int.
+    """Convert `value`, a seed, to an int, and check it.
 
-    The other texts have the seeds `value` + 1, `value` + 2, and so on. Raises UserError if `value` is not a whole number, or if
-    the seed of one of the texts is outside the range that torch accepts.
+    If several texts are generated (`texts`), the first one has the seed `value`, the second one `value` + 1, and so on. Raises
+    UserError if `value` is not a whole number, or if the seed of one of the texts is outside the range that torch accepts.
     """
     seed = whole_number("seed", value)
     if not SMALLEST_SEED <= seed <= LARGEST_SEED - (texts - 1):

@@ -40,10 +40,10 @@ class Writer:
     ) -> None:
         """Keep the model; its weights are packed for fast decoding when the first text is generated.
 
-        `weights`: the number format. fp32 keeps the format of the model. bf16 and int8 are faster on a CPU than fp32 and may
-        change some tokens. `draft`: a smaller model with the same tokenizer for speculative decoding, in which it proposes
-        tokens that the model checks; it does not change the distribution of the text. Raises UserError for an unknown number
-        format.
+        `weights`: the number format of the packed weights. With "fp32", they have the format of the model's weights. bf16 and
+        int8 are faster on a CPU than fp32 and may change some tokens. `draft`: a smaller model with the same tokenizer for
+        speculative decoding, in which it proposes tokens that the model checks; it does not change the distribution of the
+        text. Raises UserError for an unknown number format.
         """
         self.model, self.tokenizer, self.dtype = model, tokenizer, DTYPES[weights_of(weights)]
         self.draft = draft

@@ -279,7 +279,8 @@ class TruthData(TypedDict):
     step: int
     prompt: str
     tokens: list[TruthToken]  # (T,)
-    # (T,): the token after each position; None where the grammar allows no next token, and from the token of `departure` on
+    # (T,): the distribution of the token after each position. None where the grammar allows no next token, and after the first
+    # token that the grammar does not allow (`departure`) and each later one
     next: list[TruthPrediction | None]
     departure: Departure | None  # None if the grammar allows all tokens of the prompt
     # for each grammar rule: the loss of the model minus the loss of the exact probabilities; the largest difference first

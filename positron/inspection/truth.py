@@ -40,8 +40,8 @@ class StoryTruth:
 
     A token cannot occur if the grammar does not allow it after the tokens before it. `tokens[t]` describes the token at
     position t + 1, because the token at position 0 begins the document and is given. `expected[t]` maps each possible token
-    after position t to its probability, so `expected` has one entry more than `tokens`. `story` is in the state after
-    reading the last of `tokens`.
+    after position t to its probability. Its last entry is the distribution after the last of `tokens`. `story` is in the state
+    after reading the last of `tokens`.
     """
 
     tokens: list[TrueToken]

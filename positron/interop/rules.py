@@ -65,8 +65,9 @@ def constant(theirs: str, value: Tensor) -> Rule:
 
 
 def stacked(theirs: str, ours: tuple[str, str, str], groups: int, d_head: int, *, transpose: bool) -> Rule:
-    """Return the rule that stacks q, k and v, with each key and value head repeated for the `groups` query heads that share it.
+    """Return the rule that stacks q, k and v, after repeating each key/value head for all query heads that share it.
 
+    `groups`: how many query heads share a key/value head, H / K.
     `ours`: the names of q (H D, C), k and v (K D, C), or of their biases (H D,) and (K D,). H is the number of query heads, K
     the number of key/value heads, and D is `d_head`. `theirs`: the name of the stacked matrix (3 H D, C) or bias (3 H D,). With
     `transpose`, the stacked matrix is (C, 3 H D).

@@ -1,4 +1,4 @@
-"""Convert the JSON object of an API request to token ids and settings. Every error names the wrong parameter."""
+"""Convert the JSON object of an API request to token ids and settings. Every error names the parameter at fault."""
 
 from __future__ import annotations
 

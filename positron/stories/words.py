@@ -1,8 +1,9 @@
 """Define the words of the built-in stories, in KINDS and LISTS.
 
-KINDS maps the name of a kind, such as `child`, to its options, such as the names of children. An option has named forms: `""`
-is the plain form, such as `apple`, and `a`, if sentences need it, is the form with the article, such as `an apple`. A story
-draws one option for a slot, such as the hero, and uses this option at every mention of the slot.
+KINDS maps the name of a kind, such as `child`, to its options, such as the names of children. An option is a dict from the name
+of a form to a text. The form named `""` is the plain one, such as `apple`. If sentences need the word with its article, such as
+`an apple`, there is also a form named `a`. A story draws one option for a slot, such as the hero, and uses this option at every
+mention of the slot.
 
 LISTS maps the name of a list, such as `trait`, to words without forms. A new word is drawn at each use. Therefore every word of
 a list must fit wherever the list is used.
