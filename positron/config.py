@@ -296,8 +296,8 @@ class DataConfig:
         "story_preference",
         "imported",
     ]
-    # file, folder or glob pattern: .json .jsonl .ndjson .csv .tsv .parquet .arrow, each also as .gz or .zst; for source=text
-    # also .txt and .md
+    # file, folder or glob pattern: .parquet, and .json .jsonl .ndjson .csv .tsv .arrow, each also as .gz or .zst; for
+    # source=text also .txt and .md
     path: str | None = None
     url: str | None = None  # for source=text: address from which the file is downloaded once
     sha256: str | None = None  # checksum of the file that data.url names

@@ -14,8 +14,8 @@ from positron.system.console import one_line
 from positron.system.disk import expanded, refuse_lfs_pointer
 from positron.system.errors import UserError
 
-# Suffix -> format. A suffix may be in upper case, and may be followed by one of COMPRESSED. A file with another suffix is
-# read as plain text if it looks like text.
+# Suffix -> format. A suffix may be in upper case. Except for .parquet, it may be followed by one of COMPRESSED. A file with
+# another suffix is read as plain text if it looks like text.
 FORMATS = {
     ".txt": "text",
     ".md": "text",
@@ -117,12 +117,22 @@ def list_files(path: str, label: str | None = None, suffixes: Collection[str] = 
             raise UserError(f"cannot read {label}: No such file or directory{CHECK_SPELLING}")
         for file in listing.files:
             refuse_lfs_pointer(file)
+            _refuse_compressed_parquet(file)
     except OSError as error:
         raise UserError(f"cannot read {label}: {error.strerror or error}") from error
     if not listing.files:
         skipped = listing.describe_skipped()
         raise UserError(message + (f"; skipped: {skipped}" if skipped else ""))
     return listing
+
+
+def _refuse_compressed_parquet(path: Path) -> None:
+    """Raise UserError if a Parquet file is compressed as a whole, because its reader jumps to any part of the file."""
+    if format_of(path) == "parquet" and (compression := compression_of(path)):
+        program = {"gzip": "gunzip", "zstd": "unzstd"}[compression]
+        raise UserError(
+            f"cannot read {one_line(str(path))} while it is compressed by {compression}: run {program} on it first"
+        )
 
 
 def _list_folder(root: Path, suffixes: Collection[str]) -> Listing:

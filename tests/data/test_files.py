@@ -130,6 +130,16 @@ def test_another_field_is_read_and_its_absence_lists_the_fields(tmp_path: Path) 
         ),
         ("a.parquet", FORMATS["a.parquet"][:-20], r"cannot read .*a\.parquet"),
         ("a.arrow", FORMATS["a.arrow"][:-200], r"cannot read .*a\.arrow"),
+        (
+            "a.parquet.gz",
+            b"any",
+            r"cannot read .*a\.parquet\.gz while it is compressed by gzip: run gunzip on it first$",
+        ),
+        (
+            "a.parquet.zst",
+            b"any",
+            r"cannot read .*a\.parquet\.zst while it is compressed by zstd: run unzstd on it first$",
+        ),
         ("footer.arrow", FORMATS["footer.arrow"][:-20], r"cannot read .*footer\.arrow"),
         (
             "a.txt.gz",
