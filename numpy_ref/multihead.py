@@ -17,7 +17,8 @@ added to a whole row. So in a model with neither rotation nor QK-norm, the gradi
 rounding noise.
 
 A window (Longformer, arXiv:2004.05150) lets a token attend to the last W tokens only, itself included. Through L layers
-information still travels over L (W - 1) tokens, and beyond W the cost of a token no longer grows with the text.
+information still travels over L (W - 1) tokens. A token needs at most W keys, however long the text is; this file nevertheless
+multiplies all keys and masks those outside the window.
 
 Generation: keys and values of past tokens never change, so a `Past` keeps them, and a forward pass computes only the new token.
 
