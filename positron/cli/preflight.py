@@ -57,19 +57,31 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     start or continue.
     """
     check_name(folder)
-    config = with_known_tokenizer(config, folder, asked.given)
-    config = with_source_model(config, folder, asked)
+    config = with_source(config, folder, asked)
     run = Run(folder)
-    if run.exists and any(run.checkpoint_folder.glob("*.ckpt")):
-        if config.resume != "never":
-            refuse_differences(run, config)
-    else:
-        check_source_run(config, asked)
+    if _has_checkpoint(run) and config.resume != "never":
+        refuse_differences(run, config)
     if not run.exists:
         check_files(config.data, asked.given)
     check_packages(config.logger)
     refuse_unknown_machines(config.device.num_nodes)
     return config
+
+
+def with_source(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
+    """Return `config` with the tokenizer and the architecture of the source run; see `check`.
+
+    Raises UserError if a new run cannot begin with the weights of the source run.
+    """
+    config = with_known_tokenizer(config, folder, asked.given)
+    config = with_source_model(config, folder, asked)
+    if not _has_checkpoint(Run(folder)):
+        check_source_run(config, asked)
+    return config
+
+
+def _has_checkpoint(run: Run) -> bool:
+    return run.exists and any(run.checkpoint_folder.glob("*.ckpt"))
 
 
 def check_packages(logger: LoggerConfig) -> None:

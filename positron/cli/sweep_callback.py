@@ -18,6 +18,7 @@ from positron.cli.preflight import check_files, check_name, check_packages
 from positron.cli.request import read_request, typed_overrides
 from positron.config import DataConfig, LoggerConfig
 from positron.evaluation.sweep_report import SEED, as_text, paired_arguments, write_sweep_report
+from positron.run.differences import decides_a_new_run
 from positron.run.find import find_run
 from positron.settings import from_dict, recipe_of
 from positron.system.commands import command, module_of
@@ -72,6 +73,7 @@ class SweepTable(Callback):
         parsed = sweep_overrides(config)
         _refuse_search_over_seeds(config, {override.key_or_group for override in parsed})
         _refuse_repeated_values(parsed)
+        _refuse_keys_without_influence(parsed)
         jobs = count_jobs(config, parsed)
         if jobs is not None and jobs < 2:
             raise UserError(
@@ -151,6 +153,16 @@ def _refuse_repeated_values(parsed: list[Any]) -> None:
             raise UserError(
                 f"{override.input_line.lstrip('+')} has the value {repeated} twice, so two jobs would train the same run: "
                 "give each value once"
+            )
+
+
+def _refuse_keys_without_influence(parsed: list[Any]) -> None:
+    """Raise UserError if a key has no influence on what a run learns, because all jobs would then continue the same run."""
+    for key in (override.key_or_group for override in parsed):
+        if not decides_a_new_run(key):
+            raise UserError(
+                f"a sweep over {key}= would train only one run, because {key}= may change when a run is continued: give it a "
+                "single value, or start a run with another name= for each value"
             )
 
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.cli.overrides import given_keys
-from positron.cli.preflight import with_known_tokenizer
-from positron.cli.request import compose_request, read_request, typed_overrides
+from positron.cli.preflight import with_source
+from positron.cli.request import Request, compose_request, read_request, typed_overrides
 from positron.cli.user_callbacks import make_callbacks
 from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import write_sweep_report
-from positron.run.differences import differences, is_changeable
+from positron.run.differences import decides_a_new_run, differences
 from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.run.paths import JOB
@@ -67,9 +67,7 @@ def run_job(
         return train(config, folder, make_callbacks(request.callbacks), request.asked)
 
     if hydra.mode == RunMode.MULTIRUN:
-        return _sweep_job(
-            Path(hydra.sweep.dir).absolute(), hydra, overrides, lambda: request.configured(configure), job
-        )
+        return _sweep_job(hydra, overrides, request, configure, job)
     config, folder = request.settle(configure)
     is_first = first_rank(config.device.processes)
     if is_first and "torch" not in sys.modules:  # the import of torch takes seconds
@@ -101,16 +99,17 @@ def run_config(
 
 
 def _sweep_job(
-    sweep: Path,
     hydra: Any,
     overrides: list[str],
-    configure: Callable[[], RunConfig],
+    request: Request,
+    configure: Callable[[dict[str, Any]], RunConfig],
     train: Callable[[RunConfig, Path], Facts],
 ) -> float:
+    sweep = Path(hydra.sweep.dir).absolute()
     config: RunConfig | None = None
     refusal: BaseException | None = None
     try:
-        config = configure()
+        config = request.configured(configure)
     except UserError as error:  # reported in the row of this job
         refusal = error
     folder = claim_folder(sweep, int(hydra.job.num), overrides, config)
@@ -119,7 +118,7 @@ def _sweep_job(
         if config is None:
             assert refusal is not None
             raise refusal
-        known = with_known_tokenizer(config, folder, given_keys(overrides))
+        known = with_source(config, folder, request.asked)
         share = known.device.share * share_of(hydra.launcher)
         wandb = known.logger.wandb
         if wandb is not None:  # wandb shows the jobs of the sweep as one group
@@ -211,7 +210,7 @@ def _identity(overrides: Sequence[str], ignores_steps: bool = False) -> dict[str
     """
     keys = given_keys([override.lstrip("+") for override in overrides])
     ignored = {"train.max_steps"} if ignores_steps else set()
-    return {key: value for key, value in keys.items() if not is_changeable(key) and key not in ignored}
+    return {key: value for key, value in keys.items() if decides_a_new_run(key) and key not in ignored}
 
 
 def _has_config(folder: Path, config: RunConfig | None) -> bool:
@@ -219,7 +218,9 @@ def _has_config(folder: Path, config: RunConfig | None) -> bool:
     try:
         if config is None or not run.exists or differences(run, config):
             return False
-        return run.settings().data.path == config.data.path  # two jobs may differ only in the path of their text
+        recorded = run.settings()
+        # two jobs may differ only in the path of their text, or in the run with which they begin
+        return (recorded.data.path, recorded.init_from) == (config.data.path, config.init_from)
     except (UserError, KeyError, TypeError, ValueError):  # damaged, or from a version with other settings
         return False
 

@@ -17,6 +17,8 @@ from positron.system.paths import without_home
 # Settings that may differ between two commands that train the same run, because they do not change what it learns. The
 # weights of the teachers are compared instead of their names.
 _CHANGEABLE_KEYS = {"ckpt_path", "init_from", "resume", "distill.teachers"}
+# Those of them that nevertheless decide what a new run learns: the weights with which it begins, and its teachers.
+_STARTING_POINTS = {"ckpt_path", "init_from", "distill.teachers"}
 _CHANGEABLE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
 _CHANGEABLE_TRAIN = {
     "stop_at",
@@ -146,6 +148,14 @@ def learned_settings(settings: RunConfig, resolved: Resolved) -> dict[str, Any]:
 def is_changeable(key: str) -> bool:
     """Tell whether a setting, or a group such as `device`, may differ between two commands that train the same run."""
     return _is_changeable(key) or f"{key}." in _CHANGEABLE_GROUPS
+
+
+def decides_a_new_run(key: str) -> bool:
+    """Tell whether a setting, or a group such as `optimizer`, has an influence on what a new run learns.
+
+    For example, init_from has this influence, although it may be left out when the run is continued. device.threads has not.
+    """
+    return key in _STARTING_POINTS or not is_changeable(key)
 
 
 def _is_changeable(key: str) -> bool:

@@ -13,6 +13,7 @@ from hydra.errors import MissingConfigException
 
 import positron
 from positron.cli.hydra_app import hydra_errors_as_ours
+from positron.cli.sweeps import claim_folder
 from positron.system.errors import UserError
 from positron.system.locks import lock
 from positron.training.callbacks.pruning import is_hopeless
@@ -173,6 +174,38 @@ def test_a_value_that_is_given_twice_is_refused(run_command, tmp_path, swept, va
     assert f"{swept} has the value {value} twice" in result.err
     assert len(result.err.splitlines()) == 1
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "swept", ["device.threads=1,2", "train.micro_batch_size=1,2", "device=cpu,auto", "train.max_time=1m,2m"]
+)
+def test_values_that_all_train_the_same_run_are_refused(run_command, tmp_path, swept):
+    result = run_command("train", *SWEEP, swept)
+    key = swept.partition("=")[0]
+    assert result.code == 2
+    assert f"a sweep over {key}= would train only one run" in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_jobs_that_begin_with_different_runs_have_different_folders(tmp_path):
+    folders = [
+        claim_folder(tmp_path, n, [f"init_from={run}", f"train.save_every={n + 1}"], None) for n, run in enumerate("ab")
+    ]
+    assert [folder.name for folder in folders] == ["0", "1"]
+    assert claim_folder(tmp_path, 7, ["init_from=b", "train.save_every=9"], None) == folders[1]
+
+
+@pytest.mark.slow
+def test_a_sweep_over_source_runs_trains_each_with_its_own_architecture(run_command, tmp_path):
+    settings = ("model=debug", *FAST, "train.max_steps=4", "schedule.warmup_steps=2")
+    for name, layers in (("a", 1), ("b", 3)):
+        assert run_command("train", *settings, f"name={name}", f"model.n_layer={layers}").code == 0
+    without_model = [word for word in settings if not word.startswith("model")]
+    result = run_command("train", "-m", *without_model, "name=both", "init_from=a,b")
+    assert result.code == 0, result.err
+    recorded = [json.loads((tmp_path / f"outputs/sweeps/both/{n}/config.json").read_text()) for n in range(2)]
+    assert [(each["init_from"], each["model"]["n_layer"]) for each in recorded] == [("a", 1), ("b", 3)]
 
 
 def test_two_sweeps_into_one_folder_at_once_are_refused(run_command, tmp_path):
