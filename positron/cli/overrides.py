@@ -296,8 +296,10 @@ class _Reader:
         value = parsed.value()
         if is_group(key) and not (isinstance(value, dict) or (value is None and is_optional(key))):
             raise UserError(f"{key}={text} is not possible: {expected(key)}")
-        as_is = value is None or isinstance(value, str) or hasattr(value, "quote")
-        if is_text(key) and (not as_is or text != text.strip()):
+        # Hydra strips blanks, and removes the backslashes of \\server, \[ and similar texts
+        is_quoted = text == text.strip() and text[:1] in ("'", '"')
+        as_is = value is None or value == text or is_quoted
+        if is_text(key) and not as_is:
             return _quoted(text)
         return text
 

@@ -361,6 +361,8 @@ def test_options_may_stand_anywhere_among_the_settings(place):
         'say "no"',
         "back\\slash's",
         "ends\\",
+        r"\[\d+\]",
+        r"\\server\share\a (1).txt",
         "  blanks ",
         "two\nlines",
         "glob(*)",
