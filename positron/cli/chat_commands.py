@@ -122,6 +122,8 @@ def _names_setting(text: str) -> bool:
     from positron.inference.sampling import PRESETS
 
     words = text.replace("=", " ", 1).split()
+    if not words:
+        return False
     if difflib.get_close_matches(_setting_name(words[0]), SETTINGS, 1, 0.8):
         return len(words) <= 2
     return len(words) == 2 and (words[1].lower() in ("none", "off", *PRESETS) or _is_number(words[1]))

@@ -97,7 +97,9 @@ def test_a_slip_of_a_setting_is_named(dialogue: Dialogue, line: str) -> None:
         command(dialogue, line)
 
 
-@pytest.mark.parametrize("line", ["the rest is silence", "sail away", "Tom", "helpful cat", "setting sun"])
+@pytest.mark.parametrize(
+    "line", ["the rest is silence", "sail away", "Tom", "helpful cat", "setting sun", "settings =", "setings ="]
+)
 def test_words_that_resemble_commands_in_a_sentence_go_to_the_model(line: str) -> None:
     assert parse(line) is None
 

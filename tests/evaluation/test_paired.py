@@ -150,6 +150,14 @@ def test_a_pair_that_differs_in_more_is_refused_with_the_setting(
         find_pairs([f"{grid}:optimizer.lr=1e-3", f"{grid}:optimizer.lr=1e-2"], Path("outputs"))
 
 
+def test_students_of_different_teachers_differ_in_their_teachers(grid: Path) -> None:
+    for job in range(6):
+        teachers = ["first" if job < 3 else "second"]
+        edit(grid / str(job), optimizer__lr=0.1, distill={"teachers": teachers, "alpha": 0.5, "temperature": 1.0})
+    pairs = find_pairs([str(grid / "0"), str(grid / "3")], Path("outputs"))
+    assert pairs.changes == ["distill.teachers: first -> second"]
+
+
 def test_the_advice_of_a_refusal_names_all_settings_that_differ(grid: Path) -> None:
     names = [f"{grid}:optimizer.lr=1e-3", f"{grid}:optimizer.lr=1e-2"]
     for job in ("3", "4", "5"):
