@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from positron.evaluation.eval_texts import texts_of_file, texts_of_run, up_to
+from positron.evaluation.eval_texts import Lossy, texts_of_file, texts_of_run, up_to
 from positron.evaluation.scoring import interval, sampling_units, score_windows, total
 from positron.evaluation.seed_groups import seed_groups
 from positron.inference.sampling import BALANCED
@@ -128,14 +128,27 @@ def common_text(
         return list(runs), up_to(texts_of_file(file), limit)
     instead = GIVE_ANOTHER_TEXT if takes_file else "name another run"
     available = read_runs(runs, lambda run: texts_of_run(run, "val", limit, instead))
-    (first, texts), *others = available
-    for run, other in others:
-        if other != texts:
+    # a tokenizer with unknown tokens does not decode the text completely, so another run's text is preferred
+    first, texts = next((each for each in available if not _is_lossy(each[1])), available[0])
+    for run, other in available:
+        if other != texts and not (_is_lossy(other) and _have_same_text(first, run)):
             raise UserError(
                 f"{first.folder} and {run.folder} have different validation texts, so their scores cannot be compared: "
                 "name runs that were trained on the same text" + (f", or {GIVE_ANOTHER_TEXT}" if takes_file else "")
             )
     return [run for run, _ in available], texts
+
+
+def _is_lossy(texts: list[str]) -> bool:
+    return any(isinstance(text, Lossy) for text in texts)
+
+
+def _have_same_text(a: Run, b: Run) -> bool:
+    """Tell whether two runs record the same fingerprint of their text and divide the text in the same way."""
+    facts = [
+        (run.facts().data_fingerprint, run.settings().data.seed, run.settings().data.val_fraction) for run in (a, b)
+    ]
+    return facts[0][0] is not None and facts[0] == facts[1]
 
 
 def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int, seed: int) -> list[Row]:

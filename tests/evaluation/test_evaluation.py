@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from positron import stories
 from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig
-from positron.evaluation.comparison import find_runs
+from positron.evaluation.comparison import common_text, find_runs
 from positron.evaluation.eval_texts import (
     Beginning,
+    Lossy,
     floor_of,
     floor_of_run,
     texts_of_file,
@@ -344,6 +345,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = tiny(folder, name="cats", data=cats)
     train(dataclasses.replace(other, train=dataclasses.replace(other.train, max_steps=3)), folder / "other" / "cats")
     return folder
+
+
+def test_a_tokenizer_that_does_not_know_all_words_has_the_same_text_as_others(tmp_path: Path) -> None:
+    path = tmp_path / "my.txt"
+    path.write_text("".join(f"word{n} and word{n * n}\n" for n in range(800)))  # the last words are in no vocabulary
+    data = DataConfig("text", str(path), val_fraction=0.2, dir=str(tmp_path / "data"))
+    for kind in ("word", "char"):
+        tokenizer = TokenizerConfig(kind, vocab_size=100 if kind == "word" else None)
+        train(tiny(tmp_path, name=kind, data=data, tokenizer=tokenizer, train__max_steps=1), tmp_path / kind)
+    word, char = Run(tmp_path / "word"), Run(tmp_path / "char")
+    assert any(isinstance(text, Lossy) for text in texts_of_run(word, "val", 0))
+    for runs in ([word, char], [char, word]):
+        assert common_text(runs, None, 0) == (runs, texts_of_run(char, "val", 0))
 
 
 def test_evaluate_prints_what_a_run_is_worth(run_command: Callable[..., Result], runs: Path) -> None:
