@@ -392,11 +392,9 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
     bases = (a.run.base, b.run.base)
     if bases[0] != bases[1]:
         changes["init_from"] = bases
-    teachers = tuple(
-        distill and ",".join(distill.teachers) for distill in (a.run.settings().distill, b.run.settings().distill)
-    )
-    if None not in teachers and teachers[0] != teachers[1]:
-        changes["distill.teachers"] = teachers
+    first, second = a.run.settings().distill, b.run.settings().distill
+    if first is not None and second is not None and first.teachers != second.teachers:
+        changes["distill.teachers"] = (",".join(first.teachers), ",".join(second.teachers))
     others = {key: values for key, values in changes.items() if not _is_named(key, differ_in)}
     pair = f"{a.run.folder} and {b.run.folder} (seed {a.seed})"
     for key, (first, second) in others.items():
