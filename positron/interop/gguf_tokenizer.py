@@ -72,8 +72,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
             _add_byte_level(tokenizer, writer, _PRE_TOKENIZERS[tokenizer.name], tiktoken_merges(tokenizer.ranks()))
         case LibraryTokenizer():
             _add_library(tokenizer, writer)
-        case CharTokenizer():  # the file must contain a merge, so it gets one that never applies
-            _add_byte_level(tokenizer, writer, "gpt-2", [(b"\xff", b"\xff")])
+        case CharTokenizer():
+            _add_byte_level(tokenizer, writer, "gpt-2", _character_merges(tokenizer))
         case _:
             raise UserError(
                 f"llama.cpp has no tokenizer like tokenizer.kind={tokenizer.kind}: use --to hf, or train a run with "
@@ -175,6 +175,17 @@ def _kind_of_piece(token: str, is_control: bool) -> int:
     if is_control or token.startswith("<|unused_"):
         return _CONTROL
     return _BYTE if BYTE_PIECE.fullmatch(token) else _NORMAL
+
+
+def _character_merges(tokenizer: CharTokenizer) -> list[tuple[bytes, bytes]]:
+    """Return the merges that join the bytes of each character, from left to right.
+
+    Without them, llama.cpp would drop every character that has several bytes. If all characters have a single byte, the list
+    contains one merge that never applies, because the file must contain a merge.
+    """
+    spelled = [character.encode("utf-8") for character in tokenizer.characters]
+    merges = {(text[:i], text[i : i + 1]): None for text in spelled for i in range(1, len(text))}
+    return list(merges) or [(b"\xff", b"\xff")]
 
 
 def _add_byte_level(tokenizer: Tokenizer, writer: GGUFWriter, pre: str, merges: list[tuple[bytes, bytes]]) -> None:

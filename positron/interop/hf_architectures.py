@@ -110,7 +110,17 @@ def sliding_window(config: GPTConfig) -> int | None:
 
 
 def config_json(architecture: Architecture, config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the content of config.json, with the ids of the tokens that begin and end a text.
+    """Return the content of config.json, with the ids of the tokens that begin and end a text."""
+    return {
+        **class_json(architecture, config),
+        "bos_token_id": tokenizer.special_id(END_OF_TEXT),
+        "eos_token_id": tokenizer.end_ids[0],
+        "positron": dataclasses.asdict(config),  # Positron's import reads it and restores the identical model
+    }
+
+
+def class_json(architecture: Architecture, config: GPTConfig) -> dict[str, Any]:
+    """Return the entries of config.json that say which class the model has, and with which sizes and options.
 
     The base of RoPE is written twice, because transformers 5 reads `rope_parameters`, and transformers 4 reads `rope_theta`. If
     `rope_theta` were missing, transformers 4 would use its own default without a warning.
@@ -124,14 +134,11 @@ def config_json(architecture: Architecture, config: GPTConfig, tokenizer: Tokeni
         "architectures": [architecture.name],
         "model_type": architecture.model_type,
         "vocab_size": config.vocab_size,
-        "bos_token_id": tokenizer.special_id(END_OF_TEXT),
-        "eos_token_id": tokenizer.end_ids[0],
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": 0.02,
         "torch_dtype": "float32",
         **(rope if config.has_rope else {}),
         **architecture.settings(config),
-        "positron": dataclasses.asdict(config),  # Positron's import reads it and restores the identical model
     }
 
 

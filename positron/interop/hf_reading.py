@@ -6,6 +6,7 @@ ignored, the imported model could compute different results than the original.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from typing import Any
@@ -183,16 +184,36 @@ def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]
 def own_config(facts: dict[str, Any]) -> tuple[GPTConfig, list[Rule]] | None:
     """Return the architecture that Positron's export wrote into config.json, and the rules that convert the exported tensors.
 
-    `facts`: the content of config.json. Returns None if the export wrote no architecture, or if the architecture is not valid.
+    `facts`: the content of config.json. Returns None if the export wrote no architecture, if the architecture is not valid, or
+    if another program has changed the model since, such as its context length or its vocabulary.
     """
     noted = facts.get("positron")
     if not isinstance(noted, dict):
         return None
     try:
         config = from_dict(GPTConfig, noted)
-        return config, hf_architectures.architecture_of(config).rules(config)
+        architecture = hf_architectures.architecture_of(config)
     except (UserError, Unsupported):
         return None
+    if not _still_describes(facts, hf_architectures.class_json(architecture, config)):
+        return None
+    return config, architecture.rules(config)
+
+
+def _still_describes(facts: dict[str, Any], exported: dict[str, Any]) -> bool:
+    """Tell whether config.json (`facts`) describes the same model as the entries that the export wrote.
+
+    The dropout may differ, because it does not belong to the weights.
+    """
+    try:
+        before = read_config(exported, "config.json")[0]
+    except UserError:  # a model that Positron can export, but only import by its own note
+        return True
+    try:
+        after = read_config(facts, "config.json")[0]
+    except UserError:
+        return False
+    return dataclasses.replace(before, dropout=0.0) == dataclasses.replace(after, dropout=0.0)
 
 
 def _gpt2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:

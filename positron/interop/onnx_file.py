@@ -143,20 +143,20 @@ def _session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _lengths(config: GPTConfig) -> list[int]:
+def _lengths(config: GPTConfig, longest: int) -> list[int]:
     """Return the two text lengths, in tokens, at which graph and model are compared.
 
-    The first is half of the sliding window or, without a window, half of the context length. The second is the context length.
+    The first is half of the sliding window or, without a window, half of the second. The second is `longest`.
     """
-    return [max(1, min(config.window or config.context_length, config.context_length) // 2), config.context_length]
+    return [max(1, min(config.window or longest, longest) // 2), longest]
 
 
 @torch.no_grad()
 def _plain_difference(source: Source, path: Path) -> float:
     """Return the largest difference between the logits of `model.onnx` and of the model, for texts of two lengths."""
-    session, differences = _session(path), []
-    for length in _lengths(source.config):
-        ids = probe(source.config)[:, :length]
+    session, differences, texts = _session(path), [], probe(source.config)
+    for length in _lengths(source.config, texts.shape[1]):
+        ids = texts[:, :length]
         (logits,) = session.run(None, {"ids": ids.numpy()})
         differences.append(float(np.abs(logits - source.model(ids).numpy()).max()))
     return max(differences)
@@ -166,14 +166,14 @@ def _plain_difference(source: Source, path: Path) -> float:
 def _cached_difference(source: Source, path: Path) -> float:
     """Return the largest difference between the logits of `model_cached.onnx` and of the model.
 
-    The graph reads texts of the context length in two parts. Only the logits after the last token of each part are compared.
+    The graph reads the texts of `probe` in two parts. Only the logits after the last token of each part are compared.
     """
     config, session, differences = source.config, _session(path), []
     ids = probe(config)
     expected = source.model(ids).numpy()
     keys = values = np.zeros((config.n_layer, 2, config.kv_heads, 0, config.d_head), np.float32)
     start, previous = 0, ids[:, :1]
-    for stop in sorted(set(_lengths(config))):
+    for stop in sorted(set(_lengths(config, ids.shape[1]))):
         piece = ids[:, start:stop]
         inputs = {"ids": piece.numpy(), "past_keys": keys, "past_values": values}
         if config.smear:

@@ -14,6 +14,8 @@ from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.text.tokenizer import Tokenizer
 
+PROBE_LOGITS = 2**24  # 64 MB in fp32
+
 
 @dataclass(frozen=True)
 class Source:
@@ -52,9 +54,12 @@ def open_source(run: Run) -> Source:
 
 
 def probe(config: GPTConfig) -> Tensor:
-    """Return random token ids (2, context_length), on which an exported model is compared with the original."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(config.vocab_size, (2, config.context_length), generator=generator)
+    """Return random token ids (2, T), on which an exported model is compared with the original.
+
+    T is the context length, or less for a large model: 2 T tokens have at most 2^24 logits (PROBE_LOGITS), and T is >= 64.
+    """
+    length = min(config.context_length, max(64, PROBE_LOGITS // (2 * config.vocab_size)))
+    return torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()

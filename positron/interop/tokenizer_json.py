@@ -78,13 +78,12 @@ def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     Ids beyond the imported vocabulary that still have no token get a placeholder such as `<|unused_300|>`.
     """
     facts: dict[str, Any] = json.loads(tokenizer.content)
-    known = {token["id"]: token["content"] for token in facts["added_tokens"]}
-    vocabulary = facts["model"]["vocab"]
-    size = max(*known, len(vocabulary) - 1) + 1
+    added = facts.get("added_tokens") or []
+    size = max([len(facts["model"]["vocab"]) - 1, *(token["id"] for token in added)]) + 1
     ids = _special_ids(tokenizer)
     ids = {i: token for i, token in ids.items() if i >= size}
     fillers = {i: f"<|unused_{i}|>" for i in range(size, tokenizer.vocab_size) if i not in ids}
-    facts["added_tokens"] += [_added(i, token) for i, token in sorted({**ids, **fillers}.items())]
+    facts["added_tokens"] = [*added, *(_added(i, token) for i, token in sorted({**ids, **fillers}.items()))]
     return facts
 
 

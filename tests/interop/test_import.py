@@ -19,10 +19,12 @@ from positron.interop import hf_folder, hf_reading, importing
 from positron.interop.formats import export
 from positron.interop.importing import import_run, read_model, write_run
 from positron.interop.source import open_source
+from positron.interop.tokenizer_json import tokenizer_json
 from positron.model.gpt import GPT
 from positron.run.differences import refuse_differences
 from positron.run.load import load_model
 from positron.system.errors import UserError
+from positron.text.conversation import MARKERS
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
 transformers = pytest.importorskip("transformers")
@@ -488,6 +490,18 @@ def test_a_vocabulary_without_special_tokens_begins_a_text_with_the_token_of_con
     shutil.copytree(whole, folder)
     vocabulary(lambda facts: facts["added_tokens"].clear())(folder)
     assert read_model(folder).tokenizer.special_id(END_OF_TEXT) == 0
+
+
+@pytest.mark.parametrize(
+    "change", [lambda facts: facts.update(added_tokens=[]), lambda facts: facts.pop("added_tokens")]
+)
+def test_a_vocabulary_without_added_tokens_can_be_exported_again(change, whole, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    vocabulary(change)(folder)
+    tokenizer = read_model(folder).tokenizer
+    tokens = {token["content"]: token["id"] for token in tokenizer_json(tokenizer)["added_tokens"]}
+    assert {token: tokens[token] for token in MARKERS} == {token: tokenizer.special_id(token) for token in MARKERS}
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from saved_runs import char, greedy, random_model, save_run
 from positron.config import Activation, GPTConfig, Norm, Position
 from positron.interop import hf_architectures
 from positron.interop.formats import export
+from positron.interop.hf_reading import own_config
 from positron.interop.importing import read_model, write_run
-from positron.interop.source import open_source
+from positron.interop.source import open_source, probe
 from positron.run.load import load_model
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
@@ -118,3 +119,31 @@ def test_every_exportable_combination_comes_back_as_the_same_model(name):
     """1,800 combinations in all."""
     for number, options in enumerate(exportable()[name]):
         check({**options, "rope_base": 1e4 + number, "norm_eps": 1e-6 * (1 + number)}, number)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_trusted"),
+    [
+        ({}, True),
+        ({"attention_dropout": 0.3}, True),
+        ({"max_position_embeddings": 24}, False),
+        ({"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, False),
+        ({"vocab_size": 64}, False),
+        ({"model_type": "unknown"}, False),
+    ],
+)
+def test_the_note_of_the_export_counts_only_while_the_rest_of_config_json_agrees(
+    change: dict[str, Any], is_trusted: bool
+) -> None:
+    config = GPTConfig(vocab_size=40, norm="rmsnorm", position="rope", activation="swiglu", **SIZES)
+    architecture = hf_architectures.choose(config)
+    facts = hf_architectures.class_json(architecture, config) | {"positron": dataclasses.asdict(config)} | change
+    noted = own_config(facts)
+    assert (noted is not None) == is_trusted
+    assert noted is None or noted[0] == config
+
+
+def test_a_large_model_is_compared_on_few_tokens() -> None:
+    large = GPTConfig(vocab_size=150_000, context_length=40_960, d_model=8, n_layer=1, n_head=1)
+    assert probe(large).shape == (2, 64)
+    assert probe(GPTConfig(vocab_size=40, **SIZES)).shape == (2, SIZES["context_length"])
