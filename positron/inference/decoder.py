@@ -305,7 +305,7 @@ class Decoder:
         if self.positions is not None:
             x = x + self.positions[start:end]
         turn = None if self.turn is None else self.turn[start:end].repeat(b, 1, 1)
-        mask = window_mask(end, self.config.window, self.device)[start:]  # (n, end)
+        mask = window_mask(end, self.config.window, self.device, start)  # (n, end)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             q, k, v = (part.unflatten(0, (b, n)).transpose(1, 2) for part in (q, k, v))  # (b, heads, n, D)

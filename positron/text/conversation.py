@@ -115,6 +115,7 @@ def drop_oldest_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: 
         if available < 1 and system:
             remaining, n_further = drop_oldest_turns(turns, tokenizer, limit)
             return remaining, dropped + n_further
-        end = tokenizer.encode(turns[-1].content)[-max(1, available) :]
-        turns[-1] = Message(turns[-1].role, tokenizer.decode(end))
+        end = tokenizer.decode(tokenizer.encode(turns[-1].content)[-max(1, available) :])
+        # the end may begin inside a character, whose U+FFFD would have more tokens than its bytes
+        turns[-1] = Message(turns[-1].role, end.lstrip("\ufffd"))
     return [*system, *turns], dropped

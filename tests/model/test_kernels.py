@@ -14,7 +14,7 @@ from numpy_ref.linear import linear_backward, linear_forward
 from numpy_ref.loss import cross_entropy_backward, cross_entropy_forward
 from positron.config import IGNORE
 from positron.model.gpt import document_mask
-from positron.model.kernels.attention import BLOCK_QUERIES, BlockedCausalAttention, causal_attention
+from positron.model.kernels.attention import BLOCK_QUERIES, BlockedCausalAttention, causal_attention, window_mask
 from positron.model.kernels.distillation import linear_distillation
 from positron.model.kernels.loss import linear_cross_entropy, token_losses
 
@@ -358,3 +358,10 @@ def test_a_teacher_that_excludes_tokens_has_a_finite_divergence():
     assert kl.item() == pytest.approx(2000)
     total.backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 9])
+def test_the_mask_of_the_last_queries_is_the_end_of_the_whole_mask(window):
+    cpu = torch.device("cpu")
+    for start in range(7):
+        assert torch.equal(window_mask(7, window, cpu, start), window_mask(7, window, cpu)[start:])

@@ -4,6 +4,7 @@ import pytest
 
 from positron.text.char_word import CharTokenizer
 from positron.text.conversation import Message, drop_oldest_turns, prompt_ids
+from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 
 TURNS = [Message("user", "a" * 9), Message("assistant", "b" * 9)] * 3
 TOKENIZER = CharTokenizer("abcs")
@@ -19,3 +20,11 @@ def test_the_number_of_dropped_turns_is_the_number_of_missing_questions(instruct
     assert dropped == 4 - questions
     assert len(prompt_ids(remaining, TOKENIZER)) <= limit
     assert remaining[-1].content.endswith("a")
+
+
+@pytest.mark.parametrize("limit", range(5, 24))
+def test_a_question_that_is_cut_inside_a_character_still_fits(limit: int) -> None:
+    tokenizer = SentencePieceTokenizer.train(["abc abc " * 200], 300)  # writes every other character as bytes
+    messages = [Message("user", "a \u4e2d\u00e9\U0001f600" * 9)]
+    remaining, _ = drop_oldest_turns(messages, tokenizer, limit)
+    assert len(prompt_ids(remaining, tokenizer)) <= limit

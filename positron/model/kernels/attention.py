@@ -45,13 +45,14 @@ def causal_attention(
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=grouped)
 
 
-def window_mask(T: int, window: int | None, device: torch.device) -> Tensor:
-    """Return a mask (T, T) that is True where a query (row) may attend to a key (column).
+def window_mask(T: int, window: int | None, device: torch.device, start: int = 0) -> Tensor:
+    """Return a mask (T - start, T) that is True where a query (row) may attend to a key (column).
 
-    A query attends to itself and to the `window` - 1 keys before it (None: to all keys before it).
+    The queries are those from position `start` on. A query attends to itself and to the `window` - 1 keys before it (None: to
+    all keys before it).
     """
-    past = torch.ones(T, T, dtype=torch.bool, device=device).tril_()
-    return past if window is None else past.triu_(1 - window)
+    past = torch.ones(T - start, T, dtype=torch.bool, device=device).tril_(start)
+    return past if window is None else past.triu_(start + 1 - window)
 
 
 def blocked_is_faster(q: Tensor, visible: int, dropout: float = 0.0) -> bool:
