@@ -16,6 +16,7 @@ import shutil
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import get_args
 
 from positron.cli.overrides import given_keys
 from positron.cli.request import compose
@@ -23,7 +24,7 @@ from positron.data.sources import MEMORY, ROWS_FILE
 from positron.system.command_parser import CommandParser
 from positron.system.commands import command
 from positron.system.disk import expanded
-from positron.system.download import cache_folder
+from positron.system.download import CacheKind, cache_folder
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.locks import try_lock
@@ -37,7 +38,7 @@ def arguments() -> argparse.ArgumentParser:
         "--clean",
         action="store_true",
         help="delete token files, raw texts, the texts that Python programs gave as data=, and, without data.dir=, the "
-        "downloads of all runs; corpora that a process uses are kept",
+        "downloads of all runs; a corpus that a process is preparing or streaming is kept",
     )
     return parser
 
@@ -62,7 +63,8 @@ def main() -> None:
         if (corpora / MEMORY).is_dir():
             folders.append(corpora / MEMORY)
         if not is_named:
-            folders.append(cache_folder())
+            # never their parent, which may contain other files if the user chose it by POSITRON_CACHE
+            folders += [folder for kind in get_args(CacheKind) if (folder := cache_folder(kind)).is_dir()]
         for folder in folders:
             files = [path for path in folder.rglob("*") if path.is_file()]
             size = sum(path.stat().st_size for path in files)
@@ -78,9 +80,10 @@ def _clean(folder: Path) -> str:
     """Free the disk space that `folder` uses, and return the outcome as text, such as "  freed".
 
     If `folder` is a prepared corpus, its token files and raw texts are deleted, but its tokenizer is kept, so that the corpus
-    can be prepared again. A corpus that another process uses is left unchanged, and "  in use, not deleted" is returned. Any
-    other folder is deleted completely: it holds downloads, or data that a program passed to the Python functions. The returned
-    text is appended to the line that `main` prints about the folder, so it begins with two spaces.
+    can be prepared again. A corpus that another process is preparing or streaming is left unchanged, and "  in use, not
+    deleted" is returned. Any other folder is deleted completely: it holds downloads, or data that a program passed to the
+    Python functions. The returned text is appended to the line that `main` prints about the folder, so it begins with two
+    spaces.
     """
     lock_file = folder / "lock"
     with try_lock(lock_file) if lock_file.exists() else nullcontext(True) as free:

@@ -264,7 +264,7 @@ def cached_path(url: str, sha256: str | None) -> Path:
     name = re.sub(r"[^\w.-]", "_", Path(urlsplit(url).path).name).lstrip(".") or "download.txt"
     if sha256 is None:  # files of the same name from two addresses must not be confused
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
-    return cache_folder() / "text" / name
+    return cache_folder("text") / name
 
 
 def not_downloaded(folder: Path) -> str:

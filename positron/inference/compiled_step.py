@@ -481,7 +481,7 @@ def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch,
 def _cached(function: Callable[..., None]) -> Callable[..., None]:
     """Compile a function with Numba, and keep the result in the user's cache folder if it is writable."""
     try:
-        config.CACHE_DIR = config.CACHE_DIR or str(cache_folder() / "numba")  # NUMBA_CACHE_DIR, if the user has set it
+        config.CACHE_DIR = config.CACHE_DIR or str(cache_folder("numba"))  # NUMBA_CACHE_DIR, if the user has set it
         compiled: Callable[..., None] = njit(nogil=True, cache=True, fastmath=OPTIONS)(function)
     except (RuntimeError, UserError):  # no folder is writable, or the home folder is unknown
         compiled = inner(function)

@@ -41,7 +41,7 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
         for file in info.siblings or []
     }
     commit = str(info.sha)
-    folder = cache_folder() / "models" / f"{repo.replace('/', '--')}-{commit[:12]}"
+    folder = cache_folder("models") / f"{repo.replace('/', '--')}-{commit[:12]}"
     for file in _wanted(files, repo):
         if not _is_here(folder / file["name"], file):
             size = "" if file["size"] is None else f" ({file['size'] / 1e6:,.1f} MB)"

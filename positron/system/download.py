@@ -11,7 +11,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from positron.system.console import one_line
@@ -22,14 +22,17 @@ PATIENCE_S = 4.0  # longest wait for a connection and for each piece of data, so
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def cache_folder() -> Path:
-    """Return the folder for files that all runs share, such as downloads.
+CacheKind = Literal["models", "numba", "text", "tiktoken"]
 
-    The folder is the value of the environment variable POSITRON_CACHE. If the variable is not set, it is ~/.cache/positron.
-    Raises UserError if the path begins with `~` and the home folder is unknown.
+
+def cache_folder(kind: CacheKind) -> Path:
+    """Return the folder for files of one kind that all runs share, such as downloaded texts.
+
+    It lies in the folder that the environment variable POSITRON_CACHE names. If the variable is not set, it lies in
+    ~/.cache/positron. Raises UserError if the path begins with `~` and the home folder is unknown.
     """
     try:
-        return Path(os.environ.get("POSITRON_CACHE") or "~/.cache/positron").expanduser()
+        return Path(os.environ.get("POSITRON_CACHE") or "~/.cache/positron").expanduser() / kind
     except RuntimeError as error:
         raise UserError(
             "the home folder, where downloads are kept, is not known: set the variable POSITRON_CACHE or HOME"

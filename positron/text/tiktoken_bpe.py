@@ -111,7 +111,7 @@ class TiktokenTokenizer:
         definition = DEFINITIONS[name]
         content = fetch(
             f"{RANKS_URL}/{name}.tiktoken",
-            cache_folder() / "tiktoken" / f"{name}.tiktoken",
+            cache_folder("tiktoken") / f"{name}.tiktoken",
             definition.sha256,
             instead="use tokenizer=spm_16k, which needs no network",
         )
