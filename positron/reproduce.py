@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from positron.system.disk import expanded, make_folder, write_json
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import counted
+from positron.system.paths import relative_to_here
 from positron.system.ranks import first_rank
 
 TRACE = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
@@ -164,7 +164,7 @@ def claim(folder: Path, run: Run) -> None:
 
     Raises UserError if the folder contains anything else.
     """
-    source = os.path.relpath(run.folder)
+    source = relative_to_here(run.folder)
     if folder.is_dir() and any(folder.iterdir()):
         if folder.samefile(run.folder):
             raise UserError(f"{folder} is the run that is reproduced: give another --name")

@@ -174,6 +174,8 @@ class _Process:
                     self._done += 1
                     first, rows = content
                     return first, rows
+                case "skipped":  # shows that the rows arrive
+                    pass
                 case "log":
                     if not self._has_logged:
                         self._has_logged = True
@@ -228,10 +230,10 @@ def _serve(
 ) -> None:
     """Read the rows of a dataset and send them to the parent process; this is the main function of the child process.
 
-    It sends the pair ("log", line), then the pair ("chunk", (number of the first row, rows)) for each chunk after the first
-    `skip` chunks, and then ("end", None). After a failure, the last pair is the one that `_reason` returns. `files`: the files
-    to read (None: those that the repository declares). `field`: the field whose non-empty texts are sent instead of the rows
-    (None: the whole rows). `cache`: the folder for the caches of `datasets`.
+    It sends the pair ("log", line), then the pair ("skipped", None) for each of the first `skip` chunks and the pair ("chunk",
+    (number of the first row, rows)) for each chunk after them, and then ("end", None). After a failure, the last pair is the
+    one that `_reason` returns. `files`: the files to read (None: those that the repository declares). `field`: the field whose
+    non-empty texts are sent instead of the rows (None: the whole rows). `cache`: the folder for the caches of `datasets`.
     """
     leave_interrupts_to_parent()
     end_with_parent()
@@ -259,8 +261,7 @@ def _serve(
         rows = splits[TRAIN if TRAIN in splits else next(iter(splits))]
         first = 1
         for number, chunk in enumerate(_chunks(_texts(rows, repo, field) if field is not None else rows)):
-            if number >= skip:
-                connection.send(("chunk", (first, chunk)))
+            connection.send(("chunk", (first, chunk)) if number >= skip else ("skipped", None))
             first += len(chunk)
         connection.send(("end", None))
     except BaseException as error:  # sent to the parent process, which raises it

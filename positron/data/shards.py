@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from positron.data.sources import WAIT, Source
-from positron.system.children import end_with_parent
+from positron.system.children import end_with_parent, leave_interrupts_to_parent
 from positron.system.disk import make_folder, read_json, replace_folder, whole_file, write_json
 from positron.system.errors import UserError
 from positron.system.progress import Meter
@@ -79,6 +79,7 @@ _worker: tuple[Source, Tokenizer]
 
 
 def _start_worker(source: Source, tokenizer_folder: Path) -> None:
+    leave_interrupts_to_parent()
     global _worker
     _worker = (source, load_tokenizer(tokenizer_folder))
     end_with_parent()
@@ -208,7 +209,10 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
     end = tokenizer.special_id(END_OF_TEXT)
     writers = {split: SplitWriter(partial, split, dtype, end, splits.get(split)) for split in SPLITS}
     with Meter("tokenizing", source.total_bytes, n_bytes, unit=1e-6) as meter:
-        for parts in encode_all(source, tokenizer, tokenizer_folder, tasks, os.cpu_count() or 1):
+        # an interrupted call may have saved its progress after the last task
+        is_complete = source.limit_bytes is not None and n_bytes >= source.limit_bytes
+        workers = os.cpu_count() or 1
+        for parts in () if is_complete else encode_all(source, tokenizer, tokenizer_folder, tasks, workers):
             tasks += 1
             for split, part in parts.items():
                 writers[split].add(part)

@@ -129,7 +129,7 @@ class Stream:
         end = self.tokenizer.special_id(END_OF_TEXT)
         missing = self.size + 1 - writer.facts["tokens"] - writer.waiting
         while missing:
-            missing_before = missing
+            missing_before, begin = missing, place
             for parts in encode_all(source, self.tokenizer, self.tokenizer_folder, place["task"], workers):
                 ids = np.concatenate([np.zeros(0, dtype=np.uint32), *parts["train"].ids])
                 taken_ids = ids[place["offset"] : place["offset"] + missing]
@@ -149,7 +149,7 @@ class Stream:
                     save_progress()
                 source.release(place["task"])
             else:
-                if missing_before == missing and place["task"] == 0:
+                if missing_before == missing and (begin["task"], begin["offset"]) == (0, 0):
                     raise UserError(
                         f'{self.config.repo} has no text to train on in the field "{self.config.field}" (data.field): '
                         "give another data.field= or data.repo="

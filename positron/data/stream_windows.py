@@ -39,7 +39,7 @@ class StreamWindows:
     """Make training batches (B, T + 1) of a streamed corpus, as `Windows` does for token files of a fixed text.
 
     A batch at the border of two epochs has windows of both. `folder`: the folder that `open_stream` returned. Raises UserError
-    if an epoch is shorter than one window of `context` tokens.
+    if an epoch is shorter than one window of `context` tokens, or than a batch.
     """
 
     def __init__(self, config: DataConfig, folder: Path, *, context: int, batch_size: int, seed: int) -> None:
@@ -50,6 +50,11 @@ class StreamWindows:
             raise UserError(
                 f"data.tokens_per_epoch={config.tokens_per_epoch} is less than model.context_length={context}: "
                 "give a larger number, such as data.tokens_per_epoch=10M"
+            )
+        if batch_size > self.n_windows:  # a batch may lie in two epochs, but not in three
+            raise UserError(
+                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than the {batch_size * context:,} tokens of a step: "
+                "give a larger number, such as data.tokens_per_epoch=10M, or a smaller train.batch_tokens="
             )
         self._files: dict[int, TokenFiles] = {}
         self._filler: _Filler | None = None

@@ -21,7 +21,7 @@ def cut_after(run: RunPaths, step: int) -> None:
     """
     rows = read_lines(run.metrics_path, check_row)
     read_samples(run)
-    if rows:
+    if run.metrics_path.exists():  # also without rows: the file may contain a part of one
         write_lines(run.metrics_path, (row for row in rows if row.values["step"] <= step))
     cut_samples(run, step)
     if run.history_folder.is_dir():

@@ -2,7 +2,7 @@
 
 Every message and help text takes the name of a command from here. The name has the form in which the user started this process:
 `positron sft` for the installed command, otherwise `python -m positron.sft`. If `uv run` started the process, the name begins
-with `uv run`. This module imports only the standard library.
+with `uv run`. This module imports only the standard library and `paths.py`, which does the same.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+
+from positron.system.paths import relative_to_here
 
 SCRIPT = "positron"  # the name of the installed command
 
@@ -66,7 +68,7 @@ def _typed(program: Path, name: str) -> str:
     on_path = shutil.which(name)
     if on_path is not None and Path(on_path).parent.resolve() == program.parent.resolve():
         return name
-    relative = os.path.relpath(program)
+    relative = relative_to_here(program)
     return quoted(str(program) if relative.startswith("..") else relative)
 
 

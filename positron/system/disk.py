@@ -292,11 +292,17 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the folder to disk, so that a rename in it survives a power cut. On Windows, which cannot do this, do nothing."""
+    """Write the folder to disk, so that a rename in it survives a power cut.
+
+    On Windows and on file systems that cannot do this, such as some network drives, do nothing.
+    """
     if sys.platform != "win32":
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+                raise
         finally:
             os.close(handle)
 

@@ -62,3 +62,11 @@ def fault_of_name(name: str) -> str | None:
     if name.split(".")[0].strip().upper() in _DEVICES:
         return "is the name of a device on Windows"
     return None
+
+
+def relative_to_here(path: Path) -> str:
+    """Return the path relative to the current folder or, on another drive of Windows, the path itself."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return str(path)

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +301,37 @@ def test_prepare_killed_at_random_moments_continues_and_writes_the_same_bytes(
     assert resumed >= least
     with capsys.disabled():
         print(f"  [prepare: {kills} kills, {resumed} after a whole shard; all completed byte for byte]")
+
+
+def test_a_call_that_ended_before_its_last_file_reads_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stories = DataConfig("stories", size_mb=0.1, dir=str(tmp_path / "whole"))
+    prepare(stories, TokenizerConfig("char"), None)
+    cut = dataclasses.replace(stories, dir=str(tmp_path / "cut"))
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "replace_folder", fail)
+        patch.setattr(Path, "unlink", lambda path, **_: None if path.name == "progress.json" else os.unlink(path))
+        with pytest.raises(OSError, match="No space"):
+            prepare(cut, TokenizerConfig("char"), None)
+    prepare(cut, TokenizerConfig("char"), None)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_only_what_positron_keeps_in_the_shared_folder_is_freed(
+    run_command: Callable[..., Any], tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    for name in ("text/a.txt", "photos/a.jpg", "thesis.txt"):
+        (shared / name).parent.mkdir(parents=True, exist_ok=True)
+        (shared / name).write_text("x")
+    freed = run_command("cache", "--clean", POSITRON_CACHE=str(shared))
+    assert (freed.code, freed.out.count("freed")) == (0, 1)
+    assert sorted(path.name for path in shared.rglob("*")) == ["a.jpg", "photos", "thesis.txt"]
 
 
 def test_files_of_an_interrupted_call_of_another_version_do_not_stay(tmp_path: Path) -> None:

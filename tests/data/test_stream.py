@@ -309,3 +309,18 @@ def test_a_corpus_that_is_in_use_on_windows_is_named_and_not_used_again(
         "The process cannot access the file because it is being used by another process"
     )
     assert not (tokens / "tokens.json").exists(), "a command would use a folder of which a part may be deleted"
+
+
+def test_files_without_text_for_training_end_the_call(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+    for name in stories_hub.entries():
+        if name.endswith(".parquet") and not name.endswith("00000.parquet"):
+            stories_hub.add(name, [""] * 20)
+    with pytest.raises(UserError, match=r'has no text to train on in the field "text"'):
+        opened(tmp_path)
+
+
+def test_a_step_longer_than_an_epoch_is_refused(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+    made = opened(tmp_path)
+    with pytest.raises(UserError, match=r"data\.tokens_per_epoch=3000 is less than the 3,100 tokens of a step"):
+        StreamWindows(made.config, made.folder, context=100, batch_size=31, seed=0)
+    assert StreamWindows(made.config, made.folder, context=100, batch_size=30, seed=0).n_windows == 30

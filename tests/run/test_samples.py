@@ -217,3 +217,10 @@ def test_a_damaged_page_of_an_older_version_gives_the_samples_that_are_left(
     assert [sample.step for sample in read_samples(run)] == steps
     cut_after(run, 100)
     assert [sample.step for sample in read_samples(run)] == steps
+
+
+def test_a_metrics_file_with_only_a_part_of_a_line_begins_again(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.metrics_path.write_text('{"step": 1, "trai')
+    cut_after(run, 0)
+    assert run.metrics_path.read_text() == ""

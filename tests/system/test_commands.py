@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from positron.system import commands
 from positron.system.command_parser import CommandParser
 from positron.system.commands import command, in_user_form, next_command, words_of
 
@@ -99,3 +100,11 @@ def test_on_windows_a_backslash_in_a_command_is_part_of_a_path(monkeypatch):
     assert words_of(line) == ["python", r"C:\evals\my.py", r"C:\my texts\{text}", "--sep", "\\", "#1"]
     monkeypatch.setattr(sys, "platform", "linux")
     assert words_of(r"a\ b 'c d'") == ["a b", "c d"]
+
+
+def test_a_program_on_another_drive_is_named_by_its_whole_path(monkeypatch):
+    def refuse(path):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr("os.path.relpath", refuse)
+    assert commands._typed(Path("/elsewhere/positron"), "no-such-program") == "/elsewhere/positron"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -104,3 +107,17 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r": rename the file \S+file$"):
         disk.make_folder(tmp_path / "file" / "inner")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot sync a folder")
+def test_a_file_system_that_cannot_sync_a_folder_is_no_error(tmp_path, monkeypatch):
+    original = os.fsync
+
+    def sync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        original(handle)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    disk.write_json(tmp_path / "a.json", {"a": 1})
+    assert disk.read_json(tmp_path / "a.json") == {"a": 1}
