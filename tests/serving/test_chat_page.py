@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from string import ascii_lowercase
@@ -62,6 +63,13 @@ def limit(page: Page, tokens: int) -> None:
 
 def texts(page: Page) -> list[str]:
     return page.locator(".answer .text").all_inner_texts()
+
+
+def wait_for_some_text(page: Page) -> None:
+    until = time.monotonic() + PATIENCE
+    while len(page.locator(".answer .text").text_content() or "") < 4:
+        assert time.monotonic() < until
+        page.wait_for_timeout(5)
 
 
 def test_an_answer_is_streamed_and_is_there_after_a_reload(page: Page) -> None:
@@ -183,6 +191,51 @@ def test_a_selected_alternative_is_where_the_next_answer_continues(page: Page) -
     assert after[1] == letter != before[1]
     assert len(after) > 2
     assert "2 of 2" in page.locator(".answer footer").inner_text()
+
+
+def test_an_alternative_after_parts_of_a_character_continues_after_the_character(page: Page) -> None:
+    join = "async (tokens) => (await import('./static/chat/tokens.js')).textOf(tokens)"
+    tokens = [
+        ["a"],
+        ["bytes:\\xc3"],
+        ["bytes:\\xa9"],
+        ["\U0001f600"],
+        ["bytes:\\xe4\\xb8"],
+        ["bytes:\\xad"],
+        ["bytes:"],
+    ]
+    assert page.evaluate(join, tokens) == "aé😀中bytes:"
+
+
+def test_an_answer_that_another_conversation_interrupts_is_kept(page: Page) -> None:
+    limit(page, 4)
+    send(page, "first")
+    wait_for_end(page)
+    page.click("#new")
+    limit(page, 90)
+    send(page, "second")
+    wait_for_some_text(page)
+    page.locator("#conversations .title", has_text="first").click()
+    page.wait_for_selector("#conversations li.open .title:has-text('first')")
+    page.locator("#conversations .title", has_text="second").click()
+    page.wait_for_selector("#conversations li.open .title:has-text('second')")
+    (kept,) = texts(page)
+    assert len(kept) > 3
+
+
+def test_a_conversation_that_is_deleted_while_it_answers_stays_deleted(page: Page) -> None:
+    send(page, "secret")
+    wait_for_some_text(page)
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_label("delete secret").click()
+    page.wait_for_selector(".welcome")
+    page.wait_for_selector("#stop", state="hidden")
+    page.reload()
+    page.wait_for_selector(".welcome")
+    limit(page, 4)
+    send(page, "hello")
+    wait_for_end(page)
+    assert page.locator("#conversations .title").all_inner_texts() == ["hello"]
 
 
 def test_regenerated_answers_are_kept_beside_the_first(page: Page) -> None:

@@ -8,6 +8,7 @@ import { Settings } from "./settings.js";
 import { el } from "../dom.js";
 import { newId, openStore } from "./store.js";
 import { Thread } from "./thread.js";
+import { textOf } from "./tokens.js";
 
 const FEW = 6; // as many models are listed side by side; more are in a list that opens
 const EXAMPLES = {
@@ -17,6 +18,7 @@ const EXAMPLES = {
 
 const $ = (id) => document.getElementById(id);
 const running = new Map(); // answer -> AbortController
+const deleted = new Set(); // ids of conversations; an answer that was stopped by the deletion must not save its conversation
 let models = [];
 let store;
 let settings;
@@ -29,7 +31,7 @@ const thread = new Thread($("thread"), {
     const { tokens } = shownAnswer(i, model);
     const logprob = tokens[place][2].find(([other]) => other === text)?.[1] ?? tokens[place][1];
     const kept = [...tokens.slice(0, place), [text, logprob, tokens[place][2]]];
-    write(i, model, { prefix: kept.map(([part]) => part).join(""), tokens: kept });
+    write(i, model, { prefix: textOf(kept), tokens: kept });
   },
   variant: (i, model, by) => {
     conversation.turns[i].answers[model].shown += by;
@@ -60,9 +62,13 @@ function open(next) {
 }
 
 async function save() {
-  if (!conversation.turns.length) return;
+  await put(conversation);
+}
+
+async function put(changed) {
+  if (!changed.turns.length || deleted.has(changed.id)) return;
   try {
-    await store.put(conversation);
+    await store.put(changed);
   } catch (error) {
     trouble(`This conversation cannot be saved in this browser: ${error.message}`);
   }
@@ -73,14 +79,16 @@ async function listConversations() {
   const all = await store.all();
   const items = all.map((one) => {
     const isOpen = one.id === conversation.id;
-    const title = button(one.title, `open ${one.title}`, () => {
-      open(one);
+    const title = button(one.title, `open ${one.title}`, async () => {
+      // read again, because an answer or another page may have changed it since it was listed
+      if (one.id !== conversation.id) open((await store.get(one.id)) ?? one);
       $("thread").focus();
     });
     title.classList.add("title");
     if (isOpen) title.ariaCurrent = "true";
     const remove = button("×", `delete ${one.title}`, async () => {
       if (!confirm(`Delete “${one.title}”?`)) return;
+      deleted.add(one.id);
       await store.delete(one.id);
       if (one.id === conversation.id) open(fresh());
       else listConversations();
@@ -189,8 +197,7 @@ async function stream(i, id) {
   running.delete(answer);
   showRunning();
   if (visible()) thread.update(i, id, false);
-  if (current === conversation) save();
-  else await store.put(current);
+  await put(current);
 }
 
 function stop() {

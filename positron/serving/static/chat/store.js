@@ -38,6 +38,11 @@ class Store {
     return list.sort((a, b) => b.updated - a.updated);
   }
 
+  // The conversation with this id, or undefined if it was deleted.
+  async get(id) {
+    return this.database ? promised(this.objects("readonly").get(id)) : structuredClone(this.memory.get(id));
+  }
+
   async put(conversation) {
     conversation.updated = Date.now();
     const copy = structuredClone(conversation);

@@ -9,6 +9,13 @@ const probability = (logprob) => percent(Math.exp(logprob));
 // Special tokens and parts of characters have no text with which the answer could continue.
 const isText = (text) => text !== "" && !/^<\|.*\|>$/.test(text) && !text.includes("\ufffd") && !text.startsWith("bytes:");
 
+// The text of several tokens. The server names a token that is only a part of a character by its bytes, such as bytes:\xc3.
+export function textOf(tokens) {
+  const encoder = new TextEncoder();
+  const bytes = tokens.flatMap(([name]) => (/^bytes:(\\x[0-9a-f]{2})+$/.test(name) ? name.match(/(?<=\\x)../g).map((hex) => parseInt(hex, 16)) : [...encoder.encode(name)]));
+  return new TextDecoder().decode(new Uint8Array(bytes));
+}
+
 // A span, because a button would not wrap within the text. Tab reaches one token of an answer, arrow keys the others.
 export function tokenElement([text, logprob], open) {
   const made = el("span", {
