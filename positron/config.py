@@ -948,6 +948,12 @@ class RunConfig:
                     f"budget= plans the training of one device, not of {self.device.processes}: train on one device, or choose "
                     "a model and give train.max_time= instead of budget="
                 )
+        if self.sft is not None and self.sft.packing and self.device.shards_weights:
+            # the devices would need different numbers of micro-batches, and wait for each other forever
+            raise UserError(
+                "sft.packing=true cannot be combined with device.strategy=fsdp: give device.strategy=ddp, or leave out "
+                "sft.packing"
+            )
         eager = next((name for name, group in self._needing_whole_weights.items() if group is not None), None)
         if eager is not None and (self.device.shards_weights or self.device.compile):
             key = "strategy=fsdp" if self.device.shards_weights else "compile=true"
@@ -956,13 +962,13 @@ class RunConfig:
             raise UserError(f"device.{key} is not supported by {command(eager)}: {remedy}")
 
     @property
-    def _needing_whole_weights(self) -> dict[str, PreferenceConfig | DistillConfig | None]:
-        """Return the settings of the commands that cannot train a compiled or sharded model: {"prefer": ..., "distill": ...}.
+    def _needing_whole_weights(self) -> dict[str, PreferenceConfig | ReinforceConfig | DistillConfig | None]:
+        """Return the settings of the commands that cannot train a compiled or sharded model, such as {"prefer": ..., ...}.
 
-        These commands call parts of the model instead of the whole model. The value of a command is None if the run was not
-        made by this command.
+        These commands call parts of the model instead of the whole model, or generate texts with its weights. The value of a
+        command is None if the run was not made by this command.
         """
-        return {"prefer": self.preference, "distill": self.distill}
+        return {"prefer": self.preference, "reinforce": self.reinforce, "distill": self.distill}
 
     @property
     def is_tuning(self) -> bool:

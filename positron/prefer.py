@@ -89,8 +89,10 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
             objective.reference = open_reference(session, plan, objective, model)
             if session.is_first_rank and not session.start.is_own:
                 _notice_untaught(base_run(config))
+                model.eval()  # without dropout, as in every validation
                 measured = objective.measures(model, 0, 1)
                 bpb = record_beginning(session.run, objective, model, measured)
+                model.train()
                 chosen, rejected = measured["preference/chosen_tokens"], measured["preference/rejected_tokens"]
                 logger.info(
                     f"before the first step: loss {measured['preference/loss']:.4f}, chosen answers of {chosen:.0f} and "

@@ -22,7 +22,6 @@ from positron.run.base import with_origin
 from positron.run.facts import Facts
 from positron.run.folder import REINFORCE, Run
 from positron.system.callable_module import make_callable
-from positron.system.commands import command
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 
@@ -122,17 +121,24 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
 def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: Tokenizer) -> ValidationText:
     """Return the answers in the validation conversations, up to train.val_tokens tokens, as a text whose loss is measured.
 
-    If there are no validation conversations, the text consists of the answers of all conversations.
+    If no answer of a validation conversation fits the context, the text consists of the answers of all conversations. Raises
+    UserError if none of these fits either.
     """
     from positron.data.instruct import to_parts, to_row
     from positron.text.tokenizer import END_OF_TEXT
     from positron.training.objective.validation_text import ValidationText
 
     context, token_bytes = config.model.context_length, tokenizer.token_bytes()
-    all_rows = [to_row(example, tokenizer, context) for example in conversations if example.is_val] or [
-        to_row(example, tokenizer, context) for example in conversations
+    both = [
+        (example.is_val, row) for example in conversations if (row := to_row(example, tokenizer, context)) is not None
     ]
-    rows = [row for row in all_rows if row is not None][: max(1, config.train.val_tokens // context)]
+    rows = [row for is_val, row in both if is_val] or [row for _, row in both]
+    if not rows:
+        raise UserError(
+            f"no conversation has an answer that fits the context of {context} tokens, on which the run could validate: give "
+            "shorter answers, or give init_from= a run that was trained with a larger model.context_length="
+        )
+    rows = rows[: max(1, config.train.val_tokens // context)]
     ((x, y),) = to_parts(rows, context, len(rows), tokenizer.special_id(END_OF_TEXT))
     return ValidationText(x, y, None, int(token_bytes[y[y != IGNORE]].sum()), token_bytes)
 
@@ -250,11 +256,6 @@ def configure(values: dict[str, Any]) -> RunConfig:
         raise UserError(
             f"{settings.prompts} prompts cannot be divided equally among {world} devices: give a multiple of {world} as "
             "reinforce.prompts="
-        )
-    if config.device.shards_weights:
-        raise UserError(
-            f"{command('reinforce')} does not support device.strategy=fsdp, because each device needs all weights to sample "
-            "answers: give device.strategy=ddp"
         )
     if config.train.batch_tokens != "auto":
         raise UserError(no_batch_tokens("train.batch_tokens"))

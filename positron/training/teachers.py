@@ -69,8 +69,9 @@ def _nothing_is_left(session: Session) -> bool:
     assert config.distill is not None
     if not session.start.is_own or not is_finished_student(run, config.distill.teachers):
         return False
-    horizon = config.train.max_steps
-    return horizon == "auto" or horizon <= session.start.step
+    # the start lies before the end if the newest checkpoint is damaged
+    horizon = run.resolved().max_steps if config.train.max_steps == "auto" else config.train.max_steps
+    return horizon <= session.start.step
 
 
 def _refuse_changed(run: Run, teachers: Sequence[Run], hashes: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from positron.run.provenance import read_provenance, start_of
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 from positron.train import train
+from positron.training import teachers
 from positron.training.budget.speed import SpeedMeasurement
 from positron.training.device import choose_machine
 from positron.training.objective.distill import DistillObjective, Teachers
@@ -429,3 +431,16 @@ def test_two_processes_learn_what_one_learns(
     one, two = with_one_and_two(start, command_folder, "distill", *settings)
     measured = ("train/loss", "train/ce", "train/kl", "train/grad_norm", "val/bpb")
     assert_learned_the_same(one, two, place / "a", measured)
+
+
+@pytest.mark.parametrize(
+    ("step", "horizon", "is_done"), [(4, "auto", True), (3, "auto", False), (4, 6, False), (4, 4, True)]
+)
+def test_a_finished_student_needs_its_teachers_if_steps_are_left(step, horizon, is_done, monkeypatch):
+    monkeypatch.setattr(teachers, "is_finished_student", lambda *_: True)
+    session = SimpleNamespace(
+        config=SimpleNamespace(distill=SimpleNamespace(teachers=("a",)), train=SimpleNamespace(max_steps=horizon)),
+        run=SimpleNamespace(resolved=lambda: SimpleNamespace(max_steps=4)),
+        start=SimpleNamespace(is_own=True, step=step),
+    )
+    assert teachers._nothing_is_left(session) == is_done

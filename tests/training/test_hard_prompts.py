@@ -39,3 +39,10 @@ def test_prompts_are_drawn_once_each_and_depend_on_step_and_seed_alone(
     assert len(set(drawn)) == len(drawn) == min(count, len(hard))
     assert set(drawn) <= hard
     assert HardPrompts(sorted(hard, reverse=True)).draw(step, count, seed) == drawn
+
+
+def test_a_prompt_that_fails_once_in_a_step_is_hard_wherever_it_stands() -> None:
+    for passed in ([False, True, True], [True, True, False]):
+        prompts = HardPrompts()
+        prompts.record(1, [5, 7, 5], passed)
+        assert prompts.after(1) == [5]

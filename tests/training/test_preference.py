@@ -290,6 +290,19 @@ def test_a_run_learns_the_order_and_is_whole_and_leaves_the_base_alone(base: Pat
     assert load_model(run)[0].config.context_length == 64
 
 
+def test_dropout_does_not_change_what_is_measured_before_the_first_step(base: Path, tmp_path: Path) -> None:
+    sizes = {"model__context_length": 64, "train__batch_tokens": 1024, "model__dropout": 0.3}
+    train(tiny(base, train__max_steps=4, **sizes), tmp_path / "dropped")
+    config = preferred(base, max_steps=1)
+    model = dataclasses.replace(config.model, dropout=0.3)
+    config = dataclasses.replace(config, model=model, init_from=str(tmp_path / "dropped"))
+    prefer(config, tmp_path / "run")
+    first = read_metrics(Run(tmp_path / "run").metrics_path)[0]
+    measured = first["preference/loss"], first["preference/margin"], first["preference/kl"]
+    assert first["step"] == 0
+    assert measured == pytest.approx((LN_2, 0, 0), abs=1e-6)
+
+
 def test_a_run_counts_the_tokens_that_it_reads_and_continues_to_count(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from positron.config import IGNORE, Advantage, GPTConfig, ReinforceConfig
 from positron.inference.rollouts import Rollout
 from positron.model.gpt import GPT
 from positron.text.char_word import CharTokenizer
+from positron.training.objective.answer_totals import AnswerTotals
 from positron.training.objective.policy_gradient import advantages, exact_kl
 from positron.training.objective.reinforce import Question, ReinforceObjective, RewardRule
 from positron.training.objective.validation_text import ValidationText
@@ -333,3 +335,11 @@ def test_measures_are_those_of_the_sampled_answers():
     assert got["val/kl"] > 0
     same = objective.measures(model_of(1), 0, 1)
     assert same["val/kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_standard_error_is_that_of_the_means_of_the_prompts():
+    rewards = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+    answers = [Rollout(0, [1], [0.0], [0.0], ended=True) for _ in rewards]
+    means = [0.5, 1.0, 0.0, 0.5]
+    measured = AnswerTotals.of(answers, rewards, 2, 1.0).measures(2)
+    assert measured["reward_se"] == pytest.approx(statistics.stdev(means) / 2)

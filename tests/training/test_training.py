@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.system.errors import Diverged, UserError
 from positron.train import train
+from positron.training.callbacks.checkpoints import Checkpoints
 from positron.training.callbacks.stopping import Stopping
 from positron.training.device import Machine
 from positron.training.module import TrainingModule
@@ -701,3 +703,14 @@ def test_fp16_on_a_cpu_scales_the_loss_and_continues_with_the_same_scale(tmp_pat
     assert rows[2]["val/loss"] > 4.15  # of a model that has not learned yet: the logarithm of 65 characters is 4.17
     assert rows[-1]["val/loss"] < rows[2]["val/loss"] - 0.3
     assert Run(tmp_path / "whole").facts().status == "finished"
+
+
+def test_a_new_checkpoint_is_kept_beside_damaged_ones_of_later_steps(tmp_path):
+    for name in ("step-000010.ckpt", "step-000020.ckpt", "step-000030.ckpt"):
+        (tmp_path / name).write_bytes(b"whole" if name == "step-000010.ckpt" else b"torn")
+    trainer = SimpleNamespace(
+        global_step=15, is_global_zero=True, save_checkpoint=lambda path: Path(path).write_bytes(b"new")
+    )
+    Checkpoints(tmp_path, every=5, keep_last=1, best=None, note_best=lambda *_: None).save(trainer)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-0000{n}.ckpt" for n in (15, 20, 30)]
+    assert (tmp_path / "best.ckpt").read_bytes() == b"new"

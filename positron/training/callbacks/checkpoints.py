@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from positron.run.checkpoint import BEST, checkpoints, load_checkpoint, run_of
+from positron.run.checkpoint import BEST, checkpoints, load_checkpoint, run_of, step_of
 from positron.system.disk import open_inside, whole_file
 from positron.system.errors import Diverged, LeftAtOnce, UserError
 from positron.training.callbacks.divergence import diverged, has_finite_state
@@ -91,7 +91,9 @@ class Checkpoints(L.Callback):
         if trainer.is_global_zero:
             if self.best is None:
                 self._mark_best(path)
-            for old in checkpoints(self.folder)[: -self.keep_last]:
+            # later steps exist if their files are damaged and the run continued before them; the run will write them again
+            earlier = [old for old in checkpoints(self.folder) if step_of(old) <= trainer.global_step]
+            for old in earlier[: -self.keep_last]:
                 with contextlib.suppress(PermissionError):  # Windows deletes no open file; the next call tries again
                     old.unlink()
         return path

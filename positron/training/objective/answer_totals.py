@@ -79,7 +79,8 @@ class AnswerTotals:
         variance = max(0.0, self.squares / self.prompts - mean**2)
         return {
             "reward": mean,
-            "reward_se": math.sqrt(variance / self.prompts),  # the answers to one prompt are not independent
+            # over the prompts, because the answers to one prompt are not independent; the variance was divided by n
+            "reward_se": math.sqrt(variance / max(1.0, self.prompts - 1)),
             "pass_1": self.passed / self.answers,
             f"pass_{copies}": self.passed_prompts / self.prompts,
             "truncated": self.truncated / self.answers,

@@ -79,7 +79,8 @@ class DistillObjective(PretrainObjective):
             self.settings.alpha,
             self.settings.temperature,
         )
-        self._sums = self._sums + torch.stack([ce, kl, self.count(part).to(ce.dtype)]).float()
+        # moved, because a measurement of the speed calls `loss` without `examples`
+        self._sums = self._sums.to(ce.device) + torch.stack([ce, kl, self.count(part).to(ce.dtype)]).float()
         return total
 
     @torch.no_grad()

@@ -52,10 +52,11 @@ class HardPrompts:
         """Record which prompts of a step are hard.
 
         `numbers` are the indices of the prompts. `passed[i]` is True if all answers to the prompt `numbers[i]` got the full
-        reward; the prompt is hard otherwise.
+        reward; the prompt is hard otherwise. A prompt that occurs twice is hard if one of the two is.
         """
         self._numbers = set(self.after(step - 1))
-        self._newest = step, dict(zip(numbers, (not each for each in passed), strict=True))
+        failed = {number for number, has_passed in zip(numbers, passed, strict=True) if not has_passed}
+        self._newest = step, {number: number in failed for number in numbers}
 
 
 def of_all_ranks(values: Tensor, rank: int, world_size: int, device: torch.device) -> list[bool]:
