@@ -31,6 +31,7 @@ SUFFIXES = (
     ".parquet",
     ".arrow",
 )  # taken from a folder, also with .gz or .zst
+MAX_BROKEN = 100
 _VALUE_AT_LINE_START = re.compile(r"\n[{\[]")
 _SPACES = re.compile(r"[ \t\r\n]*")
 
@@ -194,9 +195,11 @@ def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
     """Parse JSON values that follow each other, each on one or more lines, and return pairs (position, value).
 
     The position is the line in which the value begins, as a text such as "line 3". An invalid value is returned as `Broken`.
-    After it, parsing continues at the next line that begins with { or [.
+    After it, parsing continues at the next line that begins with { or [. The rest of the text is not parsed if there are more
+    than 100 invalid values (MAX_BROKEN) and more than two for each valid one: the text is then not in this format, and each
+    invalid value takes a time that is proportional to the length of the text.
     """
-    decoder, at = json.JSONDecoder(), 0
+    decoder, at, n_broken = json.JSONDecoder(), 0, 0
     values: list[tuple[str, Any]] = []
     line, counted = 1, 0  # the number of the line at text[counted]
     while True:
@@ -213,7 +216,10 @@ def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
             value = _parsed(text[start:])
             next_value = _VALUE_AT_LINE_START.search(text, start)
             at = next_value.start() + 1 if next_value else len(text)
+            n_broken += 1
         values.append((f"line {line}", value))
+        if n_broken > MAX_BROKEN and 3 * n_broken > 2 * len(values):
+            return values
 
 
 def _rows_of_document(whole: Any, path: Path, is_record: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ import pytest
 
 from positron.cli.preflight import check_files
 from positron.config import DataConfig
+from positron.data import records
 from positron.data.conversations import Conversation, read_conversations
 from positron.system.errors import UserError
 from positron.system.log import screen_log
@@ -390,3 +391,20 @@ def test_a_validation_fraction_outside_of_its_range_is_refused(val_fraction: flo
         DataConfig("instruct", val_fraction=val_fraction)
     with pytest.raises(UserError, match=r"data.val_fraction=0"):
         DataConfig("stories", val_fraction=0.0)
+
+
+def test_the_rest_of_a_long_file_that_is_not_json_is_parsed_by_line_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsing the rest of the text again after each bad value would take a time that grows with the square of its length."""
+    path, parse, n_calls = tmp_path / "my.jsonl", records._parsed, [0]
+
+    def counted(*arguments: Any) -> Any:
+        n_calls[0] += 1
+        return parse(*arguments)
+
+    monkeypatch.setattr(records, "_parsed", counted)
+    path.write_text("".join(f"{{'prompt': '{n}', 'answer': 'yes'}}\n" for n in range(3_000)))
+    rows = list(records.read_records(str(path), "error", lambda value: isinstance(value, dict)))
+    assert [row.place for row in rows] == [f"line {n}" for n in range(1, 3_001)]
+    assert n_calls[0] <= 3_000 + records.MAX_BROKEN + 2
