@@ -124,7 +124,7 @@ def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path
     monkeypatch.chdir(tmp_path)
     name, arguments = words_of(command)
     if not arguments:  # in a sentence, its name stands for the command
-        assert name in positron.cli.COMMANDS
+        assert name.removesuffix("_") in positron.cli.COMMANDS  # the module of `import` is import_
         return
     if name not in NOT_READ_BY:
         importlib.import_module(f"positron.{module_of(name)}").arguments().parse_args(arguments)

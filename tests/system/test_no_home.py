@@ -47,9 +47,9 @@ def test_a_path_below_an_unknown_home_folder_is_named(homeless, path, advice):
 
 def test_downloads_say_where_they_could_be_kept(homeless, monkeypatch):
     with pytest.raises(UserError, match="set the variable POSITRON_CACHE"):
-        cache_folder()
+        cache_folder("text")
     monkeypatch.setenv("POSITRON_CACHE", "here")
-    assert cache_folder() == Path("here")
+    assert cache_folder("text") == Path("here/text")
     assert not has_wandb_key()
 
 
