@@ -59,7 +59,7 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     check_name(folder)
     config = with_source(config, folder, asked)
     run = Run(folder)
-    if _has_checkpoint(run) and config.resume != "never":
+    if run.exists and run.has_checkpoint and config.resume != "never":
         refuse_differences(run, config)
     if not run.exists:
         check_files(config.data, asked.given)
@@ -75,13 +75,10 @@ def with_source(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     """
     config = with_known_tokenizer(config, folder, asked.given)
     config = with_source_model(config, folder, asked)
-    if not _has_checkpoint(Run(folder)):
+    run = Run(folder)
+    if not (run.exists and run.has_checkpoint):
         check_source_run(config, asked)
     return config
-
-
-def _has_checkpoint(run: Run) -> bool:
-    return run.exists and any(run.checkpoint_folder.glob("*.ckpt"))
 
 
 def check_packages(logger: LoggerConfig) -> None:
@@ -214,7 +211,7 @@ def _source_run(config: RunConfig) -> Run | None:
     """
     if config.init_from is not None:
         run = find_run(config.init_from)
-        if not any(run.checkpoint_folder.glob("*.ckpt")):
+        if not run.has_checkpoint:
             raise UserError(
                 f"init_from={config.init_from}: the run {run.folder} has no checkpoint: train this run until it saves a "
                 "checkpoint, or name another run"

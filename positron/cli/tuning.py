@@ -32,7 +32,7 @@ def configure_tuning(
                 f"leave {key}= out"
             )
     own_run = Run(OUTPUTS / str(values["name"]))
-    if own_run.exists and own_run.kind == kind and any(own_run.checkpoint_folder.glob("*.ckpt")):
+    if own_run.exists and own_run.kind == kind and own_run.has_checkpoint:
         known, origin = own_run.config(), values["init_from"] or own_run.config().get("init_from")
     else:
         base = find_run(values["init_from"], is_candidate=can_be_base)

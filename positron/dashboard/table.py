@@ -71,7 +71,7 @@ class Outputs:
         with self._guard:
             self._find()
             runs = {name: Run(folder) for name, folder in self._folders.items()}
-        return {name: run for name, run in runs.items() if any(run.checkpoint_folder.glob("*.ckpt"))}
+        return {name: run for name, run in runs.items() if run.has_checkpoint}
 
     def differences(self, name: str, other: str) -> list[list[str]]:
         """Return [key, value in run `name`, value in run `other`] for each setting that differs between the two runs.

@@ -74,11 +74,7 @@ def find_runs(names: Sequence[str], outputs: Path, *, lost_too: bool = False) ->
             runs.append(find_run(None if Path(name) == outputs else name, outputs))
             continue
         contained = [Run(path.parent) for path in sorted(folder.glob(f"**/{CONFIG}"))]
-        contained = [
-            run
-            for run in contained
-            if any(run.checkpoint_folder.glob("*.ckpt")) or (lost_too and run.facts().status in LOST)
-        ]
+        contained = [run for run in contained if run.has_checkpoint or (lost_too and run.facts().status in LOST)]
         if not contained:
             raise UserError(
                 f"there is no run with a checkpoint in {folder.resolve()}: train one, or name another folder"
@@ -131,7 +127,7 @@ def common_text(
     # a tokenizer with unknown tokens does not decode the text completely, so another run's text is preferred
     first, texts = next((each for each in available if not _is_lossy(each[1])), available[0])
     for run, other in available:
-        if other != texts and not (_is_lossy(other) and _have_same_text(first, run)):
+        if other != texts and not (_is_lossy(other) and text_facts(first)[0] and text_facts(first) == text_facts(run)):
             raise UserError(
                 f"{first.folder} and {run.folder} have different validation texts, so their scores cannot be compared: "
                 "name runs that were trained on the same text" + (f", or {GIVE_ANOTHER_TEXT}" if takes_file else "")
@@ -143,12 +139,10 @@ def _is_lossy(texts: list[str]) -> bool:
     return any(isinstance(text, Lossy) for text in texts)
 
 
-def _have_same_text(a: Run, b: Run) -> bool:
-    """Tell whether two runs record the same fingerprint of their text and divide the text in the same way."""
-    facts = [
-        (run.facts().data_fingerprint, run.settings().data.seed, run.settings().data.val_fraction) for run in (a, b)
-    ]
-    return facts[0][0] is not None and facts[0] == facts[1]
+def text_facts(run: Run) -> tuple[str | None, int, float]:
+    """Return what decides which text a run is validated on: the fingerprint of its text (None if unknown), and the split."""
+    data = run.settings().data
+    return run.facts().data_fingerprint, data.seed, data.val_fraction
 
 
 def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int, seed: int) -> list[Row]:

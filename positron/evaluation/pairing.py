@@ -392,9 +392,9 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
     bases = (a.run.base, b.run.base)
     if bases[0] != bases[1]:
         changes["init_from"] = bases
-    first, second = a.run.settings().distill, b.run.settings().distill
-    if first is not None and second is not None and first.teachers != second.teachers:
-        changes["distill.teachers"] = (",".join(first.teachers), ",".join(second.teachers))
+    distill_a, distill_b = a.run.settings().distill, b.run.settings().distill
+    if distill_a is not None and distill_b is not None and distill_a.teachers != distill_b.teachers:
+        changes["distill.teachers"] = (",".join(distill_a.teachers), ",".join(distill_b.teachers))
     others = {key: values for key, values in changes.items() if not _is_named(key, differ_in)}
     pair = f"{a.run.folder} and {b.run.folder} (seed {a.seed})"
     for key, (first, second) in others.items():

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from positron.evaluation.comparison import common_text, read_runs
+from positron.evaluation.comparison import common_text, read_runs, text_facts
 from positron.run.folder import PRETRAIN, Run
 from positron.run.load import gpt_config
 from positron.system.errors import UserError
@@ -80,12 +80,7 @@ def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
     are returned. Otherwise, the first 200,000 bytes of the validation texts are compared, and runs whose text is not available
     are left out. Raises UserError also if fewer than 3 runs (MIN_RUNS) remain.
     """
-
-    def text(run: Run) -> tuple[object, ...]:
-        data = run.config()["data"]
-        return run.facts().data_fingerprint, data["seed"], data["val_fraction"]
-
-    if len({text(run) for run in runs}) > 1 or text(runs[0])[0] is None:
+    if len({text_facts(run) for run in runs}) > 1 or text_facts(runs[0])[0] is None:
         runs, _ = common_text(runs, None, 200_000, takes_file=False)
         if len(runs) < MIN_RUNS:
             raise UserError(

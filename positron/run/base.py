@@ -108,7 +108,7 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
             one_line(f"init_from={config.init_from} is {run.folder} itself, and a run cannot start from itself: ")
             + "give the new run another name=, or leave init_from= out to continue this run"
         )
-    if not run.exists or not any(run.checkpoint_folder.glob("*.ckpt")):
+    if not run.exists or not run.has_checkpoint:
         return config
     recorded = run.base
     recorded_run = None if recorded is None else _find(str(recorded), run)

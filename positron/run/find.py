@@ -135,7 +135,7 @@ def _names(outputs: Path) -> list[str]:
 
 def _is_preferred(run: Run) -> bool:
     """Tell whether the run has a checkpoint and was not made by the command `reproduce`."""
-    if not any(run.checkpoint_folder.glob("*.ckpt")):
+    if not run.has_checkpoint:
         return False
     try:
         return "reproduces" not in read_json(run.provenance_path)

@@ -89,6 +89,11 @@ class Run(RunPaths):
         """Tell whether the folder contains a run."""
         return self.config_path.exists()
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Tell whether a checkpoint was saved and not deleted; it may be damaged."""
+        return any(self.checkpoint_folder.glob("*.ckpt"))
+
     def config(self) -> dict[str, Any]:
         """Return the settings in `config.json` as nested dicts.
 

@@ -18,7 +18,7 @@ def find_teachers(names: Sequence[str]) -> list[Run]:
     """
     teachers = refuse_repeated([find_run(str(expanded(name))) for name in names])
     for run in teachers:
-        if not any(run.checkpoint_folder.glob("*.ckpt")):
+        if not run.has_checkpoint:
             raise UserError(
                 f"the teacher {run.folder} has no checkpoint yet: train it first, or name another run in teachers="
             )

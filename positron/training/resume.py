@@ -236,7 +236,7 @@ def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> P
     other = find_run(ckpt_path)
     checkpoint = newest_checkpoint(other.checkpoint_folder)
     if checkpoint is None:
-        is_damaged = any(other.checkpoint_folder.glob("*.ckpt"))
+        is_damaged = other.has_checkpoint
         raise UserError(
             f"ckpt_path={ckpt_path}: "
             + (
