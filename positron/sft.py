@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from lightning import Callback
     from omegaconf import DictConfig
 
-    from positron.data.windows import Windows
-    from positron.training.resume import Start
 
 logger = logging.getLogger("positron.sft")  # under `python -m` the module is called __main__
 
@@ -47,7 +45,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
     from positron.training.objective.sft import SFTObjective
     from positron.training.resolve import log_plan, make_plan
     from positron.training.resume import open_session
-    from positron.training.tuning import and_replayed, base_model, train_further
+    from positron.training.tuning import and_replayed, base_model, replayed_run, replayed_text, train_further
 
     config = with_origin(Run(folder), config)
     assert config.sft is not None
@@ -57,9 +55,23 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
         context = model.config.context_length
         conversations = read_conversations(config.data)
         count = sum(not each.is_val for each in conversations) or len(conversations)
-        epochs = config.sft.epochs
-        plan = make_plan(config, model, session.machine, start, lambda batch: math.ceil(epochs * count / batch))
-        replay = _replay(config, start, plan.batch_size, context)
+        epochs, key = config.sft.epochs, "sft.replay_ratio"
+        base = replayed_run(config, start, key) if config.sft.replay_ratio else None
+        ratio = 0.0 if base is None else config.sft.replay_ratio
+
+        def steps(batch_size: int) -> int:
+            return math.ceil(epochs * count / (batch_size - _replayed_rows(ratio, batch_size)))
+
+        plan = make_plan(config, model, session.machine, start, steps)
+        replay = None
+        if base is not None:
+            if plan.batch_size == 1:
+                raise UserError(
+                    "a batch of one sequence has no room for replayed pretraining text: "
+                    f"give train.batch_tokens={2 * context} or more, or {key}=0"
+                )
+            rows = _replayed_rows(ratio, plan.batch_size)
+            replay = replayed_text(base, config, start, key, rows=rows, context=context)
         objective = SFTObjective(
             conversations,
             tokenizer,
@@ -77,27 +89,13 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
         return train_further(session, plan, model, objective, tokenizer, callbacks)
 
 
-def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> Windows | None:
-    """Return sequences of pretraining text that are mixed into each batch, so that the model forgets less of this text.
+def _replayed_rows(ratio: float, batch_size: int) -> int:
+    """Return how many of the `batch_size` sequences of a batch are pretraining text, so that the model forgets less of it.
 
-    A batch has `batch_size` sequences of `context` tokens. The fraction sft.replay_ratio of them, but at least one and at most
-    `batch_size` - 1, comes from the pretraining text. `start` is the state from which the run starts. Returns None if
-    sft.replay_ratio is 0, or if the base model was imported and its training text is unknown. Raises UserError if the text is
-    not available, or if `batch_size` is 1.
+    They are the fraction `ratio` (sft.replay_ratio), rounded, but at least one sequence and at most `batch_size` - 1. Returns 0
+    if `ratio` is 0.
     """
-    from positron.training.tuning import replayed_run, replayed_text
-
-    assert config.sft is not None
-    key = "sft.replay_ratio"
-    if not config.sft.replay_ratio or (base := replayed_run(config, start, key)) is None:
-        return None
-    share = min(batch_size - 1, max(1, round(config.sft.replay_ratio * batch_size)))
-    if share < 1:
-        raise UserError(
-            "a batch of one sequence has no room for replayed pretraining text: "
-            f"give train.batch_tokens={2 * context} or more, or sft.replay_ratio=0"
-        )
-    return replayed_text(base, config, start, key, rows=share, context=context)
+    return min(batch_size - 1, max(1, round(ratio * batch_size))) if ratio else 0
 
 
 def configure(values: dict[str, Any]) -> RunConfig:

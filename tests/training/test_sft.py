@@ -25,7 +25,7 @@ from positron.model.lora import add_lora, merge_lora
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
-from positron.sft import _replay, configure, sft
+from positron.sft import configure, sft
 from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.char_word import CharTokenizer
@@ -35,6 +35,7 @@ from positron.train import train
 from positron.training.objective.sft import SFTObjective
 from positron.training.objective.tokens import NextToken
 from positron.training.resume import Start
+from positron.training.tuning import replayed_run
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz ?.<|>_\n")
 BEGIN, SYSTEM, USER, ASSISTANT, END = (TOKENIZER.special_id(token) for token in SPECIALS)
@@ -380,6 +381,24 @@ def test_the_plan_counts_conversations_because_their_rows_are_padded(
     assert "8 sequences, 4 sequences at a time" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("replay_ratio", "plan"),
+    [
+        (0.2, "16 steps of 6 conversations and 2 pieces of the pretraining text"),
+        (0.75, "48 steps of 2 conversations and 6 pieces of the pretraining text"),
+        (0.0, "12 steps of 8 conversations"),
+    ],
+)
+def test_the_default_steps_read_each_conversation_as_often_as_asked(
+    base: Path, tmp_path: Path, replay_ratio: float, plan: str
+) -> None:
+    # 48 of the 60 conversations are for training, and 2 passes over them are asked for
+    config = tuned(base, sft=SFTConfig(epochs=2, replay_ratio=replay_ratio))
+    train = dataclasses.replace(config.train, max_steps="auto", stop_at=1)
+    sft(dataclasses.replace(config, train=train), tmp_path / "run")
+    assert plan in (tmp_path / "run" / "train.log").read_text()
+
+
 def test_an_extended_run_measures_its_new_weights_on_the_pretraining_text(base: Path, tmp_path: Path) -> None:
     config = tuned(base)
     first = sft(config, tmp_path / "run")
@@ -399,7 +418,7 @@ def test_an_imported_model_has_no_text_to_replay_however_small_the_batch(base: P
     stored = json.loads(path.read_text())
     del stored["checksum"]
     path.write_text(json.dumps({**stored, "data": {"source": "imported"}}))
-    assert _replay(tuned(base, init_from=str(tmp_path / "imported")), Start(), 1, 64) is None
+    assert replayed_run(tuned(base, init_from=str(tmp_path / "imported")), Start(), "sft.replay_ratio") is None
 
 
 def test_a_fine_tuning_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path, tmp_path: Path) -> None:
