@@ -283,7 +283,7 @@ def _callbacks(
         note_best=lambda step, bpb: run.update(best_step=step, best_bpb=bpb),
     )
     monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights)
-    intervals = {train.log_every, *(monitor.every for monitor in monitors)}
+    intervals = {train.log_every, train.save_every, *(monitor.every for monitor in monitors)}
     return [
         *([Agreement(plan.resolved())] if plan.world_size > 1 else []),
         clock,

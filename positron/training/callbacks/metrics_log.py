@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch import Tensor
 
 from positron.run.metrics import append_row
 from positron.run.paths import RunPaths
@@ -19,8 +20,9 @@ from positron.training.trackers.tracker import Tracker
 class MetricsLog(L.Callback):
     """Append a row of measured values to metrics.jsonl, and pass the row to the trackers (wandb, TensorBoard).
 
-    This happens after each step that is a multiple of at least one of the `intervals`, after each step with a validation, and
-    after the step at which the training ends or is stopped.
+    This happens after each step that is a multiple of at least one of the `intervals`, after each step with a validation, after
+    the step at which the training ends or is stopped, and when an error or a signal ends the training and its last complete
+    step is saved. So metrics.jsonl has a row for each checkpoint.
     """
 
     def __init__(
@@ -32,20 +34,36 @@ class MetricsLog(L.Callback):
         of training. `trackers`: the other receivers of each row, such as TensorBoard. `speed` computes the metric speed/mfu,
         the model FLOPs utilisation.
 
-        `intervals`: a row is written after each step that is a multiple of one of these numbers. They must be the same on all
-        ranks, because all ranks together compute the mean loss of a row.
+        `intervals`: a row is written after each step that is a multiple of one of these numbers, among which is the interval of
+        the checkpoints. They must be the same on all ranks, because all ranks together compute the mean loss of a row.
         """
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # tokens and seconds of this process at the last row
+        self._row_step = 0  # step of the last row
+
+    def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
+        """Note the step at which this process begins, whose row an earlier process has written."""
+        self._row_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Append a row to metrics.jsonl and pass it to the trackers, if this step is to be logged."""
         step = trainer.global_step
         due = any(step % interval == 0 for interval in self.intervals)
-        if not due and "val/bpb" not in module.metrics and not trainer.should_stop:
-            return
-        losses = {"train/loss": module.loss, **module.objective.loss_terms()}
+        if due or "val/bpb" in module.metrics or trainer.should_stop:
+            self._append(trainer, module, module.objective.loss_terms())
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: TrainingModule, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        """Append the row of the last complete step if it has none, because an error or a signal ended the next step.
+
+        The row has no terms of the loss: the step that was given up may have changed their sums.
+        """
+        if trainer.global_step > self._row_step:
+            self._append(trainer, module, {})
+
+    def _append(self, trainer: L.Trainer, module: TrainingModule, terms: dict[str, Tensor]) -> None:
+        step = self._row_step = trainer.global_step
+        losses = {"train/loss": module.loss, **terms}
         if trainer.world_size > 1:
             losses = {name: trainer.strategy.reduce(loss, reduce_op="mean") for name, loss in losses.items()}
         if not trainer.is_global_zero:
