@@ -83,6 +83,7 @@ class TrainingModule(L.LightningModule):
         self.loss = torch.zeros(())  # loss of the last step on this rank (see `_accumulate`), on the device
         self.grad_norm = torch.zeros(())
         self.bad_in_a_row = torch.zeros((), dtype=torch.int64)
+        self.longest_bad_streak = torch.zeros((), dtype=torch.int64)  # largest value of bad_in_a_row in this process
         self.bad_steps = torch.zeros((), dtype=torch.int64)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -94,8 +95,8 @@ class TrainingModule(L.LightningModule):
         return build_optimizer(self.model.named_parameters(), self.optimizer_config, fused=fused, bf16=is_bf16)
 
     def on_train_start(self) -> None:
-        """Move the two counters of bad steps to the device. In a bad step, the loss or the gradient was NaN or infinite."""
-        self.bad_in_a_row = self.bad_in_a_row.to(self.device)
+        """Move the counters of bad steps to the device. In a bad step, the loss or the gradient was NaN or infinite."""
+        self.bad_in_a_row = self.longest_bad_streak = self.bad_in_a_row.to(self.device)
         self.bad_steps = self.bad_steps.to(self.device)
 
     def _optimizer(self) -> LightningOptimizer:
@@ -164,6 +165,7 @@ class TrainingModule(L.LightningModule):
         if scaled and self.trainer.world_size > 1:  # all ranks have the same gradient, but each has a loss of its own
             is_bad = self.trainer.strategy.reduce(is_bad.int(), reduce_op="max").bool()
         self.bad_in_a_row = (self.bad_in_a_row + 1) * is_bad
+        self.longest_bad_streak = torch.maximum(self.longest_bad_streak, self.bad_in_a_row)
         self.bad_steps = self.bad_steps + is_bad
         if not scaled and optimizer.defaults.get("fused"):
             skip_step_if(optimizer, is_bad.float())

@@ -130,6 +130,13 @@ def test_a_streak_of_bad_steps_is_counted_across_stops(tmp_path, shared, monkeyp
         train(short(shared), tmp_path / "run")
 
 
+def test_a_streak_that_ended_between_two_checks_of_a_gpu_is_divergence(tmp_path, shared, monkeypatch):
+    monkeypatch.setattr(divergence, "check_interval", lambda device: 10)
+    poisoned({2, 3, 4, 5, 6}, monkeypatch)
+    with pytest.raises(Diverged, match=r"5 steps in a row had .* before step 10"):
+        train(short(shared), tmp_path / "run")
+
+
 def test_a_streak_that_ended_before_the_last_step_is_survived(tmp_path, shared, monkeypatch):
     poisoned({7, 8, 9, 10}, monkeypatch)
     assert train(short(shared, train__stop_at=9), tmp_path / "run").status == "stopped"

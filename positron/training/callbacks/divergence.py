@@ -30,7 +30,7 @@ class Divergence(L.Callback):
     A step is bad if its loss or gradient is NaN or infinite (in fp16, only the loss counts). The loss of random guessing is
     log(`vocab_size`). A run has diverged in each of these cases:
 
-    - The last train.max_bad_steps steps were bad. On a GPU, this is checked only at every 10th step and when training stops.
+    - train.max_bad_steps steps in a row were bad. On a GPU, this is checked only at every 10th step and when training stops.
     - A validation loss is NaN or infinite.
     - The last step of the run was bad.
     - At the last step of the run, the training loss is above the loss of random guessing, and the validation loss is above
@@ -57,13 +57,16 @@ class Divergence(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
         """Raise Diverged if this step shows that the training has diverged."""
         step, metrics, is_last = trainer.global_step, module.metrics, self.is_last(trainer)
-        # every 10th step on an accelerator, because reading the values waits for the device
-        if module.device.type == "cpu" or step % 10 == 0 or trainer.should_stop:
-            streak = int(module.bad_in_a_row)  # the same on all ranks
-            if streak >= (1 if is_last else module.max_bad_steps):
+        if step % check_interval(module.device) == 0 or trainer.should_stop:
+            # both numbers are the same on all ranks; the longest streak may have ended since the last check
+            last, longest = int(module.bad_in_a_row), int(module.longest_bad_streak)
+            ends_badly = is_last and last > 0
+            if ends_badly or longest >= module.max_bad_steps:
+                streak = last if ends_badly else longest
                 steps = "1 step" if streak == 1 else f"{streak} steps in a row"
-                subject = f"the run ended with {steps} that had" if is_last else f"{steps} had"
-                error = diverged(trainer, f"{subject} a NaN or infinite loss or gradient, up to step {step}")
+                subject = f"the run ended with {steps} that had" if ends_badly else f"{steps} had"
+                until = f"up to step {step}" if streak == last else f"before step {step}"
+                error = diverged(trainer, f"{subject} a NaN or infinite loss or gradient, {until}")
                 # bad steps change no weight, but very large weights may have caused them; and a checkpoint at the last
                 # step would mark the run as finished
                 batches = self.objective.validation(trainer.global_rank, trainer.world_size)
@@ -90,6 +93,11 @@ class Divergence(L.Callback):
 
     def _is_sane(self, loss: float) -> bool:
         return loss <= MAX_LOSS_RATIO * self.guessing  # False for NaN
+
+
+def check_interval(device: torch.device) -> int:
+    """Return after how many steps bad steps are looked for: on a GPU rarely, because reading a value waits for the device."""
+    return 1 if device.type == "cpu" else 10
 
 
 def diverged(trainer: L.Trainer, cause: str) -> Diverged:
