@@ -22,16 +22,22 @@ X_AXES = ("step", "tokens", "time_s")
 class Metrics:
     """Hold the content of one metrics.jsonl: for each key, its values and the indices of the rows that contain them.
 
-    `file` identifies the file that was read (its inode number, as text). `offset` is the number of bytes read. `trouble` says
-    what is damaged in the file or why it cannot be read; it is "" if there is nothing to report.
+    `file` identifies the file that was read: its inode number, and how many files this object has read before. `offset` is the
+    number of bytes read. `trouble` says what is damaged in the file or why it cannot be read; it is "" if there is nothing to
+    report.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._start_over(file="")
+        self._files = 0
+        self._start_over(inode="")
 
-    def _start_over(self, file: str) -> None:
-        self.file, self.offset, self.trouble = file, 0, ""
+    def _start_over(self, inode: object) -> None:
+        # a string, because JavaScript's integers are too small
+        self._inode, self.file = inode, f"{inode}-{self._files}"
+        self._files += 1
+        self._last_line = b""
+        self.offset, self.trouble = 0, ""
         self._lines, self._step = 0, STEP_BEFORE_FIRST
         self._ends = array("q")  # position of the end of each row, in bytes
         self._columns: dict[str, tuple[array[int], array[float]]] = {}
@@ -43,19 +49,23 @@ class Metrics:
         """
         try:
             with open_inside(self.path, "rb") as file:
-                facts = os.fstat(file.fileno())
-                if str(facts.st_ino) != self.file or facts.st_size < self.offset:
-                    self._start_over(file=str(facts.st_ino))  # a string, because JavaScript's integers are too small
-                file.seek(self.offset)
+                # a new file may have the inode of the old one, but not the same line in the same place
+                file.seek(self.offset - len(self._last_line))
+                read_before = file.read(len(self._last_line))
+                inode = os.fstat(file.fileno()).st_ino
+                if inode != self._inode or read_before != self._last_line:
+                    self._start_over(inode)
+                    file.seek(0)
                 added = file.read()
         except (OSError, UserError) as error:
-            self._start_over(file="")
+            self._start_over(inode="")
             if not isinstance(error, FileNotFoundError):
                 reason = error.strerror if isinstance(error, OSError) else error
                 self.trouble = f"cannot read {self.path.name}: {reason}"
             return
         for line in split_lines(added)[0]:
             self.offset += len(line)
+            self._last_line = line
             self._add(line)
 
     def _add(self, line: bytes) -> None:

@@ -208,6 +208,10 @@ def test_a_curve_goes_on_where_it_ended_and_a_half_written_line_waits(page: Page
     replaced.replace(outputs / "one" / "metrics.jsonl")  # what a resumed run does
     again = page.json(f"/api/curve?run=one&key=train/loss&file={on['file']}&after={on['offset']}")
     assert (again["fresh"], again["step"]) == (True, [1, 2, 3, 4, 5])
+    longer = "".join(json.dumps({"step": step, "train/loss": 7.0}) + "\n" for step in range(1, 100))
+    (outputs / "one" / "metrics.jsonl").write_text(longer)  # another file that got the same inode
+    other = page.json(f"/api/curve?run=one&key=train/loss&file={again['file']}&after={again['offset']}")
+    assert (other["fresh"], other["step"], set(other["value"])) == (True, list(range(1, 100)), {7.0})
 
 
 def test_samples_and_reports_are_those_of_the_run(page: Page, outputs: Path) -> None:
