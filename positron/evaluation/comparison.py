@@ -18,7 +18,7 @@ from positron.evaluation.scoring import interval, sampling_units, score_windows,
 from positron.evaluation.seed_groups import seed_groups
 from positron.inference.sampling import BALANCED
 from positron.inference.text_model import Writer
-from positron.run.base import tokens_seen
+from positron.run.base import find_recorded, tokens_seen
 from positron.run.differences import TEXT_LOCATION, is_changeable
 from positron.run.find import find_run
 from positron.run.folder import Run
@@ -198,15 +198,25 @@ def _with_variants(measured: Sequence[tuple[Run, Row]]) -> Iterator[tuple[Hashab
         yield (variant, repeated[variant, run.config().get("seed")]), row
 
 
-def _variant(run: Run) -> str:
+def _variant(run: Run, later: tuple[Path, ...] = ()) -> str:
     """Return a text that is equal for two runs if they differ only in their seed and in settings that do not affect the result.
 
-    For other pairs of runs, the texts differ.
+    For other pairs of runs, the texts differ. Runs that started from weights of other runs, or have teachers, have equal texts
+    only if those runs do. So fine-tuned runs of three base runs that differ only in their seed are one variant. `later`: the
+    folders of the runs that were trained from this one, directly or not; a damaged file may name one of them as its origin.
     """
-    values = {key: value for key, value in flat(run.config()).items() if key not in ("name", "seed")}
+    config, facts, folder = run.config(), run.facts(), run.folder.resolve()
+    values = {key: value for key, value in flat(config).items() if key not in ("name", "seed")}
     values = {key: value for key, value in values.items() if not is_changeable(key) and key not in TEXT_LOCATION}
-    facts = run.facts()
-    return json.dumps([values, facts.data_fingerprint, facts.step, run.kind], sort_keys=True, default=str)
+
+    def of_origin(name: str) -> str:
+        origin = find_recorded(name, run)
+        return name if origin is None or folder in later else _variant(origin, (*later, folder))
+
+    base = None if run.base is None else of_origin(run.base)
+    teachers = sorted(of_origin(name) for name in (config.get("distill") or {}).get("teachers") or ())
+    parts = [values, facts.data_fingerprint, facts.step, run.kind, base, teachers]
+    return json.dumps(parts, sort_keys=True, default=str)
 
 
 def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -> str:

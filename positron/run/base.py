@@ -31,7 +31,7 @@ def base_of(run: Run) -> Run | None:
             f"{run.facts_path} is damaged: it does not name the run whose weights {run.folder} started from; "
             "restore it from a copy"
         )
-    base = _find(origin, run)
+    base = find_recorded(origin, run)
     if base is None:
         raise UserError(
             one_line(
@@ -102,7 +102,7 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
     Raises UserError if `config.init_from` names `run` itself. In all but these three cases, also raises UserError if
     `config.init_from` names an existing run that is not the run at the recorded path.
     """
-    named_run = None if config.init_from is None else _find(config.init_from, None)
+    named_run = None if config.init_from is None else find_recorded(config.init_from, None)
     if named_run is not None and _is_same(named_run, run):
         raise UserError(
             one_line(f"init_from={config.init_from} is {run.folder} itself, and a run cannot start from itself: ")
@@ -111,7 +111,7 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
     if not run.exists or not run.has_checkpoint:
         return config
     recorded = run.base
-    recorded_run = None if recorded is None else _find(str(recorded), run)
+    recorded_run = None if recorded is None else find_recorded(str(recorded), run)
     if recorded_run is not None and _is_same(recorded_run, run):
         return config  # an older version let a run begin from itself; its real origin is not recorded
     if (
@@ -138,7 +138,7 @@ def portable(folder: Path) -> str:
     return folder.as_posix()
 
 
-def _find(name: str, run: Run | None) -> Run | None:
+def find_recorded(name: str, run: Run | None) -> Run | None:
     """Return the run at the path `name`, or None if there is no such run.
 
     `run` is the run that recorded the path, or None if the path is a setting of the user. The path is tried relative to the

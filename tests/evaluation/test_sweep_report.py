@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -179,3 +180,32 @@ def test_runs_with_different_seeds_are_one_variant_and_a_repeated_run_is_another
     first, second, again, other = (variant for variant, _ in _with_variants(measured))
     assert first == second
     assert len({first, again, other}) == 3
+
+
+def test_students_of_other_teachers_are_another_variant_but_not_students_of_other_seeds(tmp_path: Path) -> None:
+    def written(name: str, seed: int, rate: float, base: str | None = None, teachers: Sequence[str] = ()) -> Run:
+        run = Run(tmp_path / "outputs" / name)
+        run.folder.mkdir(parents=True)
+        config = tiny(tmp_path, name=name, seed=seed, optimizer__lr=rate)
+        paths = [f"outputs/{teacher}" for teacher in teachers]
+        write_record(run.config_path, {**dataclasses.asdict(config), "distill": {"teachers": paths}})
+        write_record(run.facts_path, {"kind": "distill", "base": base and f"outputs/{base}"})
+        return run
+
+    for name, seed, rate in (("a0", 0, 1e-3), ("a1", 1, 1e-3), ("b0", 0, 1e-2)):
+        written(name, seed, rate)
+    students = [
+        written("s0", 0, 1e-3, teachers=["a0"]),
+        written("s1", 1, 1e-3, teachers=["a1"]),  # only the seeds differ, also that of the teacher
+        written("of-b", 2, 1e-3, teachers=["b0"]),
+        written("of-both", 3, 1e-3, teachers=["a0", "b0"]),
+        written("of-both-again", 4, 1e-3, teachers=["b0", "a1"]),
+        written("further", 5, 1e-3, base="a0"),
+        written("itself", 6, 1e-3, base="itself"),  # a damaged file must not make the search endless
+        written("lost", 7, 1e-3, base="deleted"),
+    ]
+    row = Row("r", 10, 10, 0.3, 0.1, 2.0, "char 10", "")
+    variants = [variant for variant, _ in _with_variants([(run, row) for run in students])]
+    assert variants[0] == variants[1]
+    assert variants[3] == variants[4]
+    assert len(set(variants)) == 6
