@@ -287,6 +287,8 @@ class _Reader:
         if parsed.is_sweep_override():
             if self.is_sweep:
                 self._check_values(key, parsed)
+                if is_text(key) and "\\" in text and not set(text) & set("'\"()[]{}"):  # such as C:\a.txt,C:\b.txt
+                    return ",".join(_quoted(value.strip()) for value in text.split(","))
                 return text
             if is_text(key) and key != "name":
                 return _quoted(text)

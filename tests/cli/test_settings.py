@@ -376,6 +376,16 @@ def test_texts_outside_of_hydras_grammar_arrive_as_they_were_typed(text):
     assert (values["data"]["path"], values["train"]["sample_prompt"]) == (text, text)
 
 
+@pytest.mark.parametrize("texts", [("C:\\texts\\a.txt", "D:\\b.txt"), (r"\\server\a.txt", r"x\y"), ("a.txt", "b.txt")])
+def test_each_text_of_a_sweep_arrives_as_it_was_typed(texts):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    line = read_command_line(["-m", "data=text", f"data.path={','.join(texts)}"], "train", CONF)
+    swept = OverridesParser.create().parse_override(line.words[-1])
+    jobs = [compose("train", ["name=x", "data=text", f"data.path={value}"]) for value in swept.sweep_string_iterator()]
+    assert [job["data"]["path"] for job in jobs] == list(texts)
+
+
 def test_what_is_quoted_for_hydra_already_stays_so_and_null_is_null():
     words = ["data=text", "data.path='a (1).txt'", "train.sample_prompt=null", "ckpt_path=null"]
     values = compose("train", ["name=x", *read_command_line(words, "train", CONF).overrides])
