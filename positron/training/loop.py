@@ -45,7 +45,7 @@ from positron.training.ends import Ends, open_ends, status_at_end, why_it_is_ove
 from positron.training.module import TrainingModule
 from positron.training.monitors import open_monitors
 from positron.training.objective.base import Objective, Part
-from positron.training.resolve import Plan
+from positron.training.resolve import Plan, too_long_warmup
 from positron.training.resume import Session
 from positron.training.sharding import FullyShardedStrategy
 from positron.training.signals import Signals
@@ -159,6 +159,9 @@ def _train(
     callbacks: Sequence[L.Callback],
 ) -> None:
     """Train with Lightning, from the state `session.start` until one of the callbacks in `ends` stops the trainer."""
+    warmup_steps = session.config.schedule.warmup_steps
+    if warmup_steps >= plan.horizon:
+        logger.warning(too_long_warmup(warmup_steps, plan.horizon, is_own=session.start.is_own))
     if session.is_first_rank:
         _record_start(session, plan, objective, tokenizer)
     if session.config.device.compile:

@@ -122,8 +122,6 @@ def make_plan(
         machine, reason = faster_precision(model, machine, micro)
         if reason:
             logger.info(reason)
-    if config.schedule.warmup_steps >= horizon:
-        logger.warning(too_long_warmup(config.schedule.warmup_steps, horizon, is_own=start.is_own))
     return Plan(machine, gpt, world, batch_size, batch_tokens, micro, horizon, last_step)
 
 

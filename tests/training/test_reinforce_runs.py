@@ -166,6 +166,7 @@ def test_the_plan_counts_prompts_and_answers_because_their_rows_are_padded(base:
 
 def test_a_budget_chooses_the_number_of_steps(base: Path, tmp_path: Path) -> None:
     config = reinforced(base, budget="4s", train={"max_steps": "auto"})
+    config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, warmup_steps=99999))
     facts = reinforce(config, tmp_path / "run")
     assert facts.status == "finished"
     assert facts.resolved is not None
@@ -173,6 +174,7 @@ def test_a_budget_chooses_the_number_of_steps(base: Path, tmp_path: Path) -> Non
     steps = counted(facts.step, "step")
     log = Run(tmp_path / "run").log_path.read_text()
     assert re.findall(r"context 64; (.+) of 4 prompts", log) == [steps]  # the plan is logged when the number is known
+    assert f"schedule.warmup_steps=99999 is not less than the run's {steps}: " in log
     assert reinforce(config, tmp_path / "run").step == facts.step
 
 
