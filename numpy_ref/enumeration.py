@@ -113,7 +113,8 @@ def estimator_moments(
 def kl_estimate_moments(log_p: Array, log_q: Array, gradients: Array, kind: KLEstimator) -> tuple[float, float, Array]:
     """Return the mean and the standard deviation of an estimate of KL(p, q), and the mean (C, V) of its gradient.
 
-    The estimate is computed from one answer that is sampled from p, by the estimator `kind` (see policy_gradient.py). log_p and
+    The estimator `kind` (see policy_gradient.py) computes an estimate from one answer that is sampled from p. The means are
+    exact: each of the N possible answers counts with its probability. log_p and
     log_q (N,) are the log-probabilities of all N answers; `gradients` (N, C, V) are the gradients of log_p with respect to the
     policy's table, which has the logits of V tokens for each of C contexts (answers so far).
     """

@@ -61,5 +61,8 @@ def rope_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, Cache]:
 
 
 def rope_backward(dy: Array, cache: Cache) -> tuple[Array, None, None]:
-    """Rotate dy (B, heads, T, D) by the opposite angles; the tables are constants and have no gradient."""
+    """Rotate dy (B, heads, T, D) by the negative of the angles of the forward pass.
+
+    The tables of sines and cosines are constants, so their gradients are None.
+    """
     return _rotate(dy, cache["cos"], -cache["sin"]), None, None

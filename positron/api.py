@@ -262,8 +262,8 @@ def export(
     """Write a run (None: the run trained last) in a format that other programs read, and return the new folder.
 
     `to` is hf, gguf, ollama, onnx, llama2c or safetensors. If `folder` is None, the new folder is `export/FORMAT` in the run
-    folder. `precision` is the number format of the weight matrices: f32 in every format, also f16 or q8_0 for gguf and ollama,
-    and also int8 for onnx. Raises UserError if the folder exists, or if the format cannot express the model.
+    folder. `precision` is the number type of the weight matrices: f32 for each of these formats, f16 or q8_0 for gguf and
+    ollama, and int8 for onnx. Raises UserError if the folder exists, or if the format cannot express the model.
     """
     from positron.export import export as write
 

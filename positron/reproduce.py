@@ -117,7 +117,10 @@ def last_step(rows: list[dict[str, Any]], target: float) -> int:
 
 
 def default_name(run: Run) -> str:
-    """Return the default name of the new run: `NAME-again`, or `SWEEP-0-again` for job 0 of a sweep."""
+    """Return the default name of the run that repeats `run`.
+
+    The result is `NAME-again` for a run NAME, and `SWEEP-0-again` for job 0 of the sweep SWEEP.
+    """
     is_job = run.job_path.exists()  # of a sweep, where folders are called 0, 1, 2
     return f"{run.folder.resolve().parent.name}-{run.folder.name}-again" if is_job else f"{run.folder.name}-again"
 

@@ -67,8 +67,8 @@ class CommandLine:
 def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> CommandLine:
     """Check the words after `positron RECIPE` and sort them into options and settings.
 
-    `conf` is the folder of Positron's configuration files. Raises UserError, which names the wrong word and what to type
-    instead.
+    `conf` is the folder of Positron's configuration files. If a word is wrong, raises UserError, whose message names the word
+    and what to type instead.
     """
     options, settings = _options(words, recipe, conf)
     is_sweep = CommandLine(options, []).is_sweep

@@ -43,8 +43,8 @@ class Windows:
 
     B is `batch_size` and T is `context`. In each row, the inputs are all ids except the last, and the targets are all ids
     except the first. `end_id` is the id of `<|endoftext|>`, with which each document begins. If `end_id` is given, windows
-    begin with a document where possible, and may overlap. If it is None, the text is cut into consecutive windows. Tokens at
-    the end of the text that do not fill a window are not used. Raises UserError if the text is shorter than one window.
+    begin where a document begins if possible, and may overlap. If it is None, the text is cut into consecutive windows. Tokens
+    at the end of the text that do not fill a window are not used. Raises UserError if the text is shorter than one window.
     """
 
     def __init__(

@@ -182,10 +182,10 @@ def _decoded(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> str:
 
 
 def up_to(texts: list[str], limit: int) -> list[str]:
-    """Return the first non-empty texts, until they have at least `limit` bytes together; if `limit` is 0, return all of them.
+    """Return as many of the first non-empty texts as give at least `limit` bytes together, or all of them if `limit` is 0.
 
-    The last of these texts is returned whole, unless it has more than `limit` bytes by itself. Then it is cut so that all
-    returned texts together have about `limit` bytes.
+    If the last of these texts alone has more than `limit` bytes, it is cut, so that all returned texts together have about
+    `limit` bytes.
     """
     kept_texts: list[str] = []
     size = 0

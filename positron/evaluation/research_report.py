@@ -52,8 +52,8 @@ def as_record(folder: Path, date: str, file: str, trials: Sequence[Trial]) -> di
 
     `folder` contains the runs. `date` is the date on which the command was first started in this folder. `file` is the path of
     the file of candidates, as given on the command line. `trials` are the results of the candidates; a candidate is a change of
-    the settings. The recorded commit and machine are those of the first run without any candidate. They are None if there is no
-    such run.
+    the settings. The recorded commit and machine are those of the first run of the recipe without a candidate. They are None if
+    there is no such run.
     """
     runs = sorted((folder / BASE).glob("*/"), key=lambda path: int(path.name))
     return {

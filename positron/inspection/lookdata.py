@@ -202,7 +202,7 @@ class HistoryData(TypedDict):
 
 
 class TruthToken(TypedDict):
-    """Compare the model's and the grammar's probability of one token of the prompt, given the tokens before it.
+    """Hold the model's and the grammar's probability of one token of the prompt, given the tokens before it.
 
     The grammar is that of the built-in stories, whose probabilities are exact. A slot of the grammar is a part of a story whose
     value is drawn, such as the hero. `true` is None for the first token, for the first token that the grammar does not allow,

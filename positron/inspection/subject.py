@@ -261,7 +261,7 @@ class Subject:
 
     @property
     def knows_truth(self) -> bool:
-        """Tell whether the exact probabilities of the run's text are known (see `refuse_other_text`)."""
+        """Tell whether a built-in grammar wrote the run's text, so that the exact probabilities of its tokens are known."""
         try:
             self.refuse_other_text()
         except UserError:

@@ -14,8 +14,8 @@ from positron.system.file_cache import FileCache
 class Subjects(Mapping[str, Subject]):
     """Map the names of runs to `Subject` objects, of which the `keep` most recently used ones stay in memory.
 
-    A `Subject` holds a loaded run. A run that was trained further since it was loaded is loaded again. Several threads may look
-    up runs at the same time.
+    A `Subject` holds a loaded run. A run that has been trained further since it was loaded is loaded again. Several threads may
+    look up runs at the same time.
     """
 
     def __init__(self, runs: Mapping[str, Run], keep: int = 4) -> None:

@@ -183,7 +183,7 @@ def best_or_newest(folder: Path) -> Path | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest undamaged checkpoint in `folder`, or `best.ckpt` if all others are damaged or missing.
+    """Return the undamaged checkpoint of the latest step in `folder`, or `best.ckpt` if all others are damaged or missing.
 
     Logs each damaged checkpoint that is skipped. Returns None if all checkpoints are damaged or there are none.
     """

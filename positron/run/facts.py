@@ -149,7 +149,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], bool]:
 
 
 def read_facts(path: Path) -> tuple[Facts, bool]:
-    """Return the facts in `run.json`, and whether its checksum is correct. Raises UserError for a value of a wrong type."""
+    """Return the facts in `run.json`, and whether its checksum is correct. Raises UserError for a value of the wrong type."""
     record, is_whole = read_record(path)
     return _facts_in(record, path), is_whole
 

@@ -151,7 +151,7 @@ class Server(uvicorn.Server):
             self.run([self.listener])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close all connections at once, also those whose answers are not complete.
+        """Close all connections immediately, also those whose answers are not complete.
 
         Then wait at most 1 second (SHUTDOWN_SECONDS) until the tasks of these answers have ended. This method replaces
         uvicorn's, which waits until every answer is complete. `sockets` is not used.

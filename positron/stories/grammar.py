@@ -97,10 +97,10 @@ class Slot(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """Stand for a choice between several sequences of nodes, the `options`; `choice` has their probabilities.
+    """Represent a place of the grammar at which one of several sequences of nodes, the `options`, is drawn.
 
-    The options are the words of a list, the alternatives in a sentence, or the variants of a beat (a step of a story). `name`
-    is the name of the list, "or" for alternatives, and "beat" for variants.
+    `choice` has the probabilities of the options. The options are the words of a list, the alternatives in a sentence, or the
+    variants of a beat (a step of a story). `name` is the name of the list, "or" for alternatives, and "beat" for variants.
     """
 
     name: str

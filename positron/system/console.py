@@ -21,9 +21,9 @@ _SHOWN = {"\n", "\t", "\u200c", "\u200d"}  # joiners are part of words and emoji
 def open_streams() -> None:
     """Make stdin, stdout and stderr usable, even if the parent process has closed them.
 
-    A closed stream becomes the null device. A character that the stream's encoding does not have is replaced instead of
-    raising UnicodeEncodeError. On Windows, all streams use UTF-8, as on other systems, instead of the code page of the system,
-    which lacks most characters.
+    A closed stream becomes the null device. A character that the stream's encoding does not have is replaced, and no
+    UnicodeEncodeError is raised. On Windows, all streams use UTF-8, as on other systems, instead of the code page of the
+    system, which lacks most characters.
     """
     encoding = "utf-8" if sys.platform == "win32" else None
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

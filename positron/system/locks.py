@@ -97,7 +97,7 @@ def lock(path: Path, on_busy: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Try to lock an existing file for the block; yield whether it succeeded.
+    """Try to lock an existing file while a `with` block runs; yield whether this succeeded.
 
     Yields False if another process holds the lock, or if the file cannot be opened.
     """

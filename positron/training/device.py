@@ -271,7 +271,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """Return the memory of a CUDA GPU in bytes, or the memory that the system recommends for the GPU of a Mac."""
+    """Return the total memory of a CUDA GPU in bytes.
+
+    For the GPU of a Mac, return the largest amount that the system recommends to use.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return torch.mps.recommended_max_memory()

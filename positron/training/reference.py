@@ -34,9 +34,9 @@ def open_reference(session: Session, plan: Plan, objective: PreferenceObjective,
     precision of the training, `plan.machine.precision`, and validation pairs without autocast.
 
     `model`: the model to train. In a new run, it still has the weights of the reference model, and computes the missing values.
-    In a run that continues, the reference model is loaded from the base run (init_from=) if values are missing. In this case,
-    raises UserError if the base run has changed since this run began, or cannot be read. If no values are missing, the base run
-    may have changed.
+    If values are missing in a run that continues, the reference model is loaded from the base run (init_from=). Raises
+    UserError if this base run cannot be read, or has changed since this run began. If no values are missing, the base run is
+    not read.
     """
     run, config, start = session.run, session.config, session.start
     if start.is_own:

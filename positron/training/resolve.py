@@ -76,7 +76,7 @@ def make_plan(
     started (`start.resolved`), and a new run gets a default. `auto_steps` computes the default number of steps from the batch
     size in sequences. Without it, the default is the number of steps that read 20 tokens per parameter.
 
-    Raises UserError if the batch cannot be divided among the devices, if a micro-batch does not fit the memory, or if
+    Raises UserError if the batch cannot be divided among the devices, if a micro-batch does not fit into the memory, or if
     activation checkpointing and dropout are used together on MPS.
     """
     gpt, train, known = model.config, config.train, start.resolved
@@ -196,8 +196,8 @@ def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
 def default_batch_tokens(gpt: GPTConfig, machine: Machine) -> int:
     """Return the default number of tokens per optimizer step.
 
-    Each accelerator has a largest default (BATCH_TOKENS). It is halved until a run that reads 20 tokens per parameter has at
-    least 2,000 steps (MIN_STEPS), but the result is never less than 1,024 tokens (MIN_BATCH_TOKENS).
+    It is the number that BATCH_TOKENS gives for the accelerator. For a small model this number is halved until a run that reads
+    20 tokens per parameter has at least 2,000 steps (MIN_STEPS), but not below 1,024 tokens (MIN_BATCH_TOKENS).
     """
     batch = BATCH_TOKENS[machine.accelerator]
     while batch // 2 >= MIN_BATCH_TOKENS and batch * MIN_STEPS > USUAL_TOKENS_PER_PARAMETER * gpt.n_params():

@@ -57,7 +57,7 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def linear_token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Compute the loss of each target, as `token_losses` does, but with gradients for x and weight.
+    """Compute the loss of each target as `token_losses` does, and support the backward pass to x and weight.
 
     x (N, C), weight (V, C), targets (N,) -> (N,). The backward pass computes the logits a second time, a chunk at a
     time. If only the sum of the losses is needed, `linear_cross_entropy` takes less time.

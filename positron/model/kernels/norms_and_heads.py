@@ -73,8 +73,7 @@ def interleave_pairs(rows: Tensor, d_head: int) -> Tensor:
     """Reorder the rows (heads * D, ...) of a q or k matrix or bias, so that each rotary pair is side by side.
 
     A rotary pair is two numbers that RoPE rotates together. In each head, the rows i and i + D/2 move to the places 2i and
-    2i + 1, where D is `d_head`. A rotary pair is then one complex number. Scores do not change, because q and k are permuted in
-    the same way.
+    2i + 1, where D is `d_head`. Scores do not change, because q and k are permuted in the same way.
     """
     pairs: Tensor = rows.unflatten(0, (-1, 2, d_head // 2))
     return pairs.transpose(1, 2).flatten(0, 2)

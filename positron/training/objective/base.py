@@ -139,7 +139,7 @@ class Objective(Protocol):
     def probe_rows(self) -> list[Part]:
         """Return validation rows (x, y): input ids and target ids, each (T,).
 
-        The monitors, callbacks that measure the inside of the model, run the model on some of these rows.
+        The monitors run the model on some of these rows. A monitor is a callback that measures values inside the model.
         """
         ...
 

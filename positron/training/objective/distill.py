@@ -21,7 +21,10 @@ from positron.training.objective.pretrain import PretrainObjective
 
 @dataclass(frozen=True)
 class Teachers:
-    """Hold the frozen models, in evaluation mode on the device of the training, and the SHA-256 of the weights of each."""
+    """Hold the frozen models and, for each of them, the SHA-256 of its weights.
+
+    The models are in evaluation mode, on the device of the training.
+    """
 
     models: Sequence[GPT]
     hashes: Sequence[str]

@@ -81,7 +81,7 @@ class NextToken:
     def probe_rows(self) -> list[Part]:
         """Return the validation rows (x, y): input ids and target ids, each (T,).
 
-        The monitors, callbacks that measure the inside of the model, run the model on some of these rows.
+        The monitors run the model on some of these rows. A monitor is a callback that measures values inside the model.
         """
         return [row for part in self.val_parts for row in zip(*part, strict=True)]
 
