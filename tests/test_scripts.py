@@ -15,6 +15,7 @@ from conftest import FAST, PATIENCE, PROJECT
 
 from positron.cli.unused_settings import TUNING_EXPERIMENTS
 from scripts.clean import clean
+from scripts.mutate_numpy_ref import MUTANTS
 
 SCRIPTS = [*sorted(path.name for path in (PROJECT / "scripts").glob("*.sh")), "run_on_cpus.py"]
 TINY = (*FAST, "data=stories", "device=cpu", "train.val_every=4", "schedule.warmup_steps=2")
@@ -187,3 +188,8 @@ def test_every_recipe_trains(recipe, run_command, tmp_path):
     assert result.code == 0, result.err
     facts = json.loads(next((tmp_path / "outputs").glob("*/run.json")).read_text())
     assert (facts["status"], facts["step"]) == ("finished", 2)
+
+
+def test_the_guide_gives_the_number_of_mistakes_that_are_made_in_numpy_ref():
+    guide = (PROJECT / "docs" / "guides" / "numpy.md").read_text(encoding="utf-8")
+    assert f"inserts {len(MUTANTS)} small mistakes" in guide

@@ -258,7 +258,7 @@ def test_parity_of_ten_adamw_steps_over_the_full_product() -> None:
         ten_steps(options, seed)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "trapezoid"])
+@pytest.mark.parametrize("kind", get_args(theirs.Schedule))
 @given(step=st.integers(1, 200), horizon=st.integers(1, 150), warmup=st.integers(0, 160), final=st.floats(0, 1))
 def test_parity_of_learning_rates(kind: str, step: int, horizon: int, warmup: int, final: float) -> None:
     schedule = ScheduleConfig(kind=kind, warmup_steps=warmup, final_ratio=final)
