@@ -15,6 +15,7 @@ from typing import Any
 
 from positron.cli.unused_settings import OWN_FILES
 from positron.config import EMPTY_NAME, Asked, DataConfig, LoggerConfig, ModelConfig, RunConfig, TokenizerConfig
+from positron.run.budget_choice import restore_choice
 from positron.run.differences import refuse_differences
 from positron.run.find import find_run
 from positron.run.folder import OUTPUTS, Run
@@ -53,12 +54,14 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     The source run is the run that init_from= or ckpt_path= names. If there is one, the tokenizer in the result is that of the
     source run (see `with_known_tokenizer`). With init_from=, the architecture is also that of the source run, unless the
     command line chooses an architecture (see `with_source_model`). If `folder` already contains a run, this run takes the place
-    of the source run. The commands sft, prefer and reinforce get `config` unchanged. Raises UserError if the training cannot
-    start or continue.
+    of the source run, and the settings that budget= chose for it are restored (see `restore_choice`). The commands sft, prefer
+    and reinforce get `config` unchanged. Raises UserError if the training cannot start or continue.
     """
     check_name(folder)
-    config = with_source(config, folder, asked)
     run = Run(folder)
+    config = with_source(config, folder, asked)
+    if not config.is_tuning:
+        config = restore_choice(config, asked, run)
     if run.exists and run.has_checkpoint and config.resume != "never":
         refuse_differences(run, config)
     if not run.exists:

@@ -13,12 +13,13 @@ from positron.config import Asked, RunConfig
 from positron.data.corpus import prepare
 from positron.model.gpt import GPT
 from positron.run.base import with_origin
+from positron.run.budget_choice import restore_choice
 from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.run.load import restore
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import Tokenizer
-from positron.training.budget.choose import choose, restore_choice
+from positron.training.budget.choose import choose
 from positron.training.loop import fit
 from positron.training.objective.pretrain import PretrainObjective
 from positron.training.resolve import log_plan, make_plan

@@ -18,22 +18,27 @@ from positron.cli.request import compose, compose_request
 from positron.cli.sweeps import run_job
 from positron.config import Asked, RunConfig
 from positron.data.corpus import prepare
+from positron.run.budget_choice import restore_choice
 from positron.run.differences import differences
 from positron.run.facts import write_record
 from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.system.disk import read_json
 from positron.system.errors import UserError
-from positron.train import train
+from positron.train import configure, train
 from positron.training.budget import choose as budget
 from positron.training.budget.choose import (
     Candidate,
     Choice,
+    forecast_bpb,
+)
+from positron.training.budget.course import (
+    DROPOUT,
+    MEASURING_SHARE,
+    RESERVED_SHARE,
     Course,
     batch_for_tokens,
     course_in,
-    forecast_bpb,
-    restore_choice,
 )
 from positron.training.budget.speed import Speed, SpeedMeasurement, speed_of
 from positron.training.device import choose_machine
@@ -165,9 +170,9 @@ def test_the_end_of_a_small_text_names_a_budget_that_is_enough_for_dropout(logge
     budget._settle(tiny(Path()), Asked(), candidates, 70.0, 1e5)  # seven passes
     assert "the run reads it 6 times" in logged[-1]
     (minutes,) = re.findall(r"; with budget=(\d+)min the run reads it more often, with dropout$", logged[-1])
-    left = int(minutes) * 60 * (1 - budget.RESERVED_SHARE - budget.MEASURING_SHARE)
-    assert budget._settle(tiny(Path()), Asked(), candidates, left, 1e5).dropout == budget.DROPOUT
-    assert budget._settle(tiny(Path()), Asked(), candidates, 1000.0, 1e5).dropout == budget.DROPOUT
+    left = int(minutes) * 60 * (1 - RESERVED_SHARE - MEASURING_SHARE)
+    assert budget._settle(tiny(Path()), Asked(), candidates, left, 1e5).dropout == DROPOUT
+    assert budget._settle(tiny(Path()), Asked(), candidates, 1000.0, 1e5).dropout == DROPOUT
     advice = (
         "reads it 12 times and ends before the budget is used up. Give more text for a better model; more time for this run "
         "does not help, but another run with another seed= and name= does: --run A,B uses both as one model, with a loss "
@@ -269,7 +274,7 @@ def test_measuring_and_training_fill_the_budget_on_fast_and_slow_machines(
     monkeypatch.setattr("positron.training.budget.speed.add_gradient", gradient)
     monkeypatch.setattr("positron.training.budget.speed.update", lambda *_: clock.sleep(update_s))
     config = dataclasses.replace(asked(ended), budget=f"{allowed}s")
-    monkeypatch.setattr(budget, "MAX_PASSES", math.inf)
+    monkeypatch.setattr("positron.training.budget.course.MAX_PASSES", math.inf)
     tokenizer, folder = prepare(config.data, config.tokenizer, None)
     choice = budget.choose(config, AUTO, choose_machine(config.device, config.precision), tokenizer, folder)
     chosen = dataclasses.replace(config.model, n_layer=choice.n_layer, d_model=choice.d_model, n_head=choice.n_head)
@@ -302,6 +307,26 @@ def test_the_same_command_again_measures_nothing(ended, capsys):
     assert "nothing to do" in said
     assert "measuring" not in said
     assert Run(folder / "run").config() == before
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ("model=auto", "model.n_layer=1"),
+        pytest.param(("model=auto",), marks=pytest.mark.slow),
+        pytest.param(("model=debug",), marks=pytest.mark.slow),
+    ],
+)
+def test_the_command_of_a_finished_run_with_a_budget_is_accepted_again(ended, tmp_path, monkeypatch, sizes):
+    """Before torch is imported, the settings of the command are compared with those of the run."""
+    monkeypatch.chdir(tmp_path)
+    words = [*(word for word in FAST if not word.startswith("model.")), *sizes, "budget=1s", "name=mine"]
+    for _ in range(2):
+        request = compose_request("train", words)
+        config, folder = request.settle(configure)
+        assert train(config, folder, asked=request.asked).status == "finished"
+    with pytest.raises(UserError, match=r"optimizer.lr: .* -> 0.5"):
+        compose_request("train", [*words, "optimizer.lr=0.5"]).settle(configure)
 
 
 def test_another_budget_is_another_run(ended):

@@ -25,15 +25,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from positron.config import Asked, GPTConfig, RunConfig, seconds
-from positron.run.checkpoint import newest_checkpoint
-from positron.run.find import no_checkpoint
-from positron.run.folder import Run
+from positron.run.budget_choice import with_free_values
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.text.tokenizer import Tokenizer
+from positron.training.budget.course import (
+    MAX_MEASURING_S,
+    MEASURING_SHARE,
+    RESERVED_SHARE,
+    Course,
+    course_in,
+)
+from positron.training.budget.rest import advice_for_small_text
 from positron.training.budget.speed import Speed, SpeedMeasurement
 from positron.training.device import Machine, is_out_of_memory
 from positron.training.objective.pretrain import PretrainObjective
@@ -42,30 +47,12 @@ from positron.training.optim.groups import suitable_rate
 logger = logging.getLogger(__name__)
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
-# How many times a text is read at most, without and with dropout. With more passes a model memorises the text (docs/LOG.md).
-MAX_PASSES, MAX_PASSES_WITH_DROPOUT = 6.0, 12.0
-DROPOUT = 0.1  # used if the time is enough for DROPOUT_PASSES passes; with fewer passes it makes the model worse
-DROPOUT_PASSES = 8.0
-DROPOUT_TIME = 1.15  # the time of a step with dropout, divided by that of a step without it
 # A larger model that reads the whole text as often as allowed is chosen only if it lowers the loss by this share. Otherwise the
 # power law, which does not describe memorisation, would choose the largest model for a text of a few kilobytes.
 MIN_GAIN = 0.01
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
-MAX_MEMBERS = 4  # how many runs the advice for a small text combines at most; four were measured (docs/LOG.md)
 D_HEAD = 64
-MEASURING_SHARE = 0.1  # share of the budget that all measurements together take
-MAX_MEASURING_S = 60.0  # seconds that all measurements together take at most
-RESERVED_SHARE = 0.05  # share of the budget that is reserved for imports, validation, samples and saving
-# The best batch grows with the square root of the tokens of a run (arXiv:2410.21676); it is 4,096 tokens for a run of 4M.
-REFERENCE_BATCH, REFERENCE_TOKENS = 4096, 4e6
 MAX_STEP_DECAY = 0.1  # the largest share of a weight that one step removes; it matters only for runs of a few steps
-
-# The keys that a budget chooses, unless the command line gives them (Asked.given).
-SIZE_KEYS = ("model.n_layer", "model.d_model", "model.n_head")
-INTERVAL_KEYS = ("train.log_every", "train.val_every", "train.save_every", "train.sample_every")
-RATE_KEYS = ("optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps")
-LENGTH_KEYS = ("train.max_steps", "train.batch_tokens", "train.val_tokens")
-CHOSEN_KEYS = (*SIZE_KEYS, *LENGTH_KEYS, *INTERVAL_KEYS, *RATE_KEYS, "model.dropout")
 
 
 @dataclass(frozen=True)
@@ -110,46 +97,6 @@ class Choice:
         return with_free_values(config, asked, values)
 
 
-def with_free_values(config: RunConfig, asked: Asked, values: dict[str, Any]) -> RunConfig:
-    """Return `config` with `values` (dotted key -> value), except for the settings that the user gave (`asked.given`)."""
-    for group in ("model", "train", "optimizer", "schedule"):
-        free = [key for key in values if key.startswith(f"{group}.") and key not in asked.given]
-        part = dataclasses.replace(getattr(config, group), **{key.split(".")[1]: values[key] for key in free})
-        config = dataclasses.replace(config, **{group: part})
-    return config
-
-
-def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
-    """Return `config` with the values that the budget chose when the run was started, so that nothing is measured again.
-
-    The settings that the user gave (`asked.given`) keep their values. The model size is restored only if the budget chose it
-    (`asked.auto_size`). If train.max_steps= and train.extend=true are given, the run is extended to train.max_steps. Raises
-    UserError if a run that is to be extended has no checkpoint.
-
-    `config` is returned unchanged in three cases:
-
-    - budget= is not given.
-    - train.max_steps= is given, but train.extend=true is not.
-    - The run has no checkpoint, and train.max_steps= is not given.
-    """
-    extends = config.train.max_steps != "auto"
-    if config.budget is None or (extends and not config.train.extend):
-        return config
-    if not run.exists or newest_checkpoint(run.checkpoint_folder) is None:
-        if extends:
-            instead = "leave train.extend and train.max_steps out, and the budget chooses the steps"
-            raise no_checkpoint(run, "train.extend=true", instead)
-        return config
-    saved, keys = run.config(), set(CHOSEN_KEYS)
-    if extends:
-        keys.remove("train.max_steps")
-    if not asked.auto_size:
-        keys.difference_update(SIZE_KEYS)
-    return with_free_values(
-        config, asked, {key: saved[group][name] for key in keys for group, name in [key.split(".")]}
-    )
-
-
 def forecast_bpb(weights: float, tokens: float, text_tokens: float) -> float:
     """Return the loss in bits per byte that a power law forecasts for a model that is trained on TinyStories.
 
@@ -183,55 +130,6 @@ def decay_for(rate: float, steps: int, passes: float, embedding_ratio: float) ->
     rate of the other weights. `embedding_ratio`: the learning rate of the embeddings divided by `rate`.
     """
     return min(max(1.0, passes) / steps, MAX_STEP_DECAY / max(1.0, embedding_ratio)) / rate
-
-
-def batch_for_tokens(tokens: float, context: int) -> int:
-    """Return the number of tokens per optimizer step for a run that reads `tokens` tokens in total.
-
-    The number is proportional to the square root of `tokens`: 4,096 for 4 million tokens. It is at least 1,024. It is then
-    rounded to a multiple of `context`, the length of a sequence; the result is at least `context`.
-    """
-    number = max(1024.0, REFERENCE_BATCH * math.sqrt(tokens / REFERENCE_TOKENS))
-    return max(1, round(number / context)) * context
-
-
-@dataclass(frozen=True)
-class Course:
-    """Hold how a model of one size is trained in the given time."""
-
-    batch_tokens: int  # tokens per optimizer step
-    tokens: float  # tokens that the run reads, including repetitions
-    dropout: float
-    reads_all: bool  # the run ends because it has read its text as often as allowed, and not because the time is over
-
-
-def course_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, text_tokens: float) -> Course:
-    """Return the batch size, number of tokens and dropout of a run that takes at most `seconds`.
-
-    `speed`: the speed at which the model is trained. `text_tokens`: the number of tokens in the text.
-
-    The text is read at most 6 times (MAX_PASSES), or 12 times with dropout (MAX_PASSES_WITH_DROPOUT).
-
-    Dropout keeps its value if the user gave it or if `config` has a value above 0. Otherwise, this function chooses 0.1
-    (DROPOUT) when `seconds` are enough to read the text 8 times (DROPOUT_PASSES), and 0 when they are not.
-
-    A batch size that the user gave is kept, rounded down to whole sequences. Otherwise, it depends on the number of tokens that
-    the run reads. This number depends on the speed in tokens per second, which in turn depends on the batch size. Therefore all
-    three are computed in a loop of four iterations.
-    """
-    batch, context = REFERENCE_BATCH, config.model.context_length
-    given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
-    dropout, is_set = config.model.dropout, config.model.dropout > 0 or "model.dropout" in asked.given
-    tokens, readable = 0.0, 0.0
-    for _ in range(4):
-        batch = batch if given == "auto" else max(1, given // context) * context
-        readable = seconds * speed.tokens_per_s(batch)
-        if not is_set:
-            dropout = DROPOUT if readable >= DROPOUT_PASSES * text_tokens else 0.0
-            readable = readable / DROPOUT_TIME if dropout else readable
-        tokens = min(readable, (MAX_PASSES_WITH_DROPOUT if dropout else MAX_PASSES) * text_tokens)
-        batch = batch_for_tokens(tokens, context) if given == "auto" else batch
-    return Course(batch, tokens, dropout, reads_all=tokens < readable)
 
 
 def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
@@ -392,30 +290,9 @@ def _settle(
         + (f"; {', and '.join(reasons)}" if reasons else "")
     )
     if course.reads_all:
-        advice = _advice_for_small_text(config, asked, course, best.speed, seconds_left, text_tokens)
+        advice = advice_for_small_text(config, asked, course, best.speed, seconds_left, text_tokens)
         logger.info(
             f"the text is small: the run reads it {passes:.0f} times and ends before the budget is used up. Give more text for "
             f"a better model; {advice}"
         )
     return choice
-
-
-def _advice_for_small_text(
-    config: RunConfig, asked: Asked, course: Course, speed: Speed, seconds_left: float, text_tokens: float
-) -> str:
-    """Return the line that says what the rest of the budget is good for, if the text ends the run before the budget ends.
-
-    The rest is `seconds_left`, the time for training, without the time of the run, which follows from `course` and `speed`.
-    """
-    per_token = 1 / speed.tokens_per_s(course.batch_tokens)
-    if not course.dropout and "model.dropout" not in asked.given:
-        more_time = DROPOUT_PASSES * text_tokens * per_token / (1 - RESERVED_SHARE - MEASURING_SHARE)
-        return f"with budget={math.ceil(more_time / 60)}min the run reads it more often, with dropout"
-    is_chosen = course.dropout != config.model.dropout  # then `speed` was measured without dropout
-    run_time = course.tokens * per_token * (DROPOUT_TIME if is_chosen else 1)
-    more_runs = min(int(seconds_left / run_time) - 1, MAX_MEMBERS - 1)
-    rest = f", and the rest of the budget is enough for {more_runs} more" if more_runs else ""
-    return (
-        "more time for this run does not help, but another run with another seed= and name= does: --run A,B uses both as one "
-        f"model, with a loss that is 2 to 4 % lower{rest}"
-    )
