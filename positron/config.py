@@ -1000,7 +1000,8 @@ class Asked:
     """
 
     auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)
-    trains_generations: bool = False  # the rest of the budget may train further runs and a student (not in a sweep)
+    # the rest of a budget may train a second run and a student; not in a sweep
+    trains_generations: bool = False
     given: dict[str, str] = field(
         default_factory=dict
     )  # key -> text of the settings that the user gave: a budget does not change them

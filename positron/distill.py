@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from lightning import Callback
     from omegaconf import DictConfig
 
-    from positron.training.from_text import Lesson
-    from positron.training.resume import Session
-
 
 def distill(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (), asked: Asked | None = None) -> Facts:
     """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
@@ -41,25 +38,9 @@ def distill(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (),
     tune_allocator()
 
     from positron.training.from_text import train_on_text
+    from positron.training.teachers import lesson_of_teachers
 
-    return train_on_text(config, folder, callbacks, asked or Asked(), started, _lesson)
-
-
-def _lesson(session: Session) -> Lesson:
-    """Load the teachers, and return the training objective and the tokenizer of the run.
-
-    Raises the errors of `open_teachers`.
-    """
-    import functools
-
-    from positron.training.from_text import Lesson
-    from positron.training.objective.distill import DistillObjective
-    from positron.training.teachers import open_teachers
-
-    settings = session.config.distill
-    assert settings is not None
-    teachers, tokenizer = open_teachers(session)
-    return Lesson(functools.partial(DistillObjective, settings=settings, teachers=teachers), tokenizer)
+    return train_on_text(config, folder, callbacks, asked or Asked(), started, lesson_of_teachers)
 
 
 def configure(values: dict[str, Any]) -> RunConfig:

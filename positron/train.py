@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from positron.cli.hydra_app import run_hydra
 from positron.cli.sweeps import run_job
 from positron.config import Asked, RunConfig
 from positron.run.facts import Facts
+from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.system.callable_module import make_callable
 from positron.system.errors import UserError
@@ -55,7 +56,15 @@ def train(
 
 def job(cfg: DictConfig) -> float:
     """Run one Hydra job with `run_job`, and return the validation bits per byte, which a hyperparameter search minimises."""
-    return run_job(cfg, configure, train)
+    return run_job(cfg, configure, train, _spend_rest)
+
+
+def _spend_rest(
+    config: RunConfig, run: Run, make_callbacks: Callable[[], Sequence[Callback]], asked: Asked
+) -> Iterator[Run]:
+    from positron.training.budget.generations import train_generations
+
+    return train_generations(config, run, make_callbacks, asked)
 
 
 def configure(values: dict[str, Any]) -> RunConfig:

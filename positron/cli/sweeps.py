@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +47,13 @@ def run_job(
     cfg: Any,
     configure: Callable[[dict[str, Any]], RunConfig],
     train: Callable[[RunConfig, Path, Sequence[Callback], Asked], Facts],
+    follow: Callable[[RunConfig, Run, Callable[[], Sequence[Callback]], Asked], Iterator[Run]] | None = None,
 ) -> float:
     """Run one Hydra job, in outputs/<name> or, if it is a job of a sweep, in a numbered folder of the sweep.
 
-    `cfg` is the configuration that Hydra composed, `configure` builds a RunConfig from it, and `train` trains the run.
+    `cfg` is the configuration that Hydra composed, `configure` builds a RunConfig from it, and `train` trains the run. `follow`
+    is called after a run that is not a job of a sweep. It may train further runs, and yields each of them at its end; the last
+    one is the result of the job.
 
     Returns the validation bits per byte, which a hyperparameter search minimises. If there are none, the result is nan for a
     single run, and inf for a job of a sweep, for example because this job failed. Raises UserError for a single run that cannot
@@ -61,12 +64,13 @@ def run_job(
 
     hydra = HydraConfig.get()
     overrides = [override.lstrip("+") for override in typed_overrides(hydra)]
-    request = read_request(cfg, overrides)
+    request, is_sweep = read_request(cfg, overrides), hydra.mode == RunMode.MULTIRUN
+    asked = dataclasses.replace(request.asked, trains_generations=follow is not None and not is_sweep)
 
     def job(config: RunConfig, folder: Path) -> Facts:
-        return train(config, folder, make_callbacks(request.callbacks), request.asked)
+        return train(config, folder, make_callbacks(request.callbacks), asked)
 
-    if hydra.mode == RunMode.MULTIRUN:
+    if is_sweep:
         return _sweep_job(hydra, overrides, request, configure, job)
     config, folder = request.settle(configure)
     is_first = first_rank(config.device.processes)
@@ -75,6 +79,10 @@ def run_job(
     facts = job(config, folder)
     if is_first:
         show_result(folder)
+    if follow is not None:
+        for run in follow(config, Run(folder), lambda: make_callbacks(request.callbacks), asked):
+            show_result(run.folder)
+            facts = run.facts()
     return math.nan if facts.val_bpb is None else facts.val_bpb
 
 

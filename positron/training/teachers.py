@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 
@@ -16,11 +17,23 @@ from positron.system.errors import UserError
 from positron.system.formatting import counted, parameter_count
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import Tokenizer
-from positron.training.objective.distill import Teachers
+from positron.training.from_text import Lesson
+from positron.training.objective.distill import DistillObjective, Teachers
 from positron.training.objective.reference import hash_of_weights
 from positron.training.resume import Session
 
 logger = logging.getLogger(__name__)
+
+
+def lesson_of_teachers(session: Session) -> Lesson:
+    """Load the teachers of a student, and return the objective and the tokenizer with which it is trained.
+
+    Raises the errors of `open_teachers`.
+    """
+    settings = session.config.distill
+    assert settings is not None
+    teachers, tokenizer = open_teachers(session)
+    return Lesson(functools.partial(DistillObjective, settings=settings, teachers=teachers), tokenizer)
 
 
 def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from positron.config import Asked, RunConfig
-from positron.system.formatting import counted
 from positron.training.budget.course import (
     DROPOUT_PASSES,
     DROPOUT_TIME,
@@ -15,24 +14,17 @@ from positron.training.budget.course import (
 )
 from positron.training.budget.speed import Speed
 
-MIN_TEACHERS, MAX_TEACHERS = 2, 4  # two and four were measured (docs/LOG.md)
-TEACHER_TIME = (
-    0.45  # the time that a teacher adds to a step of a student, divided by the time of a step without teachers
-)
-GAIN = "2 to 4 %"  # how much lower the loss is, of several runs as one model or of their student (docs/LOG.md)
+MAX_MEMBERS = 4  # how many runs the advice for a small text combines at most; four were measured (docs/LOG.md)
+STUDENT_TIME = 1.9  # the time of a student of two runs, divided by the time of each of these runs
 
 
-def teachers_within(seconds_left: float, run_seconds: float) -> int:
-    """Return how many runs of `run_seconds` each, and a student of all of them, can be trained in `seconds_left`.
-
-    The result is at most 4 (MAX_TEACHERS). It is 0 if the time is not enough for two runs (MIN_TEACHERS) and their student.
-    """
-    teachers = int((seconds_left / run_seconds - 1) / (1 + TEACHER_TIME))
-    return min(teachers, MAX_TEACHERS) if teachers >= MIN_TEACHERS else 0
+def generations_time(run_seconds: float) -> float:
+    """Return the seconds in which two runs of `run_seconds` each and their student can be trained."""
+    return (2 + STUDENT_TIME) * run_seconds
 
 
 def may_train_generations(config: RunConfig, asked: Asked) -> bool:
-    """Tell whether the rest of the budget, if there is one, trains further runs and a student (see generations.py).
+    """Tell whether the rest of the budget, if it is long enough, trains a second run and a student (see generations.py).
 
     The command must be a single `positron train model=auto budget=` that starts with random weights in one process.
     """
@@ -54,16 +46,16 @@ def advice_for_small_text(
     is_chosen = course.dropout != config.model.dropout  # then `speed` was measured without dropout
     run_time = course.tokens * per_token * (DROPOUT_TIME if is_chosen else 1)
     if not may_train_generations(config, asked):
-        more_runs = min(int(seconds_left / run_time) - 1, MAX_TEACHERS - 1)
+        more_runs = min(int(seconds_left / run_time) - 1, MAX_MEMBERS - 1)
         rest = f", and the rest of the budget is enough for {more_runs} more" if more_runs else ""
         return (
             "more time for this run does not help, but another run with another seed= and name= does: --run A,B uses both as "
-            f"one model, with a loss that is {GAIN} lower{rest}"
+            f"one model, with a loss that is 2 to 4 % lower{rest}"
         )
-    if teachers := teachers_within(seconds_left, run_time):
+    if generations_time(run_time) <= seconds_left:
         return (
-            f"the rest of the budget then trains about {counted(teachers - 1, 'more run')} with other seeds, and a student "
-            f"that learns from all of them, with a loss that is {GAIN} lower"
+            "the rest of the budget then trains a second run with another seed, and a student that learns from both, with a "
+            "loss that is 2 to 4 % lower"
         )
-    minutes = math.ceil(run_time * (1 + MIN_TEACHERS * (1 + TEACHER_TIME)) / usable / 60)
-    return f"budget={minutes}min also trains a second run and a student of both, with a loss that is {GAIN} lower"
+    minutes = math.ceil(generations_time(run_time) / usable / 60)
+    return f"budget={minutes}min also trains a second run and a student of both, with a loss that is 2 to 4 % lower"

@@ -1,0 +1,69 @@
+"""Spend the rest of a budget on a small text: train a second run, and then a student of both runs.
+
+With more than a dozen passes over a small text, a model memorises the text instead of learning from it. So a run of `positron
+train model=auto budget=` may end long before its budget. The rest of the budget trains the same model with another seed. The
+two runs, the teachers, are wrong in different places. A student, a model of the same size, then learns from the text and from
+the probabilities of both. It has a lower loss than its teachers (docs/LOG.md), and is used and exported like any other run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from lightning import Callback
+
+from positron.config import Asked, DistillConfig, RunConfig, seconds
+from positron.run.base import portable
+from positron.run.budget_choice import restore_choice
+from positron.run.folder import Run
+from positron.training.budget.course import MAX_MEASURING_S, MEASURING_SHARE, RESERVED_SHARE
+from positron.training.budget.rest import generations_time, may_train_generations
+from positron.training.from_text import Lesson, train_on_text
+from positron.training.teachers import lesson_of_teachers
+
+UNCOUNTED_TIME = 1.05  # the whole time of a run, divided by the time of its training steps, which run.json records
+ALPHA = 0.9  # weight of the teachers in the loss of the student; 0.7 is not better (docs/LOG.md)
+
+
+def train_generations(
+    config: RunConfig, run: Run, make_callbacks: Callable[[], Sequence[Callback]], asked: Asked
+) -> Iterator[Run]:
+    """Train a second run and a student of both runs in the rest of the budget of `run`, and yield each of them at its end.
+
+    If the name of `run` is NAME, the second run is NAME-2, and the student is NAME-student. What is trained depends only on the
+    budget and on the recorded training time of `run`. So after an interruption, the same call continues where it was
+    interrupted, and does not train finished runs again.
+
+    `config` and `asked` are the settings of the command that trained `run`. `make_callbacks` builds the user's Lightning
+    callbacks; each run gets its own.
+
+    Nothing is trained if the command does not train generations (see `may_train_generations`), if `run` is not finished, or if
+    the rest of the budget is too short.
+    """
+    facts = run.facts()
+    if config.budget is None or not may_train_generations(config, asked):
+        return
+    if facts.status != "finished" or facts.time_s is None:
+        return
+    budget = seconds(config.budget, "budget")
+    usable = budget * (1 - RESERVED_SHARE) - min(MAX_MEASURING_S, MEASURING_SHARE * budget)
+    if generations_time(UNCOUNTED_TIME * facts.time_s) > usable:
+        return
+    second, student = (run.folder.with_name(f"{run.folder.name}-{suffix}") for suffix in ("2", "student"))
+    print(
+        f"\nthe rest of budget={config.budget} trains {second}, which differs from {run.folder} in its seed, and then "
+        f"{student}, which learns from both",
+        file=sys.stderr,
+    )
+    # resume=must is meant for the first run
+    config = dataclasses.replace(restore_choice(config, asked, run), budget=None, resume="auto")
+    own = dataclasses.replace(config, name=second.name, seed=config.seed + 1)
+    train_on_text(own, second, make_callbacks(), Asked(), time.monotonic(), lambda _: Lesson())
+    yield Run(second)
+    lesson = DistillConfig((portable(run.folder), portable(second)), alpha=ALPHA)
+    own = dataclasses.replace(config, name=student.name, seed=config.seed + 2, distill=lesson)
+    train_on_text(own, student, make_callbacks(), Asked(), time.monotonic(), lesson_of_teachers)
+    yield Run(student)
