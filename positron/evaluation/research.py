@@ -25,7 +25,7 @@ from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.run.paths import JOB
 from positron.system.disk import is_number, make_folder, read_json, write_json
-from positron.system.errors import Interrupted, UserError
+from positron.system.errors import Interrupted, Unreachable, UserError
 from positron.system.exits import describe
 from positron.system.formatting import counted
 
@@ -253,8 +253,9 @@ class _Runs:
         `may_fail` decides what happens if the training fails. If it is true, the record says why the training failed. If it is
         false, an error is raised.
 
-        Two errors are raised in both cases. The first is a UserError while a run is continued, because the user can correct its
-        cause and then continue the run again. The second is `Interrupted`: a signal, such as Ctrl+C, ended the training.
+        Three errors are raised in both cases. The first is a UserError while a run is continued, because the user can correct
+        its cause and then continue the run again. The others are `Interrupted` (a signal, such as Ctrl+C, ended the training)
+        and `Unreachable` (the network failed), because neither is the fault of the settings.
         """
         logger.info(f"{folder}: {' '.join(overrides)}")
         is_begun, failure = Run(folder).exists, None
@@ -264,7 +265,7 @@ class _Runs:
                 failure = f"it ended with the status {facts.status}, before its last step"
             elif facts.val_bpb is None:
                 failure = "its validation loss is missing or NaN"
-        except Interrupted:
+        except (Interrupted, Unreachable):
             raise
         except Exception as error:
             if not may_fail or (is_begun and isinstance(error, UserError)):

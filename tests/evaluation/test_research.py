@@ -19,7 +19,7 @@ from positron.evaluation.research import Plan, Trial, begin, merged, research
 from positron.evaluation.research_report import as_record, recipe, write_report
 from positron.research import main
 from positron.run.facts import Facts
-from positron.system.errors import Diverged, Interrupted, UserError
+from positron.system.errors import Diverged, Interrupted, Unreachable, UserError
 from positron.train import configure
 from scripts.render_log import rendered
 
@@ -128,6 +128,19 @@ def test_a_candidate_with_a_failing_run_is_lost_and_the_others_are_tested(tmp_pa
     assert trials[1].failure.startswith("seed 4: ")
     assert trials[3].against == "base"
     assert last(tmp_path, Machine()) == trials, "the failure is recorded"
+
+
+def test_a_network_failure_ends_the_research_and_the_same_command_continues_it(tmp_path):
+    machine = Machine()
+
+    def train(overrides: list[str], folder: Path) -> Facts:
+        if "good=1" in overrides and "seed=4" in overrides:
+            raise Unreachable("the dataset some/stories cannot be downloaded")
+        return machine(overrides, folder)
+
+    with pytest.raises(Unreachable):
+        last(tmp_path, train)
+    assert last(tmp_path, Machine()) == last(tmp_path / "whole", Machine())
 
 
 def test_a_failing_base_recipe_ends_the_research_and_is_tried_again(tmp_path):
