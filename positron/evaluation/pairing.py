@@ -32,7 +32,10 @@ logger = logging.getLogger(__name__)
 STEPS = "steps"  # the key of the number of steps that a run was trained, beside the settings
 _NOT_COMPARED = {"name", "seed"}
 # With another value of these settings, the same seed gives other batches.
-_ORDER_KEYS = ("model.context_length", "train.batch_tokens")
+_ORDER_KEYS = (
+    *("model.context_length", "train.batch_tokens", "sft.packing", "sft.replay_ratio"),
+    *("reinforce.prompts", "reinforce.hard_share"),
+)
 _ORDER_GROUPS = ("data.", "tokenizer.")
 _MAX_GROUPS_NAMED = 8
 _REMEDIES = {  # for a variant one of whose runs ended with this status of LOST

@@ -158,6 +158,27 @@ def test_students_of_different_teachers_differ_in_their_teachers(grid: Path) -> 
     assert pairs.changes == ["distill.teachers: first -> second"]
 
 
+@pytest.mark.parametrize(
+    ("group", "key", "values"),
+    [
+        ("sft", "packing", (False, True)),
+        ("sft", "replay_ratio", (0.1, 0.5)),
+        ("reinforce", "prompts", (8, 16)),
+        ("reinforce", "hard_share", (0.0, 0.5)),
+    ],
+)
+def test_settings_of_fine_tuning_that_change_the_batches_must_be_named(
+    grid: Path, group: str, key: str, values: tuple[Any, Any]
+) -> None:
+    for job, value in (("0", values[0]), ("3", values[1])):
+        edit(grid / job, optimizer__lr=1e-3, **{group: {key: value}})
+    names = [str(grid / "0"), str(grid / "3")]
+    says = f"read different batches, because {group}.{key} differs: {values[0]} -> {values[1]}; .* add --differ-in "
+    with pytest.raises(UserError, match=says):
+        find_pairs(names, Path("outputs"))
+    assert not find_pairs(names, Path("outputs"), [f"{group}.{key}"]).share_batches
+
+
 def test_the_advice_of_a_refusal_names_all_settings_that_differ(grid: Path) -> None:
     names = [f"{grid}:optimizer.lr=1e-3", f"{grid}:optimizer.lr=1e-2"]
     for job in ("3", "4", "5"):
