@@ -215,7 +215,9 @@ def _variant(run: Run, later: tuple[Path, ...] = ()) -> str:
 
     base = None if run.base is None else of_origin(run.base)
     teachers = sorted(of_origin(name) for name in (config.get("distill") or {}).get("teachers") or ())
-    parts = [values, facts.data_fingerprint, facts.step, run.kind, base, teachers]
+    # the step at which early stopping ends a run is a result, which may differ between seeds
+    steps = facts.resolved.max_steps if facts.status == "finished" and facts.resolved is not None else facts.step
+    parts = [values, facts.data_fingerprint, steps, run.kind, base, teachers]
     return json.dumps(parts, sort_keys=True, default=str)
 
 

@@ -43,6 +43,7 @@ _REMEDIES = {  # for a variant one of whose runs ended with this status of LOST
     "diverged": "train the variants again under another name=, with lower learning rates",
     "failed": "start this run or its sweep again with the same command",
 }
+_NAME_STEPS = f"if a limit ended these runs early, name {STEPS} among the keys of --differ-in"
 _PYTHON_NAMES = {"true": "True", "false": "False", "null": "None"}  # by the name on the command line
 _SURROUNDINGS = (
     *("git.commit", "git.diff_sha256", "versions.", "resolved.threads", "resolved.accelerator"),
@@ -329,7 +330,7 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
                     f"{member.run.folder}",
                     800,
                 )
-                + f"; {_how_to_select(members[0], label, key, first)}"
+                + f"; {_NAME_STEPS if key == STEPS else _how_to_select(members[0], label, key, first)}"
             )
         if member.seed in group:
             other = group[member.seed]
@@ -354,9 +355,10 @@ def _how_to_select(member: Member, label: str, key: str, value: Any) -> str:
     A variant consists of runs with equal settings, apart from the seed, and with the same training text. If the variants differ
     in the setting `key`, `value` is the value of this setting in the run `member`, and the advice is to add `key`=`value` to
     `label`, because this selects only the runs with this value. If they differ in the text, `value` is the hash of the text of
-    `member`. No run can be selected by such a hash, so the advice is to name a folder that has the runs of only one variant.
+    `member`. No run can be selected by such a hash, and none should be selected by its number of steps, which may be a result
+    of the training. The advice is then to name a folder that has the runs of only one variant.
     """
-    if not member.has(key, str(value)):  # the fingerprint of a text
+    if key == STEPS or not member.has(key, str(value)):  # without the key, `value` is the fingerprint of a text
         return "name a folder that has only the runs of one variant"
     narrower = f"{label}{',' if _split(label)[1] else ':'}{key}={value}"
     return f"to choose the runs with one of these values, give {quoted(narrower)} instead of {quoted(label)}"
@@ -366,8 +368,8 @@ def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bo
     """Return the settings that differ between two runs, as {key: (value of a, value of b)}.
 
     The name and the seed are not compared. If both runs record a fingerprint of their text, the fingerprints are compared
-    instead of the locations of the texts, such as data.path. If train.max_steps differs or is in `differ_in`, the number of
-    trained steps is left out, because it follows from train.max_steps.
+    instead of the locations of the texts, such as data.path. The number of trained steps is left out if it follows from
+    train.max_steps, which differs or is in `differ_in`, and if both runs are finished: then it is a result of early stopping.
 
     `differ_in` names the settings in which the user allows runs to differ. `in_group`: true if both runs belong to the same one
     of the two groups that `find_pairs` compares. Then the settings that `differ_in` names are left out, too. Otherwise, they
@@ -381,8 +383,9 @@ def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bo
     if a.text != b.text and not any(key.startswith("data.") for key in value_pairs):
         key = next((key for key in ("data.path", "data.url") if a.settings.get(key)), "data.source")
         value_pairs[key] = (f"text {str(a.text)[:12]}", f"text {str(b.text)[:12]}")
-    if "train.max_steps" in value_pairs or "train.max_steps" in differ_in:
-        value_pairs.pop(STEPS, None)  # the consequence of another setting
+    are_finished = all(member.run.facts().status == "finished" for member in (a, b))
+    if are_finished or "train.max_steps" in value_pairs or "train.max_steps" in differ_in:
+        value_pairs.pop(STEPS, None)  # the consequence of another setting, or of early stopping
     return {key: values for key, values in value_pairs.items() if not (in_group and _is_named(key, differ_in))}
 
 

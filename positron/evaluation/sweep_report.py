@@ -15,7 +15,7 @@ from pathlib import Path
 from positron.evaluation.run_plots import sweep_picture
 from positron.evaluation.seed_groups import SeedGroup, seed_groups
 from positron.run.facts import Facts
-from positron.run.folder import Run
+from positron.run.folder import SFT, Run
 from positron.run.metrics import read_metrics
 from positron.run.outcome import read_outcome
 from positron.run.paths import JOB
@@ -133,8 +133,9 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
     """Return the arguments of `positron compare --paired` that compare the best two variants of a sweep.
 
     A variant consists of the jobs that differ only in their seed. Only variants with scores for at least two seeds count. The
-    list is empty if there are fewer than two such variants. Otherwise it has an argument for each variant, FOLDER:KEY=VALUE,
-    with the overrides of this variant.
+    list is empty if there are fewer than two such variants, or if the jobs are supervised fine-tuning: the sweep ranks them by
+    their loss on answers, and `compare` would measure the loss on the pretraining text. Otherwise the list has an argument for
+    each variant, FOLDER:KEY=VALUE, with the overrides of this variant.
 
     The option --differ-in, with the names of the settings in which the two variants differ, is added in three cases: if the
     variants differ in several settings, in a key without a dot such as model, or in a setting that changes the order of the
@@ -145,7 +146,7 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
 
     keys = swept_keys(jobs)
     groups = [group for group in variants(jobs) if group.scored > 1][:2]
-    if SEED not in keys or len(groups) < 2:
+    if SEED not in keys or len(groups) < 2 or any(job.facts.kind == SFT for job in jobs):
         return []
     chosen = [{key: group.members[0].choices.get(key, "") for key in keys if key != SEED} for group in groups]
     names = [f"{folder}:" + ",".join(f"{key}={value}" for key, value in choices.items()) for choices in chosen]

@@ -137,7 +137,10 @@ def test_seeds_of_one_variant_alone_are_left_out_and_named(grid: Path, logged: l
         ({"data_fingerprint": "other"}, "read different batches, because data.source differs: text"),
         ({"train__max_steps": 60}, "differ in 2 settings"),
         ({"schedule__final_ratio": 0.5}, "differ in 2 settings"),
-        ({"step": 5}, r"differ in 2 settings \(optimizer.lr: 0.001 -> 0.01; steps: 6 -> 5\)"),
+        (
+            {"step": 5, "status": "stopped"},
+            r"differ in 2 settings \(optimizer.lr: 0.001 -> 0.01; steps: 6 -> 5\)",
+        ),
         ({"base": "outputs/other"}, r"init_from: None -> outputs/other"),
     ],
 )
@@ -239,6 +242,17 @@ def test_runs_with_a_time_limit_are_compared_if_their_steps_may_differ(grid: Pat
         edit(grid / job, step=step, status="stopped")
     pairs = find_pairs([str(grid)], Path("outputs"), ["optimizer.lr", "steps"])
     assert pairs.changes == ["optimizer.lr: 0.001 -> 0.01", "steps: 5 to 6 -> 3 to 6"]
+    with pytest.raises(
+        UserError, match=r"steps is 5 in \S+ and 6 in \S+; if a limit ended these runs early, name steps"
+    ):
+        find_pairs([str(grid)], Path("outputs"))
+
+
+def test_the_step_at_which_early_stopping_ends_a_run_is_no_setting(grid: Path) -> None:
+    for job, step in zip("012345", (5, 6, 4, 3, 6, 2), strict=True):
+        edit(grid / job, step=step)
+    pairs = find_pairs([f"{grid}:optimizer.lr=1e-3", f"{grid}:optimizer.lr=1e-2"], Path("outputs"))
+    assert (pairs.seeds, pairs.changes) == ([0, 1, 2], ["optimizer.lr: 0.001 -> 0.01"])
 
 
 def test_a_run_that_ended_because_of_its_result_is_not_left_out_in_silence(grid: Path, logged: list[str]) -> None:

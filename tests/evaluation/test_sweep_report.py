@@ -30,11 +30,13 @@ from positron.training.callbacks.pruning import finished_curves
 LUCKY = {"1e-2": (0.20, 0.40, 0.42), "1e-3": (0.31, 0.30, 0.32)}  # learning rate -> bits per byte of seeds 0, 1, 2
 
 
-def job(sweep: Path, number: int, overrides: list[str], bpb: float | None, status: str = "finished") -> None:
+def job(
+    sweep: Path, number: int, overrides: list[str], bpb: float | None, status: str = "finished", **facts: Any
+) -> None:
     run = Run(sweep / str(number))
     run.folder.mkdir(parents=True)
     run.job_path.write_text(json.dumps({"overrides": overrides, "failed": None if bpb else "it broke"}))
-    write_record(run.facts_path, {"status": status, "val/bpb": bpb, "step": 6, "tokens": 600})
+    write_record(run.facts_path, {"status": status, "val/bpb": bpb, "step": 6, "tokens": 600, **facts})
     if bpb:
         rows = [{"step": step, "tokens": 100 * step, "val/bpb": bpb + 1 / step} for step in (3, 6)]
         run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -75,6 +77,14 @@ def test_the_two_best_are_compared_although_they_differ_in_more_than_the_default
         keys = ",".join(word.partition("=")[0] for word in second)
         *variants, option, named = paired_arguments(write_sweep_report(tmp_path / name), Path("s"))
         assert (variants, option, named) == ([f"s:{','.join(first)}", f"s:{','.join(second)}"], "--differ-in", keys)
+
+
+def test_a_sweep_that_ranks_answers_is_not_compared_on_the_pretraining_text(tmp_path: Path) -> None:
+    for kind, says in (("sft", False), ("reinforce", True)):
+        for number, (rate, seed) in enumerate(itertools.product(("1e-3", "1e-2"), (0, 1))):
+            words = [f"optimizer.lr={rate}", f"seed={seed}"]
+            job(tmp_path / kind, number, words, 0.3 + number / 100, kind=kind)
+        assert bool(paired_arguments(write_sweep_report(tmp_path / kind), Path("s"))) == says
 
 
 def test_a_variant_whose_bad_seeds_are_missing_is_not_the_best(tmp_path: Path) -> None:
@@ -180,6 +190,12 @@ def test_runs_with_different_seeds_are_one_variant_and_a_repeated_run_is_another
     first, second, again, other = (variant for variant, _ in _with_variants(measured))
     assert first == second
     assert len({first, again, other}) == 3
+    resolved = {"batch_tokens": 1, "micro_batch_size": 1, "max_steps": 9}
+    for status, are_one in (("finished", True), ("stopped", False)):  # a finished run was ended by early stopping
+        for (run, _), step in zip(measured, (5, 8), strict=False):
+            write_record(run.facts_path, {"status": status, "step": step, "resolved": resolved})
+        first, second = (variant for variant, _ in _with_variants(measured[:2]))
+        assert (first == second) is are_one
 
 
 def test_students_of_other_teachers_are_another_variant_but_not_students_of_other_seeds(tmp_path: Path) -> None:
