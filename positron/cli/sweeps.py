@@ -24,7 +24,7 @@ from positron.cli.request import Request, compose_request, read_request, typed_o
 from positron.cli.user_callbacks import make_callbacks
 from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
-from positron.evaluation.sweep_report import write_sweep_report
+from positron.evaluation.sweep_report import reported_bpb, write_sweep_report
 from positron.run.differences import decides_a_new_run, differences
 from positron.run.facts import Facts
 from positron.run.folder import Run
@@ -55,9 +55,9 @@ def run_job(
     is called after a run that is not a job of a sweep. It may train further runs, and yields each of them at its end; the last
     one is the result of the job.
 
-    Returns the validation bits per byte, which a hyperparameter search minimises. If there are none, the result is nan for a
-    single run, and inf for a job of a sweep, for example because this job failed. Raises UserError for a single run that cannot
-    start, and the errors of `train` for a single run that fails.
+    Returns the validation bits per byte (see `reported_bpb`), which a hyperparameter search minimises. If there are none, the
+    result is nan for a single run, and inf for a job of a sweep, for example because this job failed. Raises UserError for a
+    single run that cannot start, and the errors of `train` for a single run that fails.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -79,11 +79,13 @@ def run_job(
     facts = job(config, folder)
     if is_first:
         show_result(folder)
+    result = Run(folder)
     if follow is not None:
-        for run in follow(config, Run(folder), lambda: make_callbacks(request.callbacks), asked):
+        for run in follow(config, result, lambda: make_callbacks(request.callbacks), asked):
             show_result(run.folder)
-            facts = run.facts()
-    return math.nan if facts.val_bpb is None else facts.val_bpb
+            result, facts = run, run.facts()
+    bpb = reported_bpb(result, facts)
+    return math.nan if bpb is None else bpb
 
 
 def run_config(
@@ -142,9 +144,10 @@ def _sweep_job(
 def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> float:
     """Run one job of a sweep, record its outcome and update the report of the sweep.
 
-    Returns the validation bits per byte of the job, or inf if there are none, for example because the job failed. If an earlier
-    start of the same sweep finished the job, `job()` returns at once. Raises SystemExit if Ctrl-C or another signal ended the
-    training of the job, and KeyboardInterrupt if Ctrl-C was pressed before the training began or after it ended.
+    Returns the validation bits per byte of the job (see `reported_bpb`), or inf if there are none, for example because the job
+    failed. If an earlier start of the same sweep finished the job, `job()` returns at once. Raises SystemExit if Ctrl-C or
+    another signal ended the training of the job, and KeyboardInterrupt if Ctrl-C was pressed before the training began or after
+    it ended.
     """
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr)
     try:
@@ -168,7 +171,8 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
             f"positron: could not write sweep.md ({describe(error)[1]}); the next job writes this file again",
             file=sys.stderr,
         )
-    return math.inf if facts.val_bpb is None else facts.val_bpb
+    bpb = reported_bpb(Run(folder), facts)
+    return math.inf if bpb is None else bpb
 
 
 def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: RunConfig | None) -> Path:

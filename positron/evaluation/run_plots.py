@@ -12,7 +12,8 @@ from positron.evaluation.statistics import half_interval
 if TYPE_CHECKING:
     from positron.evaluation.research import Trial
 
-Curve = tuple[list[str], list[tuple[float, float]], str]  # values of a job, (million tokens, bits per byte), status
+# values of a job, (million tokens, bits per byte) at each validation, status, score in bits per byte or None
+Curve = tuple[list[str], list[tuple[float, float]], str, float | None]
 MILLION = 1e6
 MAX_TICKS = 12  # if there are more tested values, matplotlib chooses the ticks
 
@@ -60,7 +61,7 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
 
 
 def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, title: str) -> bytes:
-    """Draw the validation curves of a sweep's jobs and, in a second panel, their last scores against the swept values.
+    """Draw the validation curves of a sweep's jobs and, in a second panel, their scores against the swept values.
 
     `keys` are the keys of the settings that differ between the jobs, without the seed. `jobs` has a `Curve` for each job.
     `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
@@ -75,34 +76,35 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
 
     figure = Figure(figsize=(6.8, 8.2), layout="constrained")
     upper, lower = figure.subplots(2, 1)
-    x_key = next((i for i in range(len(keys)) if all(_number(values[i]) is not None for values, _, _ in jobs)), None)
+    x_key = next((i for i in range(len(keys)) if all(_number(job[0][i]) is not None for job in jobs)), None)
     if x_key is not None:
         jobs = sorted(jobs, key=lambda job: _number(job[0][x_key]) or 0.0)
-    variants = list(dict.fromkeys(tuple(values) for values, _, _ in jobs))
+    variants = list(dict.fromkeys(tuple(values) for values, *_ in jobs))
     shade = colormaps["viridis"]
     colors = {values: shade(0.9 * place / max(1, len(variants) - 1)) for place, values in enumerate(variants)}
     _draw_curves(upper, keys, jobs, colors)
     _draw_scores(lower, keys, jobs, colors, x_key)
-    lasts = [points[-1][1] for _, points, _ in jobs if points]
-    floors = [floor_bpb] if floor_bpb and lasts and min(lasts) < 2 * floor_bpb else []
+    scores = [score for *_, score in jobs if score is not None]
+    floors = [floor_bpb] if floor_bpb and scores and min(scores) < 2 * floor_bpb else []
     for axes in (upper, lower):
         axes.set_ylabel("bits per byte")
         for floor in floors:  # an entropy far below would make the curves flat
             axes.axhline(floor, color="tab:green", linestyle="--", label=f"floor {floor:.4f}: the entropy of the text")
-    if lasts:
-        fit_range(upper, [y for _, points, _ in jobs for _, y in points] + floors)
-        fit_range(lower, lasts + floors)
+    if scores:
+        fit_range(upper, [y for _, points, *_ in jobs for _, y in points] + floors)
+        fit_range(lower, scores + floors)
     else:
         for axes in (upper, lower):
             say_why_empty(axes, "no job was validated: every job failed or ended before its first validation")
-    token_axis(upper, max((x * MILLION for _, points, _ in jobs for x, _ in points), default=0))
+    token_axis(upper, max((x * MILLION for _, points, *_ in jobs for x, _ in points), default=0))
     lower.grid(alpha=0.3)
     upper.set_title(f"{title}: validation during training", parse_math=False)
-    title_of_scores = "last validation" + (
+    title_of_scores = "score of each job" + (
         ", lines through the means of the seeds" if len(variants) < len(jobs) else ""
     )
     lower.set_title(
-        title_of_scores + (" (failed jobs have no value)" if any(s == "failed" for _, _, s in jobs) else "")
+        title_of_scores
+        + (" (failed jobs have no value)" if any(status == "failed" for _, _, status, _ in jobs) else "")
     )
     if upper.get_legend_handles_labels()[0] and len(variants) <= 16:
         upper.legend(fontsize=8)
@@ -115,7 +117,7 @@ def _draw_curves(axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tup
     `colors` maps the values that a job has for `keys` to the colour of its curve.
     """
     labelled: set[tuple[str, ...]] = set()
-    for values, points, status in jobs:
+    for values, points, status, _ in jobs:
         if points:
             color = colors[tuple(values)]
             label = "" if tuple(values) in labelled else ", ".join(_settings(keys, values))
@@ -129,21 +131,21 @@ def _draw_curves(axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tup
 def _draw_scores(
     axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tuple[str, ...], Any], x_key: int | None
 ) -> None:
-    """Draw a point for each job of a sweep: its last bits per byte against its value of the setting `keys[x_key]`.
+    """Draw a point for each job of a sweep: its score in bits per byte against its value of the setting `keys[x_key]`.
 
     `keys` are the keys of the settings that differ between the jobs. If `x_key` is None, the x axis shows each combination of
     their values. Otherwise, a line joins the mean scores of the jobs whose other settings are equal. `colors` maps each
-    combination of values to a colour. Jobs that failed or were never validated are left out.
+    combination of values to a colour. Jobs without a score are left out: those that failed or were never validated.
     """
     places = {values: float(place) for place, values in enumerate(colors)}
     lines: dict[tuple[str, ...], list[tuple[float, float, Any]]] = {}
-    for values, points, status in jobs:
-        if points and status != "failed":
+    for values, _, _, score in jobs:
+        if score is not None:
             x = _number(values[x_key]) if x_key is not None else None
             others = tuple(text for k, text in enumerate(_settings(keys, values)) if k != x_key)
             place = places[tuple(values)] if x is None else x
             line = lines.setdefault(() if x is None else others, [])
-            line.append((place, points[-1][1], colors[tuple(values)]))
+            line.append((place, score, colors[tuple(values)]))
     for others, line in lines.items():
         xs, ys, shades = zip(*line, strict=True)
         by_x: dict[float, list[float]] = {}

@@ -21,7 +21,7 @@ from positron.run.outcome import read_outcome
 from positron.run.paths import JOB
 from positron.system.disk import whole_file, write_text
 from positron.system.errors import UserError
-from positron.system.formatting import aligned, counted
+from positron.system.formatting import aligned, counted, representative_bpb
 
 SEED = "seed"  # the key whose values are repetitions of a variant and not variants
 
@@ -38,7 +38,7 @@ class Job:
     number: str  # name of the job's folder in the folder of the sweep
     choices: dict[str, str]
     status: str
-    bpb: float | None  # bits per byte at the last validation; None if the job failed or was never validated
+    bpb: float | None  # see `reported_bpb`; None if the job failed or was never validated
     facts: Facts  # contents of run.json; all fields are None if the files of the job are damaged
     why: str  # reason why the job failed, was refused or cannot be read, otherwise empty
 
@@ -49,12 +49,23 @@ class Job:
 
     @property
     def result(self) -> float | None:
-        """Return the bits per byte at the last validation if the status is "finished" or "stopped", otherwise None.
+        """Return the bits per byte of the job if its status is "finished" or "stopped", otherwise None.
 
         A stopped job can be continued: it ended at a limit of time or steps, or by a signal. Other jobs have no result, for
         example a pruned job, which was ended because it was worse than others.
         """
         return self.bpb if self.status in ("finished", "stopped") else None
+
+
+def reported_bpb(run: Run, facts: Facts) -> float | None:
+    """Return the validation bits per byte by which a run of a sweep or a search is ranked, or None if `facts` has none.
+
+    `facts` are those of `run`. The result is the value that the run reports at its end (see `representative_bpb`). In
+    supervised fine-tuning, this is the value of the best checkpoint, which is the model that is kept.
+    """
+    if facts.val_bpb is None or facts.best_bpb is None:
+        return facts.val_bpb
+    return representative_bpb(facts.val_bpb, facts.best_bpb, run.is_measured_on_answers)
 
 
 def sweep_jobs(folder: Path) -> list[Job]:
@@ -64,12 +75,12 @@ def sweep_jobs(folder: Path) -> list[Job]:
         number = path.parent.name
         try:
             outcome, facts = read_outcome(path), Run(path.parent).facts()
+            bpb = None if outcome.failed else reported_bpb(Run(path.parent), facts)
         except UserError as error:  # one damaged file must not cost the report of the other jobs
             jobs.append(Job(number, {}, "unknown", None, Facts(), str(error)))
             continue
         status = "failed" if outcome.failed else "refused" if outcome.refused else facts.status or "unknown"
         choices = dict(override.lstrip("+").split("=", 1) for override in outcome.overrides if "=" in override)
-        bpb = facts.val_bpb if status != "failed" else None
         jobs.append(Job(number, choices, status, bpb, facts, outcome.failed or outcome.refused or ""))
     jobs.sort(key=lambda job: (job.bpb is None, job.bpb or 0, _place(job.number)))
     ranked = [job for group in variants(jobs) for job in group.members]
@@ -213,7 +224,7 @@ def write_sweep_report(folder: Path) -> list[Job]:
                 row for row in read_metrics(Run(folder / job.number).metrics_path) if row.get("val/bpb") is not None
             ]
             values = [job.choices.get(key, "") for key in keys]
-            curves.append((values, [(row["tokens"] / 1e6, row["val/bpb"]) for row in rows], job.status))
+            curves.append((values, [(row["tokens"] / 1e6, row["val/bpb"]) for row in rows], job.status, job.bpb))
         floors = {job.facts.floor_bpb for job in jobs if job.facts.floor_bpb}
         with whole_file(folder / "sweep.png") as file:
             file.write(sweep_picture(keys, curves, floors.pop() if len(floors) == 1 else None, folder.name))

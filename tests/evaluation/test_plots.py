@@ -74,7 +74,9 @@ def test_a_loss_plot_holds_every_point_and_does_not_begin_at_zero(
 def test_a_plot_without_points_says_why_and_one_point_is_visible() -> None:
     assert "train.val_every=" in words(plots.loss_curve(rows(5, lambda i: 1.0), None, "young"))
     assert "train.log_every=" in words(plots.loss_curve([], None, "nothing"))
-    assert "no job was validated" in words(plots_of_runs.sweep_picture(["lr"], [(["1"], [], "failed")], None, "s"))
+    assert "no job was validated" in words(
+        plots_of_runs.sweep_picture(["lr"], [(["1"], [], "failed", None)], None, "s")
+    )
     assert "validated" in words(plots_of_runs.comparison_picture({"a": []}, [("a", 1.0, 0.1)]))
     assert "no document" in words(plots.length_histogram([], 64))
     for line in plots.loss_curve(rows(1, lambda i: 1.0, every=1), None, "one").axes[0].lines:
@@ -152,7 +154,7 @@ def test_time_axes_end_with_the_last_step() -> None:
 
 @pytest.mark.parametrize("values", [["3e-4", "1e-3", "1e-2"], ["64", "128", "192"], ["1", "2"]])
 def test_a_sweep_has_its_ticks_at_the_tested_values(values: list[str]) -> None:
-    jobs = [([value], [(0.1, 2.0), (0.2, 1.0 + i)], "finished") for i, value in enumerate(values)]
+    jobs = [([value], [(0.1, 2.0), (0.2, 1.0 + i)], "finished", 1.0 + i) for i, value in enumerate(values)]
     axes = plots_of_runs.sweep_picture(["optimizer.lr"], jobs, None, "sweep").axes[1]
     assert sorted(axes.get_xticks()) == sorted(map(float, values))
     assert not axes.get_xticks(minor=True).size

@@ -18,6 +18,7 @@ import scipy.stats
 from conftest import tiny
 
 from positron.cli.sweep_callback import _refuse_search_over_seeds
+from positron.cli.sweeps import record_job
 from positron.evaluation import run_plots
 from positron.evaluation.comparison import Row, _with_variants, as_table
 from positron.evaluation.seed_groups import seed_groups
@@ -25,6 +26,7 @@ from positron.evaluation.sweep_report import as_text, paired_arguments, sweep_jo
 from positron.run.facts import write_record
 from positron.run.folder import Run
 from positron.system.errors import UserError
+from positron.text.conversation import TEMPLATE
 from positron.training.callbacks.pruning import finished_curves
 
 LUCKY = {"1e-2": (0.20, 0.40, 0.42), "1e-3": (0.31, 0.30, 0.32)}  # learning rate -> bits per byte of seeds 0, 1, 2
@@ -87,6 +89,19 @@ def test_a_sweep_that_ranks_answers_is_not_compared_on_the_pretraining_text(tmp_
         assert bool(paired_arguments(write_sweep_report(tmp_path / kind), Path("s"))) == says
 
 
+def test_fine_tuning_is_ranked_by_the_model_that_is_kept(tmp_path: Path) -> None:
+    results = []
+    for number, (last, best) in enumerate(((0.5, 0.2), (0.4, 0.3))):
+        words = [f"optimizer.lr={number}"]
+        job(tmp_path, number, words, last, kind="sft", **{"best/bpb": best})
+        run = Run(tmp_path / str(number))
+        run.chat_path.write_text(json.dumps(TEMPLATE))
+        results.append(record_job(run.folder, words, run.facts))
+    jobs = sweep_jobs(tmp_path)
+    assert results == [0.2, 0.3]
+    assert [(job.number, job.result) for job in jobs] == [("0", 0.2), ("1", 0.3)]
+
+
 def test_a_variant_whose_bad_seeds_are_missing_is_not_the_best(tmp_path: Path) -> None:
     """Seed 1 failed, seed 2 was ended early: the mean of the one seed that is left would be the lowest."""
     jobs = write_sweep_report(sweep(tmp_path, {"1e-2": (0.2, None, 0.6), "1e-3": (0.31, 0.3, 0.32)}, job2="pruned"))
@@ -140,7 +155,7 @@ def test_groups_are_ranked_by_their_mean_whatever_the_order_of_their_members() -
 
 def test_the_picture_has_a_point_for_each_job_and_lines_through_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_plots, "as_png", lambda figure: figure)
-    curves = [([rate], [(1.0, 2.0), (2.0, bpb)], "finished") for rate, values in LUCKY.items() for bpb in values]
+    curves = [([rate], [(1.0, 2.0), (2.0, bpb)], "finished", bpb) for rate, values in LUCKY.items() for bpb in values]
     figure: Any = run_plots.sweep_picture(["optimizer.lr"], curves, None, "sweep")
     left, right = figure.axes
     (line,) = right.lines
