@@ -1000,7 +1000,7 @@ class Asked:
     """
 
     auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)
-    # the rest of a budget may train a second run and a student; not in a sweep
+    # the rest of a budget may train a student, and a second run before it; not in a sweep
     trains_generations: bool = False
     given: dict[str, str] = field(
         default_factory=dict

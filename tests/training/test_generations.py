@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 from conftest import CommandProcess, tiny
+from hypothesis import given
+from hypothesis import strategies as st
 
 from positron.config import Asked, RunConfig
 from positron.run.checkpoint import checkpoints
@@ -24,7 +26,7 @@ from positron.train import train
 from positron.training.budget import generations
 from positron.training.budget.course import MEASURING_SHARE, RESERVED_SHARE, Course
 from positron.training.budget.generations import train_generations
-from positron.training.budget.rest import advice_for_small_text
+from positron.training.budget.rest import MAX_TEACHERS, advice_for_small_text, generations_time, teachers_within
 from positron.training.budget.speed import Speed
 
 SINGLE = Asked(auto_size=True, trains_generations=True)  # one command with model=auto
@@ -40,6 +42,7 @@ def advice(seconds_left: float, asked: Asked = SINGLE, **settings: Any) -> str:
 
 def test_the_advice_says_what_the_rest_of_the_budget_trains() -> None:
     assert "then trains a second run with another seed, and a student that learns from both" in advice(4 * 138.0)
+    assert "then trains a student that learns from it" in advice(3 * 138.0)
     assert "another run with another seed= and name= does" in advice(10 * 138.0, Asked(auto_size=True))  # in a sweep
     assert "another run with another seed= and name= does" in advice(
         10 * 138.0, dataclasses.replace(SINGLE, auto_size=False)
@@ -47,11 +50,11 @@ def test_the_advice_says_what_the_rest_of_the_budget_trains() -> None:
     assert "another run with another seed= and name= does" in advice(10 * 138.0, train__extend=True)
 
 
-def test_the_advised_budget_is_enough_for_a_second_run_and_a_student() -> None:
-    (minutes,) = re.findall(r"^budget=(\d+)min also trains a second run and a student of both", advice(150.0))
+def test_the_advised_budget_is_enough_for_a_student() -> None:
+    (minutes,) = re.findall(r"^budget=(\d+)min also trains a student", advice(150.0))
     left = int(minutes) * 60 * (1 - RESERVED_SHARE - MEASURING_SHARE)
-    assert "then trains a second run" in advice(left)
-    assert "also trains a second run" in advice(left - 61)
+    assert "then trains a student" in advice(left)
+    assert "also trains a student" in advice(left - 61)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,27 @@ def test_the_second_run_and_the_student_have_the_settings_of_the_first_run_and_o
     assert second.distill is None
     assert student.distill is not None
     assert [Path(name).name for name in student.distill.teachers] == ["mine", "mine-2"]
+
+
+def test_the_student_learns_from_one_run_if_the_time_is_not_enough_for_two(
+    first: tuple[RunConfig, Run], trained: list[tuple[RunConfig, Path, list[str]]]
+) -> None:
+    config, run = first
+    time_s = run.facts().time_s
+    assert time_s is not None
+    config = dataclasses.replace(config, budget=f"{3.5 * time_s}s")  # 85 % of it are for training
+    assert [each.folder.name for each in train_generations(config, run, list, SINGLE)] == ["mine-student"]
+    ((student, _, _),) = trained
+    assert student.distill is not None
+    assert [Path(name).name for name in student.distill.teachers] == ["mine"]
+
+
+@given(left=st.floats(1e-3, 1e6), run_s=st.floats(1e-3, 1e5))
+def test_all_runs_fit_in_the_time_and_with_one_more_teacher_they_would_not(left: float, run_s: float) -> None:
+    teachers = teachers_within(left, run_s)
+    assert 0 <= teachers <= MAX_TEACHERS
+    assert not teachers or generations_time(run_s, teachers) <= left
+    assert teachers == MAX_TEACHERS or generations_time(run_s, teachers + 1) > left
 
 
 @pytest.mark.parametrize(

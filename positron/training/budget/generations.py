@@ -3,7 +3,8 @@
 With more than a dozen passes over a small text, a model memorises the text instead of learning from it. So a run of `positron
 train model=auto budget=` may end long before its budget. The rest of the budget trains the same model with another seed. The
 two runs, the teachers, are wrong in different places. A student, a model of the same size, then learns from the text and from
-the probabilities of both. It has a lower loss than its teachers (docs/LOG.md), and is used and exported like any other run.
+the probabilities of both. It has a lower loss than its teachers (docs/LOG.md), and is used and exported like any other run. If
+the time is not enough for a second run, the student has one teacher.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from positron.run.base import portable
 from positron.run.budget_choice import restore_choice
 from positron.run.folder import Run
 from positron.training.budget.course import MAX_MEASURING_S, MEASURING_SHARE, RESERVED_SHARE
-from positron.training.budget.rest import generations_time, may_train_generations
+from positron.training.budget.rest import may_train_generations, teachers_within
 from positron.training.from_text import Lesson, train_on_text
 from positron.training.teachers import lesson_of_teachers
 
@@ -31,17 +32,18 @@ ALPHA = 0.9  # weight of the teachers in the loss of the student; 0.7 is not bet
 def train_generations(
     config: RunConfig, run: Run, make_callbacks: Callable[[], Sequence[Callback]], asked: Asked
 ) -> Iterator[Run]:
-    """Train a second run and a student of both runs in the rest of the budget of `run`, and yield each of them at its end.
+    """Train a second run and a student in the rest of the budget of `run`, and yield each of them at its end.
 
-    If the name of `run` is NAME, the second run is NAME-2, and the student is NAME-student. What is trained depends only on the
-    budget and on the recorded training time of `run`. So after an interruption, the same call continues where it was
-    interrupted, and does not train finished runs again.
+    If the name of `run` is NAME, the second run is NAME-2, and the student of both is NAME-student. If the time is not enough
+    for a second run, the student learns from `run` alone. What is trained depends only on the budget and on the recorded
+    training time of `run`. So after an interruption, the same call continues where it was interrupted, and does not train
+    finished runs again.
 
     `config` and `asked` are the settings of the command that trained `run`. `make_callbacks` builds the user's Lightning
     callbacks; each run gets its own.
 
     Nothing is trained if the command does not train generations (see `may_train_generations`), if `run` is not finished, or if
-    the rest of the budget is too short.
+    the rest of the budget is too short for a student.
     """
     facts = run.facts()
     if config.budget is None or not may_train_generations(config, asked):
@@ -50,20 +52,24 @@ def train_generations(
         return
     budget = seconds(config.budget, "budget")
     usable = budget * (1 - RESERVED_SHARE) - min(MAX_MEASURING_S, MEASURING_SHARE * budget)
-    if generations_time(UNCOUNTED_TIME * facts.time_s) > usable:
+    n_teachers = teachers_within(usable, UNCOUNTED_TIME * facts.time_s)
+    if not n_teachers:
         return
     second, student = (run.folder.with_name(f"{run.folder.name}-{suffix}") for suffix in ("2", "student"))
+    teachers = [run.folder, second][:n_teachers]
+    first_then = f"{second}, which differs from {run.folder} in its seed, and then " if second in teachers else ""
     print(
-        f"\nthe rest of budget={config.budget} trains {second}, which differs from {run.folder} in its seed, and then "
-        f"{student}, which learns from both",
+        f"\nthe rest of budget={config.budget} trains {first_then}{student}, which learns from "
+        f"{' and '.join(map(str, teachers))}",
         file=sys.stderr,
     )
     # resume=must is meant for the first run
     config = dataclasses.replace(restore_choice(config, asked, run), budget=None, resume="auto")
-    own = dataclasses.replace(config, name=second.name, seed=config.seed + 1)
-    train_on_text(own, second, make_callbacks(), Asked(), time.monotonic(), lambda _: Lesson())
-    yield Run(second)
-    lesson = DistillConfig((portable(run.folder), portable(second)), alpha=ALPHA)
+    if second in teachers:
+        own = dataclasses.replace(config, name=second.name, seed=config.seed + 1)
+        train_on_text(own, second, make_callbacks(), Asked(), time.monotonic(), lambda _: Lesson())
+        yield Run(second)
+    lesson = DistillConfig(tuple(portable(teacher) for teacher in teachers), alpha=ALPHA)
     own = dataclasses.replace(config, name=student.name, seed=config.seed + 2, distill=lesson)
     train_on_text(own, student, make_callbacks(), Asked(), time.monotonic(), lesson_of_teachers)
     yield Run(student)

@@ -15,16 +15,26 @@ from positron.training.budget.course import (
 from positron.training.budget.speed import Speed
 
 MAX_MEMBERS = 4  # how many runs the advice for a small text combines at most; four were measured (docs/LOG.md)
-STUDENT_TIME = 1.9  # the time of a student of two runs, divided by the time of each of these runs
+MAX_TEACHERS = 2  # the student of four runs is hardly better (docs/LOG.md)
+TEACHER_TIME = 0.45  # the time that a teacher adds to the training of a student, divided by the time without teachers
 
 
-def generations_time(run_seconds: float) -> float:
-    """Return the seconds in which two runs of `run_seconds` each and their student can be trained."""
-    return (2 + STUDENT_TIME) * run_seconds
+def generations_time(run_seconds: float, teachers: int) -> float:
+    """Return the seconds in which `teachers` runs of `run_seconds` each, and a student of all of them, can be trained."""
+    return (teachers + 1 + TEACHER_TIME * teachers) * run_seconds
+
+
+def teachers_within(seconds_left: float, run_seconds: float) -> int:
+    """Return of how many runs a student can be trained, if all of them together may take `seconds_left`.
+
+    Each run takes `run_seconds`. The result is 2 (MAX_TEACHERS), 1 or 0; 0 means that no student can be trained.
+    """
+    fitting = (n for n in range(1, MAX_TEACHERS + 1) if generations_time(run_seconds, n) <= seconds_left)
+    return max(fitting, default=0)
 
 
 def may_train_generations(config: RunConfig, asked: Asked) -> bool:
-    """Tell whether the rest of the budget, if it is long enough, trains a second run and a student (see generations.py).
+    """Tell whether the rest of the budget, if it is long enough, trains a student (see generations.py).
 
     The command must be a single `positron train model=auto budget=` that starts with random weights in one process.
     """
@@ -52,10 +62,16 @@ def advice_for_small_text(
             "more time for this run does not help, but another run with another seed= and name= does: --run A,B uses both as "
             f"one model, with a loss that is 2 to 4 % lower{rest}"
         )
-    if generations_time(run_time) <= seconds_left:
-        return (
-            "the rest of the budget then trains a second run with another seed, and a student that learns from both, with a "
-            "loss that is 2 to 4 % lower"
-        )
-    minutes = math.ceil(generations_time(run_time) / usable / 60)
-    return f"budget={minutes}min also trains a second run and a student of both, with a loss that is 2 to 4 % lower"
+    match teachers_within(seconds_left, run_time):
+        case 0:
+            minutes = math.ceil(generations_time(run_time, 1) / usable / 60)
+            return f"budget={minutes}min also trains a student, with a loss that is 2 to 3 % lower"
+        case 1:
+            return (
+                "the rest of the budget then trains a student that learns from it, with a loss that is 2 to 3 % lower"
+            )
+        case _:
+            return (
+                "the rest of the budget then trains a second run with another seed, and a student that learns from both, with "
+                "a loss that is about 3 % lower"
+            )
