@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from positron.config import DataConfig, ModelConfig, TokenizerConfig
 from positron.settings import OWN_GROUPS, from_dict
-from positron.system.commands import command
 from positron.system.console import json_line, one_line
 from positron.system.disk import is_number, read_json, write_json
 from positron.system.errors import UserError, without_advice
@@ -207,11 +206,6 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
     config = {key: value for key, value in config.items() if key not in _FORMER_KEYS}
     groups: dict[str, type] = {"model": ModelConfig, "tokenizer": TokenizerConfig, "data": DataConfig}
     for name, kind in groups.items():
-        if name not in config and "model_type" in config:
-            raise UserError(
-                f"{path} does not belong to a run, but to a model of Hugging Face transformers: import the model first with "
-                + command("import", str(path.parent))
-            )
         if name not in config:
             raise UserError(
                 f"{path} is damaged or was edited: the settings of the {name}, which every run has, are missing; "

@@ -62,6 +62,12 @@ def find_run(
             )
         if inside := next((parent for parent in folder.parents if Run(parent).exists), None):
             raise UserError(one_line(f"{folder} is inside the run {inside}: name the run, {inside}"))
+        if (folder / CONFIG).exists():
+            raise UserError(
+                one_line(f"{folder} is not a run, because it has a {CONFIG} but no {FACTS}: ")
+                + "restore the other files of the run from a copy or, if this is a model of Hugging Face transformers, import "
+                f"the model first with {command('import', str(folder))}"
+            )
         raise UserError(
             one_line(f"{folder} has no {CONFIG}, so it cannot be read as a run: ")
             + "restore the file from a copy, or name another run"

@@ -86,8 +86,13 @@ class Run(RunPaths):
 
     @property
     def exists(self) -> bool:
-        """Tell whether the folder contains a run."""
-        return self.config_path.exists()
+        """Tell whether the folder contains a run: its settings, and a second file or folder that every run has.
+
+        The settings alone are not enough, because a folder of transformers contains a `config.json`, too. One of the others may
+        be missing in a damaged run.
+        """
+        others = (self.facts_path, self.tokenizer_folder, self.checkpoint_folder)
+        return self.config_path.exists() and any(path.exists() for path in others)
 
     @property
     def has_checkpoint(self) -> bool:

@@ -18,10 +18,12 @@ import positron
 from positron.interop import hf_folder, hf_reading, importing
 from positron.interop.formats import export
 from positron.interop.importing import import_run, read_model, write_run
+from positron.interop.names import needs_import
 from positron.interop.source import open_source
 from positron.interop.tokenizer_json import tokenizer_json
 from positron.model.gpt import GPT
 from positron.run.differences import refuse_differences
+from positron.run.find import find_run
 from positron.run.load import load_model
 from positron.system.errors import UserError
 from positron.text.conversation import MARKERS
@@ -483,6 +485,17 @@ def test_a_malformed_folder_is_refused_in_one_line(change, message, whole, tmp_p
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_transformers_is_not_a_run_and_is_imported_where_init_from_names_it(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = shutil.copytree(whole, tmp_path / "theirs").name
+    with pytest.raises(UserError, match=r"theirs is not a run.*import the model first with .*theirs$"):
+        find_run(name)
+    assert needs_import(name)
+    assert importing.import_source_run(name) == "outputs/theirs"
+    assert not needs_import(name)
+    assert find_run(name).folder == Path("outputs/theirs")
 
 
 def test_a_vocabulary_without_special_tokens_begins_a_text_with_the_token_of_config_json(whole, tmp_path):

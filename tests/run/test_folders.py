@@ -408,11 +408,14 @@ def test_a_folder_without_its_settings_is_not_said_to_be_missing(tmp_path):
 
 def test_a_path_inside_a_run_is_answered_with_the_run(tmp_path):
     (tmp_path / "mine/checkpoints").mkdir(parents=True)
-    for file in ("config.json", "run.json", "checkpoints/best.ckpt"):
+    (tmp_path / "mine/model").mkdir()
+    for file in ("config.json", "run.json", "checkpoints/best.ckpt", "model/config.json", "model/weights.safetensors"):
         (tmp_path / "mine" / file).write_text("{}")
     run = re.escape(str(tmp_path / "mine"))
     with pytest.raises(UserError, match=rf"checkpoints is inside the run {run}: name the run, {run}$"):
         find_run(str(tmp_path / "mine/checkpoints"), tmp_path)
+    with pytest.raises(UserError, match=rf"model is inside the run {run}: name the run, {run}$"):
+        find_run(str(tmp_path / "mine/model"), tmp_path)
     with pytest.raises(UserError, match=rf"best\.ckpt is a file of the run {run}: name the run, {run}$"):
         find_run(str(tmp_path / "mine/checkpoints/best.ckpt"), tmp_path)
 
@@ -438,8 +441,8 @@ def test_a_folder_that_is_not_a_run_is_told_from_a_damaged_run(tmp_path):
         find_run("sweep", tmp_path)
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(UserError, match=r"a model of Hugging Face transformers: import the model first with .*gpt2$"):
-        find_run("gpt2", tmp_path).config()
+    with pytest.raises(UserError, match=r"a model of Hugging Face transformers, import the model first with .*gpt2$"):
+        find_run("gpt2", tmp_path)
 
 
 def test_a_missing_checkpoint_is_not_said_to_be_damaged(tmp_path):
