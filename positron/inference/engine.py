@@ -139,7 +139,7 @@ class Engine:
         The text ends at one of the `stop_ids` (None: the tokenizer's ids that end a document), before the first `stop` string,
         or after `max_tokens` tokens. Wrong settings raise UserError in this call, before the iteration begins.
         """
-        progress = Progress(self.tokenizer, stops_of(stop))
+        progress = Progress(self.tokenizer, ids, stops_of(stop))
         limit, first, end = whole_number("max_tokens", max_tokens, minimum=1), seed_of(seed), self._stop_ids(stop_ids)
         rows = self.ids([ids], sampling, max_tokens=limit, stop_ids=end, seed=first)
         return Stream(pieces(rows, progress, limit), progress)
@@ -164,7 +164,7 @@ class Engine:
         limit, first = whole_number("max_tokens", max_tokens, minimum=1), seed_of(seed, max(1, len(prompts)))
         if not prompts:
             return []
-        texts, ended = [Progress(self.tokenizer, stops) for _ in prompts], [False] * len(prompts)
+        texts, ended = [Progress(self.tokenizer, prompt, stops) for prompt in prompts], [False] * len(prompts)
         shown: list[list[str]] = [[] for _ in prompts]
         for chosen in self.ids(prompts, sampling, max_tokens=limit, stop_ids=end, seed=first, ended=ended):
             for i, token in enumerate(chosen):

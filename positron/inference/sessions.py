@@ -74,7 +74,7 @@ class Session:
         self.window = engine.window(request.ids)  # the tokens that the row must hold before the next token is chosen
         self.seen = list(request.ids)
         self.generator = torch.Generator().manual_seed(request.seed)
-        self.progress = Progress(engine.tokenizer, request.stops)
+        self.progress = Progress(engine.tokenizer, request.ids, request.stops)
         self.reused = 0  # number of the prompt's tokens that were already in the row
         self.prompt: list[Token] = []  # the prompt's tokens from the second on, if the request scores them
         self.count = 0  # tokens generated so far

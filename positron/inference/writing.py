@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 from positron.text.tokenizer import StreamDecoder, Tokenizer
 
@@ -10,15 +10,17 @@ from positron.text.tokenizer import StreamDecoder, Tokenizer
 class Progress:
     """Turn the tokens of one text into characters. Characters that may begin a stop string are held back.
 
+    `prompt`: the ids that the text continues (see `StreamDecoder`).
+
     `tokens`: the number of tokens of the text, without those of a stop string. `ended`: true if the text ended at a stop token
     or a stop string, false if it has not ended or has reached the maximum number of tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: tuple[str, ...] = ()) -> None:
         self.tokens = 0
         self.ended = False
         self._stops, self._held = stops, ""
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, prompt)
         self._lengths: list[int] = []  # characters after each token; stored only if there are stop strings
         self._characters = self._shown = 0
 

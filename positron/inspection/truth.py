@@ -184,7 +184,8 @@ def _departure(tokenizer: Tokenizer, truth: StoryTruth, ids: list[int]) -> Depar
     `truth` is the result of `story_truth` for `ids`.
     """
     place = 1 + len(truth.tokens)
-    rest = tokenizer.decode(ids[place:])
+    character = len(tokenizer.decode(ids[1:place]))
+    rest = tokenizer.decode(ids[1:])[character:]
     words = [word.strip() for word in truth.story.words(SHOWN_WORDS) if word]
     is_cut = truth.story.is_within_word(rest)
     if is_cut:
@@ -197,7 +198,7 @@ def _departure(tokenizer: Tokenizer, truth: StoryTruth, ids: list[int]) -> Depar
         message = "the story has ended here"
     return {
         "token": place,
-        "character": len(tokenizer.decode(ids[1:place])),
+        "character": character,
         "reason": "tokens" if is_cut else "text",
         "message": message,
         "expected": words,

@@ -83,7 +83,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
     writer.add_eos_token_id(tokenizer.end_ids[0])
     writer.add_add_bos_token(True)
     # if this key is missing, llama.cpp puts a space before every text
-    writer.add_add_space_prefix(isinstance(tokenizer, LibraryTokenizer) and tokenizer.puts_space_first)
+    writer.add_add_space_prefix(tokenizer.puts_space_first)
     if is_chat:
         writer.add_eot_token_id(tokenizer.special_id(END))
         writer.add_chat_template(chat_template(tokenizer))

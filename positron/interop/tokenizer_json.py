@@ -186,6 +186,7 @@ def piece_tokenizer(
     their ids. `dummy_prefix`: true to put a space before each text.
     """
     prefix: list[dict[str, Any]] = [{"type": "Prepend", "prepend": "▁"}] if dummy_prefix else []
+    strip: list[dict[str, Any]] = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if dummy_prefix else []
     return {
         "version": "1.0",
         "truncation": None,
@@ -195,7 +196,7 @@ def piece_tokenizer(
         "pre_tokenizer": None,
         "post_processor": None,
         "model": _bpe(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True),
-        "decoder": _decoder(_replace("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"}),
+        "decoder": _decoder(_replace("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"}, *strip),
     }
 
 

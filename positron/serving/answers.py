@@ -45,7 +45,9 @@ class Answer:
         kind = ("chatcmpl", "chat.completion") if is_chat else ("cmpl", "text_completion")
         self.id, self.object, self.created = f"{kind[0]}-{secrets.token_hex(12)}", kind[1], int(time.time())
         self.offsets = [0] * len(call.requests)  # for each text, the number of characters before its next token
-        self.decoders = [StreamDecoder(served.tokenizer) for _ in call.requests]
+        self.decoders = [
+            StreamDecoder(served.tokenizer, () if request.scores_prompt else request.ids) for request in call.requests
+        ]
 
     def whole(self, sessions: list[Session], pieces: list[list[Piece]]) -> dict[str, Any]:
         """Return the complete answer to a request that is not streamed. `pieces`: for each text, all its pieces."""

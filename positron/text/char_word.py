@@ -24,6 +24,7 @@ class CharTokenizer:
 
     kind: TokenizerKind = "char"
     has_unknown = True
+    puts_space_first = False
 
     def __init__(self, characters: str) -> None:
         self.characters = "".join(sorted(set(characters)))
@@ -102,6 +103,7 @@ class WordTokenizer:
 
     kind: TokenizerKind = "word"
     has_unknown = True
+    puts_space_first = False
 
     def __init__(self, pieces: Iterable[str]) -> None:
         self.pieces = list(pieces)

@@ -115,7 +115,10 @@ def drop_oldest_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: 
         if available < 1 and system:
             remaining, n_further = drop_oldest_turns(turns, tokenizer, limit)
             return remaining, dropped + n_further
-        end = tokenizer.decode(tokenizer.encode(turns[-1].content)[-max(1, available) :])
-        # the end may begin inside a character, whose U+FFFD would have more tokens than its bytes
-        turns[-1] = Message(turns[-1].role, end.lstrip("\ufffd"))
+        available = max(1, available)
+        ids = tokenizer.encode(turns[-1].content)[-available:]
+        # the end may begin inside a word or a character, and the text of the remaining part may have more tokens
+        ends = (tokenizer.decode(ids[start:]).lstrip("\ufffd") for start in range(available))
+        end = next((end for end in ends if len(tokenizer.encode(end)) <= available), "")
+        turns[-1] = Message(turns[-1].role, end)
     return [*system, *turns], dropped

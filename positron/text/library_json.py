@@ -160,8 +160,12 @@ class LibraryTokenizer:
         return str(token).encode("utf-8")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert ids to text; special tokens are left out, and bytes that are not valid UTF-8 become U+FFFD."""
-        return b"".join(map(self.bytes_of, ids)).decode("utf-8", errors="replace")
+        """Convert ids to text; special tokens are left out, and bytes that are not valid UTF-8 become U+FFFD.
+
+        If the tokenizer puts a space before each text, one space at the beginning is removed.
+        """
+        text = b"".join(map(self.bytes_of, ids)).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self.puts_space_first else text
 
     def token_bytes(self) -> np.ndarray:
         """Return the number of text bytes of each id (V,): 0 for special tokens, 3 for the unknown token (U+FFFD)."""

@@ -45,6 +45,7 @@ class SentencePieceTokenizer:
 
     kind: TokenizerKind = "sentencepiece"
     has_unknown = False
+    puts_space_first = False
 
     def __init__(self, model: bytes) -> None:
         import sentencepiece

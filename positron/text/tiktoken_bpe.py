@@ -90,6 +90,7 @@ class TiktokenTokenizer:
 
     kind: TokenizerKind = "tiktoken"
     has_unknown = False
+    puts_space_first = False
 
     def __init__(self, name: str, pattern: str, content: bytes, end_of_text: int, n_vocab: int) -> None:
         import tiktoken

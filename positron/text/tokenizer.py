@@ -1,14 +1,15 @@
 """Define the protocol of tokenizers, which convert text to token ids and back.
 
 Decoding restores the encoded text exactly, except for text that becomes `<unk>`, and for an imported tokenizer that changes the
-text before it encodes it. Every tokenizer has the special tokens of `SPECIALS`. No text encodes to them: `encode` treats
-`<|endoftext|>` as thirteen characters. Code that needs a special token inserts its id.
+text before it encodes it. If this change is a space before the text, decoding removes the space. Every tokenizer has the
+special tokens of `SPECIALS`. No text encodes to them: `encode` treats `<|endoftext|>` as thirteen characters. Code that needs a
+special token inserts its id.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,7 @@ class Tokenizer(Protocol):
     kind: TokenizerKind
     vocab_size: int
     has_unknown: bool  # whether id 0 is `<unk>`, which stands for text that the tokenizer does not know
+    puts_space_first: bool  # whether `encode` puts a space before each text, which `decode` removes
 
     @property
     def hash(self) -> str:
@@ -74,15 +76,24 @@ def separator(tokenizer: Tokenizer) -> list[int]:
 
 
 class StreamDecoder:
-    """Decode a stream of ids to whole characters: bytes are held back until their character is complete."""
+    """Decode a stream of ids to whole characters: bytes are held back until their character is complete.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    `before`: the ids before the stream. If they are empty or end with a special token, a text begins with the stream. Then the
+    space that some tokenizers put before a text (`puts_space_first`) is left out, as in `decode`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._skips_space = tokenizer.puts_space_first and not (before and tokenizer.bytes_of(before[-1]))
 
     def push(self, i: int) -> str:
         """Take the next id and return the characters that it completes, perhaps none."""
-        return self._utf8.decode(self._tokenizer.bytes_of(i))
+        text = self._utf8.decode(self._tokenizer.bytes_of(i))
+        if self._skips_space and text:
+            self._skips_space = False
+            return text.removeprefix(" ")
+        return text
 
     def end(self) -> str:
         """End the stream and return U+FFFD for a character that was cut off, or an empty text."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from interop.saved_runs import gpt_config, imported_pieces, random_model
 
 from positron.config import GPTConfig
 from positron.inference.decoder import Decoder
@@ -18,6 +19,7 @@ from positron.inference.sessions import Piece, Request, Session, Sessions, exact
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
+from positron.text.conversation import Message, prompt_ids
 
 CONTEXT = 24
 TOKENIZER = CharTokenizer("abcdefghij é😀\n")
@@ -297,3 +299,26 @@ def test_an_error_of_one_text_does_not_end_the_others():
     assert isinstance(pieces[broken], UserError)
     assert isinstance(pieces[healthy], Piece)
     assert sessions.active == [healthy]
+
+
+def test_an_answer_begins_without_the_space_that_the_tokenizer_puts_first() -> None:
+    tokenizer = imported_pieces()
+    engine = Engine(random_model(gpt_config(tokenizer.vocab_size, context_length=CONTEXT)), tokenizer)
+    question = prompt_ids([Message("user", "Hi")], tokenizer)
+    raw: list[str] = []
+    for prompt in (question, [*question, *tokenizer.encode("Tom")]):
+        for seed in range(10):
+            (rows,) = zip(*engine.ids([prompt], Sampling(), max_tokens=4, stop_ids=(), seed=seed), strict=True)
+            raw.append(b"".join(map(tokenizer.bytes_of, rows)).decode(errors="replace"))
+            expected = raw[-1].removeprefix(" ") if prompt is question else raw[-1]
+            assert "".join(engine.stream(prompt, Sampling(), max_tokens=4, stop_ids=(), seed=seed)) == expected
+            assert engine.texts([prompt], Sampling(), max_tokens=4, stop_ids=(), seed=seed) == [expected]
+            sessions, text = Sessions(engine, 1), ""
+            sessions.join(Request(prompt, Sampling(), 4, seed, frozenset()))
+            while sessions.active:
+                ((_, piece),) = sessions.choose(ready(sessions))
+                text += piece.text
+                sessions.read(sessions.active)
+            assert text == expected
+    assert any(text.startswith(" ") for text in raw[:10])
+    assert any(text.startswith(" ") for text in raw[10:])

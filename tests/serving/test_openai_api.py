@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -12,9 +13,12 @@ import openai
 import pytest
 import torch
 from conftest import PROJECT
+from interop.saved_runs import imported_pieces
 from serving_models import CONTEXT, TOKENIZER, Running, engine_of, served_of
 
 from positron.inference.sampling import BALANCED, PRESETS, Sampling
+from positron.serving.answers import Answer
+from positron.serving.parameters import completion_call
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT
@@ -400,3 +404,14 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_turns_if_the_client_wa
     assert answer.usage.prompt_tokens == len(conversation.prompt_ids(read, TOKENIZER))
     with pytest.raises(openai.BadRequestError, match="must be auto or disabled"):
         client.chat.completions.create(model="talker", messages=messages, extra_body={"truncation": "middle"})
+
+
+def test_text_offsets_do_not_count_the_space_that_the_tokenizer_puts_first(site):
+    tokenizer = imported_pieces()
+    served = dataclasses.replace(site.models.get("writer"), tokenizer=tokenizer)
+    call = completion_call({"prompt": "Tom saw the ball.", "echo": True, "logprobs": 0, "max_tokens": 0}, served)
+    ids = call.requests[0].ids[call.hidden :]
+    facts = Answer(call, served, False)._completion_logprobs(0, ids)
+    for token, offset in list(zip(facts["tokens"], facts["text_offset"], strict=True))[1:]:
+        assert call.echoed[0][offset:].startswith(token)
+    assert facts["text_offset"][1] == len(facts["tokens"][0].removeprefix(" "))

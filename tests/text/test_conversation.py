@@ -1,6 +1,7 @@
 """A conversation that is too long for the context loses its oldest turns, and the user is told how many."""
 
 import pytest
+from interop.saved_runs import corpus, imported_pieces
 
 from positron.text.char_word import CharTokenizer
 from positron.text.conversation import Message, drop_oldest_turns, prompt_ids
@@ -28,3 +29,12 @@ def test_a_question_that_is_cut_inside_a_character_still_fits(limit: int) -> Non
     messages = [Message("user", "a \u4e2d\u00e9\U0001f600" * 9)]
     remaining, _ = drop_oldest_turns(messages, tokenizer, limit)
     assert len(prompt_ids(remaining, tokenizer)) <= limit
+
+
+@pytest.mark.parametrize("limit", range(6, 60, 3))
+def test_a_question_that_is_cut_still_fits_if_the_tokenizer_puts_a_space_first(limit: int) -> None:
+    tokenizer = imported_pieces()
+    for text in corpus()[:5]:
+        remaining, _ = drop_oldest_turns([Message("user", text)], tokenizer, limit)
+        assert len(prompt_ids(remaining, tokenizer)) <= limit
+        assert text.endswith(remaining[-1].content)

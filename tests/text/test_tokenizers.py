@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from conftest import PROJECT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from interop.saved_runs import imported_pieces, odd_lines, pieces
 
 from positron.config import TokenizerConfig
 from positron.system.errors import UserError
@@ -223,6 +225,25 @@ def test_a_stream_that_ends_inside_a_character_says_so():
     assert len(ids) == 4
     assert "".join(stream.push(i) for i in ids[:3]) == ""
     assert stream.end() == "\ufffd"
+
+
+def test_the_space_that_an_imported_tokenizer_puts_first_is_no_part_of_the_decoded_text():
+    library = pytest.importorskip("tokenizers").Tokenizer.from_str(json.dumps(pieces()))
+    tokenizer = imported_pieces()
+    marker = tokenizer.special_id("<|assistant|>")
+    for text in [*odd_lines(60), " lead", "  two", " ", ""]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text == library.decode(ids)
+        answer = StreamDecoder(tokenizer, [marker])
+        assert "".join(map(answer.push, ids)) + answer.end() == text
+
+
+def test_the_space_between_a_text_and_its_continuation_is_kept():
+    tokenizer = imported_pieces()
+    ids = tokenizer.encode("Tom saw the ball.")
+    for n in range(1, len(ids)):
+        continuation = StreamDecoder(tokenizer, ids[:n])
+        assert tokenizer.decode(ids[:n]) + "".join(map(continuation.push, ids[n:])) == "Tom saw the ball."
 
 
 @pytest.mark.parametrize("kind", ["char", "word", "sentencepiece"])

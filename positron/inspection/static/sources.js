@@ -120,8 +120,9 @@ export class FileSource {
   }
 
   async *write({ prompt, ablations = [], max_tokens = 200, seed = 0, ...sampling }, stopped) {
-    const { model, tokenizer } = this, stream = new Stream(tokenizer), random = new Random(seed);
+    const { model, tokenizer } = this, random = new Random(seed);
     const ids = promptIds(model, tokenizer, prompt, this.chats), ends = new Set(this.stored.ends);
+    const stream = new Stream(tokenizer, ids);
     model.reset();
     model.ablate(ablations);
     let drawn = performance.now();

@@ -62,6 +62,7 @@ class Tokenizer {
     this.specials = specials; // name -> id
     this.vocabSize = vocab_size;
     this.names = new Map(Object.entries(specials).map(([name, id]) => [id, name]));
+    this.putsSpaceFirst = false;
   }
 
   /** Return the id of a special token. */
@@ -89,15 +90,24 @@ class Tokenizer {
   }
 }
 
-/** Decode a stream of ids to whole characters: bytes are held back until their character is complete. */
+/**
+ * Decode a stream of ids to whole characters: bytes are held back until their character is complete.
+ *
+ * If the ids `before` the stream are empty or end with a special token, a text begins with the stream. Then the space that some
+ * tokenizers put before a text is left out.
+ */
 export class Stream {
-  constructor(tokenizer) {
+  constructor(tokenizer, before = []) {
     this.tokenizer = tokenizer;
     this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+    this.skipsSpace = tokenizer.putsSpaceFirst && !(before.length && tokenizer.bytesOf(before.at(-1)).length);
   }
 
   push(id) {
-    return this.decoder.decode(this.tokenizer.bytesOf(id), { stream: true });
+    const text = this.decoder.decode(this.tokenizer.bytesOf(id), { stream: true });
+    if (!this.skipsSpace || !text) return text;
+    this.skipsSpace = false;
+    return text.startsWith(" ") ? text.slice(1) : text;
   }
 
   end() {
@@ -227,6 +237,7 @@ class LibraryTokenizer extends Tokenizer {
   constructor(facts) {
     super(facts);
     this.facts = facts;
+    this.putsSpaceFirst = facts.prefix !== null;
     this.silent = new Set([...facts.silent, ...Object.values(facts.specials)]);
     this.ids = new Map(facts.tokens.flatMap((token, id) => (token === null ? [] : [[token, id]])));
     this.ranks = new Map(facts.merges.map(([left, right], rank) => [left + "\n" + right, rank]));
