@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, assert_never
 
 from positron.interop.huggingface import chat_template
-from positron.interop.tokenizer_json import PATTERNS, byte_level, tiktoken_merges
+from positron.interop.tokenizer_json import PATTERNS, byte_level, refuse_repeated_tokens, tiktoken_merges
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 from positron.text.conversation import END
@@ -94,8 +94,10 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
 
     A byte-level tokenizer splits a text by a rule before it merges bytes. llama.cpp knows such rules by names, which
     tokenizer.json does not contain. Raises UserError if the name of the rule is not known (see `pre_tokenizer_name`). Also
-    raises UserError if the vocabulary is of neither kind, because llama.cpp needs a token for each byte.
+    raises UserError if the vocabulary is of neither kind, because llama.cpp needs a token for each byte, and the error of
+    `refuse_repeated_tokens`.
     """
+    refuse_repeated_tokens(tokenizer)
     facts = json.loads(tokenizer.content)
     merges = [
         tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge)

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from positron.config import GPTConfig
 from positron.interop import hf_reading
-from positron.interop.imported import Imported, Weights, refuse_non_finite, with_rows
+from positron.interop.imported import Imported, Weights, refuse_non_finite, special_ids, with_rows
 from positron.interop.rules import Contradiction, Rule, expected_shapes, to_ours
 from positron.model.memory import check_memory
 from positron.system.console import one_line
 from positron.system.disk import read_bytes, read_json
 from positron.system.errors import UserError, why_not_json
 from positron.text.library_json import LibraryTokenizer, ends_of_text, first_token
-from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
 def read_folder(folder: Path) -> Imported:
@@ -201,7 +201,7 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
         described = json.loads(content)
         added = {token["content"]: int(token["id"]) for token in described.get("added_tokens") or ()}
         vocabulary = described["model"]["vocab"]
-        size = max(rows, *(i + 1 for i in added.values()), len(vocabulary))
+        n_tokens = max(rows, *(i + 1 for i in added.values()), len(vocabulary))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         match error:
             case KeyError():
@@ -215,7 +215,7 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
         ) from error
     if max(len(vocabulary), *(i + 1 for i in added.values()), 0) > rows:
         raise UserError(
-            f"{path} has {size:,} tokens, and the embedding has {rows:,} rows, so this tokenizer does not belong to the "
+            f"{path} has {n_tokens:,} tokens, and the embedding has {rows:,} rows, so this tokenizer does not belong to the "
             "model: use the tokenizer.json of the same model"
         )
     first = first_token(described, config=model)
@@ -239,10 +239,8 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
         raise UserError(f"{path_of_ends} must contain a JSON object: correct the file, or download it again")
     # the default id of an architecture may lie outside of a small vocabulary
     ends = tuple(i for i in ends_of_text(first, config=model, generation=generation) if 0 <= i < rows)
-    missing = [token for token in SPECIALS[1:] if token not in added]
-    specials = {END_OF_TEXT: first, **{token: added[token] for token in SPECIALS[1:] if token in added}}
-    specials |= {token: rows + i for i, token in enumerate(missing)}
+    specials, size = special_ids(added, first, rows)
     try:
-        return LibraryTokenizer(content, specials, rows + len(missing), ends), not missing
+        return LibraryTokenizer(content, specials, size, ends), size == rows
     except ValueError as error:
         raise UserError(f"{path} cannot be imported: {error}; choose another model") from error

@@ -13,6 +13,7 @@ from positron.config import GPTConfig
 from positron.system.console import one_line
 from positron.system.errors import UserError
 from positron.text.library_json import LibraryTokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
 Weights = dict[str, Tensor]
 NEW_ROW_NOISE = 0.01  # standard deviation of the noise in added rows, relative to that of the embedding
@@ -41,6 +42,18 @@ def refuse_non_finite(weights: Weights, source: Path) -> None:
                 one_line(f"{source} cannot be imported, because its tensor {name} contains NaN or infinite values: ")
                 + "download the model again, or choose another one"
             )
+
+
+def special_ids(known: dict[str, int], begin: int, rows: int) -> tuple[dict[str, int], int]:
+    """Return the ids of Positron's special tokens in an imported vocabulary, and the number of ids with those that are new.
+
+    `known`: the ids of the special tokens of the vocabulary. `begin`: the id of the token that begins a text. `rows`: the
+    number of rows of the embedding; the tokens for chat that are not among `known` get the ids from `rows` on.
+    """
+    missing = [token for token in SPECIALS[1:] if token not in known]
+    ids = {token: known[token] for token in SPECIALS[1:] if token in known}
+    ids |= {token: rows + i for i, token in enumerate(missing)}
+    return {END_OF_TEXT: begin, **ids}, rows + len(missing)
 
 
 def with_rows(config: GPTConfig, weights: Weights, vocab_size: int) -> tuple[GPTConfig, Weights]:

@@ -23,7 +23,7 @@ from positron.model.gpt import rope_tables
 from positron.system.disk import read_bytes, whole_file
 from positron.system.errors import UserError
 from positron.text.sentencepiece_bpe import Piece, SentencePieceTokenizer
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 MODEL, VOCABULARY = "model.bin", "tokenizer.bin"
 HEADER = struct.Struct("<7i")  # width, MLP width, layers, heads, key/value heads, vocabulary (< 0: untied), context
@@ -136,8 +136,9 @@ def library_json(path: Path, vocab_size: int) -> bytes:
     """Return the vocabulary in tokenizer.bin as a tokenizer.json that encodes texts as run.c does.
 
     run.c puts a space before a text. If a character has no piece, run.c encodes its bytes instead. Then it repeatedly
-    joins the two neighbouring pieces that form the piece with the highest score. Raises UserError if the file is
-    damaged or does not have `vocab_size` pieces.
+    joins the two neighbouring pieces that form the piece with the highest score. A piece with the name of one of
+    Positron's special tokens is this token: Positron wrote the file. Raises UserError if the file is damaged or does
+    not have `vocab_size` pieces.
     """
     content, place = read_bytes(path), 4
     pieces: list[tuple[str, float]] = []
@@ -160,8 +161,11 @@ def library_json(path: Path, vocab_size: int) -> bytes:
             "--tokenizer"
         )
     specials = {0: "<unk>", 1: "<s>", 2: "</s>"}
+    specials |= {i: text for i, (text, _) in enumerate(pieces) if text in SPECIALS}
     texts = {specials.get(i, text): i for i, (text, _) in enumerate(pieces)}
-    normal = [(text, score, i) for i, (text, score) in enumerate(pieces) if i >= _FIRST_BYTE + 256]
+    normal = [
+        (text, score, i) for i, (text, score) in enumerate(pieces) if i >= _FIRST_BYTE + 256 and i not in specials
+    ]
     return json.dumps(piece_tokenizer(texts, ranked_merges(normal), specials, dummy_prefix=True)).encode("utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,11 @@ import torch
 
 from positron.config import GPTConfig
 from positron.interop import llama2c
-from positron.interop.imported import Imported, refuse_non_finite, with_rows
+from positron.interop.imported import Imported, refuse_non_finite, special_ids, with_rows
 from positron.model.memory import check_memory
 from positron.system.disk import read_bytes
 from positron.system.errors import UserError
 from positron.text.library_json import LibraryTokenizer
-from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
 MAGIC = 0x616B3432  # the first number of a file in version 1 or later of the format; the second number is the version
 
@@ -77,8 +77,9 @@ def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
     weights = llama2c.read_weights(config, numbers)
     refuse_non_finite(weights, path)
     library = llama2c.library_json(_beside(path, vocabulary), config.vocab_size)
-    specials = {END_OF_TEXT: llama2c.BEGIN, **{token: config.vocab_size + i for i, token in enumerate(SPECIALS[1:])}}
-    tokenizer = LibraryTokenizer(library, specials, config.vocab_size + len(SPECIALS) - 1)
+    known = {token["content"]: token["id"] for token in json.loads(library)["added_tokens"]}
+    specials, size = special_ids(known, llama2c.BEGIN, config.vocab_size)
+    tokenizer = LibraryTokenizer(library, specials, size)
     config, weights = with_rows(config, weights, tokenizer.vocab_size)
     return Imported(config, weights, tokenizer, False, str(path))
 

@@ -75,8 +75,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     """Return the content of the imported tokenizer.json, extended by the special tokens that the import added.
 
-    Ids beyond the imported vocabulary that still have no token get a placeholder such as `<|unused_300|>`.
+    Ids beyond the imported vocabulary that still have no token get a placeholder such as `<|unused_300|>`. Raises the error of
+    `refuse_repeated_tokens`.
     """
+    refuse_repeated_tokens(tokenizer)
     facts: dict[str, Any] = json.loads(tokenizer.content)
     added = facts.get("added_tokens") or []
     size = max([len(facts["model"]["vocab"]) - 1, *(token["id"] for token in added)]) + 1
@@ -85,6 +87,20 @@ def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     fillers = {i: f"<|unused_{i}|>" for i in range(size, tokenizer.vocab_size) if i not in ids}
     facts["added_tokens"] = [*added, *(_added(i, token) for i, token in sorted({**ids, **fillers}.items()))]
     return facts
+
+
+def refuse_repeated_tokens(tokenizer: LibraryTokenizer) -> None:
+    """Raise UserError if a special token that the import added is also a token of the imported vocabulary, with another id.
+
+    Other programs find a token by its name, so they would read the other id.
+    """
+    added = {token for token in SPECIALS if tokenizer.token(tokenizer.special_id(token)) is None}
+    repeated = next((token for i in range(tokenizer.vocab_size) if (token := tokenizer.token(i)) in added), None)
+    if repeated is not None:
+        raise UserError(
+            f"the vocabulary of this run has the token {repeated} twice, so other programs would read a wrong id: use "
+            "--to safetensors, or, if an older version of Positron imported the model, import it again under another --name"
+        )
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[int, str]:

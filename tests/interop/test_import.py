@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -15,7 +16,7 @@ import torch
 from saved_runs import SHAPES, char, corpus, gpt_config, greedy, odd_lines, random_model, save_run, sentencepiece
 
 import positron
-from positron.interop import hf_folder, hf_reading, importing
+from positron.interop import hf_folder, hf_reading, importing, llama2c
 from positron.interop.formats import export
 from positron.interop.importing import import_run, read_model, write_run
 from positron.interop.names import needs_import
@@ -27,6 +28,7 @@ from positron.run.find import find_run
 from positron.run.load import load_model
 from positron.system.errors import UserError
 from positron.text.conversation import MARKERS
+from positron.text.library_json import LibraryTokenizer
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
 transformers = pytest.importorskip("transformers")
@@ -264,9 +266,7 @@ def test_a_file_of_llama2c_computes_the_same_logits(untied, tmp_path):
     read = read_model(path)
     ours = GPT(read.config).eval()
     ours.load_state_dict(read.weights)
-    from positron.interop.llama2c import id_order
-
-    order = torch.tensor(id_order(sentencepiece()))
+    order = torch.tensor(llama2c.id_order(sentencepiece()))
     ids = torch.randint(len(order), (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert (ours(ids)[..., : len(order)] - model(order[ids])[..., order]).abs().max() < 1e-5
@@ -282,13 +282,36 @@ def test_a_file_of_llama2c_with_a_number_that_is_infinite_is_refused(tmp_path):
 
 
 def test_a_vocabulary_of_llama2c_encodes_as_sentencepiece_does_after_a_space(tmp_path):
-    from positron.interop.llama2c import id_order
-
     path, _ = llama2c_files(tmp_path)
     read = read_model(path).tokenizer
-    order = id_order(sentencepiece())
+    order = llama2c.id_order(sentencepiece())
     for text in corpus()[:50]:
         assert [order[i] for i in read.encode(text)] == sentencepiece().encode(" " + text)
+
+
+def test_an_export_to_llama2c_comes_back_with_the_markers_that_its_vocabulary_has(tmp_path):
+    path, model = llama2c_files(tmp_path)
+    read = read_model(path)
+    assert read.config.vocab_size == model.config.vocab_size
+    ids = [read.tokenizer.special_id(token) for token in MARKERS]
+    order = llama2c.id_order(sentencepiece())
+    assert [order[i] for i in ids] == [sentencepiece().special_id(token) for token in MARKERS]
+    assert not set(ids) & set(read.tokenizer.encode("".join(MARKERS)))
+    run = write_run(dataclasses.replace(read, is_chat=True), tmp_path / "again")
+    export(open_source(run), "hf", tmp_path / "hf")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs.convert_tokens_to_ids(list(MARKERS)) == ids
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_a_vocabulary_that_has_a_marker_twice_is_not_exported(to, tmp_path):
+    read = read_model(llama2c_files(tmp_path)[0])
+    rows = read.config.vocab_size
+    specials = {END_OF_TEXT: 1, **{token: rows + i for i, token in enumerate(SPECIALS[1:])}}
+    old = LibraryTokenizer(read.tokenizer.content, specials, rows + len(SPECIALS) - 1)
+    model = random_model(gpt_config(old.vocab_size, **SHAPES["llama"]))
+    with pytest.raises(UserError, match=r"has the token <\|system\|> twice, so other programs would read a wrong id"):
+        export(open_source(save_run(tmp_path / "old", model, old)), to, tmp_path / to)
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path, run_command):
