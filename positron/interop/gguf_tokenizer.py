@@ -94,11 +94,16 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
 
     A byte-level tokenizer splits a text by a rule before it merges bytes. llama.cpp knows such rules by names, which
     tokenizer.json does not contain. Raises UserError if the name of the rule is not known (see `pre_tokenizer_name`). Also
-    raises UserError if the vocabulary is of neither kind, because llama.cpp needs a token for each byte, and the error of
-    `refuse_repeated_tokens`.
+    raises UserError if the vocabulary is of neither kind, because llama.cpp needs a token for each byte, if the tokenizer does
+    not merge pairs (Unigram), and the error of `refuse_repeated_tokens`.
     """
     refuse_repeated_tokens(tokenizer)
     facts = json.loads(tokenizer.content)
+    if facts["model"].get("type", "BPE") != "BPE":  # old files do not name the type of BPE
+        raise UserError(
+            f"the imported tokenizer is a {facts['model']['type']} model, and a GGUF file can be written only for byte-pair "
+            "encoding (BPE): use --to hf, and convert the exported folder with llama.cpp's convert_hf_to_gguf.py"
+        )
     merges = [
         tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge)
         for merge in facts["model"].get("merges", ())

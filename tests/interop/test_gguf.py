@@ -1,18 +1,20 @@
 """A GGUF file holds the model, its tokenizer and its template; what llama.cpp cannot run is refused by name."""
 
+import json
 import sys
 from typing import Any
 
 import pytest
 import torch
-from saved_runs import QWEN2, SHAPES, byte_pairs, char, gpt_config, random_model, save_run, sentencepiece, word
+from saved_runs import QWEN2, SHAPES, byte_pairs, char, gpt_config, pieces, random_model, save_run, sentencepiece, word
 
 from positron.interop import gguf_file
 from positron.interop.formats import export
 from positron.interop.gguf_tokenizer import pre_tokenizer_name
 from positron.interop.source import open_source
 from positron.system.errors import UserError
-from positron.text.tokenizer import SPECIALS
+from positron.text.library_json import LibraryTokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
 gguf = pytest.importorskip("gguf")
 FITTING = {
@@ -136,6 +138,17 @@ def test_characters_are_written_as_byte_level_tokens(tmp_path):
 def test_a_model_without_an_architecture_is_refused_by_the_option_in_the_way(shape, message):
     with pytest.raises(UserError, match=message):
         gguf_file.choose(gpt_config(40, **shape))
+
+
+def test_a_unigram_vocabulary_is_refused_because_its_scores_are_not_those_of_merges(tmp_path):
+    facts = pieces()
+    vocab = [[token, -float(i)] for token, i in facts["model"]["vocab"].items()]
+    facts = {**facts, "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": True}}
+    specials = {END_OF_TEXT: 1, **{token: len(vocab) + i for i, token in enumerate(SPECIALS[1:])}}
+    tokenizer = LibraryTokenizer(json.dumps(facts).encode(), specials, len(vocab) + len(SPECIALS) - 1)
+    with pytest.raises(UserError, match=r"is a Unigram model, .* use --to hf"):
+        written(tmp_path, SHAPES["llama"], tokenizer)
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_words_are_refused_before_anything_is_written(tmp_path):
