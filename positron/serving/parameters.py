@@ -274,9 +274,8 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
     if body.take("truncation", _truncation, False):
         advice = "shorten the last message"
         last = messages[-1:] if continues else []
-        messages, dropped = conversation.fit(
-            messages[: len(messages) - len(last)], served.tokenizer, served.context, max_tokens
-        )
+        room = served.context - sum(len(served.tokenizer.encode(message.content)) for message in last)
+        messages, dropped = conversation.fit(messages[: len(messages) - len(last)], served.tokenizer, room, max_tokens)
         messages += last
     ids = _chat_ids(served, messages, continues)
     _refuse_longer(ids, served, "messages", "the conversation", advice)

@@ -406,6 +406,20 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_turns_if_the_client_wa
         client.chat.completions.create(model="talker", messages=messages, extra_body={"truncation": "middle"})
 
 
+@pytest.mark.parametrize("max_tokens", [None, 8])
+def test_dropping_the_oldest_turns_leaves_room_for_the_message_that_is_continued(client, max_tokens):
+    turns = [{"role": role, "content": "text "} for _ in range(9) for role in ("user", "assistant")]
+    messages: list[Any] = [*turns, {"role": "user", "content": "hello"}, {"role": "assistant", "content": "ab" * 20}]
+    extra = {"truncation": "auto", "continue_final_message": True}
+    answer = client.chat.completions.create(
+        model="talker", messages=messages, seed=1, max_tokens=max_tokens or openai.omit, extra_body=extra
+    )
+    assert answer.dropped_turns > 0
+    kept = messages[2 * answer.dropped_turns :]
+    assert answer.usage.prompt_tokens == len(chat_ids(kept[:-1])) + 40
+    assert answer.usage.prompt_tokens + (max_tokens or 8) <= CONTEXT
+
+
 def test_text_offsets_do_not_count_the_space_that_the_tokenizer_puts_first(site):
     tokenizer = imported_pieces()
     served = dataclasses.replace(site.models.get("writer"), tokenizer=tokenizer)
