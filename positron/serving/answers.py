@@ -90,9 +90,13 @@ class Answer:
         return {**self._head(self._chunk_object()), "choices": [], "usage": self.usage(sessions)}
 
     def usage(self, sessions: list[Session]) -> dict[str, Any]:
-        """Return the numbers of tokens in the prompts and in the generated texts, as OpenAI's object `usage`."""
+        """Return the numbers of tokens in the prompts and in the generated texts, as OpenAI's object `usage`.
+
+        `cached_tokens` is the number of the prompts' tokens that were already in the key/value cache. If several texts continue
+        one prompt, its tokens are counted once, and its cached tokens are those of the first text.
+        """
         new, prompt = sum(session.progress.tokens for session in sessions), self.call.prompt_tokens
-        cached = sum(session.reused for session in sessions)
+        cached = sum(session.reused for session in sessions[:: self.call.n])
         return {
             "prompt_tokens": prompt,
             "completion_tokens": new,

@@ -63,13 +63,14 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 class Call:
     """Hold a call of the API and, in `requests`, one request to the model for each text to generate.
 
-    The parameter `n` of the call is the number of texts for each prompt. The texts for the first prompt come first, then those
-    for the second prompt, and so on. `prompt_tokens`: the number of tokens of all prompts. `echoed`: for each text, the prompt
-    that the answer repeats before the text, or "". `hidden`: the number of tokens that the server put before each prompt.
-    `dropped`: the number of oldest turns of the conversation that did not fit the context.
+    `n`: the number of texts for each prompt. The texts for the first prompt come first, then those for the second prompt, and
+    so on. `prompt_tokens`: the number of tokens of all prompts. `echoed`: for each text, the prompt that the answer repeats
+    before the text, or "". `hidden`: the number of tokens that the server put before each prompt. `dropped`: the number of
+    oldest turns of the conversation that did not fit the context.
     """
 
     requests: list[Request]
+    n: int  # number of texts for each prompt
     prompt_tokens: int
     echoed: list[str]  # for each text, the prompt that is repeated before it, or ""
     hidden: int  # number of tokens that the server put before each prompt
@@ -406,6 +407,7 @@ def _call(
     ]
     return Call(
         requests,
+        n=n,
         prompt_tokens=sum(map(len, prompts)),
         echoed=[text for text in echoed or [""] * len(prompts) for _ in range(n)],
         hidden=hidden,

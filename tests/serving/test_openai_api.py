@@ -406,6 +406,18 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_turns_if_the_client_wa
         client.chat.completions.create(model="talker", messages=messages, extra_body={"truncation": "middle"})
 
 
+def test_the_cached_tokens_of_a_prompt_are_counted_once_for_all_its_texts(client):
+    def ask(*messages: str) -> Any:
+        roles = ("user", "assistant", "user")
+        conversation = [{"role": role, "content": text} for role, text in zip(roles, messages, strict=False)]
+        return client.chat.completions.create(model="talker", messages=conversation, n=3, seed=4, max_tokens=6)
+
+    first = ask("say the alphabet")
+    second = ask("say the alphabet", first.choices[0].message.content, "again")
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert first.usage.prompt_tokens <= cached <= second.usage.prompt_tokens
+
+
 @pytest.mark.parametrize("max_tokens", [None, 8])
 def test_dropping_the_oldest_turns_leaves_room_for_the_message_that_is_continued(client, max_tokens):
     turns = [{"role": role, "content": "text "} for _ in range(9) for role in ("user", "assistant")]
