@@ -102,6 +102,8 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--limit must be at least 0 bytes, not {options.limit}")
     if options.count < 1:
         raise UserError(f"--count must be at least 1, not {options.count}")
+    if options.stories and options.seed < 0:  # the new stories have the seed -1 - seed, which would be that of a corpus
+        raise UserError(f"--seed must be at least 0 with --stories, not {options.seed}")
     chosen_sampling(options, default="precise")  # refused before anything is loaded
     from positron.run.ensemble import find_runs, load_models, names_of
     from positron.run.find import announce
@@ -212,8 +214,9 @@ def in_training(runs: Sequence[Run]) -> float | None:
 def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Let the model write stories, and return measurements of their quality.
 
-    The key "grammar" holds the same measurements of new stories from the built-in grammar. Several `runs` are the members of an
-    ensemble. Raises UserError if the training texts of the runs differ or are not available.
+    The key "grammar" holds the same measurements of new stories from the built-in grammar. They are generated with the negative
+    seed -1 - `options.seed`, while training texts have seeds of 0 or larger. Several `runs` are the members of an ensemble.
+    Raises UserError if the training texts of the runs differ or are not available.
     """
     import dataclasses
 

@@ -403,6 +403,7 @@ def test_evaluate_measures_any_text(run_command: Callable[..., Result], runs: Pa
         (("--run", "other/cats", "--stories"), "built-in stories"),
         (("--run", "chars", "--temperature", "-1"), "temperature"),
         (("--run", "chars", "--count", "0"), "--count must be at least 1, not 0"),
+        (("--run", "chars", "--stories", "--seed", "-1"), "--seed must be at least 0 with --stories, not -1"),
     ],
 )
 def test_evaluate_refuses_in_one_line(
