@@ -114,12 +114,15 @@ class Engine:
         full_rows = [i for i, length in enumerate(decoder.lengths[: len(seen)]) if length >= self.context]
         active = [i for i in full_rows if not ended[i]]
         if active:
-            logger.debug(f"the context of {self.context} tokens is full: continuing with the last half of these tokens")
+            self._log_full_context()
             decoder.prefill(active, [self.last_half(seen[i]) for i in active])
         # `step` below reads the newest token again, with the same result; rows that ended are not used
         for i in full_rows:
             decoder.lengths[i] = decoder.lengths[i] - 1 if i in active else 0
         return decoder.step(torch.tensor([row[-1] for row in seen], device=decoder.device))
+
+    def _log_full_context(self) -> None:
+        logger.debug(f"the context of {self.context} tokens is full: continuing with the last half of these tokens")
 
     def _stop_ids(self, stop_ids: Iterable[int] | None) -> list[int]:
         return list(self.tokenizer.end_ids if stop_ids is None else stop_ids)

@@ -133,8 +133,11 @@ class SpeculativeEngine(Engine):
         `large` and `small`: the two models, each with the part of the text that is in its cache. `seen`: the token ids of the
         text so far.
         """
+        has_begun, start = large.decoder.lengths[0] > 0, large.start
         # + 1, because the small model does not have to read the last proposal
         count = min(PROPOSALS_PER_ROUND, limit - 1, large.free_tokens(seen), small.free_tokens(seen) + 1)
+        if has_begun and large.start > start:
+            self._log_full_context()
         proposed: list[int] = []
         q: list[np.ndarray] = []
         for _ in range(count):

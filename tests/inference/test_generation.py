@@ -25,6 +25,7 @@ from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
 from positron.inference.packed_linear import can_pack
 from positron.inference.sampling import PRESETS, Sampling, choose, probabilities, top_p_places
+from positron.inference.speculative import SpeculativeEngine
 from positron.inference.writing import cut_at_stop
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
@@ -188,6 +189,17 @@ def test_a_full_context_is_told_once_each_time_and_never_crashes() -> None:
     assert len(text) == 50
     assert len(lines) > 5
     assert "the context of 8 tokens is full" in lines[0]
+
+
+def test_a_full_context_is_told_as_often_with_a_draft_model_as_without() -> None:
+    tokenizer, told = tokenizer_of(), dict[str, list[str]]()
+    model, draft = writing_model(tokenizer, context=8), writing_model(tokenizer, context=6)
+    for name, engine in (("alone", Engine(model, tokenizer)), ("draft", SpeculativeEngine(model, tokenizer, draft))):
+        told[name] = []
+        with screen_log(told[name].append, level=logging.DEBUG):
+            for prompt in ([0], [0] * 20):
+                list(engine.ids([prompt], Sampling(), max_tokens=50, stop_ids=(), seed=0))
+    assert told["draft"] == told["alone"] != []
 
 
 def test_special_tokens_are_not_penalised_for_having_been_said() -> None:
