@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from positron.config import seconds
+from positron.run.metrics import read_metrics
 from positron.training.callbacks.patience import Patience
 from positron.training.callbacks.pruning import Pruning, open_pruning
 from positron.training.callbacks.stopping import Stopping
@@ -46,31 +47,46 @@ def open_ends(session: Session, plan: Plan, objective: Objective, rows: list[dic
             started=session.started,
             signals=signals,
         ),
-        Patience(objective.patience, every, rows) if objective.patience else None,
+        _open_patience(session, objective, rows),
         open_pruning(session.config.sweep, session.run, every, plan.last_step, rows),
     )
 
 
-def why_it_is_over(session: Session, plan: Plan, ends: Ends, was_pruned: bool) -> str | None:
+def _open_patience(session: Session, objective: Objective, rows: list[dict[str, Any]]) -> Patience | None:
+    return Patience(objective.patience, session.config.train.val_every, rows) if objective.patience else None
+
+
+def is_pruned(session: Session) -> bool:
+    """Tell whether an earlier process has ended the run by pruning, and the command still asks for pruning."""
+    return session.run.facts().status == "pruned" and session.config.sweep.prune is not None
+
+
+def why_it_is_over(session: Session, plan: Plan, objective: Objective) -> str | None:
     """Return a message that says why there is nothing to train, or None if the run is to be trained.
 
-    `was_pruned`: an earlier process has ended the run by pruning.
+    Call this function before a file of the run is changed: a run that is not trained keeps its settings and its facts.
     """
-    folder, step = session.run.folder, session.start.step
-    if ends.patience is not None and ends.patience.is_over:
-        reason = f"nothing to do: early stopping ended {folder} at step {step}, {ends.patience.why}"
+    run, step = session.run, session.start.step
+    if not session.start.is_own:
+        return None
+    # rows after `step` are from steps that no checkpoint has; they are trained again
+    patience = _open_patience(
+        session, objective, [row for row in read_metrics(run.metrics_path) if row["step"] <= step]
+    )
+    if patience is not None and patience.is_over:
+        reason = f"nothing to do: early stopping ended {run.folder} at step {step}, {patience.why}"
         return f"{reason}; give another name= to train again"
-    if was_pruned:
+    if is_pruned(session):
         return (
-            f"nothing to do: sweep.prune=median ended {folder} at step {step}; give another name= to train with these settings "
-            "to the end"
+            f"nothing to do: sweep.prune=median ended {run.folder} at step {step}; give another name= to train with these "
+            "settings to the end"
         )
     if step >= plan.last_step:
         until, remedy = "", "to train longer, give train.extend=true and a larger train.max_steps="
         if plan.last_step < plan.horizon:
             until = f" up to step {plan.last_step}"
             remedy = "to continue, leave train.stop_at= out, or give a larger step"
-        return f"nothing to do{until}: {folder} is at step {step} of {plan.horizon}; {remedy}"
+        return f"nothing to do{until}: {run.folder} is at step {step} of {plan.horizon}; {remedy}"
     return None
 
 

@@ -41,7 +41,7 @@ from positron.training.device import (
     is_out_of_memory,
     memory_remedy,
 )
-from positron.training.ends import Ends, open_ends, status_at_end, why_it_is_over
+from positron.training.ends import Ends, is_pruned, open_ends, status_at_end, why_it_is_over
 from positron.training.module import TrainingModule
 from positron.training.monitors import open_monitors
 from positron.training.objective.base import Objective, Part
@@ -90,13 +90,14 @@ def fit(
     status, error = "failed", None
     with Signals() as signals:
         try:
-            was_pruned = run.facts().status == "pruned"  # read before the status becomes `running`
+            was_pruned, reason = is_pruned(session), why_it_is_over(session, plan, objective)
             if session.is_first_rank:
-                trackers = _begin(session, plan, objective)
+                cut_after(run, session.start.step)  # a killed run may have written rows after its last checkpoint
+                if reason is None:
+                    trackers = _begin(session, plan, objective)
             records = Records(read_metrics(run.metrics_path), trackers)
             ends = open_ends(session, plan, objective, records.rows, signals)
-            was_pruned = was_pruned and ends.pruning is not None
-            if reason := why_it_is_over(session, plan, ends, was_pruned):
+            if reason is not None:
                 logger.info(reason)
             else:
                 _train(session, plan, model, objective, tokenizer, records, ends, callbacks)
@@ -136,12 +137,8 @@ def fit(
 
 
 def _begin(session: Session, plan: Plan, objective: Objective) -> list[Tracker]:
-    """Record in run.json that the run is being trained, and open its trackers, such as wandb.
-
-    Also removes the metrics and samples of steps after the step at which this training begins.
-    """
+    """Record in run.json that the run is being trained, and open its trackers, such as wandb."""
     run, config, step = session.run, session.config, session.start.step
-    cut_after(run, step)  # a killed run may have written rows after its last checkpoint
     facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective), **objective.dependencies}
     run.update(status="running", step=step, resolved=plan.resolved(), **facts)
     settings = {**dataclasses.asdict(config), "resolved": dataclasses.asdict(run.resolved())}

@@ -31,6 +31,7 @@ from positron.system.formatting import counted
 from positron.text.conversation import END, MARKERS, TEMPLATE
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.training.ends import why_it_is_over
 from positron.training.loop import fit
 from positron.training.objective.base import Objective
 from positron.training.objective.validation_text import ValidationText
@@ -75,21 +76,21 @@ def train_further(
     """Train the run of the session up to the last step of the plan, and return the content of its run.json.
 
     `is_chat`: the model learns to answer messages, so the chat template is written to the run folder. `prepare` is called in
-    every process, after the files of the run are written and before the first step. Raises the errors of `refuse_before_start`
-    and `fit`.
+    every process, after the files of the run are written and before the first step. If there is nothing to train, neither of
+    the two happens. Raises the errors of `refuse_before_start` and `fit`.
     """
     run, config, start = session.run, session.config, session.start
     refuse_before_start(session, last_step=plan.last_step, fingerprint=objective.fingerprint)
-    if session.is_first_rank:
-        run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
-        if not start.is_own:
-            run.update(base_tokens=tokens_seen(base_run(config)))
-        if start.step < plan.last_step:
+    if why_it_is_over(session, plan, objective) is None:
+        if session.is_first_rank:
+            run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
+            if not start.is_own:
+                run.update(base_tokens=tokens_seen(base_run(config)))
             run.update(base_bpb_before=None, base_bpb_after=None)  # measured for other weights, if the run is extended
-        if is_chat:
-            write_json(run.chat_path, TEMPLATE)
-    if prepare is not None:
-        prepare()
+            if is_chat:
+                write_json(run.chat_path, TEMPLATE)
+        if prepare is not None:
+            prepare()
     facts = fit(session, plan, model, objective, tokenizer, callbacks)
     if session.is_first_rank and facts.status == "finished" and facts.base_bpb_after is None:
         _measure_forgetting(run, tokenizer, config)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tuning import tuned
 
-from positron.config import DataConfig, GPTConfig, LoraConfig, OptimizerConfig, SFTConfig
+from positron.config import DataConfig, GPTConfig, LoraConfig, OptimizerConfig, SFTConfig, SweepConfig
 from positron.data.conversations import Conversation, read_conversations
 from positron.data.instruct import pack, to_parts, to_row
 from positron.model.gpt import GPT
@@ -484,6 +484,24 @@ def test_an_early_stop_ends_the_run_for_good(base: Path, tmp_path: Path) -> None
     assert facts.step < 40
     again = sft(config, tmp_path / "run")
     assert again.step == facts.step
+
+
+@pytest.mark.parametrize("end", ["early stopping", pytest.param("pruning", marks=pytest.mark.slow)])
+def test_a_command_for_a_run_that_was_ended_early_changes_no_record_of_it(end: str, base: Path, tmp_path: Path) -> None:
+    config = tuned(base, sft=SFTConfig(patience=2 * (end == "early stopping")), optimizer=OptimizerConfig(lr=0.1))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=20, val_every=1, stop_at=12))
+    run = Run(tmp_path / "run")
+    sft(config, run.folder)
+    if end == "pruning":
+        config = dataclasses.replace(config, sweep=SweepConfig(prune="median"))
+        run.update(status="pruned", base_bpb_before=2.0, base_bpb_after=2.1)
+    assert run.facts().step < 20
+    before = run.config(), dataclasses.replace(run.facts(), updated=None)
+    longer = dataclasses.replace(config.train, max_steps=50, stop_at=None, extend=True)
+    for again in (config.train, longer, config.train):
+        sft(dataclasses.replace(config, train=again), run.folder)
+        assert (run.config(), dataclasses.replace(run.facts(), updated=None)) == before
+    assert run.log_path.read_text().count("nothing to do: ") == 3
 
 
 @pytest.mark.slow
