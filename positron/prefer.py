@@ -48,7 +48,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
     tune_allocator()
 
     from positron.data.preferences import read_pairs
-    from positron.training.objective.preference import PreferenceObjective
+    from positron.training.objective.preference import PreferenceObjective, usable_pairs
     from positron.training.reference import open_reference
     from positron.training.resolve import log_plan, make_plan
     from positron.training.resume import open_session
@@ -60,13 +60,13 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
     with open_session(folder, config, started) as session:
         model, tokenizer = base_model(session)
         pairs = read_pairs(config.data)
-        count = sum(not pair.is_val for pair in pairs) or len(pairs)
+        usable = usable_pairs(pairs, tokenizer, model.config.context_length)
         plan = make_plan(
             config,
             model,
             session.machine,
             session.start,
-            lambda batch: math.ceil(settings.epochs * count / max(1, batch // 2)),
+            lambda batch: math.ceil(settings.epochs * len(usable[0]) / max(1, batch // 2)),
         )
         _refuse_too_small_batch(plan)
         objective = PreferenceObjective(
@@ -78,6 +78,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
             micro_batch_size=plan.micro_batch_size,
             seed=config.seed,
             val_tokens=config.train.val_tokens,
+            usable=usable,
         )
         at_once = counted(objective.micro_pairs, "pair")
         log_plan(plan, f"{counted(objective.batch_pairs, 'pair')} of answers ({at_once} at a time)")

@@ -42,7 +42,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
     tune_allocator()
 
     from positron.data.conversations import read_conversations
-    from positron.training.objective.sft import SFTObjective
+    from positron.training.objective.sft import SFTObjective, usable_conversations
     from positron.training.resolve import log_plan, make_plan
     from positron.training.resume import open_session
     from positron.training.tuning import and_replayed, base_model, replayed_run, replayed_text, train_further
@@ -54,13 +54,13 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
         model, tokenizer = base_model(session)
         context = model.config.context_length
         conversations = read_conversations(config.data)
-        count = sum(not each.is_val for each in conversations) or len(conversations)
         epochs, key = config.sft.epochs, "sft.replay_ratio"
         base = replayed_run(config, start, key) if config.sft.replay_ratio else None
         ratio = 0.0 if base is None else config.sft.replay_ratio
+        usable = usable_conversations(conversations, tokenizer, context)
 
         def steps(batch_size: int) -> int:
-            return math.ceil(epochs * count / (batch_size - _replayed_rows(ratio, batch_size)))
+            return math.ceil(epochs * len(usable[0]) / (batch_size - _replayed_rows(ratio, batch_size)))
 
         plan = make_plan(config, model, session.machine, start, steps)
         replay = None
@@ -83,6 +83,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
             val_tokens=config.train.val_tokens,
             replay=replay,
             patience=config.sft.patience,
+            usable=usable,
         )
         learned = counted(objective.train.n_conversations, "conversation")
         log_plan(plan, f"{learned}{and_replayed(replay)} ({counted(plan.micro_batch_size, 'sequence')} at a time)")

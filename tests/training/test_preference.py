@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -386,6 +387,18 @@ def test_the_plan_counts_pairs_because_their_rows_are_padded(
     prefer(preferred(base, batch_tokens=576, micro_batch_size=micro_batch_size, stop_at=1), tmp_path / "run")
     log = (tmp_path / "run" / "train.log").read_text()
     assert f"context 64; 12 steps of 4 pairs of answers ({at_once} at a time); stopping at step 1\n" in log
+
+
+def test_the_default_steps_do_not_count_pairs_that_are_too_long(base: Path, tmp_path: Path) -> None:
+    long = "".join(json.dumps({"prompt": f"{n}?", "chosen": "no " * 30, "rejected": "a"}) + "\n" for n in range(200))
+    (tmp_path / "mixed.jsonl").write_text((base / "pairs.jsonl").read_text() + long)
+    config = preferred(base, PreferenceConfig(epochs=2), max_steps="auto", stop_at=1)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(tmp_path / "mixed.jsonl")))
+    prefer(config, tmp_path / "run")
+    log = (tmp_path / "run" / "train.log").read_text()
+    learned = int(re.findall(r"(\d+) pairs to learn from", log)[0])
+    assert learned < 48
+    assert f"{math.ceil(2 * learned / 4)} steps of 4 pairs of answers" in log
 
 
 def test_a_batch_without_room_for_a_pair_is_refused(base: Path, tmp_path: Path) -> None:

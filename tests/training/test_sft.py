@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -397,6 +399,19 @@ def test_the_default_steps_read_each_conversation_as_often_as_asked(
     train = dataclasses.replace(config.train, max_steps="auto", stop_at=1)
     sft(dataclasses.replace(config, train=train), tmp_path / "run")
     assert plan in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_the_default_steps_do_not_count_conversations_that_are_too_long(base: Path, tmp_path: Path) -> None:
+    long = "".join(json.dumps({"instruction": f"{n}?", "output": "no " * 30}) + "\n" for n in range(200))
+    (tmp_path / "mixed.jsonl").write_text((base / "conversations.jsonl").read_text() + long)
+    config = tuned(base, sft=SFTConfig(epochs=2, replay_ratio=0.0))
+    train = dataclasses.replace(config.train, max_steps="auto", stop_at=1)
+    data = dataclasses.replace(config.data, path=str(tmp_path / "mixed.jsonl"))
+    sft(dataclasses.replace(config, train=train, data=data), tmp_path / "run")
+    log = (tmp_path / "run" / "train.log").read_text()
+    learned = int(re.findall(r"(\d+) conversations to learn from", log)[0])
+    assert learned < 60
+    assert f"{math.ceil(2 * learned / 8)} steps of 8 conversations" in log
 
 
 def test_an_extended_run_measures_its_new_weights_on_the_pretraining_text(base: Path, tmp_path: Path) -> None:

@@ -43,6 +43,23 @@ KL_VALUES = 1 << 22  # number of logits that are computed at a time, 16 MB in fp
 SORTED_MICRO_BATCHES = 16  # number of micro-batches of the reference whose pairs are sorted by length together
 
 PairOfRows = tuple[Row, Row]  # (prompt and chosen answer, prompt and rejected answer)
+Example = tuple[Pair, PairOfRows]
+
+
+def usable_pairs(pairs: list[Pair], tokenizer: Tokenizer, context: int) -> tuple[list[Example], list[Example]]:
+    """Return the pairs for training and those for validation, each with its two rows of at most `context` tokens.
+
+    A pair is left out if one of its answers does not fit the context; a long prompt only loses its beginning. Raises UserError
+    if no pair is left.
+    """
+    return usable_splits(
+        pairs,
+        lambda pair: _rows_of(pair, tokenizer, context),
+        "pair",
+        unusable=f"have an answer that is longer than the context of {context} tokens",
+        remedy="shorten the answers, or give init_from= a run that was trained with a larger model.context_length=",
+        instead="the accuracy shows how well they are memorised, and not how well new pairs are ordered",
+    )
 
 
 class PreferenceObjective(NextToken):
@@ -77,22 +94,16 @@ class PreferenceObjective(NextToken):
         micro_batch_size: int,
         seed: int,
         val_tokens: int,
+        usable: tuple[list[Example], list[Example]] | None = None,
     ) -> None:
         """Convert each pair to two rows of token ids: prompt and chosen answer, and prompt and rejected answer.
 
-        A pair is left out if one of its answers does not fit `context` tokens; a long prompt only loses its beginning.
-        `batch_size` and `micro_batch_size` count rows, two for each pair. Validation pairs are taken in their order until they
-        have `val_tokens` tokens together, and the others are not used. `seed` decides the order of the training pairs. Raises
-        UserError if all pairs are left out.
+        `usable`: the result of `usable_pairs`, if it is known; otherwise it is computed here. `batch_size` and
+        `micro_batch_size` count rows, two for each pair. Validation pairs are taken in their order until they have `val_tokens`
+        tokens together, and the others are not used. `seed` decides the order of the training pairs. Raises UserError if all
+        pairs are left out.
         """
-        train, val = usable_splits(
-            pairs,
-            lambda pair: _rows_of(pair, tokenizer, context),
-            "pair",
-            unusable=f"have an answer that is longer than the context of {context} tokens",
-            remedy="shorten the answers, or give init_from= a run that was trained with a larger model.context_length=",
-            instead="the accuracy shows how well they are memorised, and not how well new pairs are ordered",
-        )
+        train, val = usable or usable_pairs(pairs, tokenizer, context)
         self.tokenizer, self.settings, self.context, self.seed = tokenizer, settings, context, seed
         self.pad = tokenizer.special_id(END_OF_TEXT)
         self.batch_pairs, self.micro_pairs = batch_size // 2, max(1, micro_batch_size // 2)

@@ -10,7 +10,7 @@ import numpy as np
 
 from positron.config import IGNORE
 from positron.data.conversations import Conversation
-from positron.data.instruct import Instructions, to_parts, to_row
+from positron.data.instruct import Instructions, Row, to_parts, to_row
 from positron.data.splits import first_up_to, usable_splits
 from positron.data.windows import Windows
 from positron.system.formatting import counted
@@ -21,6 +21,25 @@ from positron.training.objective.base import Part, Prompt
 from positron.training.objective.tokens import NextToken
 
 logger = logging.getLogger(__name__)
+
+Example = tuple[Conversation, Row]
+
+
+def usable_conversations(
+    conversations: list[Conversation], tokenizer: Tokenizer, context: int
+) -> tuple[list[Example], list[Example]]:
+    """Return the conversations for training and those for validation, each with its row of at most `context` tokens.
+
+    A conversation without an answer that fits the context is left out. Raises UserError if no conversation is left.
+    """
+    return usable_splits(
+        conversations,
+        lambda example: to_row(example, tokenizer, context),
+        "conversation",
+        unusable=f"have no answer to learn from, or only answers that are longer than the context of {context} tokens",
+        remedy="shorten the answers, or give init_from= a run that was trained with a larger model.context_length=",
+        instead="the validation loss shows how well they are memorised, and not how well new questions are answered",
+    )
 
 
 class SFTObjective(NextToken):
@@ -41,8 +60,11 @@ class SFTObjective(NextToken):
         val_tokens: int,
         replay: Windows | None,
         patience: int = 0,
+        usable: tuple[list[Example], list[Example]] | None = None,
     ) -> None:
         """Convert all conversations to rows of at most `context` tokens.
+
+        `usable`: the result of `usable_conversations`, if it is known; otherwise it is computed here.
 
         `replay`: windows of the pretraining text, or None. `batch_size`: the number of conversations and windows together in
         the batch of an optimizer step; `replay.batch_size` of them are windows. All tokens of a window are targets.
@@ -54,14 +76,7 @@ class SFTObjective(NextToken):
 
         Raises UserError if no conversation has an answer that fits the context.
         """
-        train, val = usable_splits(
-            conversations,
-            lambda example: to_row(example, tokenizer, context),
-            "conversation",
-            unusable=f"have no answer to learn from, or only answers that are longer than the context of {context} tokens",
-            remedy="shorten the answers, or give init_from= a run that was trained with a larger model.context_length=",
-            instead="the validation loss shows how well they are memorised, and not how well new questions are answered",
-        )
+        train, val = usable or usable_conversations(conversations, tokenizer, context)
         self.tokenizer, self.patience = tokenizer, patience
         self.document_start = tokenizer.special_id(END_OF_TEXT) if packing else None
         text = repr([(example.is_val, *_facts_of(m)) for example in conversations for m in example.messages])
