@@ -47,7 +47,8 @@ MIN_ANSWER_TOKENS = 8  # so many tokens of the context must be free after a prom
 def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
     """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
 
-    `callbacks` are Lightning callbacks. Raises the errors of `train`, and UserError if the reward cannot be computed.
+    `callbacks` are Lightning callbacks. Raises the errors of `train`, and UserError if the reward cannot be computed or if the
+    base run has changed since the run began.
     """
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
@@ -65,6 +66,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         base_model,
         base_run,
         record_beginning,
+        refuse_changed_base,
         train_further,
         validation_text,
     )
@@ -81,6 +83,8 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         questions = _questions(conversations, tokenizer, base.is_chat, model.config.context_length)
         reward = open_reward(config.reward, (question.text for question in (*questions[0], *questions[1])))
         plan = make_plan(config, model, session.machine, start, lambda _: DEFAULT_STEPS)
+        if start.step < plan.last_step:
+            refuse_changed_base(session)
         objective = ReinforceObjective(
             questions,
             RewardRule(reward, sum(max(0.0, term.weight) for term in reward.terms), reward.decided),

@@ -117,7 +117,7 @@ class Facts:
     base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")
     base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")
     teachers: str | None = _fact(_TEXT)  # SHA-256 of the weights of each teacher of a distillation, separated by blanks
-    reference: str | None = _fact(_TEXT)  # SHA-256 of the weights that preference tuning compares with
+    reference: str | None = _fact(_TEXT)  # SHA-256 of the weights of the base run with which this run began
 
 
 _KEYS = {field.name: field.metadata["key"] or field.name for field in dataclasses.fields(Facts)}

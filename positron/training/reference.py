@@ -8,17 +8,15 @@ from __future__ import annotations
 import logging
 import time
 
-from positron.config import RunConfig
 from positron.model.gpt import GPT
-from positron.run.checkpoint import best_or_newest, load_checkpoint
-from positron.run.load import bare_names, load_model
+from positron.run.load import load_model
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.training.objective.preference import PreferenceObjective
-from positron.training.objective.reference import Reference, hash_of_weights, read_reference, write_reference
+from positron.training.objective.reference import Reference, read_reference, write_reference
 from positron.training.resolve import Plan
 from positron.training.resume import Session
-from positron.training.tuning import base_run
+from positron.training.tuning import base_run, hash_of_checkpoint, is_base_changed
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +41,12 @@ def open_reference(session: Session, plan: Plan, objective: PreferenceObjective,
         known = run.facts().reference
     else:
         assert start.weights is not None
-        known = hash_of_weights(bare_names(load_checkpoint(start.weights)["state_dict"]))
+        known = hash_of_checkpoint(start.weights)
     identity, earlier = _identities(known, objective, plan)
     reference = read_reference(run.reference_path, identity, earlier)
     is_complete = not objective.missing(reference, plan.horizon)
     if start.is_own:
-        changed = _is_changed(config, known)
+        changed = is_base_changed(config, known)
         if is_complete and changed:
             logger.warning(
                 f"the weights of init_from={config.init_from} have changed since this run began: this run continues with "
@@ -73,8 +71,6 @@ def open_reference(session: Session, plan: Plan, objective: PreferenceObjective,
             model = load_model(base_run(config))[0]
     if reference is None or not is_complete:
         reference = _compute_reference(session, plan, objective, model, reference, identity)
-    if session.is_first_rank:
-        run.update(reference=known)
     return reference
 
 
@@ -132,17 +128,3 @@ def _identities(weights: str | None, objective: PreferenceObjective, plan: Plan)
     sizes = f"{objective.context} {len(objective.train)} {len(objective.val)}"
     earlier = f"{weights} {objective.fingerprint} {sizes} {plan.machine.precision}"
     return f"{earlier} {objective.tokenizer.hash}", earlier
-
-
-def _is_changed(config: RunConfig, known: str | None) -> bool | None:
-    """Return True if the weights of the base run have changed, False if they have not, and None if they cannot be read.
-
-    `known`: the hash of the weights when this run began, as recorded in its run.json. If run.json has no hash, `known` is None;
-    then weights that can be read count as changed.
-    """
-    try:
-        weights = best_or_newest(base_run(config).checkpoint_folder)
-        saved = None if weights is None else load_checkpoint(weights)["state_dict"]
-    except UserError:
-        return None
-    return None if saved is None else hash_of_weights(bare_names(saved)) != known

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from lightning import Callback
@@ -19,10 +20,11 @@ from positron.evaluation.scoring import score
 from positron.model.gpt import GPT
 from positron.model.lora import add_lora
 from positron.run.base import pretrained_run, tokens_seen
+from positron.run.checkpoint import best_or_newest, load_checkpoint
 from positron.run.facts import Facts
 from positron.run.find import find_run, named_run
 from positron.run.folder import Run
-from positron.run.load import load_model, restore
+from positron.run.load import bare_names, load_model, restore
 from positron.run.metrics import append_row
 from positron.settings import from_dict
 from positron.system.disk import write_json
@@ -34,6 +36,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.ends import why_it_is_over
 from positron.training.loop import fit
 from positron.training.objective.base import Objective
+from positron.training.objective.reference import hash_of_weights
 from positron.training.objective.validation_text import ValidationText
 from positron.training.resolve import Plan
 from positron.training.resume import Session, Start, refuse_before_start, refuse_untrainable
@@ -85,7 +88,8 @@ def train_further(
         if session.is_first_rank:
             run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
             if not start.is_own:
-                run.update(base_tokens=tokens_seen(base_run(config)))
+                began_with = None if start.weights is None else hash_of_checkpoint(start.weights)
+                run.update(base_tokens=tokens_seen(base_run(config)), reference=began_with)
             run.update(base_bpb_before=None, base_bpb_after=None)  # measured for other weights, if the run is extended
             if is_chat:
                 write_json(run.chat_path, TEMPLATE)
@@ -125,6 +129,37 @@ def base_run(config: RunConfig) -> Run:
             f"the base run init_from={config.init_from} was not found: correct init_from=, or restore the folder of the run"
         )
     return find_run(config.init_from)
+
+
+def hash_of_checkpoint(path: Path) -> str:
+    """Return the SHA-256 hash of the weights in a checkpoint, into which LoRA matrices are merged."""
+    return hash_of_weights(bare_names(load_checkpoint(path)["state_dict"]))
+
+
+def is_base_changed(config: RunConfig, began_with: str | None) -> bool | None:
+    """Return True if the weights of the base run have changed, False if they have not, and None if they cannot be read.
+
+    `began_with`: the hash of the weights when the run began, as recorded in its run.json. If run.json has no hash, `began_with`
+    is None; then weights that can be read count as changed.
+    """
+    try:
+        weights = best_or_newest(base_run(config).checkpoint_folder)
+        return None if weights is None else hash_of_checkpoint(weights) != began_with
+    except UserError:
+        return None
+
+
+def refuse_changed_base(session: Session) -> None:
+    """Raise UserError if a run continues although its base run has other weights than when the run began.
+
+    A run of an older version, which did not record these weights, is not refused.
+    """
+    run, config, began_with = session.run, session.config, session.run.facts().reference
+    if session.start.is_own and began_with is not None and is_base_changed(config, began_with):
+        raise UserError(
+            f"the weights of init_from={config.init_from}, with which the model is compared, have changed since {run.folder} "
+            "began: restore the base run from a copy, or give another name="
+        )
 
 
 def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
@@ -209,6 +244,13 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> No
         files = token_files(base, "val", "ignore this message, because the training does not need the text")
     except (UserError, Unreachable) as error:
         logger.info(f"the loss on the pretraining text was not measured: {error}")
+        return
+    began_with = run.facts().reference
+    if began_with is not None and is_base_changed(config, began_with):
+        logger.info(
+            "the loss on the pretraining text before and after this training was not measured: the weights of "
+            f"init_from={config.init_from} have changed since this run began"
+        )
         return
     known = base.facts()
     before = known.base_bpb_after if known.status == "finished" else None  # the base run, too, may be a fine-tuned run

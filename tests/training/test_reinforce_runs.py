@@ -135,6 +135,23 @@ def test_a_reward_is_learnt_and_the_divergence_is_reported(base: Path, tmp_path:
     assert rows[-1]["val/kl"] > 0.01
 
 
+def test_a_run_does_not_continue_with_another_initial_model(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base / "chat", tmp_path / "chat")
+    config = reinforced(base, init_from=str(tmp_path / "chat"), train={"max_steps": 2})
+    first = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=1))
+    reinforce(first, tmp_path / "run")
+    weights = tmp_path / "chat" / "checkpoints" / "best.ckpt"
+    weights.rename(tmp_path / "kept.ckpt")
+    shutil.copy(base / "base" / "checkpoints" / "best.ckpt", weights)
+    with pytest.raises(UserError, match=r"the weights of init_from=.*chat, .* have changed since .*run began: restore"):
+        reinforce(config, tmp_path / "run")
+    assert reinforce(first, tmp_path / "run").step == 1  # there is nothing to train
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "reference": None, "checksum": None}))
+    shutil.copytree(tmp_path / "run", tmp_path / "old")  # as an older version wrote it
+    assert reinforce(config, tmp_path / "old").status == "finished"
+
+
 def test_low_rank_matrices_learn_too(base: Path, tmp_path: Path) -> None:
     reinforce(reinforced(base, reinforce={"lora": LoraConfig(rank=2)}, train={"max_steps": 2}), tmp_path / "run")
     mine, theirs = load_model(Run(tmp_path / "run"))[0], load_model(Run(base / "chat"))[0]

@@ -427,6 +427,21 @@ def test_an_extended_run_measures_its_new_weights_on_the_pretraining_text(base: 
     assert "measuring the loss on the pretraining text after this training" in log
 
 
+def test_the_loss_before_the_training_is_never_that_of_other_weights(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base / "base", tmp_path / "base")
+    config = tuned(base, init_from=str(tmp_path / "base"), sft=SFTConfig(replay_ratio=0.0))
+    sft(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=2)), tmp_path / "run")
+    weights = tmp_path / "base" / "checkpoints" / "best.ckpt"
+    weights.rename(tmp_path / "kept.ckpt")
+    shutil.copy(tmp_path / "run" / "checkpoints" / "best.ckpt", weights)
+    facts = sft(config, tmp_path / "run")
+    assert (facts.status, facts.base_bpb_before, facts.base_bpb_after) == ("finished", None, None)
+    assert "have changed since this run began" in (tmp_path / "run" / "train.log").read_text()
+    (tmp_path / "kept.ckpt").replace(weights)
+    facts = sft(config, tmp_path / "run")
+    assert None not in (facts.base_bpb_before, facts.base_bpb_after)
+
+
 def test_an_imported_model_has_no_text_to_replay_however_small_the_batch(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base / "base", tmp_path / "imported")
     path = tmp_path / "imported" / "config.json"
