@@ -95,7 +95,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
             initial=load_model(base)[0],
             text=validation_text(config, tokenizer, "let the run validate on the answers of the data instead")
             or _answers(config, conversations, tokenizer),
-            replay=_replay(config, start),
+            replay=_replay(config, start, tokenizer),
             is_exact=plan.machine.precision == "fp32" and settings.weights == "fp32",
         )
         has_budget = config.budget is not None and config.train.max_steps == "auto" and start.resolved is None
@@ -147,11 +147,11 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
     return ValidationText(x, y, None, int(token_bytes[y[y != IGNORE]].sum()), token_bytes)
 
 
-def _replay(config: RunConfig, start: Start) -> Windows | None:
+def _replay(config: RunConfig, start: Start, tokenizer: Tokenizer) -> Windows | None:
     """Return windows of the pretraining text, on which each step also trains: one window for each prompt of the step.
 
-    `start` is the state from which the run starts. Returns None if `reinforce.replay` is 0, or if the base model was imported
-    and its training text is unknown. Raises UserError if the text is not available.
+    `start` is the state from which the run starts, and `tokenizer` the tokenizer of the run. Returns None if `reinforce.replay`
+    is 0, or if the base model was imported and its training text is unknown. Raises UserError if the text is not available.
     """
     from positron.training.tuning import replayed_run, replayed_text
 
@@ -161,7 +161,7 @@ def _replay(config: RunConfig, start: Start) -> Windows | None:
         return None
     # their number must not depend on the devices or the micro-batch, and each device gets a share of the prompts
     rows = config.reinforce.prompts
-    return replayed_text(base, config, start, key, rows=rows, context=config.model.context_length)
+    return replayed_text(base, config, start, key, tokenizer, rows=rows, context=config.model.context_length)
 
 
 def _questions(

@@ -71,7 +71,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
                     f"give train.batch_tokens={2 * context} or more, or {key}=0"
                 )
             rows = _replayed_rows(ratio, plan.batch_size)
-            replay = replayed_text(base, config, start, key, rows=rows, context=context)
+            replay = replayed_text(base, config, start, key, tokenizer, rows=rows, context=context)
         objective = SFTObjective(
             conversations,
             tokenizer,

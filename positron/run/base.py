@@ -99,9 +99,12 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
     - The recorded path is that of `run` itself, which older versions allowed.
     - No run exists at the recorded path, for example because it was moved, and `config.init_from` names an existing run.
 
-    Raises UserError if `config.init_from` names `run` itself. In all but these three cases, also raises UserError if
-    `config.init_from` names an existing run that is not the run at the recorded path.
+    Raises UserError if `config.init_from` names `run` itself, or in the third case a run with another tokenizer than `run`. In
+    all but these three cases, also raises UserError if `config.init_from` names an existing run that is not the run at the
+    recorded path.
     """
+    from positron.text.factory import load_tokenizer
+
     named_run = None if config.init_from is None else find_recorded(config.init_from, None)
     if named_run is not None and _is_same(named_run, run):
         raise UserError(
@@ -124,7 +127,15 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
             one_line(f"{run.folder} started from {origin}, not from init_from={config.init_from}: ")
             + "give another name=, or leave init_from= out to continue this run"
         )
-    return config if recorded_run is None and named_run is not None else dataclasses.replace(config, init_from=recorded)
+    if recorded_run is not None or named_run is None:
+        return dataclasses.replace(config, init_from=recorded)
+    if load_tokenizer(named_run.tokenizer_folder).hash != load_tokenizer(run.tokenizer_folder).hash:
+        raise UserError(
+            one_line(f"{run.folder} started from the weights of {recorded}, which was not found, and the run ")
+            + one_line(f"init_from={config.init_from} has another tokenizer: ")
+            + "give the present path of the base run as init_from=, or another name="
+        )
+    return config
 
 
 def portable(folder: Path) -> str:

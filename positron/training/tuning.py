@@ -14,6 +14,7 @@ import torch
 from lightning import Callback
 
 from positron.config import RunConfig
+from positron.data.shards import TokenFiles
 from positron.data.windows import Windows, validation_windows
 from positron.evaluation.eval_texts import token_files
 from positron.evaluation.scoring import score
@@ -27,6 +28,7 @@ from positron.run.folder import Run
 from positron.run.load import bare_names, load_model, restore
 from positron.run.metrics import append_row
 from positron.settings import from_dict
+from positron.system.console import one_line
 from positron.system.disk import write_json
 from positron.system.errors import Unreachable, UserError
 from positron.system.formatting import counted
@@ -48,10 +50,13 @@ def base_model(session: Session) -> tuple[GPT, Tokenizer]:
     """Return the model to train and its tokenizer.
 
     If the run is new, the model has the weights of the base run; otherwise the training loop restores the weights later. With
-    LoRA, low-rank matrices are added to the model. Raises UserError if the model is too large to be trained on this machine.
+    LoRA, low-rank matrices are added to the model. Raises UserError if the model is too large to be trained on this machine, or
+    if init_from= names another run than the recorded base run, which was not found, and this run has other weights.
     """
     config, start = session.config, session.start
     assert start.tokenizer_from is not None
+    if start.is_own and config.init_from != session.run.base:
+        refuse_changed_base(session)
     tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
     refuse_untrainable(config, session.machine, vocab_size=tokenizer.vocab_size)
     model = GPT(config.model.with_vocab(tokenizer.vocab_size))
@@ -150,15 +155,15 @@ def is_base_changed(config: RunConfig, began_with: str | None) -> bool | None:
 
 
 def refuse_changed_base(session: Session) -> None:
-    """Raise UserError if a run continues although its base run has other weights than when the run began.
+    """Raise UserError if a run continues although init_from= names a run without the weights with which the run began.
 
     A run of an older version, which did not record these weights, is not refused.
     """
     run, config, began_with = session.run, session.config, session.run.facts().reference
-    if session.start.is_own and began_with is not None and is_base_changed(config, began_with):
+    if session.start.is_own and began_with is not None and is_base_changed(config, began_with) is not False:
         raise UserError(
-            f"the weights of init_from={config.init_from}, with which the model is compared, have changed since {run.folder} "
-            "began: restore the base run from a copy, or give another name="
+            f"the weights of init_from={config.init_from} are not those with which {run.folder} began: restore the base run "
+            "from a copy, or give another name="
         )
 
 
@@ -188,14 +193,32 @@ def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
     return base
 
 
-def replayed_text(base: Run, config: RunConfig, start: Start, key: str, *, rows: int, context: int) -> Windows:
+def _pretraining_text(base: Run, split: str, tokenizer: Tokenizer, instead: str) -> TokenFiles:
+    """Return the tokens of the pretraining text of `base`, as `token_files` does.
+
+    Also raises UserError, whose message ends with the advice `instead`, if `tokenizer` did not make these tokens. This happens
+    if another run was trained under the name of the base run.
+    """
+    files = token_files(base, split, instead)
+    pretrained = pretrained_run(base)
+    if load_tokenizer(pretrained.tokenizer_folder).hash != tokenizer.hash:
+        raise UserError(
+            one_line(f"the text of {pretrained.folder} cannot be used, because that run has another tokenizer: ")
+            + instead
+        )
+    return files
+
+
+def replayed_text(
+    base: Run, config: RunConfig, start: Start, key: str, tokenizer: Tokenizer, *, rows: int, context: int
+) -> Windows:
     """Return windows of `context` tokens of the training text of `base`, with `rows` windows in each batch.
 
-    `base`: the pretrained run, which `replayed_run` returns. `key`: the setting that asks for this text, such as
-    sft.replay_ratio. Raises UserError if the text is not available. The message says how to train without it: `key`=0 or, if
-    the run already has a checkpoint (`start`), a new run with `key`=0.
+    `base`: the pretrained run, which `replayed_run` returns. `tokenizer`: the tokenizer of the run to train. `key`: the setting
+    that asks for this text, such as sft.replay_ratio. Raises UserError if the text is not available. The message says how to
+    train without it: `key`=0 or, if the run already has a checkpoint (`start`), a new run with `key`=0.
     """
-    files = token_files(base, "train", _without_replay(start, key))
+    files = _pretraining_text(base, "train", tokenizer, _without_replay(start, key))
     return Windows(files, context=context, batch_size=rows, seed=config.seed)
 
 
@@ -222,7 +245,7 @@ def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> Va
     the reason and `instead`, which tells the user what is done instead.
     """
     try:
-        files = token_files(base_run(config), "val", instead)
+        files = _pretraining_text(base_run(config), "val", tokenizer, instead)
         if files.n_tokens < 2:
             raise UserError(f"the text has no validation part: {instead}")
     except (UserError, Unreachable) as error:
@@ -241,7 +264,9 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> No
     """Write the bits per byte of the base run and of this run, on the validation text of the pretraining, into run.json."""
     try:
         base = base_run(config)
-        files = token_files(base, "val", "ignore this message, because the training does not need the text")
+        files = _pretraining_text(
+            base, "val", tokenizer, "ignore this message, because the training does not need the text"
+        )
     except (UserError, Unreachable) as error:
         logger.info(f"the loss on the pretraining text was not measured: {error}")
         return

@@ -21,7 +21,9 @@ from positron.run.base import lineage, pretrained_run, tokens_seen
 from positron.run.folder import Run
 from positron.sft import configure, sft
 from positron.system.errors import UserError
+from positron.text.factory import load_tokenizer
 from positron.train import train
+from positron.training.tuning import validation_text
 
 TEXT = "The cat sat on the mat, and the dog sat by the door.\n"
 
@@ -94,6 +96,50 @@ def test_a_run_keeps_the_run_that_it_began_with_and_refuses_another(here: Path) 
     for spelling in ("base", str(here / "outputs" / "base"), "outputs/base"):
         sft(tuned(spelling), Path("outputs/s1"))  # the same run, spelled in other ways
         assert Run(Path("outputs/s1")).config()["init_from"] == "outputs/base"
+
+
+@pytest.fixture
+def other(here: Path) -> Path:
+    """A run that was pretrained on another text, with another tokenizer."""
+    data = DataConfig("text", "other.txt", val_fraction=0.1, dir="outputs/data")
+    train(tiny(here, name="other", data=data, train__max_steps=4, train__val_every=4), Path("outputs/other"))
+    return Path("outputs/other")
+
+
+def part(config: RunConfig) -> RunConfig:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=1))
+
+
+def test_only_the_moved_base_run_replaces_a_base_run_that_is_missing(here: Path, other: Path) -> None:
+    config = tuned("outputs/base")
+    sft(part(config), Path("outputs/s2"))
+    Path("outputs/base").rename("outputs/moved")
+    shutil.copytree("outputs/moved", "outputs/further")
+    shutil.copy("outputs/s1/checkpoints/best.ckpt", "outputs/further/checkpoints/best.ckpt")
+    for wrong, said in (
+        ("other", "which was not found, and the run init_from=other has another tokenizer: give the present path"),
+        ("further", "the weights of init_from=further are not those with which outputs/s2 began: restore"),
+    ):
+        with pytest.raises(UserError, match=said):
+            sft(dataclasses.replace(config, init_from=wrong), Path("outputs/s2"))
+        assert Run(Path("outputs/s2")).base == "outputs/base"
+    assert sft(dataclasses.replace(config, init_from="outputs/moved"), Path("outputs/s2")).status == "finished"
+    assert Run(Path("outputs/s2")).base == "outputs/moved"
+
+
+def test_the_text_of_another_run_that_has_the_name_of_the_base_run_is_not_read(
+    here: Path, other: Path, logged: list[str]
+) -> None:
+    config = tuned("outputs/base", sft=SFTConfig(replay_ratio=0.2, patience=0))
+    sft(part(config), Path("outputs/s2"))
+    shutil.rmtree("outputs/base")
+    other.rename("outputs/base")
+    said = "the text of outputs/base cannot be used, because that run has another tokenizer: "
+    with pytest.raises(UserError, match=f"{said}give another name= and sft.replay_ratio=0"):
+        sft(config, Path("outputs/s2"))
+    tokenizer = load_tokenizer(Path("outputs/s2/tokenizer"))
+    assert validation_text(config, tokenizer, "validate on the answers") is None
+    assert logged[-1].endswith(f"{said}validate on the answers")
 
 
 @pytest.mark.parametrize("is_old", [False, True])

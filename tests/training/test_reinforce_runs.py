@@ -143,7 +143,9 @@ def test_a_run_does_not_continue_with_another_initial_model(base: Path, tmp_path
     weights = tmp_path / "chat" / "checkpoints" / "best.ckpt"
     weights.rename(tmp_path / "kept.ckpt")
     shutil.copy(base / "base" / "checkpoints" / "best.ckpt", weights)
-    with pytest.raises(UserError, match=r"the weights of init_from=.*chat, .* have changed since .*run began: restore"):
+    with pytest.raises(
+        UserError, match=r"the weights of init_from=.*chat are not those with which .*run began: restore"
+    ):
         reinforce(config, tmp_path / "run")
     assert reinforce(first, tmp_path / "run").step == 1  # there is nothing to train
     record = json.loads((tmp_path / "run" / "run.json").read_text())
