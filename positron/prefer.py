@@ -82,7 +82,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
         )
         at_once = counted(objective.micro_pairs, "pair")
         log_plan(plan, f"{counted(objective.batch_pairs, 'pair')} of answers ({at_once} at a time)")
-        text = validation_text(config, tokenizer, "let the run validate on the chosen answers instead")
+        text = validation_text(session, plan, tokenizer, "let the run validate on the chosen answers instead")
         if text is not None:
             objective.validate_on_text(text)
 

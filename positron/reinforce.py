@@ -93,7 +93,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
             micro_batch_size=plan.micro_batch_size,
             seed=config.seed,
             initial=load_model(base)[0],
-            text=validation_text(config, tokenizer, "let the run validate on the answers of the data instead")
+            text=validation_text(session, plan, tokenizer, "let the run validate on the answers of the data instead")
             or _answers(config, conversations, tokenizer),
             replay=_replay(config, start, tokenizer),
             is_exact=plan.machine.precision == "fp32" and settings.weights == "fp32",
@@ -130,7 +130,7 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
     """
     from positron.data.instruct import to_parts, to_row
     from positron.text.tokenizer import END_OF_TEXT
-    from positron.training.objective.validation_text import ValidationText
+    from positron.training.objective.validation_text import ANSWERS, ValidationText
 
     context, token_bytes = config.model.context_length, tokenizer.token_bytes()
     both = [
@@ -144,7 +144,7 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
         )
     rows = rows[: max(1, config.train.val_tokens // context)]
     ((x, y),) = to_parts(rows, context, len(rows), tokenizer.special_id(END_OF_TEXT))
-    return ValidationText(x, y, None, int(token_bytes[y[y != IGNORE]].sum()), token_bytes)
+    return ValidationText(x, y, None, int(token_bytes[y[y != IGNORE]].sum()), token_bytes, ANSWERS)
 
 
 def _replay(config: RunConfig, start: Start, tokenizer: Tokenizer) -> Windows | None:

@@ -118,6 +118,8 @@ class Facts:
     base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")
     teachers: str | None = _fact(_TEXT)  # SHA-256 of the weights of each teacher of a distillation, separated by blanks
     reference: str | None = _fact(_TEXT)  # SHA-256 of the weights of the base run with which this run began
+    # in preference tuning and reinforcement learning: hash of the pretraining text on which the run is validated, or "answers"
+    validated_on: str | None = _fact(_TEXT)
 
 
 _KEYS = {field.name: field.metadata["key"] or field.name for field in dataclasses.fields(Facts)}

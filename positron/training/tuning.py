@@ -39,7 +39,7 @@ from positron.training.ends import why_it_is_over
 from positron.training.loop import fit
 from positron.training.objective.base import Objective
 from positron.training.objective.reference import hash_of_weights
-from positron.training.objective.validation_text import ValidationText
+from positron.training.objective.validation_text import ANSWERS, ValidationText
 from positron.training.resolve import Plan
 from positron.training.resume import Session, Start, refuse_before_start, refuse_untrainable
 
@@ -237,18 +237,31 @@ def _without_replay(start: Start, key: str) -> str:
     return f"give {key}=0 to train without the pretraining text"
 
 
-def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> ValidationText | None:
+def validation_text(session: Session, plan: Plan, tokenizer: Tokenizer, instead: str) -> ValidationText | None:
     """Return the validation part of the pretraining text, at most train.val_tokens tokens.
 
     The pretraining text is the text on which the base run (init_from=) was trained. If the base run is itself a fine-tuned run,
     it is the text of the pretrained run from which the base run descends. If the text is not available, returns None and logs
     the reason and `instead`, which tells the user what is done instead.
+
+    A run that continues is validated on the same text as before. So the result is None if the run was validated on answers, and
+    otherwise UserError is raised if the text is not available. This is not checked if `plan` has no step to train, or if an
+    older version started the run.
     """
+    run, config, start = session.run, session.config, session.start
+    known = run.facts().validated_on if start.is_own and start.step < plan.last_step else None
+    if known == ANSWERS:
+        return None
+    instead = instead if known is None else "give another name= to start a new run"
     try:
         files = _pretraining_text(base_run(config), "val", tokenizer, instead)
         if files.n_tokens < 2:
             raise UserError(f"the text has no validation part: {instead}")
+        if known not in (None, files.fingerprint):
+            raise UserError(f"init_from={config.init_from} was trained on another text: {instead}")
     except (UserError, Unreachable) as error:
+        if known is not None:
+            raise type(error)(f"{error} ({run.folder} is validated on the text of its base run)") from error
         logger.info(f"the text of the base run cannot be used for validation: {error}")
         return None
     x, y = validation_windows(
@@ -257,7 +270,7 @@ def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> Va
         end_id=tokenizer.special_id(END_OF_TEXT),
         limit=config.train.val_tokens,
     )
-    return ValidationText(x, y, files.bits, files.n_bytes, files.token_bytes(tokenizer))
+    return ValidationText(x, y, files.bits, files.n_bytes, files.token_bytes(tokenizer), files.fingerprint)
 
 
 def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from positron.sft import configure, sft
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer
 from positron.train import train
+from positron.training.resume import Start
 from positron.training.tuning import validation_text
 
 TEXT = "The cat sat on the mat, and the dog sat by the door.\n"
@@ -138,7 +140,8 @@ def test_the_text_of_another_run_that_has_the_name_of_the_base_run_is_not_read(
     with pytest.raises(UserError, match=f"{said}give another name= and sft.replay_ratio=0"):
         sft(config, Path("outputs/s2"))
     tokenizer = load_tokenizer(Path("outputs/s2/tokenizer"))
-    assert validation_text(config, tokenizer, "validate on the answers") is None
+    session: Any = SimpleNamespace(config=config, run=Run(Path("outputs/new")), start=Start())
+    assert validation_text(session, SimpleNamespace(last_step=1), tokenizer, "validate on the answers") is None
     assert logged[-1].endswith(f"{said}validate on the answers")
 
 

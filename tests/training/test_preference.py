@@ -376,6 +376,44 @@ def test_without_the_text_of_the_base_run_the_answers_are_validated(base: Path, 
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val/bpb"] > 0
 
 
+@pytest.mark.slow
+def test_a_run_that_continues_is_validated_on_the_same_text_as_before(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base / "base", tmp_path / "base")
+    stored = tmp_path / "base" / "config.json"
+    available = json.loads(stored.read_text())
+    gone = {**available, "checksum": None, "data": {**available["data"], "source": "imported"}}
+    config = dataclasses.replace(preferred(base, max_steps=2), init_from=str(tmp_path / "base"))
+    first = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=1))
+    runs = {name: Run(tmp_path / name) for name in ("text", "answers", "old")}
+    prefer(first, runs["text"].folder)
+    shutil.copytree(runs["text"].folder, runs["old"].folder)
+    runs["old"].update(validated_on=None)
+    stored.write_text(json.dumps(gone))
+    prefer(first, runs["answers"].folder)
+    assert runs["answers"].facts().validated_on == "answers"
+    with pytest.raises(UserError, match=r"imported, .* give another name= .*text is validated on the text of its base"):
+        prefer(config, runs["text"].folder)
+    assert prefer(first, runs["text"].folder).step == 1  # there is nothing to train
+    assert prefer(config, runs["old"].folder).validated_on == "answers"
+    stored.write_text(json.dumps(available))
+    for name, same_text in (("text", True), ("answers", False)):
+        known = runs[name].facts().validated_on
+        assert prefer(config, runs[name].folder).validated_on == known
+        steps = [row["val/bpb"] for row in read_metrics(runs[name].metrics_path) if "val/bpb" in row]
+        begin = read_metrics(runs["text"].metrics_path)[0]["val/bpb"]
+        assert (steps[-1] == pytest.approx(begin, rel=0.05)) == same_text
+
+
+def test_a_run_is_not_validated_on_another_text_or_on_a_text_instead_of_answers(base: Path, tmp_path: Path) -> None:
+    config = preferred(base, max_steps=2)
+    prefer(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=1)), tmp_path / "run")
+    Run(tmp_path / "run").update(validated_on="the hash of another text")
+    with pytest.raises(UserError, match=r"base was trained on another text: give another name="):
+        prefer(config, tmp_path / "run")
+    Run(tmp_path / "run").update(validated_on="answers")
+    assert prefer(config, tmp_path / "run").validated_on == "answers"
+
+
 @pytest.mark.parametrize(
     ("micro_batch_size", "at_once"),
     [(4, "2 pairs"), (1, "1 pair")],  # the two answers of a pair are always computed together

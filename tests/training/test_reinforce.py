@@ -28,7 +28,7 @@ TOKENIZER = CharTokenizer("ab")
 END = TOKENIZER.end_ids[0]
 A, B = TOKENIZER.encode("ab")
 ROWS = torch.tensor([[A, B]])
-TEXT = ValidationText(ROWS, ROWS, None, 2, TOKENIZER.token_bytes())
+TEXT = ValidationText(ROWS, ROWS, None, 2, TOKENIZER.token_bytes(), "text")
 
 
 def model_of(seed: int = 0) -> GPT:

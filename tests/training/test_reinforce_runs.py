@@ -139,7 +139,8 @@ def test_a_run_does_not_continue_with_another_initial_model(base: Path, tmp_path
     shutil.copytree(base / "chat", tmp_path / "chat")
     config = reinforced(base, init_from=str(tmp_path / "chat"), train={"max_steps": 2})
     first = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=1))
-    reinforce(first, tmp_path / "run")
+    facts = reinforce(first, tmp_path / "run")
+    assert facts.validated_on == Run(base / "base").facts().data_fingerprint
     weights = tmp_path / "chat" / "checkpoints" / "best.ckpt"
     weights.rename(tmp_path / "kept.ckpt")
     shutil.copy(base / "base" / "checkpoints" / "best.ckpt", weights)

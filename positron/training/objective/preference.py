@@ -34,7 +34,7 @@ from positron.training.objective.base import Part, Prompt
 from positron.training.objective.preference_losses import is_mean, losses, margins
 from positron.training.objective.reference import Reference
 from positron.training.objective.tokens import NextToken
-from positron.training.objective.validation_text import ValidationText
+from positron.training.objective.validation_text import ANSWERS, ValidationText
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +129,7 @@ class PreferenceObjective(NextToken):
         """Let all validations compute their loss on `text`, instead of the chosen answers."""
         self.val_parts = text.parts(2 * self.micro_pairs)
         self.val_bits, self.val_bytes, self.token_bytes = text.bits, text.n_bytes, text.token_bytes
+        self.validated_on = text.fingerprint
 
     def validate_on_answers(self) -> None:
         """Let all validations compute their loss on the chosen answers of the validation pairs.
@@ -138,6 +139,12 @@ class PreferenceObjective(NextToken):
         self.val_parts = [(x[0::2], y[0::2]) for x, y in self.val_pairs]
         targets = torch.cat([y[y != IGNORE] for _, y in self.val_parts]).numpy()
         self.val_bits, self.val_bytes = None, int(self.token_bytes[targets].sum())
+        self.validated_on = ANSWERS
+
+    @property
+    def dependencies(self) -> dict[str, str]:
+        """Return under the key "validated_on" the hash of the text of the validation, or "answers"."""
+        return {"validated_on": self.validated_on}
 
     def _part(self, pairs: list[PairOfRows]) -> Part:
         return to_part([row for pair in pairs for row in pair], self.context, self.pad)

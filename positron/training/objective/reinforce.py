@@ -129,6 +129,11 @@ class ReinforceObjective(NextToken):
         self._last: dict[str, float] = {}  # metrics of the answers of the last step
         self._ratio_gaps: list[Tensor] = []  # one for each micro-batch of the last step
 
+    @property
+    def dependencies(self) -> dict[str, str]:
+        """Return under the key "validated_on" the hash of the text of the validation, or "answers"."""
+        return {"validated_on": self.text.fingerprint}
+
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
         """Return one micro-batch for a rank in step `step`: the numbers (n, 1) of n prompts, and targets (n, 1), all -100.
 

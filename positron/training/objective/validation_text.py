@@ -9,6 +9,8 @@ from torch import Tensor
 
 from positron.training.objective.base import Part
 
+ANSWERS = "answers"
+
 
 @dataclass(frozen=True)
 class ValidationText:
@@ -22,6 +24,7 @@ class ValidationText:
     bits: float | None
     n_bytes: int
     token_bytes: np.ndarray  # (V,) number of bytes of each token's text
+    fingerprint: str  # hash of the pretraining text; ANSWERS if the text consists of the answers of the data
 
     def parts(self, size: int) -> list[Part]:
         """Divide the windows into micro-batches of `size` windows; the last one may have fewer."""
