@@ -20,6 +20,7 @@ from positron.run.load import restore
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import Tokenizer
 from positron.training.budget.choose import choose
+from positron.training.ends import why_it_is_over
 from positron.training.loop import fit
 from positron.training.objective.pretrain import PretrainObjective
 from positron.training.resolve import log_plan, make_plan
@@ -84,6 +85,6 @@ def train_on_text(
         if source is not None:
             restore(model, tokenizer, source)  # Lightning restores the optimizer and the loops, if the run continues
         refuse_before_start(session, last_step=plan.last_step, fingerprint=task.fingerprint)
-        if session.is_first_rank:
+        if session.is_first_rank and why_it_is_over(session, plan, task) is None:
             run.begin(config, tokenizer, kind=task.kind, new=not start.is_own, forked_from=start.checkpoint)
         return fit(session, plan, model, task, tokenizer, callbacks)

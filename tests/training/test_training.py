@@ -21,7 +21,7 @@ from conftest import FAST, PATIENCE, tiny
 from faults import full_disk
 from traces import same, trace, weights
 
-from positron.config import DataConfig, GPTConfig, LoggerConfig, PrecisionConfig, TensorboardConfig
+from positron.config import DataConfig, GPTConfig, LoggerConfig, PrecisionConfig, SweepConfig, TensorboardConfig
 from positron.evaluation import plots, report
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
@@ -267,6 +267,19 @@ def test_train_extend_lengthens_a_run(tmp_path, whole):
     assert "extending the training from 40 to 50 steps" in (tmp_path / "run" / "train.log").read_text()
     rates = [row["train/lr"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert rates[40] > rates[39]
+
+
+def test_a_command_that_extends_a_pruned_run_changes_no_record_of_it(tmp_path):
+    config = tiny(tmp_path, train__max_steps=4, train__stop_at=2)
+    config = dataclasses.replace(config, sweep=SweepConfig(prune="median"))
+    run = Run(tmp_path / "run")
+    train(config, run.folder)
+    run.update(status="pruned")
+    before = run.config(), dataclasses.replace(run.facts(), updated=None)
+    for changes in ({"max_steps": 9, "extend": True, "stop_at": None}, {}):
+        again = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+        train(again, run.folder)
+        assert (run.config(), dataclasses.replace(run.facts(), updated=None)) == before
 
 
 def test_the_newest_whole_checkpoint_wins_over_a_corrupt_one(tmp_path, whole, logged):
