@@ -76,7 +76,7 @@ def test_a_run_is_reproduced_and_an_edited_trace_is_said_to_differ_at_its_step(p
         assert (
             f"different: at step {rows[3]['step']} train/loss is {rows[3]['train/loss']} in the first run and " in out
         )
-        assert f" in the new run (-1e-07); 2 logged steps before step {rows[3]['step']} are identical" in out
+        assert f" in the new run (-1e-07); 3 logged steps before step {rows[3]['step']} are identical" in out
         assert "no recorded difference explains this" in out
 
         def others(value):
