@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
@@ -27,10 +29,14 @@ class WholeCheckpointIO(CheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; the file `path` appears only when it is complete."""
+        """Write a checkpoint; the file `path` appears only when it is complete.
+
+        Raises UserError if it contains a value that `load_checkpoint` would refuse, such as the state of a user's callback.
+        """
         path = Path(path)
+        others = {key: _plain(value, key) for key, value in checkpoint.items() if key != "state_dict"}
         with whole_file(path, run_of(path)) as file:
-            torch.save(checkpoint, file)
+            torch.save({**checkpoint, **others}, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint without executing code in it. Raises UserError if it is damaged."""
@@ -127,3 +133,34 @@ class Checkpoints(L.Callback):
         except OSError:
             with whole_file(self.folder / BEST) as file, open_inside(path, "rb") as source:
                 shutil.copyfileobj(source, file)
+
+
+def _plain(value: Any, place: str) -> Any:
+    """Return a value of a checkpoint with Python's numbers in place of NumPy's, which `load_checkpoint` refuses.
+
+    `place` says where the value is, such as callbacks.MyCallback.best. Raises UserError if it contains another value that
+    `load_checkpoint` refuses.
+    """
+    if type(value) is dict:
+        return {_plain(key, f"a key of {place}"): _plain(inner, f"{place}.{key}") for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(inner, f"{place}[{index}]") for index, inner in enumerate(value))
+    plain = value.item() if isinstance(value, np.generic) else value
+    if isinstance(plain, torch.Tensor) or type(plain) in (int, float, bool, str, type(None)) or _can_be_loaded(plain):
+        return plain
+    raise UserError(
+        f"cannot save a checkpoint: {place} is a {type(value).__name__}, which could not be loaded again: convert it to "
+        "tensors, numbers, texts, lists, tuples or dicts, for example in state_dict()"
+    )
+
+
+def _can_be_loaded(value: Any) -> bool:
+    """Tell whether a value that is not of the usual types, such as a set, can be loaded without executing code."""
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # pickle raises many kinds of errors
+        return False
+    return True
