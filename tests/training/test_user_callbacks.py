@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from traces import same, trace
 
-from positron.run.checkpoint import load_checkpoint
+from positron.run.checkpoint import checkpoints, load_checkpoint
 from positron.system.errors import UserError
 from positron.train import train
 from positron.training.callbacks.checkpoints import WholeCheckpointIO
@@ -58,3 +59,46 @@ def test_whatever_torch_loads_without_executing_code_may_be_saved_as_it_is(tmp_p
     state = {"a": {1, 2}, "b": torch.float32, "c": torch.Size([3]), "d": collections.OrderedDict(x=torch.ones(1))}
     WholeCheckpointIO().save_checkpoint({**CONTENTS, "callbacks": {"Mine": state}}, path)
     assert load_checkpoint(path)["callbacks"] == {"Mine": state}
+
+
+class AtStep(L.Callback):
+    """Calls a function after a step."""
+
+    def __init__(self, step: int, function: Any) -> None:
+        self.step, self.function = step, function
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.function(trainer)
+
+
+def fail(trainer: L.Trainer) -> None:
+    raise ValueError("a mistake in the callback")
+
+
+def test_a_step_that_an_error_in_a_callback_cuts_off_is_repeated_and_measured(tmp_path: Path) -> None:
+    config = tiny(tmp_path, train__max_steps=10, train__val_every=5, train__save_every=4, train__sample_every=5)
+    train(config, tmp_path / "whole")
+    with pytest.raises(ValueError, match="a mistake"):
+        train(config, tmp_path / "run", [AtStep(5, fail)])
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000004.ckpt"]
+    train(config, tmp_path / "run")
+    assert same(tmp_path / "run", tmp_path / "whole")
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("run", "whole")]
+    assert samples[0] == samples[1]
+
+
+class FailsBefore(L.Callback):
+    """Raises an error at the beginning of a step, when the step before it is complete."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 5:
+            fail(trainer)
+
+
+def test_the_last_complete_step_is_saved_and_logged_if_an_error_ends_the_next_step(tmp_path: Path) -> None:
+    config = tiny(tmp_path, train__max_steps=10, train__log_every=4)
+    with pytest.raises(ValueError, match="a mistake"):
+        train(config, tmp_path / "run", [FailsBefore()])
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000005.ckpt"]
+    assert [row[0] for row in trace(tmp_path / "run")] == [4, 5]

@@ -66,6 +66,7 @@ class Checkpoints(L.Callback):
         self.folder, self.every, self.keep_last, self.best = folder, every, keep_last, best
         self.note_best = note_best
         self.saved_step = -1
+        self.complete_step = -1  # the last step after which all callbacks before this one have measured and written
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Save a checkpoint if the step is a multiple of `every`, has the best validation so far, or is the last one.
@@ -84,6 +85,7 @@ class Checkpoints(L.Callback):
                 if trainer.is_global_zero:
                     self._mark_best(path)
                     self.note_best(step, bpb)
+        self.complete_step = step
 
     def save(self, trainer: L.Trainer) -> Path:
         """Save a checkpoint of this step, delete all but the newest `keep_last` checkpoints, and return the new one's path.
@@ -107,17 +109,21 @@ class Checkpoints(L.Callback):
     def on_exception(self, trainer: L.Trainer, module: TrainingModule, exception: BaseException) -> None:  # type: ignore[override]
         """Save the last complete step when an exception ends the run, unless this process has saved it already.
 
+        A step is complete when its metrics, its validation and its samples are written: a run that continued after a step that
+        a callback cut off would never measure this step. Only for a Diverged whose `can_save` is True, that step is saved,
+        because the run cannot be continued.
+
         Nothing is saved if the weights are partly updated or not finite, or if the exception is a UserError (such as a full
-        disk), a KeyboardInterrupt, a LeftAtOnce (the user asked for an end without saving), or a Diverged whose `can_save` is
-        False. With several processes, nothing is saved either, because all of them would have to save together.
+        disk), a KeyboardInterrupt, a LeftAtOnce (the user asked for an end without saving), or another Diverged. With several
+        processes, nothing is saved either, because all of them would have to save together.
         """
         if trainer.global_step <= max(self.saved_step, 0) or module.updating or trainer.world_size > 1:
             return
         if isinstance(exception, (UserError, KeyboardInterrupt, LeftAtOnce)):
             return
-        if isinstance(exception, Diverged) and not exception.can_save:
-            return
-        if has_finite_state(trainer, module):
+        is_complete = trainer.global_step == self.complete_step
+        can_save = exception.can_save if isinstance(exception, Diverged) else is_complete
+        if can_save and has_finite_state(trainer, module):
             self.save(trainer)
 
     def _mark_best(self, path: Path) -> None:
