@@ -14,6 +14,7 @@ from conftest import tiny
 from traces import same, trace
 
 from positron.run.checkpoint import checkpoints, load_checkpoint
+from positron.run.metrics import read_metrics
 from positron.system.errors import UserError
 from positron.train import train
 from positron.training.callbacks.checkpoints import WholeCheckpointIO
@@ -102,3 +103,10 @@ def test_the_last_complete_step_is_saved_and_logged_if_an_error_ends_the_next_st
         train(config, tmp_path / "run", [FailsBefore()])
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000005.ckpt"]
     assert [row[0] for row in trace(tmp_path / "run")] == [4, 5]
+
+
+def test_a_checkpoint_that_a_callback_saves_within_a_step_adds_no_second_row(tmp_path: Path) -> None:
+    saved = AtStep(2, lambda trainer: trainer.save_checkpoint(tmp_path / "mine.ckpt"))
+    train(tiny(tmp_path, train__max_steps=3), tmp_path / "run", [saved])
+    assert (tmp_path / "mine.ckpt").exists()
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]

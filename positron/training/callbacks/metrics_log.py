@@ -41,6 +41,7 @@ class MetricsLog(L.Callback):
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # tokens and seconds of this process at the last row
         self._row_step = 0  # step of the last row
+        self._last_step = 0  # step after which this callback was called last, whether or not it wrote a row
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
         """Note the step at which this process begins, whose row an earlier process has written."""
@@ -48,7 +49,7 @@ class MetricsLog(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Append a row to metrics.jsonl and pass it to the trackers, if this step is to be logged."""
-        step = trainer.global_step
+        step = self._last_step = trainer.global_step
         due = any(step % interval == 0 for interval in self.intervals)
         if due or "val/bpb" in module.metrics or trainer.should_stop:
             self._append(trainer, module, module.objective.loss_terms())
@@ -56,9 +57,10 @@ class MetricsLog(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, module: TrainingModule, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         """Append the row of the last complete step if it has none, because an error or a signal ended the next step.
 
-        The row has no terms of the loss: the step that was given up may have changed their sums.
+        The row has no terms of the loss: the step that was given up may have changed their sums. No row is written if a user's
+        callback saves a checkpoint of a step that this callback has not seen yet.
         """
-        if trainer.global_step > self._row_step:
+        if trainer.global_step == self._last_step > self._row_step:
             self._append(trainer, module, {})
 
     def _append(self, trainer: L.Trainer, module: TrainingModule, terms: dict[str, Tensor]) -> None:
