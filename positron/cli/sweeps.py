@@ -185,7 +185,7 @@ def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: Run
     with lock(make_folder(sweep) / "jobs.lock", lambda: None):
         folders = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
         overrides_by_folder = {path: _overrides_of(path) for path in folders}
-        for ignores_steps in (False, True) if "train.extend=true" in overrides else (False,):
+        for ignores_steps in (False, True) if config is not None and config.train.extend else (False,):
             identity = _identity(overrides, ignores_steps)
             matches = [
                 path

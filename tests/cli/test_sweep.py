@@ -8,7 +8,9 @@ import statistics
 import time
 
 import pytest
-from conftest import FAST
+from conftest import FAST, tiny
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 
 import positron
@@ -194,6 +196,22 @@ def test_jobs_that_begin_with_different_runs_have_different_folders(tmp_path):
     ]
     assert [folder.name for folder in folders] == ["0", "1"]
     assert claim_folder(tmp_path, 7, ["init_from=b", "train.save_every=9"], None) == folders[1]
+
+
+def jobs_of(*overrides):
+    """Return the overrides of each job as Hydra's sweeper spells them, which is not always as the user typed them."""
+    parsed = OverridesParser.create().parse_overrides([*overrides])
+    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return jobs
+
+
+def test_an_extended_sweep_continues_the_jobs_of_the_shorter_one(tmp_path):
+    def folders(config, *overrides):
+        return [claim_folder(tmp_path, n, job, config).name for n, job in enumerate(jobs_of("seed=0,1", *overrides))]
+
+    assert folders(tiny(tmp_path), "train.max_steps=6") == ["0", "1"]
+    assert folders(tiny(tmp_path, train__extend=True), "train.max_steps=9", "train.extend=true") == ["0", "1"]
+    assert folders(tiny(tmp_path), "train.max_steps=9", "train.extend=false") == ["2", "3"]
 
 
 @pytest.mark.slow
