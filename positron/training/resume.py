@@ -20,7 +20,7 @@ from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_chec
 from positron.run.differences import differences, refuse_differences
 from positron.run.facts import Resolved
 from positron.run.find import find_run, no_checkpoint
-from positron.run.folder import Run
+from positron.run.folder import OUTPUTS, Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance
 from positron.run.samples import read_samples
@@ -29,7 +29,6 @@ from positron.system.disk import expanded, make_folder, refuse_links_in, sweep_t
 from positron.system.errors import Diverged, UserError
 from positron.system.locks import lock
 from positron.system.log import run_log
-from positron.system.paths import without_home
 from positron.system.ranks import first_rank
 from positron.training.device import Machine, choose_machine, set_threads, use_device
 from positron.training.optim.custom import refuse_unusable
@@ -171,9 +170,8 @@ def decide_start(run: Run, config: RunConfig) -> Start:
         _refuse_lost_checkpoints(run)
         if run.facts().status == "diverged" and not differences(run, config):
             _refuse_diverged(run)
-    named = _named_checkpoint(config.ckpt_path, run, newest)
     if newest is not None:
-        _refuse_other_checkpoint(run, named, newest)
+        _refuse_other_checkpoint(run, config.ckpt_path, newest)
         step = int(load_checkpoint(newest)["global_step"])
         match config.resume:
             case "auto" | "must":
@@ -196,6 +194,7 @@ def decide_start(run: Run, config: RunConfig) -> Start:
             raise no_checkpoint(run, "resume=must", "leave resume=must out to start a new run")
         case _:
             assert_never(config.resume)
+    named = _named_checkpoint(config.ckpt_path, run)
     if named is not None:
         other = Run(named.parent.parent)
         step = int(load_checkpoint(named)["global_step"])
@@ -216,18 +215,16 @@ def decide_start(run: Run, config: RunConfig) -> Start:
     return Start()
 
 
-def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> Path | None:
-    """Return the checkpoint that ckpt_path=FILE, ckpt_path=RUN or ckpt_path=latest names, or None without ckpt_path=.
+def _named_checkpoint(ckpt_path: str | None, run: Run) -> Path | None:
+    """Return the checkpoint with which ckpt_path= lets a run start that has none, or None without ckpt_path=.
 
-    RUN means the newest checkpoint of another run, and `latest` means `newest`, the newest checkpoint of this run. Raises
-    UserError if the checkpoint does not exist or is damaged.
+    ckpt_path=FILE names a checkpoint, and ckpt_path=RUN the newest one of another run. Raises UserError if the checkpoint does
+    not exist or is damaged, and for ckpt_path=latest, which names the newest checkpoint of `run` itself.
     """
     if ckpt_path is None:
         return None
     if ckpt_path == "latest":
-        if newest is None:
-            raise no_checkpoint(run, "ckpt_path=latest", "leave ckpt_path= out to start at step 0")
-        return newest
+        raise no_checkpoint(run, "ckpt_path=latest", "leave ckpt_path= out to start at step 0")
     path = expanded(ckpt_path)
     if path.suffix == ".ckpt":
         path = path.resolve() if path.is_symlink() else path  # the user names it, so it may be a link
@@ -257,18 +254,26 @@ def _refuse_damage(run: Run) -> None:
     read_provenance(run.folder)
 
 
-def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None:
-    """Raise UserError unless `named` is the run's newest checkpoint, or the one from which the run started, or None.
+def _refuse_other_checkpoint(run: Run, ckpt_path: str | None, newest: Path) -> None:
+    """Raise UserError if ckpt_path= names another start than that of the run, which has the checkpoint `newest`.
 
-    `named`: the checkpoint that ckpt_path= names; None without ckpt_path=. `newest`: the newest checkpoint of the run.
+    The checkpoint from which the run started, or its run, may have been trained further or deleted since, so only names are
+    compared. ckpt_path= may also name the newest checkpoint of the run itself.
     """
-    if named is None or named.resolve() == newest.resolve():
+    if ckpt_path is None or ckpt_path == "latest":
         return
-    if without_home(str(named)) == without_home(run.facts().forked_from):
-        return
-    raise UserError(
-        f"{run.folder} already has the checkpoint {newest.name}: to start from {named} instead, give the new run another name="
-    )
+    origin = run.facts().forked_from
+    own = [newest, *([expanded(origin)] if origin else [])]
+    path = expanded(ckpt_path)
+    if path.suffix == ".ckpt":
+        named = [path]
+    else:
+        named, own = [path, OUTPUTS / path], [checkpoint.parent.parent for checkpoint in own]
+    if not {path.resolve() for path in named} & {path.resolve() for path in own}:
+        raise UserError(
+            f"{run.folder} already has the checkpoint {newest.name}: to start from ckpt_path={ckpt_path} instead, give the new "
+            "run another name="
+        )
 
 
 def _refuse_lost_checkpoints(run: Run) -> None:

@@ -37,6 +37,7 @@ from positron.training.device import Machine
 from positron.training.module import TrainingModule
 from positron.training.objective.pretrain import PretrainObjective
 from positron.training.resolve import default_batch_tokens, too_long_warmup
+from positron.training.resume import decide_start
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +332,32 @@ def test_a_fork_takes_everything_and_init_from_the_weights_only(tmp_path, whole)
     assert first[2] < trace(whole)[0][2] * 0.8
     with pytest.raises(UserError, match="give the new run another name"):
         train(dataclasses.replace(config, ckpt_path=str(tmp_path / "fork")), whole)
+
+
+@pytest.fixture
+def fork(tmp_path, monkeypatch, whole):
+    """A run that began with a checkpoint of the run `source`, which was deleted since."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole, "outputs/fork")
+    run = Run(Path("outputs/fork"))
+    run.update(forked_from="outputs/source/checkpoints/step-000020.ckpt")
+    return run
+
+
+FILE = "checkpoints/step-000020.ckpt"
+
+
+@pytest.mark.parametrize("name", ["source", "outputs/source", f"outputs/source/{FILE}", "latest", "fork"])
+def test_a_run_continues_whatever_became_of_the_checkpoint_it_began_with(fork, name):
+    for ckpt_path in (name, os.path.abspath(name)) if "/" in name else (name,):
+        start = decide_start(fork, dataclasses.replace(tiny(fork.folder), ckpt_path=ckpt_path))
+        assert (start.step, start.is_own) == (40, True)
+
+
+@pytest.mark.parametrize("name", ["other", "outputs/source/checkpoints/step-000030.ckpt", f"outputs/fork/{FILE}"])
+def test_a_run_is_not_continued_from_another_checkpoint_than_its_own(fork, name):
+    with pytest.raises(UserError, match=f"to start from ckpt_path={name} instead, give the new run another name="):
+        decide_start(fork, dataclasses.replace(tiny(fork.folder), ckpt_path=name))
 
 
 @pytest.mark.parametrize("path", ["nothing.ckpt", "nothing"])
