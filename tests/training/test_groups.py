@@ -89,6 +89,32 @@ def test_the_config_outweighs_the_values_in_a_checkpoint(config: OptimizerConfig
     assert len(new.state) == len(named)
 
 
+class Counting(torch.optim.SGD):
+    """Divides the learning rate by the number of steps, which it counts in its parameter groups as Prodigy does."""
+
+    def __init__(self, params: Any, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay)
+        for group in self.param_groups:
+            group["k"] = 0
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["k"] += 1
+            group["lr"] /= group["k"]
+        super().step(closure)
+
+
+def test_what_an_own_optimizer_keeps_in_its_groups_is_restored_but_not_what_is_configured() -> None:
+    options = {"momentum": 0.9}
+    config = OptimizerConfig("custom", lr=0.01, weight_decay=0.3, _target_=f"{__name__}.Counting", options=options)
+    _, first = built(config)
+    first.step()
+    _, second = built(dataclasses.replace(config, lr=0.02, weight_decay=0.5, options={"momentum": 0.8}))
+    second.load_state_dict(first.state_dict())
+    values = [(group["k"], group["lr"], group["momentum"], group["weight_decay"]) for group in second.param_groups]
+    assert values == [(1, 0.02, 0.8, 0.5), (1, 0.02, 0.8, 0.0)]
+
+
 def test_groups_are_plain_values_that_a_checkpoint_may_hold(tmp_path: Path) -> None:
     _, optimizer = built(MUON)
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")

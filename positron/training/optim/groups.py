@@ -91,18 +91,24 @@ def build_optimizer(
             optimizer = custom_optimizer(groups, config)
         case _:
             assert_never(config.kind)
-    _keep_configured_values(optimizer)
+    _keep_configured_values(optimizer, config)
     return optimizer
 
 
-def _keep_configured_values(optimizer: torch.optim.Optimizer) -> None:
-    """Make `load_state_dict` restore moments and step counts only, so that all hyperparameters stay as configured.
+def _keep_configured_values(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> None:
+    """Make `load_state_dict` leave those values of the parameter groups as they are that the configuration decides.
 
     By default, torch replaces all values of the parameter groups by those in the checkpoint. Hyperparameters such as betas and
     weight decay would then be those of the checkpoint, not those of the run's config. The values `role` and `lr_factor`, which
     Positron adds to each group, would be missing after loading an old checkpoint.
+
+    The user's own optimizer may keep a state in its groups, such as the step counter of Prodigy or of a schedule-free
+    optimizer. Therefore, its other values are restored from the checkpoint.
     """
     configured = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
+    if config.is_custom:
+        decided = {"role", "lr_factor", "lr", "weight_decay", *(config.options or {})}
+        configured = [{key: value for key, value in g.items() if key in decided} for g in configured]
 
     def restore(loaded: torch.optim.Optimizer) -> None:
         for group, values in zip(loaded.param_groups, configured, strict=True):
