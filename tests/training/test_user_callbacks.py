@@ -78,11 +78,11 @@ def fail(trainer: L.Trainer) -> None:
 
 
 def test_a_step_that_an_error_in_a_callback_cuts_off_is_repeated_and_measured(tmp_path: Path) -> None:
-    config = tiny(tmp_path, train__max_steps=10, train__val_every=5, train__save_every=4, train__sample_every=5)
+    config = tiny(tmp_path, train__max_steps=4, train__val_every=3, train__save_every=2, train__sample_every=3)
     train(config, tmp_path / "whole")
     with pytest.raises(ValueError, match="a mistake"):
-        train(config, tmp_path / "run", [AtStep(5, fail)])
-    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000004.ckpt"]
+        train(config, tmp_path / "run", [AtStep(3, fail)])
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002.ckpt"]
     train(config, tmp_path / "run")
     assert same(tmp_path / "run", tmp_path / "whole")
     samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("run", "whole")]
@@ -110,3 +110,31 @@ def test_a_checkpoint_that_a_callback_saves_within_a_step_adds_no_second_row(tmp
     train(tiny(tmp_path, train__max_steps=3), tmp_path / "run", [saved])
     assert (tmp_path / "mine.ckpt").exists()
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+
+
+class Measures(L.Callback):
+    """Adds values to the metrics of each step."""
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        module.metrics |= {f"my/{name}": value for name, value in self.values.items()}
+
+
+def test_metrics_may_be_any_single_numbers_and_the_run_continues(tmp_path: Path) -> None:
+    values = Measures(flag=True, tensor=torch.tensor(0.5), numpy=np.float32(2), count=3, missing=None)
+    for steps in (2, 3):
+        train(tiny(tmp_path, train__stop_at=steps), tmp_path / "run", [values])
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    added = [{name: value for name, value in row.items() if name.startswith("my/")} for row in rows]
+    assert added == [{"my/flag": 1, "my/tensor": 0.5, "my/numpy": 2, "my/count": 3, "my/missing": None}] * 3
+
+
+@pytest.mark.parametrize("value", ["a text", torch.ones(2), 1j, pytest.param(10**400, id="too large")])
+def test_a_metric_that_is_not_a_number_is_named(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(
+        UserError, match=f"the metric my/value is not a number, but a value of type {type(value).__name__}"
+    ):
+        train(tiny(tmp_path, train__stop_at=2), tmp_path / "run", [Measures(value=value)])
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

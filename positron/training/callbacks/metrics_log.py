@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from torch import Tensor
 
 from positron.run.metrics import append_row
 from positron.run.paths import RunPaths
+from positron.system.disk import is_number
+from positron.system.errors import UserError
 from positron.training.callbacks.clock import Clock
 from positron.training.device import peak_memory
 from positron.training.module import TrainingModule
@@ -86,8 +88,24 @@ class MetricsLog(L.Callback):
             "speed/tokens_per_s": round(tokens_per_s, 1),
             "speed/mfu": round(self.speed.mfu(tokens_per_s), 4),
             "memory/peak_gb": round(peak_memory(module.device) / 1e9, 3),
-            **module.metrics,
+            **{name: _number(name, value) for name, value in module.metrics.items()},
         }
         append_row(self.path, row)
         for tracker in self.trackers:
             tracker.log(row, step)
+
+
+def _number(name: str, value: Any) -> float | None:
+    """Return the value of a metric as a number that metrics.jsonl can hold, or None if it is None; a bool becomes 0 or 1.
+
+    A user's callback may have added a value of any type. Raises UserError if it is not a single number.
+    """
+    if value is None or is_number(value):
+        return cast("float | None", value)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(
+            f"the metric {name} is not a number, but a value of type {type(value).__name__}: correct the callback that adds it "
+            "to module.metrics"
+        ) from error
