@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import queue
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -104,7 +105,8 @@ class StreamWindows:
         if not fills:
             return
         if self._note is None:
-            self._note = make_folder(self.stream.folder / "users") / f"{os.getpid()}"
+            name = f"{os.getpid()}-{secrets.token_hex(4)}"  # containers that share a folder may use the same process id
+            self._note = make_folder(self.stream.folder / "users") / name
             self._user.enter_context(lock(self._note, lambda: None))
         if self._noted != epoch:
             with os.fdopen(open_descriptor(self._note, "lock"), "r+b") as file:

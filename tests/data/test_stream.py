@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import random
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,13 +19,14 @@ from hub_server import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub
 
 from positron import cache
 from positron.config import DataConfig
-from positron.data import hub_download, shards, stream
+from positron.data import hub_download, shards, stream, stream_windows
 from positron.data.corpus import prepare
 from positron.data.shards import TokenFiles
 from positron.data.stream import Stream
 from positron.data.stream_windows import StreamWindows
 from positron.data.window_order import windows_of_step
 from positron.system.errors import UserError
+from positron.system.locks import lock
 from positron.text.tokenizer import END_OF_TEXT
 
 EPOCH = 3_000
@@ -143,6 +146,28 @@ def test_the_note_of_a_running_training_names_its_epoch_and_goes_with_it(
     windows.close()
     assert made._users() == set()
     assert not note.exists()
+
+
+@pytest.mark.slow
+def test_trainings_with_the_same_process_id_do_not_wait_for_each_other(
+    stories_hub: Hub,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Containers that share a folder number their processes separately."""
+
+    def lock_at_once(path: Path, _: Any) -> contextlib.AbstractContextManager[None]:
+        return lock(path, lambda: pytest.fail(f"{path} is locked"))
+
+    monkeypatch.setattr(stream_windows, "lock", lock_at_once)
+    monkeypatch.setattr(stream_windows, "_Filler", mock.Mock())
+    made = opened(tmp_path)
+    trainings = [StreamWindows(made.config, made.folder, context=100, batch_size=4, seed=0) for _ in range(2)]
+    for windows in trainings:
+        windows.batch(1)
+    assert len(list(made.folder.glob("users/*"))) == 2
+    for windows in trainings:
+        windows.close()
 
 
 def _make(folder: str, endpoint: str, epoch: int) -> None:
