@@ -90,16 +90,15 @@ def why_it_is_over(session: Session, plan: Plan, objective: Objective) -> str | 
     return None
 
 
-def status_at_end(plan: Plan, ends: Ends, first: int) -> str:
-    """Return "pruned", "stopped" or "finished" for a run whose training began at step `first` and ended without an error.
+def status_at_end(plan: Plan, ends: Ends, step: int) -> str:
+    """Return "pruned", "stopped" or "finished" for a run that is at step `step` and whose training ended without an error.
 
     - "pruned": the run was ended early, because it was worse than the median of the finished runs of its sweep.
-    - "stopped": the run ended at train.stop_at= or at its time limit, and can be continued.
+    - "stopped": the run ended at train.stop_at=, at its time limit or by a callback of the user, and can be continued.
     - "finished": the run reached its planned last step, or early stopping ended it.
 
     `ends` holds the callbacks that can end a run.
     """
     if ends.pruning is not None and ends.pruning.pruned:
         return "pruned"
-    cut = max(first, plan.last_step) < plan.horizon or ends.stopping.out_of_time
-    return "stopped" if cut and not ends.is_out_of_patience else "finished"
+    return "stopped" if step < plan.horizon and not ends.is_out_of_patience else "finished"

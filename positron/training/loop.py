@@ -99,9 +99,10 @@ def fit(
             ends = open_ends(session, plan, objective, records.rows, signals)
             if reason is not None:
                 logger.info(reason)
+                step = session.start.step
             else:
-                _train(session, plan, model, objective, tokenizer, records, ends, callbacks)
-            status = "pruned" if was_pruned else status_at_end(plan, ends, session.start.step)
+                step = _train(session, plan, model, objective, tokenizer, records, ends, callbacks)
+            status = "pruned" if was_pruned else status_at_end(plan, ends, step)
         except (Interrupted, LeftAtOnce) as interruption:
             status, error = "stopped", str(interruption)
             raise
@@ -154,8 +155,8 @@ def _train(
     records: Records,
     ends: Ends,
     callbacks: Sequence[L.Callback],
-) -> None:
-    """Train with Lightning, from the state `session.start` until one of the callbacks in `ends` stops the trainer."""
+) -> int:
+    """Train with Lightning, from the state `session.start` until a callback stops the trainer; return the last step."""
     warmup_steps = session.config.schedule.warmup_steps
     if warmup_steps >= plan.horizon:
         logger.warning(too_long_warmup(warmup_steps, plan.horizon, is_own=session.start.is_own))
@@ -171,6 +172,7 @@ def _train(
         logger.info(f"waiting for {counted(others, 'other machine')}; Ctrl-C ends the run")
         ends.stopping.signals.release()
     trainer.fit(module, Steps(objective, trainer), ckpt_path=session.start.checkpoint)
+    return trainer.global_step
 
 
 class Steps:

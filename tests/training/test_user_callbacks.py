@@ -138,3 +138,15 @@ def test_a_metric_that_is_not_a_number_is_named(tmp_path: Path, value: Any) -> N
     ):
         train(tiny(tmp_path, train__stop_at=2), tmp_path / "run", [Measures(value=value)])
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def stop(trainer: L.Trainer) -> None:
+    trainer.should_stop = True
+
+
+def test_a_run_that_a_callback_ends_is_stopped_and_can_be_continued(tmp_path: Path) -> None:
+    config = tiny(tmp_path, train__max_steps=4)
+    stopped = train(config, tmp_path / "run", [AtStep(3, stop)])
+    assert (stopped.status, stopped.step) == ("stopped", 3)
+    finished = train(config, tmp_path / "run", [AtStep(4, stop)])
+    assert (finished.status, finished.step) == ("finished", 4)

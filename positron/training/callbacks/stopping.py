@@ -22,7 +22,6 @@ class Stopping(L.Callback):
 
     def __init__(self, *, last_step: int, max_seconds: float | None, started: float, signals: Signals) -> None:
         self.last_step, self.max_seconds, self.started, self.signals = last_step, max_seconds, started, signals
-        self.out_of_time = False
         self._longest_step = 0.0
         self._last_end = 0.0
 
@@ -39,11 +38,9 @@ class Stopping(L.Callback):
         now = time.monotonic()
         self._longest_step = max(self._longest_step, now - self._last_end)  # validation and saving included
         self._last_end = now
-        if self.max_seconds is not None and trainer.global_step < self.last_step:
-            self.out_of_time = now - self.started + 1.5 * self._longest_step > self.max_seconds
-        stop = self.out_of_time
+        stop = self.max_seconds is not None and now - self.started + 1.5 * self._longest_step > self.max_seconds
         if trainer.world_size > 1:
-            stop = self.out_of_time = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
             if trainer.strategy.reduce_boolean_decision(bool(self.signals.received), all=False):
                 self.signals.received = self.signals.received or signal.SIGTERM  # another process received it
                 stop = True
