@@ -129,15 +129,16 @@ def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
 
 
 def refuse_before_start(session: Session, *, last_step: int, fingerprint: str) -> None:
-    """Raise UserError if the training text is not the one with which the run began, or if a new run has no step to train.
+    """Raise UserError if the run continues with another text than the one it began with, or if a new run has no step to train.
 
-    The second check is for a new run that starts from a checkpoint of another run (ckpt_path=): the checkpoint must be at an
-    earlier step than `last_step`, the last step of this run. `fingerprint`: the hash of the training text. Call this function
-    before a file of the run is changed.
+    The first check is for a run that has a checkpoint; without one, the run begins anew, with any text. The second check is for
+    a new run that starts from a checkpoint of another run (ckpt_path=): the checkpoint must be at an earlier step than
+    `last_step`, the last step of this run. `fingerprint`: the hash of the training text. Call this function before a file of
+    the run is changed.
     """
     run, start = session.run, session.start
     known = run.facts().data_fingerprint
-    if known and known != fingerprint:
+    if start.is_own and known and known != fingerprint:
         before, now = run.settings().data.path, session.config.data.path
         if before != now:
             raise UserError(

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from conftest import FAST, PATIENCE, tiny
@@ -425,6 +426,23 @@ def test_a_text_that_was_edited_since_is_refused(tmp_path):
     text.write_text("The dog sat on the mat.\n" * 400)
     with pytest.raises(UserError, match="has changed"):
         train(config, tmp_path / "run")
+
+
+class Fails(L.Callback):
+    def on_train_batch_end(self, *_):
+        raise ValueError("a mistake in the callback")
+
+
+def test_a_run_without_a_checkpoint_begins_anew_on_a_changed_text(tmp_path):
+    data = DataConfig(source="text", path=str(tmp_path / "my.txt"), dir=str(tmp_path / "data"), val_fraction=0.1)
+    for text, fraction in (("one ", 0.1), ("two ", 0.1), ("two ", 0.2)):
+        (tmp_path / "my.txt").write_text(text * 2000)
+        config = tiny(tmp_path, train__max_steps=1, data=dataclasses.replace(data, val_fraction=fraction))
+        with pytest.raises(ValueError, match="a mistake"):
+            train(config, tmp_path / "run", [Fails()])
+        assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert train(config, tmp_path / "run").status == "finished"
+    assert Run(tmp_path / "run").settings().data.val_fraction == 0.2
 
 
 def poisoned(steps, monkeypatch):
