@@ -278,20 +278,20 @@ class _Reader:
         """
         if is_list_of_texts(key):
             names = [name.strip().strip("'\"") for name in text.strip().removeprefix("[").removesuffix("]").split(",")]
-            return f"[{','.join(_quoted(name) for name in names if name)}]"
+            return f"[{','.join(quoted(name) for name in names if name)}]"
         parsed = _parsed(parser, key, text)
         if parsed is None:
             if is_text(key):
-                return _quoted(text)
+                return quoted(text)
             raise UserError(f"{key}='{text}' cannot be read; {expected(key)}")
         if parsed.is_sweep_override():
             if self.is_sweep:
                 self._check_values(key, parsed)
                 if is_text(key) and "\\" in text and not set(text) & set("'\"()[]{}"):  # such as C:\a.txt,C:\b.txt
-                    return ",".join(_quoted(value.strip()) for value in text.split(","))
+                    return ",".join(quoted(value.strip()) for value in text.split(","))
                 return text
             if is_text(key) and key != "name":
-                return _quoted(text)
+                return quoted(text)
             if is_list(key):
                 raise UserError(f"{key}={text}: write a list in brackets: '{key}=[{text}]'")
             raise UserError(self._several_values(key, text, parsed))
@@ -302,7 +302,7 @@ class _Reader:
         is_quoted = text == text.strip() and text[:1] in ("'", '"')
         as_is = value is None or value == text or is_quoted
         if is_text(key) and not as_is:
-            return _quoted(text)
+            return quoted(text)
         return text
 
     def _check_values(self, key: str, parsed: Any) -> None:
@@ -418,7 +418,7 @@ def _parsed(parser: OverridesParser, key: str, text: str) -> Any:
         return None
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Quote a text for Hydra's grammar, in which a backslash is an escape character only before a quote."""
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))

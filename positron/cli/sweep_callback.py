@@ -14,6 +14,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 
 from positron.cli.hydra_app import hydra_errors_as_ours
+from positron.cli.overrides import quoted
 from positron.cli.preflight import check_files, check_name, check_packages
 from positron.cli.request import read_request, typed_overrides
 from positron.config import DataConfig, LoggerConfig
@@ -88,7 +89,7 @@ class SweepTable(Callback):
         check_all_jobs(config, {override.key_or_group for override in parsed})
         if jobs is not None:
             _check_each_job(config, parsed)
-        _set(config, "sweep.dir", f"'{self.folder.as_posix()}'", self.folder.as_posix())
+        _set(config, "sweep.dir", quoted(self.folder.as_posix()), self.folder.as_posix())
         _share_machine(config, jobs)
         if "optuna" in config.hydra.sweeper._target_ and config.hydra.sweeper.sampler.get("seed", 0) is None:
             # with a fixed seed, a search that is started again asks for the same jobs, and finished jobs are not run again

@@ -127,6 +127,14 @@ def test_a_sweep_over_a_choice_keeps_its_jobs_in_one_folder_without_a_name(run_c
 
 
 @pytest.mark.slow
+def test_the_name_of_a_sweep_may_contain_an_apostrophe(run_command, tmp_path):
+    words = [word for word in SWEEP if not word.startswith(("name=", "train.max_steps="))]
+    result = run_command("train", *words, "name=it's", "train.max_steps=1", "seed=0,1")
+    assert result.code == 0, result.err
+    assert len(list((tmp_path / "outputs" / "sweeps" / "it's").glob("*/metrics.jsonl"))) == 2
+
+
+@pytest.mark.slow
 def test_tensorboard_gets_the_curves(run_command, tmp_path):
     result = run_command("train", *SWEEP[1:], "logger=tensorboard")
     assert result.code == 0, result.err
