@@ -27,7 +27,7 @@ SMALL = GPTConfig(vocab_size=50, context_length=16, d_model=16, n_layer=2, n_hea
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same run with all monitors, every third step, and without; with dropout, and 4 steps between logged ones."""
+    """The same run with all monitors, every third step, and without; with dropout, rows every 4 steps, a checkpoint at 10."""
     folder = tmp_path_factory.mktemp("monitors")
     plain = tiny(folder, train__max_steps=12, train__log_every=4, model__dropout=0.1, optimizer__weight_decay=0.0)
     plain = dataclasses.replace(plain, schedule=dataclasses.replace(plain.schedule, warmup_steps=0))
@@ -38,8 +38,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_training_does_not_notice(runs: tuple[Path, Path]) -> None:
     plain, watched = ({row["step"]: row for row in read_metrics(run / "metrics.jsonl")} for run in runs)
-    assert sorted(plain) == [4, 8, 12]
-    assert sorted(watched) == [3, 4, 6, 8, 9, 12]
+    assert sorted(plain) == [4, 8, 10, 12]
+    assert sorted(watched) == [3, 4, 6, 8, 9, 10, 12]
     for step, row in plain.items():
         for key in ("train/loss", "train/grad_norm", "val/loss"):
             assert row.get(key) == watched[step].get(key)
