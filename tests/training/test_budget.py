@@ -23,7 +23,6 @@ from positron.run.differences import differences
 from positron.run.facts import write_record
 from positron.run.folder import Run
 from positron.settings import from_dict
-from positron.system.disk import read_json
 from positron.system.errors import UserError
 from positron.train import configure, train
 from positron.training.budget import choose as budget
@@ -404,8 +403,8 @@ def test_a_run_of_an_older_version_with_given_and_auto_size_continues(ended, tmp
     run = Run(tmp_path / "run")
     write_record(run.config_path, {**run.config(), "given": ["model"], "auto_size": True})
     assert differences(run, run.settings()) == []
-    train(asked(ended), run.folder, asked=AUTO)
-    assert {"given", "auto_size"}.isdisjoint(read_json(run.config_path))
+    assert train(asked(ended), run.folder, asked=AUTO).status == "finished"
+    assert {"given", "auto_size"}.isdisjoint(run.config())
 
 
 @pytest.mark.parametrize(("key", "value"), [("model.d_model", 96), ("optimizer.lr", 0.5), ("train.batch_tokens", 64)])
