@@ -11,7 +11,7 @@ from pathlib import Path
 
 from positron.system.commands import command, module_of
 from positron.system.console import one_line
-from positron.system.exits import errors_as_one_line
+from positron.system.exits import errors_as_one_line, import_errors_in_one_line
 from positron.version import __version__
 
 COMMANDS = (
@@ -61,6 +61,7 @@ def main() -> None:
     words = sys.argv[1:]
     if words and words[0] in COMMANDS:
         sys.argv = sys.argv[1:]
+        import_errors_in_one_line()
         # as the main module of the process, so that Lightning starts further processes with the same command
         runpy.run_module(f"positron.{module_of(words[0])}", run_name="__main__", alter_sys=True)
         return

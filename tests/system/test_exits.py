@@ -55,3 +55,25 @@ def test_a_handler_of_the_caller_is_kept(handler):
             assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signals to other processes")
+@pytest.mark.parametrize("start", ["from positron.cli import main; main()", "-m"])
+def test_ctrl_c_while_a_command_is_imported_prints_one_line(tmp_path, start):
+    """A module that the command imports first stands in for the moment of the signal."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Interrupt:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'positron.cli.hydra_app':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt)\n"
+    )
+    words = ["-m", "positron.train"] if start == "-m" else ["-c", start, "train"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    result = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert result.stderr == "positron: interrupted\n"
+    assert result.returncode == -signal.SIGINT  # a shell reports 130
