@@ -59,6 +59,7 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     """
     check_name(folder)
     run = Run(folder)
+    run.refuse_lost_settings()
     config = with_source(config, folder, asked)
     if not config.is_tuning:
         config = restore_choice(config, asked, run)

@@ -19,7 +19,7 @@ from positron.run.facts import (
     write_record,
 )
 from positron.run.kept_weights import KeptWeights, kept_weights
-from positron.run.paths import RunPaths
+from positron.run.paths import CONFIG, RunPaths
 from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.disk import expanded, make_folder, read_json
@@ -157,6 +157,17 @@ class Run(RunPaths):
         path = self.facts_path
         if path.exists() and not read_facts(path)[1]:
             raise UserError(damage(path))
+
+    def refuse_lost_settings(self) -> None:
+        """Raise UserError if the folder contains checkpoints but no `config.json`; a new training would erase them."""
+        newest = max(self.checkpoint_folder.glob("*.ckpt"), default=None)  # best.ckpt sorts before step-000040.ckpt
+        if newest is not None and not self.exists:
+            raise UserError(
+                one_line(
+                    f"{self.folder} contains checkpoints ({newest.name}) but no {CONFIG}, so it cannot be continued: "
+                )
+                + f"restore {CONFIG} from a copy, give another name=, or delete {self.folder} to train again from the beginning"
+            )
 
     def update(self, **facts: Any) -> None:
         """Write facts into `run.json`: `run.update(status="stopped", val_bpb=1.2)`; see `facts.update_facts`."""

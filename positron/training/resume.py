@@ -161,11 +161,12 @@ def decide_start(run: Run, config: RunConfig) -> Start:
     The run starts from its newest checkpoint. If it has no checkpoint, it starts from the checkpoint that ckpt_path= names,
     else from the weights of the run that init_from= names, else with new weights at step 0.
 
-    Raises UserError in four cases: a file that the start needs is missing or damaged; `resume=` forbids the start; the run has
-    a checkpoint and was started with other settings (train.extend=true permits a larger train.max_steps=); or the start would
-    overwrite or lose checkpoints and metrics of the run. Raises Diverged, with the recorded message, if the run has diverged
-    before with the same settings, because it would diverge again.
+    Raises UserError in four cases: a file that the start needs is missing or damaged, such as config.json of a run with
+    checkpoints; `resume=` forbids the start; the run has a checkpoint and was started with other settings (train.extend=true
+    permits a larger train.max_steps=); or the start would overwrite or lose checkpoints and metrics of the run. Raises
+    Diverged, with the recorded message, if the run has diverged before with the same settings, because it would diverge again.
     """
+    run.refuse_lost_settings()
     newest = newest_checkpoint(run.checkpoint_folder) if run.exists else None
     if newest is None:
         _refuse_lost_checkpoints(run)

@@ -22,7 +22,16 @@ from conftest import FAST, PATIENCE, tiny
 from faults import full_disk
 from traces import same, trace, weights
 
-from positron.config import DataConfig, GPTConfig, LoggerConfig, PrecisionConfig, SweepConfig, TensorboardConfig
+from positron.cli.preflight import check
+from positron.config import (
+    Asked,
+    DataConfig,
+    GPTConfig,
+    LoggerConfig,
+    PrecisionConfig,
+    SweepConfig,
+    TensorboardConfig,
+)
 from positron.evaluation import plots, report
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
@@ -653,6 +662,21 @@ def test_a_finished_run_without_its_checkpoints_is_refused(tmp_path, whole):
     before = snapshot(folder)
     with pytest.raises(UserError, match="its checkpoints are missing, though it was trained to step 40"):
         train(tiny(whole.parent), folder)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("resume", ["auto", "must", "never"])
+def test_checkpoints_without_settings_are_refused_and_kept(tmp_path, whole, resume):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    (folder / "config.json").unlink()
+    before, config = snapshot(folder), dataclasses.replace(tiny(whole.parent), resume=resume)
+    message = (
+        r"contains checkpoints \(step-000040\.ckpt\) but no config\.json, .*: restore .* another name=, or delete "
+    )
+    with pytest.raises(UserError, match=message):
+        check(config, folder, Asked())
+    with pytest.raises(UserError, match=message):
+        train(config, folder)
     assert snapshot(folder) == before
 
 
