@@ -64,7 +64,7 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     if not config.is_tuning:
         config = restore_choice(config, asked, run)
     if run.exists and run.has_checkpoint and config.resume != "never":
-        refuse_differences(run, config)
+        refuse_differences(run, config, asked.given)
     if not run.exists:
         check_files(config.data, asked.given)
     check_packages(config.logger)

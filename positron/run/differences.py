@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from positron.config import RunConfig
@@ -47,20 +48,22 @@ def differences(run: Run, config: RunConfig) -> list[str]:
     """
     resolved = run.resolved()
     recorded, requested = (learned_settings(settings, resolved) for settings in (run.settings(), config))
+    asked = {f"train.{name}": getattr(config.train, name) for name in _RESOLVED}  # shown as the command gives them
     ignored = TEXT_LOCATION if run.facts().data_fingerprint else set()
     keys = [key for key in {**recorded, **requested} if key not in ignored]
     return [
-        one_line(f"{key}: {_shown(recorded.get(key))} -> {_shown(requested.get(key))}", 200)
+        one_line(f"{key}: {_shown(recorded.get(key))} -> {_shown(asked.get(key, requested.get(key)))}", 200)
         for key in keys
         if str(recorded.get(key)) != str(requested.get(key))
     ]
 
 
-def refuse_differences(run: Run, config: RunConfig) -> list[str]:
+def refuse_differences(run: Run, config: RunConfig, given: Iterable[str] = ()) -> list[str]:
     """Raise UserError if `config` is for another command than the one that trained the run, or changes what the run learns.
 
     One change is accepted: if `train.extend` is set, `train.max_steps` may be larger. Returns a list with a description
-    of this change, or an empty list if there is none.
+    of this change, or an empty list if there is none. `given`: the keys of the command line, which the message names before
+    other keys.
     """
     _refuse_another_command(run, config)
     changed = differences(run, config)
@@ -91,7 +94,7 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
                 if changed == extended
                 else f"{advice} (train.max_steps may be larger with train.extend=true)"
             )
-        refused = _without_consequences(refused)
+        refused = sorted(_without_consequences(refused), key=lambda change: _rank(change, given))
         remainder = f"; and {len(refused) - _SHOWN_DIFFERENCES} more" if len(refused) > _SHOWN_DIFFERENCES else ""
         shown = "; ".join(refused[:_SHOWN_DIFFERENCES])
         raise UserError(
@@ -112,6 +115,12 @@ def _without_consequences(changes: list[str]) -> list[str]:
         for change in changes
         if change.split(".")[0] not in decided or change.startswith(tuple(f"{key}: " for key in _DECIDING_KEYS))
     ]
+
+
+def _rank(change: str, given: Iterable[str]) -> int:
+    """Return the place of a change `key: old -> new` in the message: first budget=, then the keys `given`, then the others."""
+    key = change.split(": ")[0]
+    return 0 if key == "budget" else 1 if any(f"{key}.".startswith(f"{each}.") for each in given) else 2
 
 
 def _refuse_another_command(run: Run, config: RunConfig) -> None:

@@ -584,6 +584,29 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
     assert any(difference.startswith("data.path") for difference in differences(run, moved))
 
 
+def test_a_batch_size_that_the_command_leaves_out_is_shown_as_auto(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    config = tiny(tmp_path, train__batch_tokens=10)  # a step trains on one sequence of 32 tokens
+    resolved = {"max_steps": 40, "batch_tokens": 32, "micro_batch_size": 1}
+    run = made_run(tmp_path / "made", config, resolved=resolved)
+    left_out = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_tokens="auto"))
+    assert differences(run, left_out) == ["train.batch_tokens: 10 -> auto"]
+
+
+def test_changed_settings_that_the_command_line_gives_are_named_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    config = dataclasses.replace(tiny(tmp_path), budget="10m")
+    run = made_run(tmp_path / "made", config)
+    model = dataclasses.replace(config.model, d_model=64, n_layer=4, n_head=8, n_kv_head=2)
+    changed = dataclasses.replace(config, model=model, optimizer=OptimizerConfig(lr=0.1), budget="20m")
+    with pytest.raises(UserError, match=r"\(budget: 10m -> 20m; model\.n_head: .*; optimizer\.lr: .*; and \d more\)"):
+        check(changed, run.folder, Asked(given={"optimizer.lr": "0.1", "model.n_head": "8"}))
+    with pytest.raises(UserError, match=r"\(budget: .*; model\.\w+: .*; model\.\w+: .*; and \d more\)"):
+        check(changed, run.folder, Asked(given={"model": "small"}))
+
+
 def test_data_field_is_refused_where_no_file_has_fields(tmp_path):
     (tmp_path / "a.txt").write_text("Once upon a time")
     (tmp_path / "b.jsonl").write_text('{"body": "Once"}')
