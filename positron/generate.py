@@ -66,19 +66,29 @@ def read_prompt(options: argparse.Namespace) -> str:
     Standard input is read if the argument is `-`. It is also read if neither the argument nor --file is given, and standard
     input is not a terminal. If none of these gives a prompt, or standard input is empty, return "Once upon a time".
 
-    Raises UserError if the prompt cannot be read, or if both the argument and --file are given.
+    Raises UserError if the prompt cannot be read, if both the argument and --file are given, or if the user asks for a prompt
+    from a file or from standard input (`-`), and it is empty.
     """
     if options.file is not None:
         if options.prompt is not None:
             raise UserError("a prompt and --file were both given: give one of them")
         try:
-            return decoded(Path(options.file).read_bytes(), f"--file {options.file}").rstrip("\n")
+            prompt = decoded(Path(options.file).read_bytes(), f"--file {options.file}").rstrip("\n")
         except (OSError, ValueError) as error:
             reason = why_unreadable(error) if isinstance(error, OSError) else error
             raise UserError(f"cannot read --file {options.file}: {reason}") from error
-    if options.prompt == "-" or (options.prompt is None and not sys.stdin.isatty()):
+        return _not_empty(prompt, f"--file {options.file}")
+    if options.prompt == "-":
+        return _not_empty(read_standard_input("the prompt").rstrip("\n"), "standard input")
+    if options.prompt is None and not sys.stdin.isatty():  # it may be empty, as in a program without a terminal
         return read_standard_input("the prompt").rstrip("\n") or FIRST_WORDS
     return FIRST_WORDS if options.prompt is None else argument(options.prompt, "the prompt")
+
+
+def _not_empty(prompt: str, source: str) -> str:
+    if not prompt:
+        raise UserError(f"{source} is empty: give a text there, or give the prompt as an argument")
+    return prompt
 
 
 def refuse_unused_by_compare() -> None:

@@ -45,6 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["\udcff bad"], "the prompt is not UTF-8: byte 0 is 0xff"),
         (["Tom \udce9t\udce9"], "the prompt is not UTF-8: byte 4 is 0xe9"),
         (["--file", "utf16.txt"], "is not UTF-8: byte 0 is 0xff; it looks like UTF-16"),
+        (["--file", "empty.txt"], "--file empty.txt is empty: give a text there, or give the prompt as an argument"),
+        (["-"], "standard input is empty: give a text there, or give the prompt as an argument"),
         (["--file", "latin.txt"], "is not UTF-8: byte 4 is 0xe9; give it as UTF-8"),
         (
             ["Once", "upon"],
@@ -65,6 +67,8 @@ def test_what_generate_cannot_use_is_refused_in_one_line_before_the_run_is_loade
     from positron import generate
 
     (folder / "utf16.txt").write_bytes("Tom".encode("utf-16"))
+    (folder / "empty.txt").write_bytes(b"\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     (folder / "latin.txt").write_bytes("Tom était".encode("latin-1"))
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["generate", *arguments, "--run", "no such run"])
