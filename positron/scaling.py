@@ -35,8 +35,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--predict",
         metavar="N[,D]",
-        help="predict the loss of a model with N parameters after D training tokens (default: twice the size of the largest "
-        "run)",
+        help="predict the loss of a model with N parameters after D training tokens (default: twice the parameters of the "
+        "largest run, or twice its tokens if all runs have the same number of parameters)",
     )
     parser.add_argument(
         "--png",
@@ -214,7 +214,7 @@ def lines(law: Law, facts: dict[str, Any]) -> list[str]:
     n, d = facts["next"]["parameters"], facts["next"]["tokens"]
     out += [
         "",
-        f"{amount(n)} parameters, {amount(d)} tokens: {facts['next']['bpb']:.4f} bits per byte"
+        f"prediction for {amount(n)} parameters and {amount(d)} tokens: {facts['next']['bpb']:.4f} bits per byte"
         + _between(facts["next"]["interval"], ".4f"),
     ]
     if "best_split" in facts:

@@ -223,6 +223,7 @@ def test_the_command_shows_the_law_of_a_sweep_and_predicts_the_next_size(tmp_pat
     assert "E      0.2000, the entropy of the text in bits per byte" in out
     assert "alpha  0.400 ± 0.000" in out
     assert "every model saw about 20 tokens for each parameter" in out
+    assert "\nprediction for " in out  # a size of no run of the table
     assert (folder / "scaling.png").read_bytes().startswith(b"\x89PNG")
     code, out, _ = said(monkeypatch, capsys, str(folder), "--json", "--png", str(tmp_path / "x.png"))
     facts = json.loads(out)
