@@ -134,7 +134,7 @@ def refuse_before_start(session: Session, *, last_step: int, fingerprint: str) -
     The first check is for a run that has a checkpoint; without one, the run begins anew, with any text. The second check is for
     a new run that starts from a checkpoint of another run (ckpt_path=): the checkpoint must be at an earlier step than
     `last_step`, the last step of this run. `fingerprint`: the hash of the training text. Call this function before a file of
-    the run is changed.
+    the run is changed. If the run continues, its step is logged.
     """
     run, start = session.run, session.start
     known = run.facts().data_fingerprint
@@ -153,6 +153,8 @@ def refuse_before_start(session: Session, *, last_step: int, fingerprint: str) -
             f"{start.checkpoint} is at step {start.step} and this run would end at step {last_step}: nothing is left to "
             f"train; give train.max_steps= (and train.stop_at=, if it is set) above {start.step}"
         )
+    if start.is_own and start.checkpoint is not None:
+        logger.info(f"resuming {run.folder} at step {start.step} from {start.checkpoint.name}")
 
 
 def decide_start(run: Run, config: RunConfig) -> Start:
@@ -187,7 +189,6 @@ def decide_start(run: Run, config: RunConfig) -> Start:
                 assert_never(config.resume)
         _refuse_damage(run)
         _refuse_differences(run, config, step)
-        logger.info(f"resuming {run.folder} at step {step} from {newest.name}")
         return Start(checkpoint=newest, tokenizer_from=run, step=step, is_own=True, resolved=run.resolved())
     match config.resume:
         case "auto" | "never":

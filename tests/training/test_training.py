@@ -704,6 +704,7 @@ def test_an_extension_that_is_refused_later_changes_nothing(tmp_path):
     with pytest.raises(UserError, match="has changed"):
         train(longer, tmp_path / "run")
     assert snapshot(tmp_path / "run") == before
+    assert "resuming" not in (tmp_path / "run" / "train.log").read_text()
 
 
 @pytest.mark.parametrize("changes", [{}, {"train__max_steps": 20}, {"train__max_steps": 80, "train__stop_at": 40}])
