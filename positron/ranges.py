@@ -73,16 +73,17 @@ def first_complaint(settings: Any) -> str | None:
     cls: Any = type(settings)
     for name, hint in _hints(cls).items():
         value = getattr(settings, name)
-        if complaint := _complaint(hint, value):
+        if complaint := complaint_about(hint, value):
             return f"{name}={list(value) if isinstance(value, tuple) else value} {complaint}"
     return None
 
 
-def _complaint(hint: Any, value: Any) -> str | None:
+def complaint_about(hint: Any, value: Any) -> str | None:
+    """Return the condition that a setting of the type `hint` violates with `value`, or None. See `first_complaint`."""
     if isinstance(value, tuple):
         inner = typing.get_args(hint)
         hints = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
-        return next(filter(None, map(_complaint, hints, value)), None)
+        return next(filter(None, map(complaint_about, hints, value)), None)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     marks = list(_marks(hint))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from positron.config import Asked, RunConfig
+from positron.ranges import complaint_about
 from positron.system.commands import command
 from positron.system.errors import UserError
 
@@ -212,12 +213,15 @@ def _keys_of(cls: type, prefix: str = "") -> list[str]:
     return keys
 
 
-def type_of(key: str) -> Any:
-    """Return the type hint of a key that users can set, such as `optimizer.lr`. Raises KeyError for an unknown key."""
+def type_of(key: str, *, with_range: bool = False) -> Any:
+    """Return the type hint of a key that users can set, such as `optimizer.lr`. Raises KeyError for an unknown key.
+
+    `with_range`: keep the range of a number (see positron/ranges.py) in the type hint.
+    """
     cls: Any = Asked if key in BESIDE_VALUES else RunConfig
     hint: Any = None
     for name in key.split("."):
-        hint = typing.get_type_hints(cls)[name]
+        hint = typing.get_type_hints(cls, include_extras=with_range)[name]
         inner = [option for option in _alternatives(hint) if dataclasses.is_dataclass(option)]
         cls = inner[0] if inner else object
     return hint
@@ -239,8 +243,10 @@ def is_group(key: str) -> bool:
 
 
 def check_value(key: str, value: Any) -> None:
-    """Raise UserError if `value` does not have the type of the setting `key`."""
-    _convert(type_of(key), value, key)
+    """Raise UserError if `value` does not have the type of the setting `key`, or if a number is outside of its range."""
+    converted = _convert(type_of(key), value, key)
+    if complaint := complaint_about(type_of(key, with_range=True), converted):
+        raise UserError(f"{key}={value} {complaint}")
 
 
 def is_list(key: str) -> bool:

@@ -306,7 +306,7 @@ class _Reader:
         return text
 
     def _check_values(self, key: str, parsed: Any) -> None:
-        """Raise UserError if a value of a sweep has the wrong type, before the jobs with the other values are trained.
+        """Raise UserError if a value of a sweep has the wrong type or range, before the jobs with the other values are trained.
 
         `parsed` is the override of `key`, as Hydra parsed it. Only values that it lists, as in 1,2, are checked. A range or an
         interval of numbers has no list, and is not checked.

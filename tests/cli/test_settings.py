@@ -726,6 +726,8 @@ def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, 
             ("-m", "train.max_steps=1e3,2e3"),
             "train.max_steps=1000 is not written as a whole number: give train.max_steps=1000",
         ),
+        (("-m", "optimizer.lr=1e-3,-1"), "optimizer.lr=-1 must be positive"),
+        (("-m", "train.max_steps=auto,0"), "train.max_steps=0 must be at least 1"),
         (("-m", "seed=0,1.5"), "seed=1.5 is not a possible value: give a whole number"),
     ],
 )
