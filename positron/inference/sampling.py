@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from positron.inference.arguments import real_number, unknown, whole_number
+from positron.inference.arguments import real_number, shown, unknown, whole_number
 from positron.system.errors import UserError
 
 
@@ -163,7 +163,9 @@ class Sampling:
                 f"{MIN_TEMPERATURE:g}"
             )
         if self.top_k is not None:
-            self._set("top_k", whole_number("top_k", self.top_k, minimum=1))
+            count = self._set("top_k", whole_number("top_k", self.top_k))
+            if count < 1:
+                raise UserError(f"top_k must be at least 1, not {shown(count)} (for no limit, leave it out)")
         for name in ("top_p", "min_p"):
             if getattr(self, name) is not None:
                 share = self._set(name, real_number(name, getattr(self, name)))

@@ -166,6 +166,7 @@ def test_an_empty_batch_is_an_empty_list(draft: bool) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"top_k": 0}, r"top_k must be at least 1, not 0 \(for no limit, leave it out\)"),
     ({"top_k": 40.0}, "top_k must be a whole number, not 40.0"),
     ({"top_k": "40"}, "top_k must be a whole number, not '40'"),
     ({"top_k": True}, "top_k must be .*, not True"),
