@@ -259,7 +259,10 @@ class _Reader:
                 if group in self.optional
                 else f"every run needs a choice of {group}=; choices: "
             )
-        return f"there is no {group}={name}: {hint}{', '.join(self._usable(group))}"
+        other = "; optimizer=custom optimizer._target_=torch.optim.SGD uses any other optimizer of torch"
+        return (
+            f"there is no {group}={name}: {hint}{', '.join(self._usable(group))}{other if group == 'optimizer' else ''}"
+        )
 
     def _usable(self, group: str) -> list[str]:
         """Return those choices of the setting `group`, such as `data`, that the command can use.
