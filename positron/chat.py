@@ -70,7 +70,7 @@ def main() -> None:
         from positron.run.load import load_draft
 
         runs = find_runs(options.run)
-        announce(runs[0], options.run)
+        announce(runs[0], options.run, question)
         chats = all_chat(runs)
         from positron.inference.dialogue import Dialogue
         from positron.inference.text_model import Writer

@@ -127,7 +127,7 @@ def continue_prompt(options: argparse.Namespace) -> None:
     from positron.run.load import load_draft
 
     runs = find_runs(options.run)
-    announce(runs[0], options.run)
+    announce(runs[0], options.run, prompt)
     model, tokenizer, paths = load_models(runs)
     from positron.inference.text_model import Writer
 

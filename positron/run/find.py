@@ -116,12 +116,14 @@ def no_checkpoint(run: Run, setting: str, alternative: str) -> UserError:
     return UserError(one_line(f"{setting}, but there is no run {run.folder}: {hint}, or {alternative}"))
 
 
-def announce(run: Run, named: str | None) -> None:
-    """Log which run is used, if the user named no run (`named` is None)."""
+def announce(run: Run, named: str | None, prompt: str | None = None, outputs: Path = OUTPUTS) -> None:
+    """Log which run is used, if the user named no run (`named` is None). Also log if `prompt` is the name of a run."""
     if named is None:
         logger.info(
             f"no run was named: using {run.folder}, trained last ({progress_of(run)}); --run NAME selects another"
         )
+        if prompt is not None and prompt.removeprefix(f"{outputs}/").rstrip("/") in _names(outputs):
+            logger.info(f"{prompt} is read as a text to continue or answer; --run {prompt} uses the run of this name")
 
 
 def progress_of(run: Run) -> str:

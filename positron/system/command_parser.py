@@ -13,6 +13,21 @@ from typing import NoReturn
 from positron.system.commands import command, in_user_form
 from positron.system.errors import UserError
 
+# The names that llama.cpp, nanoGPT, transformers and other tools give to the options of Positron.
+_OTHER_NAMES = {
+    "run": "-m --model --model-path --model-name-or-path --model-dir --ckpt --checkpoint --out-dir",
+    "max-tokens": "-n --n-predict --predict --max-new-tokens --max-length --num-tokens",
+    "num-samples": "--n-samples --num-return-sequences",
+    "file": "-f",
+    "seed": "-s",
+    "repetition-penalty": "--repeat-penalty",
+    "last-n": "--repeat-last-n",
+    "system": "-sys --system-prompt",
+}
+_NAME_OF = {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
+_OF_A_PROMPT = ("-p", "--prompt", "--start")
+_OF_A_CHAT = ("-i", "--interactive", "--interactive-first", "-cnv", "--conversation")
+
 
 class CommandParser(argparse.ArgumentParser):
     """Parse options as argparse does, but raise UserError instead of printing the usage and exiting."""
@@ -42,10 +57,20 @@ class CommandParser(argparse.ArgumentParser):
         options = [option[2:] for option in self._option_string_actions if option.startswith("--")]
         similar = difflib.get_close_matches(wrong[1], options, 1, 0.6) if wrong else []
         advice = f"did you mean --{similar[0]}?" if similar else f"{self.prog} --help lists all options"
-        if re.match(r"unrecognized arguments: [^-]", message) and any(
-            a.dest == "prompt" for a in self._get_positional_actions()
-        ):
-            advice = "put a prompt of several words in quotes"
+        word = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
+        positional = {action.dest for action in self._get_positional_actions()}
+        if (name := _NAME_OF.get(word)) in options:
+            advice = f"did you mean --{name}?"
+        elif name == "run" and positional & {"run", "runs"}:
+            advice = f"name the run without {word}"
+        elif word in _OF_A_PROMPT and positional & {"prompt", "question"}:
+            advice = f"give the text without {word}, in quotes"
+        elif word in _OF_A_CHAT and "prompt" in positional:
+            advice = f"{command('chat')} is the command for a conversation"
+        elif wrong is None and message.startswith("unrecognized") and not positional and "run" in options:
+            advice = f"did you mean --run {word}?"
+        if re.match(r"unrecognized arguments: [^-]", message) and positional & {"prompt", "question"}:
+            advice = "put a text of several words in quotes"
             key, equal, text = message.removeprefix("unrecognized arguments: ").partition("=")
             if equal and (similar := difflib.get_close_matches(key.replace("_", "-"), options, 1, 0.6)):
                 advice = f"did you mean --{similar[0]} {text}?"

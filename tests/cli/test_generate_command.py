@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--file", "latin.txt"], "is not UTF-8: byte 4 is 0xe9; give it as UTF-8"),
         (
             ["Once", "upon"],
-            "unrecognized arguments: upon; put a prompt of several words in quotes, and name the run with --run",
+            "unrecognized arguments: upon; put a text of several words in quotes, and name the run with --run",
         ),
         (["Once", "max_tokens=4"], "unrecognized arguments: max_tokens=4; did you mean --max-tokens 4?"),
         (["Tom", "--stop", ""], "an empty stop string"),
@@ -78,6 +80,40 @@ def test_what_generate_cannot_use_is_refused_in_one_line_before_the_run_is_loade
     shown = capsys.readouterr().err
     assert says in shown
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("generate", ["-p", "Tom"], "give the text without -p, in quotes"),
+        ("generate", ["--start=Tom"], "give the text without --start, in quotes"),
+        ("chat", ["--prompt", "Tom"], "give the text without --prompt, in quotes"),
+        ("generate", ["-m", "r"], "did you mean --run?"),
+        ("generate", ["Tom", "--n-predict", "9"], "did you mean --max-tokens?"),
+        ("generate", ["--interactive"], "chat is the command for a conversation"),
+        ("evaluate", ["r"], "did you mean --run r?"),
+        ("bench", ["r"], "did you mean --run r?"),
+        ("look", ["-m", "r"], "name the run without -m"),
+    ],
+)
+def test_options_of_other_tools_and_a_run_without_an_option_are_answered_with_the_way_to_give_them(
+    name: str, arguments: list[str], says: str
+) -> None:
+    with pytest.raises(UserError, match=f"; .*{re.escape(says)}$"):
+        importlib.import_module(f"positron.{name}").arguments().parse_args(arguments)
+
+
+def test_a_prompt_that_is_the_name_of_a_run_is_said_to_be_a_text(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from positron import generate
+
+    monkeypatch.chdir(folder)
+    for words in (["r"], ["outputs/r"], ["Tom"], ["r", "--run", "r"]):
+        monkeypatch.setattr(sys, "argv", ["generate", *words, "--max-tokens", "1"])
+        generate.main()
+        is_said = f"{words[0]} is read as a text" in capsys.readouterr().err
+        assert is_said == (words in (["r"], ["outputs/r"]))
 
 
 def prompt_of(*arguments: str) -> str:
