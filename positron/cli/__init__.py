@@ -41,6 +41,18 @@ COMMANDS = (
 )
 
 
+# The names of commands in other tools, such as nanoGPT's sample.py.
+_OTHER_NAMES = {
+    "sample": "generate",
+    "inference": "generate",
+    "finetune": "sft",
+    "fine-tune": "sft",
+    "dpo": "prefer",
+    "grpo": "reinforce",
+    "resume": "train",
+    "continue": "train",
+}
+
 MODULES = tuple(map(module_of, COMMANDS))
 
 
@@ -75,8 +87,8 @@ def _answer(words: list[str]) -> None:
         print(f"Positron {__version__}")
         return
     if words and words not in (["--help"], ["-h"]):
-        similar = difflib.get_close_matches(words[0], COMMANDS, 1, 0.6)
-        hint = f"did you mean {command(similar[0], *words[1:])}?" if similar else "positron --help lists the commands"
+        same = _OTHER_NAMES.get(words[0]) or next(iter(difflib.get_close_matches(words[0], COMMANDS, 1, 0.6)), None)
+        hint = f"did you mean {command(same, *words[1:])}?" if same else "positron --help lists the commands"
         print(f"positron: there is no command {one_line(words[0])}: {one_line(hint)}", file=sys.stderr)
         raise SystemExit(2)
     print(f"Positron {__version__}: train, understand, fine-tune and talk to a small GPT\n")

@@ -903,8 +903,18 @@ def test_positron_alone_lists_every_command_with_a_line_each(capsys, monkeypatch
     assert "python -m positron.train" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("typed", "module"), [("trian", "train"), ("import_", "import_"), ("improt", "import_")])
-def test_the_command_proposed_for_a_misspelt_one_exists(typed, module, capsys, monkeypatch):
+_PROPOSED = {
+    "trian": "train",
+    "import_": "import_",
+    "improt": "import_",
+    "sample": "generate",
+    "finetune": "sft",
+    "resume": "train",
+}
+
+
+@pytest.mark.parametrize(("typed", "module"), _PROPOSED.items())
+def test_the_command_proposed_for_a_misspelt_one_or_one_of_another_tool_exists(typed, module, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["positron", typed, "--help"])
     with pytest.raises(SystemExit, match="2"):
         list_commands()
