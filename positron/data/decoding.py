@@ -62,7 +62,7 @@ class Reading:
     def choice_of(self, fields: Sequence[str]) -> str:
         """Return advice for a file without the requested field, such as `give data.field=body`; `fields` are the file's fields.
 
-        If the user cannot set `data.field`, the advice is to give another file.
+        If the user cannot set `data.field`, the advice is to rename the field, or to give another file.
         """
         listed = one_line(", ".join(fields), 200)
         match self.has_settings, len(fields):
@@ -71,7 +71,7 @@ class Reading:
             case False, 0:
                 return "give a file with a text in this field; this file has no fields"
             case False, _:
-                return f"give a file with a text in this field; this file has: {listed}"
+                return f'rename the field or column with the text to "{self.field}" (the file has: {listed})'
             case True, 1:
                 several = (
                     ", if all files have this field; otherwise leave this file out" if self.is_one_of_several else ""
@@ -227,7 +227,7 @@ def _refuse_binary(head: bytes, path: Path) -> None:
     for mark, encoding in _BOMS:
         if head.startswith(mark):
             raise UserError(f"{shown} is {encoding}, not UTF-8: {_convert(path, encoding)}")
-    kind = describe_binary(head)
+    kind = describe_binary(head, path)
     if kind is not None and compression_of(path) is None:
         raise UserError(f"{shown} is {kind}")
     head = head[:8192]

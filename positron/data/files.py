@@ -121,22 +121,26 @@ class FileSource:
         message.
         """
         documents = characters = 0
+        is_blank = True
         sizes, is_val = [0, 0], None  # characters for training and for validation
         for text, ends in self._pieces():
+            is_blank = is_blank and not text.strip()
             is_val = is_validation(text, self.seed, self.val_fraction) if is_val is None else is_val
             sizes[is_val] += len(text)
             is_val = None if ends else is_val
             documents, characters = documents + ends, characters + len(text)
             is_large = documents >= SURVEY_DOCUMENTS or characters >= SURVEY_CHARS
-            if is_large and documents >= MIN_DOCUMENTS and all(sizes):
+            if is_large and documents >= MIN_DOCUMENTS and all(sizes) and not is_blank:
                 return Split(None, is_new=False)
-        if characters == 0:
+        if is_blank:
             if any(format_of(file) not in (None, "text") for file in self.files):
                 raise UserError(
                     f"{one_line(label)} contains no text in the field {self.reading.field_name}: give the name of another "
                     "field as data.field=, or another file"
                 )
-            raise UserError(f"{one_line(label)} contains no text: give a file with text")
+            raise UserError(
+                f"{one_line(label)} contains no text{', only blanks' if characters else ''}: give a file with text"
+            )
         if documents >= MIN_DOCUMENTS and _is_balanced(sizes, self.val_fraction):
             return Split(None, is_new=False)
         return self._place_of(characters, was_drawn=documents >= MIN_DOCUMENTS)

@@ -259,7 +259,7 @@ def looks_like_text(path: Path) -> bool:
     """Tell whether the first 8 KiB of a file are UTF-8 without zero bytes and not the beginning of a known binary format."""
     with path.open("rb") as file:
         head = file.read(8192)
-    return b"\0" not in head and describe_binary(head) is None and _is_utf8_prefix(head)
+    return b"\0" not in head and describe_binary(head, path) is None and _is_utf8_prefix(head)
 
 
 def _is_utf8_prefix(head: bytes) -> bool:
@@ -272,7 +272,7 @@ def _is_utf8_prefix(head: bytes) -> bool:
 
 _MAGIC = {
     b"%PDF-": "a PDF: extract its text first, with pdftotext for instance",
-    b"PK\x03\x04": "a zip archive (also .docx, .epub, .odt): unpack it, or save it as plain text",
+    b"PK\x03\x04": "a zip archive: unpack it",
     b"\x1f\x8b": "compressed by gzip: let its name end in .gz",
     b"\x28\xb5\x2f\xfd": "compressed by zstd: let its name end in .zst",
     b"BZh": "compressed by bzip2: unpack it with bunzip2",
@@ -285,9 +285,15 @@ _MAGIC = {
 }
 
 
-def describe_binary(head: bytes) -> str | None:
-    """Return the kind of a binary file that begins with the bytes `head`, and advice on how to read it.
+_WORD_PROCESSOR = "a document of a word processor"
+_ZIPPED_DOCUMENTS = {".docx": _WORD_PROCESSOR, ".odt": _WORD_PROCESSOR, ".epub": "an e-book"}
+
+
+def describe_binary(head: bytes, path: Path) -> str | None:
+    """Return the kind of the binary file `path`, which begins with the bytes `head`, and advice on how to read it.
 
     Returns None if the kind is unknown.
     """
+    if head.startswith(b"PK\x03\x04") and path.suffix.lower() in _ZIPPED_DOCUMENTS:
+        return f"{_ZIPPED_DOCUMENTS[path.suffix.lower()]}: save it as plain text (.txt)"
     return next((description for magic, description in _MAGIC.items() if head.startswith(magic)), None)

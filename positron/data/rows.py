@@ -193,7 +193,10 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
         if isinstance(row, dict):
             advice = reading.choice_of(list(row)) if place[1] == 1 else "add it, or remove this row"
         else:
-            advice = f"the row is {_KINDS[type(row)]}, not an object with fields; correct or remove this row"
+            remedy = "correct or remove this row"
+            if isinstance(row, str | int | float) and not isinstance(row, bool):
+                remedy = f'write each text as {{"{one_line(reading.field)}": "..."}}'
+            advice = f"the row is {_KINDS[type(row)]}, not an object with fields; {remedy}"
         raise FieldMissing(f"{position} has no field {reading.field_name}: {advice}")
     return reading.replace_surrogates(text, position)
 

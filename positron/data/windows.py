@@ -16,6 +16,7 @@ from positron.data.window_order import windows_of_step
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 
+MIN_ADVISED_CONTEXT = 16  # a shorter context teaches too little to be advised
 MAX_BYTES_PER_TOKEN = 40  # if the mean is larger, tokenizer=word does not suit the text
 
 
@@ -44,23 +45,36 @@ class Windows:
     B is `batch_size` and T is `context`. In each row, the inputs are all ids except the last, and the targets are all ids
     except the first. `end_id` is the id of `<|endoftext|>`, with which each document begins. If `end_id` is given, windows
     begin where a document begins if possible, and may overlap. If it is None, the text is cut into consecutive windows. Tokens
-    at the end of the text that do not fill a window are not used. Raises UserError if the text is shorter than one window.
+    at the end of the text that do not fill a window are not used. Raises UserError if the text is shorter than one window; in
+    this message, `label` names the text, and a smaller data.val_fraction= is advised if `val_tokens` more tokens, which the
+    validation text can give, are enough.
     """
 
     def __init__(
-        self, tokens: TokenFiles, *, context: int, batch_size: int, seed: int, end_id: int | None = None
+        self,
+        tokens: TokenFiles,
+        *,
+        context: int,
+        batch_size: int,
+        seed: int,
+        end_id: int | None = None,
+        label: str = "the training text",
+        val_tokens: int = 0,
     ) -> None:
         self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
         self.n_windows = (tokens.n_tokens - 1) // context
         if self.n_windows < 1:
-            remedy = "give a longer text or a smaller data.val_fraction="
+            remedies = ["give a longer text"]
+            if tokens.n_tokens + val_tokens > context:
+                remedies.append("a smaller data.val_fraction=")
+            if tokens.n_tokens > MIN_ADVISED_CONTEXT:
+                remedies.append(f"model.context_length={tokens.n_tokens - 1} or less")
+            remedy = ", or ".join(remedies)
             if tokens.n_bytes > MAX_BYTES_PER_TOKEN * tokens.n_tokens:
                 mean = f"{tokens.n_bytes // tokens.n_tokens:,} bytes"
                 remedy = f"use tokenizer=char or tokenizer=spm_4k, because a token now has {mean} on average"
-            elif tokens.n_tokens > 1:
-                remedy += f", or model.context_length={tokens.n_tokens - 1} or less"
             raise UserError(
-                f"the training text has {counted(tokens.n_tokens, 'token')}, but model.context_length={context} "
+                f"{label} has {counted(tokens.n_tokens, 'token')}, but model.context_length={context} "
                 f"needs at least {context + 1:,}: {remedy}"
             )
         self.starts: np.ndarray | None = None

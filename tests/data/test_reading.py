@@ -133,7 +133,7 @@ def test_every_type_of_a_parquet_column_that_holds_text_is_read(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("column", "said"),
     [
-        ([["a", "b"]] * 60, r"list<.*string>, not text: (give data\.field=other|.* this file has: other)$"),
+        ([["a", "b"]] * 60, r"list<.*string>, not text: (give data\.field=other|rename .* \(the file has: other\))$"),
         (list(range(60)), "int64, not text"),
         ([{"a": "x"}] * 60, "struct<a: string>, not text"),
         ([1.5] * 60, "double, not text"),
@@ -172,7 +172,13 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
         ("a.txt", ("plain text\n" * 9).encode("utf-16-be"), "looks like UTF-16BE"),
         ("a.txt", "naïve café\n".encode("latin-1"), r"byte 2 is 0xef.*iconv -f WINDOWS-1252 -t UTF-8 .*a\.txt"),
         ("a.pdf", b"%PDF-1.4 and so on", "is a PDF"),
-        ("a.docx", b"PK\x03\x04rest", "zip archive"),
+        ("a.docx", b"PK\x03\x04rest", r"is a document of a word processor: save it as plain text \(\.txt\)"),
+        ("a.ODT", b"PK\x03\x04rest", "is a document of a word processor"),
+        ("a.epub", b"PK\x03\x04rest", "is an e-book: save it as plain text"),
+        ("a.zip", b"PK\x03\x04rest", "is a zip archive: unpack it"),
+        ("a.txt", b" \n\t\n", "contains no text, only blanks: give a file with text$"),
+        ("a.json", b'["one", "two"]', r'a string, not an object with fields; write each text as \{"text": "\.\.\."\}$'),
+        ("a.json", b"[[1]]", "a list, not an object with fields; correct or remove this row$"),
         (
             "a.txt",
             LFS_POINTER,
@@ -298,7 +304,11 @@ def test_other_fields_may_hold_anything(tmp_path: Path, other: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"\xff\xfe", "UTF-16"), (b"caf\xe9", "0xe9"), (b'{"body": "x"}', 'no field "text": .* this file has: body')],
+    [
+        (b"\xff\xfe", "UTF-16"),
+        (b"caf\xe9", "0xe9"),
+        (b'{"body": "x"}', r"rename .* to \"text\" \(the file has: body\)$"),
+    ],
 )
 def test_messages_to_evaluate_name_no_settings_of_training(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / ("a.jsonl" if content.startswith(b"{") else "a.txt")

@@ -132,10 +132,17 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path, content, message):
         open_source(DataConfig("text", str(path)))
 
 
-@pytest.mark.parametrize("length", [1, 30, 33])
-def test_a_text_shorter_than_a_window_says_how_long_it_is_and_must_be(tmp_path, length):
+@pytest.mark.parametrize(
+    ("length", "advice"),
+    [
+        (1, "give a longer text"),
+        (30, "give a longer text, or model.context_length=28 or less"),
+        (33, "give a longer text, or a smaller data.val_fraction=, or model.context_length=31 or less"),
+    ],
+)
+def test_a_text_shorter_than_a_window_is_named_with_advice_that_helps(tmp_path, length, advice):
     tokenizer, folder, _ = prepared(tmp_path, "x" * length)
-    with pytest.raises(UserError, match=r"needs at least 33.*context_length="):
+    with pytest.raises(UserError, match=rf"training text \(x\.txt\) has .*needs at least 33: {advice}$"):
         opened(folder, tokenizer)
 
 

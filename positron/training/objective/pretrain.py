@@ -12,6 +12,7 @@ from positron.config import IGNORE, DataConfig, Packing
 from positron.data.shards import TokenFiles
 from positron.data.stream_windows import StreamWindows
 from positron.data.windows import Windows, validation_windows
+from positron.system.console import one_line
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.objective.base import Part, Prompt
@@ -67,14 +68,17 @@ class PretrainObjective(NextToken):
             self.train = StreamWindows(config, folder, context=context, batch_size=batch_size, seed=seed)
             self.val = TokenFiles(folder / "validation", "val", tokenizer)
         else:
+            self.val = TokenFiles(folder, "val", tokenizer)
+            text = config.path or config.url
             self.train = Windows(
                 TokenFiles(folder, "train", tokenizer),
                 context=context,
                 batch_size=batch_size,
                 seed=seed,
                 end_id=windows_start_after(config.packing, end_id),
+                label="the training text" + (f" ({one_line(text)})" if text else ""),
+                val_tokens=self.val.n_tokens - 3,  # one character and the two special tokens remain in it
             )
-            self.val = TokenFiles(folder, "val", tokenizer)
         if self.val.n_tokens < 2:
             n = getattr(self.train, "tokens", self.val).n_documents
             raise UserError(
