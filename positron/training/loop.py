@@ -19,7 +19,7 @@ from positron.model.gpt import GPT
 from positron.run.facts import Facts
 from positron.run.history import cut_after
 from positron.run.metrics import best_so_far, read_metrics
-from positron.run.provenance import record_start
+from positron.run.provenance import read_provenance, record_start
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, UserError
 from positron.system.formatting import counted
 from positron.text.tokenizer import Tokenizer
@@ -158,7 +158,8 @@ def _train(
 ) -> int:
     """Train with Lightning, from the state `session.start` until a callback stops the trainer; return the last step."""
     warmup_steps = session.config.schedule.warmup_steps
-    if warmup_steps >= plan.horizon:
+    # a reproduction has to repeat the warmup of its original, so the warning could not help
+    if warmup_steps >= plan.horizon and "reproduces" not in read_provenance(session.run.folder):
         logger.warning(too_long_warmup(warmup_steps, plan.horizon, is_own=session.start.is_own))
     if session.is_first_rank:
         _record_start(session, plan, objective, tokenizer)

@@ -187,9 +187,12 @@ def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
         remedy = (
             f"start again under another name= with schedule.warmup_steps={horizon // 10}, or a larger train.max_steps="
         )
+    length, rise = (
+        ("longer than", "never reaches its peak") if warmup_steps > horizon else ("as long as", "never falls")
+    )
     return (
-        f"schedule.warmup_steps={warmup_steps} is not less than the run's {counted(horizon, 'step')}: the learning rate "
-        f"rises until the end of the run and never falls; {remedy}"
+        f"the warmup (schedule.warmup_steps={warmup_steps}) is {length} the run ({counted(horizon, 'step')}): the learning "
+        f"rate {rise}; {remedy}"
     )
 
 

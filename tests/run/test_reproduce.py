@@ -35,6 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder, before = tmp_path_factory.mktemp("place"), Path.cwd()
     os.chdir(folder)
     config = tiny(folder, model__context_length=64, train__max_steps=12, train__save_every=5, train__log_every=2)
+    config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, warmup_steps=12))
     part = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=5))
     for start in (part, config):
         train(start, folder / "outputs" / "x")
@@ -62,6 +63,8 @@ def test_a_run_is_reproduced_and_an_edited_trace_is_said_to_differ_at_its_step(p
     )
     new = Run(place / "outputs" / "x-again")
     assert (new.facts().step, new.facts().status) == (8, "stopped")
+    assert "the warmup" in (place / "outputs" / "x" / "train.log").read_text()
+    assert "the warmup" not in new.log_path.read_text()  # nobody can shorten the warmup of a reproduction
     there = {row["step"]: row for row in read_metrics(place / "outputs" / "x" / "metrics.jsonl")}
     for row in read_metrics(new.folder / "metrics.jsonl"):
         assert row["train/loss"] == there[row["step"]]["train/loss"]

@@ -194,7 +194,7 @@ def test_a_budget_chooses_the_number_of_steps(base: Path, tmp_path: Path) -> Non
     steps = counted(facts.step, "step")
     log = Run(tmp_path / "run").log_path.read_text()
     assert re.findall(r"context 64; (.+) of 4 prompts", log) == [steps]  # the plan is logged when the number is known
-    assert f"schedule.warmup_steps=99999 is not less than the run's {steps}: " in log
+    assert f"the warmup (schedule.warmup_steps=99999) is longer than the run ({steps}): " in log
     assert reinforce(config, tmp_path / "run").step == facts.step
 
 

@@ -550,7 +550,11 @@ def test_a_batch_of_less_than_a_sequence_is_said_to_be_one(tmp_path):
 
 def test_a_warmup_that_never_ends_is_answered_with_a_setting_that_the_run_accepts():
     said = too_long_warmup(20, 8, is_own=False)
-    assert "schedule.warmup_steps=20 is not less than the run's 8 steps" in said
+    assert (
+        "the warmup (schedule.warmup_steps=20) is longer than the run (8 steps): the learning rate never reaches"
+        in said
+    )
+    assert "is as long as the run (8 steps): the learning rate never falls" in too_long_warmup(8, 8, is_own=False)
     assert "with schedule.warmup_steps=0, or a larger train.max_steps=" in said
     assert "schedule.warmup_steps=1," in too_long_warmup(20, 15, is_own=False)
     assert said.partition(";")[0] == too_long_warmup(20, 8, is_own=True).partition(";")[0]

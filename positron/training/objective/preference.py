@@ -57,7 +57,7 @@ def usable_pairs(pairs: list[Pair], tokenizer: Tokenizer, context: int) -> tuple
         lambda pair: _rows_of(pair, tokenizer, context),
         "pair",
         unusable=f"have an answer that is longer than the context of {context} tokens",
-        remedy="shorten the answers, or give init_from= a run that was trained with a larger model.context_length=",
+        remedy="give init_from= a run that was trained with a larger model.context_length=, or data with shorter answers",
         instead="the accuracy shows how well they are memorised, and not how well new pairs are ordered",
     )
 

@@ -37,7 +37,7 @@ def usable_conversations(
         lambda example: to_row(example, tokenizer, context),
         "conversation",
         unusable=f"have no answer to learn from, or only answers that are longer than the context of {context} tokens",
-        remedy="shorten the answers, or give init_from= a run that was trained with a larger model.context_length=",
+        remedy="give init_from= a run that was trained with a larger model.context_length=, or data with shorter answers",
         instead="the validation loss shows how well they are memorised, and not how well new questions are answered",
     )
 
