@@ -21,7 +21,7 @@ from positron.config import RunConfig
 from positron.evaluation.research import BASE, Plan, merged, repeated
 from positron.evaluation.sequential import FIRST_ADOPTION
 from positron.system.disk import is_number, read_text
-from positron.system.errors import UserError
+from positron.system.errors import UserError, why_not_yaml
 from positron.system.paths import fault_of_name
 
 PAIRS, MIN_GAIN = 10, 0.001
@@ -102,15 +102,16 @@ def _fault_of_candidate(name: Any) -> str | None:
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
+    if not path.exists():
+        raise UserError(f"cannot read {path}: there is no such file; check the spelling of the path")
     try:
         text = read_text(path)
         _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        place = f", line {mark.line + 1}, column {mark.column + 1}," if mark else ""
-        reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
-        raise UserError(f"{path}{place} is not valid YAML: {reason}; correct the file") from error
+        place = f", line {mark.line + 1}," if mark else ""
+        raise UserError(f"{path}{place} {why_not_yaml(error)}") from error
     if not isinstance(content, dict):
         raise UserError(
             f"{path} must contain the keys base and candidates, each on a line of its own, such as "

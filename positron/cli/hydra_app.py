@@ -11,7 +11,7 @@ from typing import Any
 
 from positron.cli.overrides import similar_choice
 from positron.settings import Recipe, unknown_key
-from positron.system.errors import UserError
+from positron.system.errors import UserError, why_not_yaml
 from positron.system.exits import errors_as_one_line
 from positron.version import __version__
 
@@ -81,8 +81,7 @@ def _yaml_reason(error: Any) -> str:
     """Return the message for the user about a file of --config-dir or conf/ that is not valid YAML."""
     mark = getattr(error, "problem_mark", None)
     place = f"{mark.name}, line {mark.line + 1}" if mark is not None else "a file of --config-dir or conf/"
-    reason = " ".join(str(getattr(error, "problem", None) or error).split())
-    return f"{place} is not valid YAML: {reason}; correct the file"
+    return f"{place} {why_not_yaml(error)}"
 
 
 def _reference_reason(text: str) -> str:

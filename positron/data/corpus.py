@@ -53,7 +53,7 @@ def prepare(
         return tokenizer, existing
     if tokenizer is not None and existing is not None and known == source.earlier_fingerprint != source.fingerprint:
         return tokenizer, existing
-    corpus = make_folder(expanded(data.dir) / source.name)
+    corpus = make_folder(expanded(data.dir) / source.name, instead="give another data.dir=")
     with lock(corpus / "lock", lambda: logger.info(f"waiting for another process that prepares {corpus}")):
         is_own = tokenizer is None
         if tokenizer is None:

@@ -121,7 +121,7 @@ class Repository:
         note: dict[str, Any] = {"repo": self.repo, "commit": info.sha, "files": files}
         if not chosen:
             note["others"] = None if config.files == "*" else others
-        make_folder(self.folder)
+        make_folder(self.folder, instead="give another data.dir=")
         write_json(self._note, note)
 
 

@@ -96,7 +96,7 @@ def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str |
             f"data= takes a list or one split of a dataset, not a dict with the keys {listed}: give one of its values, such as "
             "data=splits['train'], or put a single row into a list, as in data=[row]"
         )
-    folder = make_folder(expanded(data_dir) / MEMORY)
+    folder = make_folder(expanded(data_dir) / MEMORY, instead="give another data.dir=")
     content, count = hashlib.sha256(), 0
     partial = folder / f".{os.getpid()}-{id(items)}.partial"
     try:

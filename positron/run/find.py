@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from positron.run.folder import OUTPUTS, Run
-from positron.run.paths import CONFIG, FACTS
+from positron.run.paths import CHECKPOINTS, CONFIG, FACTS
 from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.disk import read_json, refuse_links_in
@@ -68,10 +68,11 @@ def find_run(
                 + "restore the other files of the run from a copy or, if this is a model of Hugging Face transformers, import "
                 f"the model first with {command('import', str(folder))}"
             )
-        raise UserError(
-            one_line(f"{folder} has no {CONFIG}, so it cannot be read as a run: ")
-            + "restore the file from a copy, or name another run"
-        )
+        if any((folder / name).exists() for name in (FACTS, CHECKPOINTS)):
+            raise UserError(
+                one_line(f"{folder} has no {CONFIG}, so it cannot be read as a run: ")
+                + "restore the file from a copy, or name another run"
+            )
     if Path(name).is_file() and (inside := next((path for path in Path(name).parents if Run(path).exists), None)):
         raise UserError(one_line(f"{name} is a file of the run {inside}: name the run, {inside}"))
     known = _names(outputs)
@@ -83,6 +84,8 @@ def find_run(
         hint = f" (its runs: {shown})"
     else:
         hint = f", which has no runs yet: train one with {command('train', 'experiment=quickstart')}"
+    if folder is not None:
+        raise UserError(one_line(f"{folder} is not a run; name a run in {outputs}/{hint}"))
     raise UserError(one_line(f"there is no run {name}: it is neither a run folder nor a name in {outputs}/{hint}"))
 
 

@@ -83,7 +83,7 @@ def read_kept_weights(entry: KeptWeights) -> dict[str, Tensor]:
         with open_inside(entry.path, "rb", entry.path.parents[1]) as file:
             return load(file.read())
     except OSError as error:
-        raise UserError(f"cannot read {entry.path}: {why_unreadable(error)}") from error
+        raise UserError(f"cannot read {entry.path}: {why_unreadable(error, 'restore the file from a copy')}") from error
     except SafetensorError as error:
         raise UserError(
             f"{entry.path} is damaged ({error}): restore it from a copy, or delete it, because training does not need it"

@@ -216,10 +216,17 @@ def whole_file(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Create an empty folder that appears at `path` when the block ends without an error, and not at all otherwise.
 
-    Raises UserError if `path` exists already, or if the disk is full or not writable.
+    An empty folder at `path` is replaced. Raises UserError if `path` is a file, a link or a folder that is not empty, or if the
+    disk is full or not writable.
     """
-    if path.exists() or path.is_symlink():
-        raise UserError(f"cannot write to {path}, because it exists already: delete it, or give another path")
+    if path.is_dir() and not path.is_symlink() and path.name:  # the current folder, ".", has no name
+        if any(path.iterdir()):
+            raise UserError(
+                f"cannot write to {path}, because this folder exists already and is not empty: give the path of a new folder, "
+                "or delete this one"
+            )
+    elif path.exists() or path.is_symlink():
+        raise UserError(f"cannot write to {path}, because it exists already: give the path of a new folder")
     make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -229,10 +236,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for file in (path for path in draft.rglob("*") if path.is_file()):
             with file.open(_MODE_TO_SYNC) as content:
                 os.fsync(content.fileno())
+        if path.is_dir():
+            path.rmdir()  # Windows does not rename onto an empty folder
         rename(draft, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; give another path") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -356,7 +365,8 @@ def read_bytes(path: Path, root: Path | None = None, limit: int = MAX_TEXT_BYTES
                 )
             return file.read(limit)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {why_unreadable(error)}") from error
+        remedy = "correct the path, or restore the file from a copy"  # it usually belongs to a run
+        raise UserError(f"cannot read {path}: {why_unreadable(error, remedy)}") from error
 
 
 def refuse_lfs_pointer(path: Path) -> None:
@@ -409,10 +419,11 @@ def is_number(value: Any) -> bool:
     return abs(value) < 1e300 if isinstance(value, int) else math.isfinite(value)
 
 
-def make_folder(path: Path, root: Path | None = None) -> Path:
+def make_folder(path: Path, root: Path | None = None, *, instead: str | None = None) -> Path:
     """Create a folder and its missing parents; return its path.
 
-    Raises UserError on failure, or if `root` is given and a component of `path` below this folder is a symbolic link.
+    Raises UserError on failure, or if `root` is given and a component of `path` below this folder is a symbolic link. `instead`
+    is the advice for a path that is not possible, such as "give another data.dir=".
     """
     if root is not None:
         refuse_links(path, root)
@@ -424,7 +435,7 @@ def make_folder(path: Path, root: Path | None = None) -> Path:
         remedy = (
             f"rename the file {in_the_way}"
             if in_the_way
-            else "give another path, or start the command in another folder"
+            else instead or "give another path, or start the command in another folder"
         )
         raise UserError(f"cannot create the folder {path} ({error.strerror or error}): {remedy}") from error
     return path

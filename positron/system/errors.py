@@ -41,11 +41,10 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
 
 
-def why_unreadable(error: OSError) -> str:
-    """Return the reason why a file could not be read and, if the file is missing, what to do."""
+def why_unreadable(error: OSError, remedy: str = "check the spelling of the path") -> str:
+    """Return the reason why a file could not be read and, if the file is missing, what to do (`remedy`)."""
     reason = error.strerror or str(error)
-    is_missing = isinstance(error, FileNotFoundError)
-    return f"{reason}; correct the path, or restore the file from a copy" if is_missing else reason
+    return f"{reason}; {remedy}" if isinstance(error, FileNotFoundError) else reason
 
 
 def why_not_json(error: ValueError) -> str:
@@ -60,6 +59,22 @@ def where_not_json(error: ValueError) -> str:
         return why_not_json(error)
     line = f", line {error.lineno}" if error.lineno > 1 else ""
     return f"{why_not_json(error)}{line}, column {error.colno}"
+
+
+def why_not_yaml(error: Exception) -> str:
+    """Return what is wrong with a line of a YAML file, with advice; `error` is the error of PyYAML.
+
+    The result follows the name of the file and the number of the line: `begins with a tab: ...`.
+    """
+    problem = " ".join(str(getattr(error, "problem", None) or error).split())
+    if r"'\t'" in problem:
+        return "begins with a tab: indent with blanks"
+    if "mapping values are not allowed" in problem or "<block mapping start>" in problem:
+        return (
+            "is indented differently from the lines before it, or has a colon inside a value: correct the blanks at its "
+            "beginning, or write the value in quotation marks"
+        )
+    return f"is not valid YAML: {problem}; correct the file"
 
 
 class LeftAtOnce(BaseException):

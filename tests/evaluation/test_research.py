@@ -240,8 +240,15 @@ WRONG = {
     "candidates: {x: [device.num_nodes=2, device.strategy=ddp]}": "on one device: leave device.num_nodes= out",
     "candidates: {x: [data.packing=documents]}": "'x': base has these settings already: remove the candidate, or give other",
     "pairs: 5": 'has no key "candidates"',
-    "candidates: [": ", line 3, column 1, is not valid YAML: expected the node content, but found '<stream end>'; correct",
+    "candidates: {}\n\tpairs: 5": ", line 3, begins with a tab: indent with blanks",
+    "  pairs: 5": ", line 2, is indented differently from the lines before it",
+    "candidates: [": ", line 3, is not valid YAML: expected the node content, but found '<stream end>'; correct",
 }
+
+
+def test_a_missing_file_of_candidates_asks_for_its_spelling(tmp_path):
+    with pytest.raises(UserError, match=r"nope\.yaml: there is no such file; check the spelling of the path$"):
+        read_plan(tmp_path / "nope.yaml", configure)
 
 
 @pytest.mark.parametrize("text", WRONG)

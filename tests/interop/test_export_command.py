@@ -44,9 +44,18 @@ def test_python_exports_as_the_command_does(tmp_path):
 def test_an_existing_folder_is_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
-        export(source(tmp_path, {}, char()), "hf", tmp_path / "out")
+    run = source(tmp_path, {}, char())
+    with pytest.raises(UserError, match="exists already and is not empty: give the path of a new folder"):
+        export(run, "hf", tmp_path / "out")
+    with pytest.raises(UserError, match=r"mine\.txt, because it exists already: give the path of a new folder$"):
+        export(run, "hf", tmp_path / "out" / "mine.txt")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_an_export_may_fill_an_empty_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    export(source(tmp_path, {}, char()), "safetensors", tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf", "ollama", "llama2c"])

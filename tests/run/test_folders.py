@@ -406,6 +406,14 @@ def test_a_folder_without_its_settings_is_not_said_to_be_missing(tmp_path):
         find_run("noconf", tmp_path)
 
 
+def test_a_folder_that_was_never_a_run_is_answered_with_the_names_of_runs(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"data is not a run; name a run in .*/ \(its runs: mine\)$"):
+        find_run("data", tmp_path)
+
+
 def test_a_path_inside_a_run_is_answered_with_the_run(tmp_path):
     (tmp_path / "mine/checkpoints").mkdir(parents=True)
     (tmp_path / "mine/model").mkdir()

@@ -97,6 +97,11 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
         UserError, match=r"file\.json: No such file .*; correct the path, or restore the file from a copy$"
     ):
         disk.read_json(file)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="rename the file"):
+        disk.make_folder(tmp_path / "file" / "data", instead="give another data.dir=")
+    with pytest.raises(UserError, match=r"long/data.*: give another data\.dir=$"):
+        disk.make_folder(tmp_path / (300 * "x" + "long") / "data", instead="give another data.dir=")
     with pytest.raises(UserError, match=r"there is no folder .*nowhere: create it, or give another path$"):
         disk.write_text(file, "{}", tmp_path)
     with pytest.raises(UserError, match=r"cannot write .*: it is a folder; give the name of a file$"):
