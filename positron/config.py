@@ -327,7 +327,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not (self.holds_conversations or self.holds_pairs) and not 0 < self.val_fraction < 1:
             raise UserError(
-                f"data.val_fraction={self.val_fraction:g} must be in (0, 1), so that training and validation have text"
+                f"data.val_fraction={self.val_fraction:g} must be above 0 and below 1: both training and validation need text"
             )
         check_ranges(self, "data")
         match self.source:

@@ -68,7 +68,7 @@ def export(run: str | None, to: Format, out: str | Path | None, precision: Any =
     (see `arguments`). The files and their sizes are logged. Raises UserError if the folder exists, or if the format cannot
     express the model or `precision`.
     """
-    from positron.run.find import announce, find_run
+    from positron.run.find import announce, find_run, progress_of
     from positron.system.disk import expanded
 
     source_run = find_run(run)
@@ -80,9 +80,14 @@ def export(run: str | None, to: Format, out: str | Path | None, precision: Any =
     source = open_source(source_run)
     folder = source_run.folder / "export" / to if out is None else expanded(out)
     difference = write(source, to, folder, precision)
-    logger.info(
-        f"the export was read back: its logits differ by at most {difference:.2g} from those of {source.checkpoint.name}"
-    )
+    if source_run.facts().status != "finished":
+        logger.info(
+            f"{source_run.folder} is not finished ({progress_of(source_run)}): the export has its weights so far"
+        )
+    checkpoint = source.checkpoint.name
+    same = f"it computes exactly the same logits as {checkpoint}"
+    differs = f"its logits differ by at most {difference:.2g} from those of {checkpoint}"
+    logger.info(f"the export was read back: {differs if difference else same}")
     logger.info(f"{FORMATS[to]}: {folder}")
     for path in sorted(folder.iterdir()):
         logger.info(f"  {path.stat().st_size:>13,} bytes  {path.name}")

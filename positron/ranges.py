@@ -36,8 +36,8 @@ class Range:
         if not is_low and not is_high:
             return None
         if self.high <= 1:
-            left, right = "(" if self.without_low else "[", ")" if self.without_high else "]"
-            return f"must be in {left}{self.low:g}, {self.high:g}{right}"
+            at_low, at_high = "above" if self.without_low else "at least", "below" if self.without_high else "at most"
+            return f"must be {at_low} {self.low:g} and {at_high} {self.high:g}"
         if is_high:
             return f"must be at most {self.high:,}"
         if self.low == 0:

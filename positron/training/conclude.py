@@ -18,12 +18,13 @@ from positron.training.signals import Signals
 logger = logging.getLogger(__name__)
 
 
-def conclude(run: Run, status: str, error: str | None, signals: Signals, *, keeps_best: bool) -> None:
+def conclude(run: Run, status: str, error: str | None, signals: Signals, *, keeps_best: bool, is_new: bool) -> None:
     """Write run.json and, if the run has metrics, the exported weights, the loss curve and the report when a run ends.
 
     `status` and `error` are recorded in run.json; `error` is the message of the error that ended the run, or None. `signals`
     delays a signal while run.json is written. `keeps_best`: True if run.json records the validation with the lowest bits per
-    byte as the best one, False if it records the last validation as the best one.
+    byte as the best one, False if it records the last validation as the best one. `is_new`: False if nothing was trained; the
+    files are then written without saying so, because they usually stay the same.
 
     If the metrics are damaged or a file cannot be written, a warning is logged and no error is raised.
     """
@@ -41,7 +42,8 @@ def conclude(run: Run, status: str, error: str | None, signals: Signals, *, keep
         with signals.held():
             run.update(status=status, error=error, **facts)
         if rows:
-            logger.info("writing the weights and the report")
+            if is_new:
+                logger.info("writing the weights and the report")
             export_weights(run)
             write_report(run)
     except UserError as unwritable:  # such as a full disk; it must not hide the error that ended the run

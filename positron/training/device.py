@@ -97,13 +97,13 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     dtype = precision.dtype
     if dtype == "auto":
         dtype = "bf16" if bf16_is_fast(accelerator) else "fp32"
-        faster = "faster" if dtype == "bf16" else "no faster"
-        on_this_model = (
-            "; fp32 is used nevertheless if steps of this model are faster in fp32"
-            if dtype == "bf16" and accelerator == "cpu"
-            else ""
-        )
-        why += f", {dtype} (precision=auto: matrix products in bf16 are {faster} on this machine{on_this_model})"
+        if (
+            dtype == "bf16" and accelerator == "cpu"
+        ):  # `faster_precision` may time steps of the model and log its choice
+            why += ", bf16, or fp32 if steps of this model are faster in fp32 (precision=auto)"
+        else:
+            faster = "faster" if dtype == "bf16" else "no faster"
+            why += f", {dtype} (precision=auto: matrix products in bf16 are {faster} on this machine)"
     else:
         why += f", {dtype}"
     if accelerator == "mps" and (remark := mps_fallback()):

@@ -87,7 +87,7 @@ def fit(
     """
     run = session.run
     trackers: list[Tracker] = []
-    status, error = "failed", None
+    status, error, reason = "failed", None, None
     with Signals() as signals:
         try:
             was_pruned, reason = is_pruned(session), why_it_is_over(session, plan, objective)
@@ -127,7 +127,7 @@ def fit(
             try:
                 if session.is_first_rank:
                     try:
-                        conclude(run, status, error, signals, keeps_best=objective.keeps_best)
+                        conclude(run, status, error, signals, keeps_best=objective.keeps_best, is_new=reason is None)
                     finally:  # also if a second signal interrupts the report
                         if status == "stopped" and error is not None:
                             log_how_to_continue(run)

@@ -88,8 +88,8 @@ def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, 
                 fastest[name] = min(fastest[name], time.perf_counter() - start)
         rounds += 1
     chosen = min(fastest, key=lambda name: fastest[name])
-    times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in fastest.items())
-    return machines[chosen], f"precision=auto chooses {chosen}: a step of {counted(rows, 'sequence')} takes {times}"
+    times = ", ".join(f"{1000 * seconds:.1f} ms in {name}" for name, seconds in fastest.items())
+    return machines[chosen], f"this run computes in {chosen}: a step of {counted(rows, 'sequence')} takes {times}"
 
 
 @dataclass(frozen=True)

@@ -419,7 +419,7 @@ def test_home_is_expanded_in_paths(monkeypatch):
         (OptimizerConfig, "eps", -1.0, "optimizer.eps=-1.0 must be positive"),
         (OptimizerConfig, "weight_decay", math.nan, "finite"),
         (OptimizerConfig, "betas", (0.9, math.nan), "finite"),
-        (OptimizerConfig, "betas", (0.9, 1.0), "[0, 1)"),
+        (OptimizerConfig, "betas", (0.9, 1.0), "at least 0 and below 1"),
         (TrainConfig, "grad_clip", math.nan, "train.grad_clip=nan"),
         (TrainConfig, "max_steps", 10**20, "train.max_steps=100000000000000000000 must be at most"),
         (TrainConfig, "val_tokens", 0, "at least 1"),
@@ -762,7 +762,7 @@ def test_an_own_experiment_that_asks_for_an_unknown_choice_is_answered_with_simi
 
 @pytest.mark.parametrize("share", ["0", "1", "-0.1", "nan"])
 def test_a_text_needs_a_share_for_validation_and_one_for_training(share):
-    with pytest.raises(UserError, match=r"data\.val_fraction=\S+ must be in \(0, 1\)"):
+    with pytest.raises(UserError, match=r"data\.val_fraction=\S+ must be above 0 and below 1"):
         DataConfig("stories", val_fraction=float(share))
 
 

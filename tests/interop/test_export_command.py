@@ -28,7 +28,7 @@ def test_the_command_writes_into_the_run_and_tells_what_it_wrote(tmp_path, run_c
     result = run_command("export", "small", "--to", "safetensors")
     assert result.code == 0, result.err
     assert (tmp_path / "outputs" / "small" / "export" / "safetensors" / "model.safetensors").exists()
-    assert "logits differ by at most 0" in result.err
+    assert "it computes exactly the same logits as best.ckpt" in result.err
     again = run_command("export", "small", "--to", "safetensors")
     assert again.code == 2
     assert "exists already" in again.err
@@ -50,6 +50,13 @@ def test_an_existing_folder_is_left_alone(tmp_path):
     with pytest.raises(UserError, match=r"mine\.txt, because it exists already: give the path of a new folder$"):
         export(run, "hf", tmp_path / "out" / "mine.txt")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_the_export_of_an_unfinished_run_is_called_unfinished(tmp_path, logged):
+    run = save_run(tmp_path / "run", random_model(gpt_config(char().vocab_size)), char())
+    run.update(status="stopped", step=20)
+    positron.export(run, "safetensors", tmp_path / "out")
+    assert any("run is not finished (stopped, " in line for line in logged), logged
 
 
 def test_an_export_may_fill_an_empty_folder(tmp_path):

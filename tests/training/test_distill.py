@@ -279,8 +279,8 @@ def test_a_run_that_starts_from_weights_of_another_tokenizer_is_refused(place: P
 
 def test_the_settings_of_distillation_are_checked() -> None:
     for wrong, said in (
-        ({"alpha": -0.1}, "distill.alpha=-0.1 must be in [0, 1]"),
-        ({"alpha": 1.1}, "distill.alpha=1.1 must be in [0, 1]"),
+        ({"alpha": -0.1}, "distill.alpha=-0.1 must be at least 0 and at most 1"),
+        ({"alpha": 1.1}, "distill.alpha=1.1 must be at least 0 and at most 1"),
         ({"temperature": 0.0}, "distill.temperature=0.0 must be positive"),
         ({"teachers": ()}, "needs teachers=RUN"),
     ):

@@ -181,7 +181,7 @@ def test_a_model_that_only_overfits_has_not_diverged(tmp_path, shared, monkeypat
     monkeypatch.setattr(validation, "validate", lambda *_: Score(nats=300.0, bytes=30, tokens=30))
     assert train(short(shared), tmp_path / "run").status == "finished"
     assert (
-        "WARNING: the validation loss of step 12 is 10, more than 2 times the loss of random guessing"
+        "WARNING: the validation loss of step 12 is 10 nats per token, more than 2 times the loss of random guessing"
         in (tmp_path / "run/train.log").read_text()
     )
 

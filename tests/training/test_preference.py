@@ -449,7 +449,7 @@ def test_the_numbers_of_a_loss_are_recorded_and_checked() -> None:
     assert [PreferenceConfig(loss).beta for loss in LOSSES] == [0.1, 0.1, 2.0, None]
     for wrong, said in (
         ({"beta": 0.0}, "preference.beta=0.0 must be positive"),
-        ({"label_smoothing": 0.5}, "preference.label_smoothing=0.5 must be in"),
+        ({"label_smoothing": 0.5}, "preference.label_smoothing=0.5 must be at least 0 and below 0.5"),
         ({"lora": LoraConfig(rank=-1)}, "preference.lora.rank=-1 must not be negative"),
     ):
         with pytest.raises(UserError) as error:

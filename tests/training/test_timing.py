@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import tiny
 
-from positron.config import PrecisionConfig
+from positron.config import DeviceConfig, PrecisionConfig
 from positron.model.gpt import GPT
 from positron.train import train
 from positron.training import device, resolve, timing
@@ -87,6 +87,18 @@ def test_a_busy_moment_does_not_decide_against_bf16(monkeypatch, rates, is_fast:
     assert measured == [torch.bfloat16, torch.float32] * turns
 
 
+@pytest.mark.parametrize(
+    ("is_fast", "said"),
+    [
+        (True, "bf16, or fp32 if steps of this model are faster in fp32 (precision=auto)"),
+        (False, "fp32 (precision=auto: matrix products in bf16 are no faster on this machine)"),
+    ],
+)
+def test_the_first_line_leaves_open_which_precision_a_test_may_choose(monkeypatch, is_fast: bool, said: str) -> None:
+    monkeypatch.setattr(device, "bf16_is_fast", lambda _: is_fast)
+    assert device.choose_machine(DeviceConfig("cpu"), PrecisionConfig("auto")).why == f"device=cpu, {said}"
+
+
 @pytest.mark.parametrize(("speed", "precision"), [(0.1, "fp32"), (0.9, "bf16")])
 def test_a_run_of_another_machine_continues_in_fp32_where_bf16_is_slow(
     tmp_path, monkeypatch, caplog, speed: float, precision: str
@@ -128,7 +140,7 @@ def test_auto_takes_the_precision_whose_steps_are_faster(monkeypatch, faster: st
     before = torch.random.get_rng_state()
     machine, reason = faster_precision(model, Machine("cpu", "bf16", ""), 2)
     assert machine.precision == faster
-    assert faster in reason
+    assert reason.startswith(f"this run computes in {faster}: a step of 2 sequences takes ")
     assert "10.0 ms" in reason
     assert "30.0 ms" in reason
     assert torch.equal(before, torch.random.get_rng_state())

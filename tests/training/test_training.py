@@ -378,8 +378,14 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path, path):
 
 def test_a_finished_run_stays_finished_where_stop_at_is_passed_already(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "train.log").unlink()
+    (tmp_path / "run" / "report.html").unlink()
     config = tiny(tmp_path, train__stop_at=20)
     assert train(config, tmp_path / "run").status == "finished"
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "nothing to do" in log
+    assert "writing the weights" not in log
+    assert (tmp_path / "run" / "report.html").exists()  # a missing file is written again
 
 
 def test_a_named_run_whose_checkpoints_are_all_damaged_is_not_to_be_trained_first(tmp_path, whole):

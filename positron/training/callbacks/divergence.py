@@ -79,8 +79,8 @@ class Divergence(L.Callback):
             raise diverged(trainer, f"the validation loss of step {step} is NaN or infinite")
         if not self._is_sane(loss):
             cause = (
-                f"the validation loss of step {step} is {loss:.4g}, more than {MAX_LOSS_RATIO:g} times the loss of random "
-                f"guessing, {self.guessing:.4g}"
+                f"the validation loss of step {step} is {loss:.4g} nats per token, more than {MAX_LOSS_RATIO:g} times the "
+                f"loss of random guessing, {self.guessing:.4g}"
             )
             if is_last and _mean(trainer, module.loss) > self.guessing:
                 raise diverged(trainer, cause)

@@ -117,8 +117,8 @@ class Progress(L.Callback):
         speed, busy = self._tokens_per_s(), describe_others(self._others.cores())
         whole = now - self._started[0] + self._left.seconds(self.last_step)
         return (
-            f"{speed:,.0f} tokens/s, {self.speed.mfu(speed):.0%} of this machine's matmul rate "
-            f"({self.speed.peak.flops / 1e9:,.0f} GFLOP/s), {peak_memory(module.device) / 1e9:.1f} GB of memory at most; "
+            f"{speed:,.0f} tokens/s, {self.speed.mfu(speed):.0%} of the {self.speed.peak.flops / 1e9:,.0f} GFLOP/s that this "
+            f"machine reaches in matrix products, {peak_memory(module.device) / 1e9:.1f} GB of memory at most; "
             f"{clock(whole)} for the whole run" + (f"; {busy}, so the training may be faster later" if busy else "")
         )
 
