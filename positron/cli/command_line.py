@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from positron.cli.other_tools import advice, same_option
+from positron.cli.other_tools import advice, how_to_choose, same_option, with_other_beta
 from positron.cli.overrides import checked_overrides, groups_of
 from positron.settings import NOT_READ_BY, SHORT_KEYS, Recipe, all_keys, keys_read_by
 from positron.system.commands import command
@@ -121,6 +121,12 @@ def _options(words: Sequence[str], recipe: Recipe, conf: Path) -> tuple[list[str
 def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) -> str:
     key = same_option(name, recipe)
     bare = name.strip("-").replace("-", "_")
+    if bare == "resume":
+        return f"there is no option {name}: to continue a run, give the command with which it was started again"
+    if key == "experiment" and value and value.endswith((".yaml", ".yml")):
+        return f"there is no option {name}: {how_to_choose(Path(value))}"
+    if betas := with_other_beta(bare, value):
+        return f"there is no option {name}; settings are given as key=value: write {betas}"
     if value in groups_of(conf).get(bare, ()):
         return f"there is no option {name}; settings are given as key=value: write {bare}={value}"
     if key is None and bare in all_keys():

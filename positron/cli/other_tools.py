@@ -5,6 +5,8 @@ This module needs only the standard library.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from positron.system.commands import command
@@ -210,6 +212,27 @@ def same_option(name: str, recipe: Recipe) -> str | None:
     bare = name.strip("-").rsplit(".", 1)[-1].replace("-", "").replace("_", "").lower()
     others = (keys for other, keys in _KEY_OF_RECIPE.items() if other != recipe)
     return next((keys[bare] for keys in (_KEY_OF_RECIPE[recipe], _KEY_OF, *others) if bare in keys), None)
+
+
+def how_to_choose(file: Path) -> str:
+    """Say how the user chooses the settings in a YAML file of their own as an experiment."""
+    if file.parent.name == "experiment":
+        return f"a file of your own is chosen by --config-dir {file.parent.parent} experiment={file.stem}"
+    place = file.parent / "experiment" / file.name
+    return f"move it to {place}, and add --config-dir {file.parent} experiment={file.stem}"
+
+
+def with_other_beta(name: str, value: str | None) -> str | None:
+    """Return the setting for an option beta1 or beta2 of another tool, such as `optimizer.betas=[0.9,0.99]`.
+
+    The other of the two numbers keeps its default. Returns None for another option, and if the value is not a number.
+    """
+    place = {"beta1": 0, "beta2": 1}.get(name.rpartition(".")[2].removeprefix("adam_"))
+    if place is None or value is None or not re.fullmatch(r"[\d.]+", value):
+        return None
+    betas = ["0.9", "0.95"]  # the defaults
+    betas[place] = value
+    return f"optimizer.betas=[{','.join(betas)}]"
 
 
 def advice(key: str, value: str | None) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.cli.other_tools import question, same_option
+from positron.cli.other_tools import how_to_choose, question, same_option, with_other_beta
 from positron.cli.unused_settings import OWN_FILES, SOURCES_OF, TUNING_EXPERIMENTS, fits
 from positron.settings import (
     BASE_GROUPS,
@@ -242,6 +242,12 @@ class _Reader:
     def _no_choice(self, group: str, name: str) -> str:
         if group == "device" and name == "gpu":
             return "there is no device=gpu: give device=cuda, or device=mps on a Mac"
+        if (
+            group == "experiment"
+            and name.endswith((".yaml", ".yml"))
+            and (Path(name).name != name or Path(name).is_file())
+        ):
+            return f"there is no experiment={name}: {how_to_choose(Path(name))}"
         similar = similar_choice(group, name, self.groups[group])
         hint = f"{similar} Choices: " if similar else "choose from "
         if group == "data" and set(name) & set("./~\\"):
@@ -380,6 +386,8 @@ class _Reader:
 
     def _unknown(self, key: str, value: str) -> str:
         last = key.rpartition(".")[2]
+        if betas := with_other_beta(key, value):
+            return f"unknown key {key}: did you mean {betas}?"
         same_word = [leaf for leaf in all_keys() if leaf.rpartition(".")[2] == last]
         other = same_option(key, self.recipe)
         if other is None and all(map(self._is_unread, same_word)):
