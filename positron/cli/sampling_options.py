@@ -97,7 +97,7 @@ def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> S
     """
     from positron.inference.sampling import preset
 
-    weights_of(options.weights)
+    weights_of(options.weights, "--weights ")
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "last_n")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     chosen = preset(options.preset or default)

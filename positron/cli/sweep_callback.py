@@ -18,9 +18,11 @@ from positron.cli.overrides import quoted
 from positron.cli.preflight import check_files, check_name, check_packages
 from positron.cli.request import read_request, typed_overrides
 from positron.config import DataConfig, LoggerConfig
+from positron.evaluation.summary import next_words
 from positron.evaluation.sweep_report import SEED, as_text, paired_arguments, write_sweep_report
 from positron.run.differences import decides_a_new_run
 from positron.run.find import find_run
+from positron.run.folder import Run
 from positron.settings import from_dict, recipe_of
 from positron.system.commands import command, module_of
 from positron.system.disk import make_folder
@@ -48,7 +50,7 @@ class SweepTable(Callback):
             self._begin(config)
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
-        """Write the report of the sweep and print its table.
+        """Write the report of the sweep, and print its table and the command that tries the model of its best job.
 
         Exits with code 1 if a job failed or was refused. A job is refused if its run had finished earlier and cannot continue
         with the settings of the job.
@@ -62,6 +64,9 @@ class SweepTable(Callback):
                     f"\nto check whether the best settings are better by more than chance: {comparison}",
                     file=sys.stderr,
                 )
+            best = next((job for job in jobs if job.result is not None), None)
+            if best is not None:
+                print(f"next:    {command(*next_words(Run(self.folder / best.number)))}")
             if any(job.status in ("failed", "refused") for job in jobs):
                 raise SystemExit(1)
 

@@ -34,6 +34,7 @@ from positron.system.disk import make_folder, read_json, write_json
 from positron.system.errors import Interrupted, LeftAtOnce, UserError
 from positron.system.exits import describe
 from positron.system.locks import lock
+from positron.system.paths import relative_to_here
 from positron.system.ranks import first_rank
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
     another signal ended the training of the job, and KeyboardInterrupt if Ctrl-C was pressed before the training began or after
     it ended.
     """
-    print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr)
+    print(f"\n{relative_to_here(folder)}: {' '.join(overrides)}", file=sys.stderr)
     try:
         facts = job()
         outcome: dict[str, Any] = {"failed": None}

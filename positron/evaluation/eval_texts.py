@@ -81,7 +81,7 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
             _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer)
     except UserError as error:
         if folder is None:
-            reason = str(error).removesuffix(CHECK_SPELLING)  # the path stands in the settings of the run
+            reason = str(error).partition(CHECK_SPELLING)[0]  # the path stands in the settings of the run
             raise UserError(
                 f"the text that {run.folder} was trained on is not available ({reason}): {instead}"
             ) from error

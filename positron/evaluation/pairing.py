@@ -382,7 +382,9 @@ def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bo
     value_pairs = {key: values for key, values in value_pairs.items() if str(values[0]) != str(values[1])}
     if a.text != b.text and not any(key.startswith("data.") for key in value_pairs):
         key = next((key for key in ("data.path", "data.url") if a.settings.get(key)), "data.source")
-        value_pairs[key] = (f"text {str(a.text)[:12]}", f"text {str(b.text)[:12]}")
+        locations = a.settings.get(key), b.settings.get(key)
+        hashes = f"text {str(a.text)[:12]}", f"text {str(b.text)[:12]}"  # two contents of one file
+        value_pairs[key] = hashes if locations[0] == locations[1] or None in locations else locations
     are_finished = all(member.run.facts().status == "finished" for member in (a, b))
     if are_finished or "train.max_steps" in value_pairs or "train.max_steps" in differ_in:
         value_pairs.pop(STEPS, None)  # the consequence of another setting, or of early stopping

@@ -25,8 +25,11 @@ def show_result(folder: Path) -> None:
         result = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, run.is_measured_on_answers)
         line += f" after {took(facts.time_s or 0.0)} of training: {result}"
     print(line)
-    if learnt := own_measure(read_metrics(run.metrics_path)):
+    rows = read_metrics(run.metrics_path)
+    if learnt := own_measure(rows):
         print(learnt)
+    if warning := without_advantages(rows):
+        print(f"WARNING: {warning}")
     before, after = facts.base_bpb_before, facts.base_bpb_after
     if before is not None and after is not None:
         print(
@@ -34,12 +37,17 @@ def show_result(folder: Path) -> None:
             f"({percent(abs(after / before - 1))} {'worse' if after > before else 'better'})"
         )
     print(f"the run: {folder}/  (report.html, loss.png, samples.md, metrics.jsonl, checkpoints/)")
-    name, prompt = ("chat", []) if run.is_chat else ("generate", ["Once upon a time"])
-    print(f"next:    {next_command(name, *prompt, '--run', str(folder))}")
+    print(f"next:    {next_command(*next_words(run))}")
     if facts.status == "stopped":
         stop_at = run.config()["train"].get("stop_at")
         reached = " without train.stop_at=" if stop_at is not None and (facts.step or 0) >= stop_at else ""
         print(f"         give the same command again{reached} to continue the run")
+
+
+def next_words(run: Run) -> list[str]:
+    """Return the command that tries the model of a run, with its arguments: `chat` for a chat model, otherwise `generate`."""
+    words = ["chat"] if run.is_chat else ["generate", "Once upon a time"]
+    return [*words, "--run", str(run.folder)]
 
 
 def own_measure(rows: list[dict[str, Any]]) -> str | None:
@@ -59,6 +67,27 @@ def own_measure(rows: list[dict[str, Any]]) -> str | None:
                 f"the model prefers the chosen answer in {percent(row['preference/accuracy'])} of the validation pairs"
             )
     return None
+
+
+def without_advantages(rows: list[dict[str, Any]]) -> str | None:
+    """Return a warning if the rewards of a run could not teach it anything, otherwise None.
+
+    This is so if all answers to a prompt had the same reward, for all prompts of all steps in `rows`, the rows of
+    metrics.jsonl. Returns None for a run without rewards.
+    """
+    steps = [row for row in rows if row.get("train/silent_prompts") is not None]
+    if not steps or any(row["train/silent_prompts"] < 1 for row in steps):
+        return None
+    rewards = {row["train/reward"] for row in steps}
+    cause = (
+        f"every answer had the reward {rewards.pop():g}"
+        if len(rewards) == 1
+        else "all answers to a prompt had the same reward"
+    )
+    return (
+        f"{cause}, so the model learned nothing from the rewards: give prompts that are neither too hard nor too easy for it, "
+        "or a reward with more than two values, or first fine-tune it on good answers"
+    )
 
 
 def quality(last: float, best: float, floor: float | None, on_answers: bool) -> str:

@@ -232,6 +232,10 @@ def test_a_sweep_over_source_runs_trains_each_with_its_own_architecture(run_comm
     assert result.code == 0, result.err
     recorded = [json.loads((tmp_path / f"outputs/sweeps/both/{n}/config.json").read_text()) for n in range(2)]
     assert [(each["init_from"], each["model"]["n_layer"]) for each in recorded] == [("a", 1), ("b", 3)]
+    assert "\noutputs/sweeps/both/1: " in result.err
+    scores = {n: json.loads((tmp_path / f"outputs/sweeps/both/{n}/run.json").read_text())["val_bpb"] for n in range(2)}
+    best = min(scores, key=lambda n: scores[n])
+    assert re.search(rf"^next: .* --run outputs/sweeps/both/{best}$", result.out, re.MULTILINE)
 
 
 def test_two_sweeps_into_one_folder_at_once_are_refused(run_command, tmp_path):

@@ -21,7 +21,7 @@ from conftest import Result, tiny
 from positron.evaluation.eval_texts import texts_of_run
 from positron.evaluation.log_table import table
 from positron.evaluation.paired import Documents, as_text, compare_scores, mean_differences
-from positron.evaluation.pairing import Pairs, find_pairs, settings_named
+from positron.evaluation.pairing import Member, Pairs, _differences, find_pairs, settings_named
 from positron.evaluation.score import Score
 from positron.evaluation.scoring import score_documents, total
 from positron.run.facts import CHECKSUM
@@ -449,3 +449,16 @@ def test_the_command_refuses_in_one_line(run_command: Callable[..., Result], fol
         result = run_command("compare", *arguments, folder=folder)
         assert result.code == 2, result.err
         assert says in result.err.splitlines()[-1]
+
+
+def test_two_texts_are_named_by_their_files_if_these_differ(tmp_path: Path) -> None:
+    def changes(*paths: str | None) -> dict[str, tuple[Any, Any]]:
+        first, second = (
+            Member(Run(tmp_path / name), 0, {"data.path": path}, {}, name * 20)
+            for name, path in zip("ab", paths, strict=True)
+        )
+        return _differences(first, second, (), in_group=False)
+
+    assert changes("old.txt", "new.txt") == {"data.path": ("old.txt", "new.txt")}
+    assert changes("my.txt", "my.txt") == {"data.path": ("text aaaaaaaaaaaa", "text bbbbbbbbbbbb")}
+    assert changes(None, None) == {"data.source": ("text aaaaaaaaaaaa", "text bbbbbbbbbbbb")}

@@ -21,7 +21,7 @@ from tuning import tuned
 from two_processes import assert_learned_the_same, with_one_and_two
 
 from positron.config import LoraConfig, ReinforceConfig, RewardConfig, RunConfig
-from positron.evaluation.summary import show_result
+from positron.evaluation.summary import show_result, without_advantages
 from positron.reinforce import reinforce
 from positron.run.checkpoint import load_checkpoint
 from positron.run.folder import Run
@@ -101,6 +101,15 @@ def test_a_run_is_whole_chats_and_leaves_its_base_alone(
     assert (run.folder / "report.html").exists()
     assert load_checkpoint(run.checkpoint_folder / "best.ckpt")["global_step"] == 6
     assert not torch.equal(load_model(run)[0].wte.weight, load_model(Run(base / "chat"))[0].wte.weight)
+
+
+def test_rewards_that_teach_nothing_are_called_so_at_the_end() -> None:
+    rows = [{"step": 0, "val/reward": 0.0}, *({"train/silent_prompts": 1.0, "train/reward": 0.0} for _ in range(3))]
+    assert (without_advantages(rows) or "").startswith("every answer had the reward 0, so the model learned nothing")
+    different = [*rows, {"train/silent_prompts": 1.0, "train/reward": 1.0}]
+    assert (without_advantages(different) or "").startswith("all answers to a prompt had the same reward, so")
+    assert without_advantages([*rows, {"train/silent_prompts": 0.75, "train/reward": 0.0}]) is None
+    assert without_advantages([{"step": 1, "val/bpb": 2.0}]) is None
 
 
 def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path, whole: Path, tmp_path: Path) -> None:
