@@ -43,8 +43,8 @@ def main() -> None:
     spin(SPIN_WRITING)
     with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
-        say_loading(options.run or "the run trained last")
-        weights_of(options.weights)
+        say_loading(options.run or "PyTorch")
+        weights_of(options.weights, "--weights ")
         from positron.run.find import announce, find_run
         from positron.run.load import load_draft, load_model
 

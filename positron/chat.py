@@ -57,7 +57,7 @@ def main() -> None:
     spin(SPIN_WRITING)
     with errors_as_one_line(), screen_log(note):
         options = arguments().parse_args()
-        say_loading(options.run or "the run trained last")
+        say_loading(options.run or "PyTorch")
         if options.max_tokens is not None and options.max_tokens < 1:
             raise UserError(f"--max-tokens must be at least 1, not {options.max_tokens}")
         question = None if options.question is None else argument(options.question, "the question")

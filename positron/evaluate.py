@@ -97,7 +97,7 @@ def main() -> None:
 @screen_log()
 def figures(options: argparse.Namespace) -> dict[str, Any]:
     """Return the measurements that the options of the command ask for. Raises UserError if a measurement is impossible."""
-    say_loading(options.run or "the run trained last")
+    say_loading(options.run or "PyTorch")
     if options.limit < 0:
         raise UserError(f"--limit must be at least 0 bytes, not {options.limit}")
     if options.count < 1:

@@ -110,7 +110,7 @@ def main() -> None:
 
 def continue_prompt(options: argparse.Namespace) -> None:
     """Load the run and print the text that its model generates after the prompt."""
-    say_loading(options.run or "the run trained last")
+    say_loading(options.run or "PyTorch")
     if options.compare:
         refuse_unused_by_compare()
     for name in ("max_tokens", "num_samples"):

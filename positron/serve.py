@@ -79,7 +79,7 @@ def main() -> None:
     spin(SPIN_WRITING)
     with errors_as_one_line(), screen_log(Screen().line):
         options = arguments().parse_args()
-        weights = weights_of(options.weights)
+        weights = weights_of(options.weights, "--weights ")
         from positron.run.find import announce, find_run
 
         runs = [find_run(name) for name in options.runs or [None]]

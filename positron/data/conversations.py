@@ -65,6 +65,10 @@ def read_conversations(config: DataConfig) -> list[Conversation]:
 
 def _conversations_of_files(config: DataConfig) -> list[Conversation]:
     path = path_of(config, default=str(SAMPLE_PATH))
+    if config.path is None and config.repo is None:
+        logger.info(
+            f"data.path= is not given: using the small file of examples {SAMPLE_PATH.name}, which comes with Positron"
+        )
     summary, conversations = RowSummary("conversation", harmless=(NO_ANSWER,)), []
     for record, parsed in parsed_rows(path, config, summary, is_conversation, parse_conversation):
         if any(map(is_learned, parsed.messages)):

@@ -123,11 +123,11 @@ def retry_network(
 
     patience = patience_s()
     start, pause = time.monotonic(), 1.0
+    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     while True:
         try:
             return action()
         except (RepositoryNotFoundError, GatedRepoError) as error:
-            host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
             if isinstance(error, GatedRepoError):
                 raise UserError(
                     f"{label} needs access rights: request access on its page on {host}, then run hf auth login"
@@ -146,7 +146,9 @@ def retry_network(
                     f"{label} cannot be downloaded: the hub answers with status {status} ({reason}); check the name, the "
                     "revision and your access rights"
                 ) from error
-            ends_now = not waits_for_name and _is_unresolved(error)
+            if unresolved := _is_unresolved(error):
+                reason = f"cannot reach {host.partition('://')[2] or host} ({reason})"
+            ends_now = not waits_for_name and unresolved
             if ends_now or time.monotonic() - start + pause > patience:
                 raise Unreachable(f"{label} cannot be downloaded: {reason}. {remedy}") from error
             logger.info(f"{label}: {reason}; trying again in {pause:.0f} s")

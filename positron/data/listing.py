@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import stat
@@ -114,7 +115,7 @@ def list_files(path: str, label: str | None = None, suffixes: Collection[str] = 
                 f"{label} is an address, not a file: to download a text, give data.url= instead of data.path="
             )
         else:
-            raise UserError(f"cannot read {label}: No such file or directory{CHECK_SPELLING}")
+            raise UserError(f"cannot read {label}: No such file or directory{CHECK_SPELLING}{_similar_file(given)}")
         for file in listing.files:
             refuse_lfs_pointer(file)
             _refuse_compressed_parquet(file)
@@ -124,6 +125,16 @@ def list_files(path: str, label: str | None = None, suffixes: Collection[str] = 
         skipped = listing.describe_skipped()
         raise UserError(message + (f"; skipped: {skipped}" if skipped else ""))
     return listing
+
+
+def _similar_file(missing: Path) -> str:
+    """Return a question that names the file or folder whose name is most similar to a missing path; empty if there is none."""
+    try:
+        names = [entry.name for entry in os.scandir(missing.parent) if not entry.name.startswith(".")]
+    except OSError:
+        return ""
+    similar = difflib.get_close_matches(missing.name, names, 1, 0.6)
+    return f": did you mean {one_line(str(missing.with_name(similar[0])))}?" if similar else ""
 
 
 def _refuse_compressed_parquet(path: Path) -> None:

@@ -97,7 +97,8 @@ class RowSummary:
         if not self.rows:
             raise UserError(f"{label} contains no {self.noun}s: give some, for example one JSON object per line")
         if 2 * self.malformed > self.rows or (self.malformed and not n_used):
-            others = f"; of {self.rows:,} rows, {self.reasons()}" if self.rows > 1 else ""
+            n = sum(map(len, self.skipped.values()))
+            others = f"; {n:,} of the {self.rows:,} rows cannot be used: {self.reasons()}" if self.rows > 1 else ""
             raise UserError(f"{self.first_error}{others}")
 
 

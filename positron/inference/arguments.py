@@ -113,10 +113,13 @@ def stops_of(value: Any) -> tuple[str, ...]:
     return stops
 
 
-def weights_of(value: Any) -> str:
-    """Return `value` if it is the name of a number format for weights: fp32, bf16 or int8; raises UserError otherwise."""
+def weights_of(value: Any, label: str = "weights=") -> str:
+    """Return `value` if it is the name of a number format for weights: fp32, bf16 or int8; raises UserError otherwise.
+
+    `label` is written before the value in the message; a command gives "--weights ".
+    """
     if not isinstance(value, str) or value not in WEIGHTS:
-        raise UserError(f"weights={value} is not a weight precision: choose from {', '.join(WEIGHTS)}")
+        raise UserError(f"{label}{value} is not a weight precision: choose from {', '.join(WEIGHTS)}")
     return value
 
 

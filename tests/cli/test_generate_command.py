@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["Tom", "--stop", ""], "an empty stop string"),
         (
             ["Tom", "--weights", "int3"],
-            "weights=int3 is not a weight precision: choose from fp32, bf16, int8",
+            "--weights int3 is not a weight precision: choose from fp32, bf16, int8",
         ),
         (["Tom", "--preset", "creativ"], "there is no preset creativ: did you mean creative?"),
     ],

@@ -264,7 +264,9 @@ def test_kinds_of_bad_rows_are_counted_apart_with_three_places_each(tmp_path: Pa
 
 def test_more_than_half_bad_rows_are_an_error_that_names_the_first(tmp_path: Path) -> None:
     rows(tmp_path, GOOD[0], {"a": 1})
-    with pytest.raises(UserError, match=r"x.jsonl, line 2 has the fields a, .*; of 3 rows, 2 with unknown fields"):
+    with pytest.raises(
+        UserError, match=r"x.jsonl, line 2 has the fields a, .*; 2 of the 3 rows cannot be used: 2 with unknown fields"
+    ):
         rows(tmp_path, GOOD[0], {"a": 1}, {"b": 1})
 
 

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ from positron.config import DataConfig, TokenizerConfig
 from positron.data import files, shards
 from positron.data.corpus import prepare
 from positron.data.files import SEPARATOR, FileSource, split_documents
+from positron.data.listing import list_files
 from positron.data.shards import TokenFiles, verify
 from positron.data.sources import is_validation
 from positron.system.errors import UserError
@@ -489,3 +491,12 @@ def test_a_text_with_many_unknown_tokens_gives_a_warning(run_command, tmp_path):
     assert "of the tokens are <unk>" in lossy.err + lossy.out
     whole = run_command("prepare", "data=text", "data.path=my.txt", "tokenizer=word", "tokenizer.vocab_size=200")
     assert "<unk>" not in whole.err + whole.out
+
+
+def test_a_missing_file_is_answered_with_a_similar_one(tmp_path: Path) -> None:
+    (tmp_path / "my_text.txt").write_text("text")
+    similar = re.escape(str(tmp_path / "my_text.txt"))
+    with pytest.raises(UserError, match=rf"No such file .*; check the spelling of the path: did you mean {similar}\?$"):
+        list_files(str(tmp_path / "my_txt.txt"))
+    with pytest.raises(UserError, match=r"check the spelling of the path$"):
+        list_files(str(tmp_path / "quite_different"))

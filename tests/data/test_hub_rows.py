@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import queue
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from positron.data import hub, hub_download, hub_rows
 from positron.data.conversations import read_conversations
 from positron.data.corpus import prepare
 from positron.data.hub import Repository
+from positron.data.hub_download import retry_network
 from positron.data.hub_rows import HubRowsSource, fetch_rows, row_chunks
 from positron.data.sources import is_validation
 from positron.system.errors import Unreachable, UserError
@@ -456,3 +458,17 @@ def test_rows_of_parquet_files_are_fetched_with_one_file_on_the_disk(
         10 * n + i for n in range(3) for i in range(5)
     ]
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_machine_without_network_is_told_which_server_it_cannot_reach(monkeypatch: Any, logged: list[str]) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    unresolved = OSError("no address")
+    unresolved.__cause__ = socket.gaierror("name not known")
+
+    def fail() -> None:
+        raise unresolved
+
+    with pytest.raises(
+        Unreachable, match=r"a dataset cannot be downloaded: cannot reach huggingface\.co \(no address\)\."
+    ):
+        retry_network(fail, "a dataset", waits_for_name=False)

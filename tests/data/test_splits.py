@@ -81,7 +81,9 @@ def test_one_long_book_among_short_texts_leaves_both_sides_their_share(tmp_path:
         assert 0.01 < share(tmp_path, seed=seed, val_fraction=0.1) < 0.55
 
 
-@pytest.mark.parametrize("text", ["a title\n" + "x" * 10_000, "y" * 10_000, LINE * 300, "ab", "\n" * 5000, " " * 77])
+@pytest.mark.parametrize(
+    "text", ["a title\n" + "x" * 10_000, "y" * 10_000, LINE * 300, "ab", "\n" * 5000 + "x", " " * 77 + "x"]
+)
 @pytest.mark.parametrize("val_fraction", [0.02, 0.1, 0.5])
 def test_one_document_is_split_near_the_asked_place(tmp_path: Path, text: str, val_fraction: float) -> None:
     (tmp_path / "a.txt").write_text(text)

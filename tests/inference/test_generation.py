@@ -369,7 +369,7 @@ def test_the_generate_command(run: Path, run_command: Callable[..., Any]) -> Non
         (["--run", "nothing"], "no run nothing"),
         (["a" * 200], "the prompt has 200 tokens"),
         (["--file", "nowhere.txt"], "cannot read --file nowhere.txt"),
-        (["--weights", "int3"], "weights=int3 is not a weight precision: choose from fp32, bf16, int8"),
+        (["--weights", "int3"], "--weights int3 is not a weight precision: choose from fp32, bf16, int8"),
         (["--max-tokens", "0"], "--max-tokens must be at least 1, not 0"),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_run_is_served_until_ctrl_c_which_ends_streams_at_once(folder, start):
         (["base", "base"], "outputs/base is given twice: give it once"),
         (["base", "--port", "99999"], "port 99999: a port is a number from 0 to 65535; choose another port"),
         (["base", "--host", "999.1.1.1"], "; choose an address of this machine with --host"),
-        (["base", "--weights", "fp8"], "weights=fp8 is not a weight precision"),
+        (["base", "--weights", "fp8"], "--weights fp8 is not a weight precision"),
     ],
 )
 def test_a_wrong_option_is_one_line(folder, run_command, arguments, message):
