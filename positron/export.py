@@ -43,7 +43,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("run", nargs="?", help="run folder, or name below outputs/ (default: the one trained last)")
     parser.add_argument("--to", required=True, choices=FORMATS, help=formats)
     parser.add_argument(
-        "--out", metavar="FOLDER", help="new folder to write (default: export/FORMAT in the run folder)"
+        "--out", metavar="FOLDER", help="new or empty folder to write (default: export/FORMAT in the run folder)"
     )
     parser.add_argument(
         "--precision",
@@ -65,7 +65,7 @@ def export(run: str | None, to: Format, out: str | Path | None, precision: Any =
     """Write a run (None: the run trained last) in the format `to` into the new folder `out`, and return this folder.
 
     If `out` is None, the folder is `export/FORMAT` in the run's folder. `precision` is the number format of the weight matrices
-    (see `arguments`). The files and their sizes are logged. Raises UserError if the folder exists, or if the format cannot
+    (see `arguments`). The files and their sizes are logged. Raises UserError if the folder has files, or if the format cannot
     express the model or `precision`.
     """
     from positron.run.find import announce, find_run, progress_of

@@ -24,7 +24,7 @@ def export(source: Source, to: Format, folder: Path, precision: Precision = "f32
     """Write a run into a new folder in the format `to`, and read the written weights back.
 
     Returns the largest difference between the logits of the run's model and of the model that was read back. The folder appears
-    only when it is complete. Raises UserError if the folder exists, if the format does not have `precision`, if the format
+    only when it is complete. Raises UserError if the folder has files, if the format does not have `precision`, if the format
     cannot express the model or its tokenizer, if a package that the format needs is not installed, or if the disk is full.
     """
     _chosen(precision, PRECISIONS.get(to, ("f32",)), to)

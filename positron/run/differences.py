@@ -84,7 +84,7 @@ def refuse_differences(run: Run, config: RunConfig, given: Iterable[str] = ()) -
         remedy = f"continue {original} by name={recorded}" if original.exists() else f"rename it to {original} again"
         raise UserError(
             f"{run.folder} contains a run that was trained with name={recorded}, so the folder was renamed or copied: "
-            f"{remedy}, or give another name="
+            f"{remedy}, or start a new run from its weights with init_from={run.folder} and another name="
         )
     if refused:
         advice = "give the same settings as before"

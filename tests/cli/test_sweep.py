@@ -16,6 +16,7 @@ from hydra.errors import MissingConfigException
 import positron
 from positron.cli.hydra_app import hydra_errors_as_ours
 from positron.cli.sweeps import claim_folder
+from positron.run.folder import Run
 from positron.system.errors import UserError
 from positron.system.locks import lock
 from positron.training.callbacks.pruning import is_hopeless
@@ -233,7 +234,7 @@ def test_a_sweep_over_source_runs_trains_each_with_its_own_architecture(run_comm
     recorded = [json.loads((tmp_path / f"outputs/sweeps/both/{n}/config.json").read_text()) for n in range(2)]
     assert [(each["init_from"], each["model"]["n_layer"]) for each in recorded] == [("a", 1), ("b", 3)]
     assert "\noutputs/sweeps/both/1: " in result.err
-    scores = {n: json.loads((tmp_path / f"outputs/sweeps/both/{n}/run.json").read_text())["val_bpb"] for n in range(2)}
+    scores = {n: Run(tmp_path / f"outputs/sweeps/both/{n}").facts().val_bpb for n in range(2)}
     best = min(scores, key=lambda n: scores[n])
     assert re.search(rf"^next: .* --run outputs/sweeps/both/{best}$", result.out, re.MULTILINE)
 
