@@ -129,7 +129,7 @@ def test_presets_have_the_shapes_that_they_are_known_for():
         (("optimizer.lr=-1",), "must be positive"),
         (("model.n_head=7",), "not divisible"),
         (("schedule.kind=cosinus",), "did you mean cosine?"),
-        (("model.dropout=1.5",), "[0, 1)"),
+        (("model.dropout=1.5",), "must be at least 0 and below 1"),
         (("precision=fp8",), "fp16"),
         (("data=text",), "data.path=FILE"),
         (("tokenizer.vocab_size=10",), "at least 300"),
