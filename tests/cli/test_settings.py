@@ -564,7 +564,7 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
         check(dataclasses.replace(config, optimizer=OptimizerConfig(lr=0.1)), run.folder, Asked())
     with pytest.raises(
         UserError,
-        match="outputs/made contains a run that was trained with name=.* with init_from=outputs/made and another name=$",
+        match=r"outputs/made contains a run that was trained with name=.* with init_from=outputs/made and another name=$",
     ):
         check(dataclasses.replace(config, name="made"), run.folder, Asked())
     with pytest.raises(UserError, match=r"other settings \(optimizer\.kind: adamw -> muon\): give the same"):
