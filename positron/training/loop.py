@@ -94,7 +94,9 @@ def fit(
             if session.is_first_rank:
                 cut_after(run, session.start.step)  # a killed run may have written rows after its last checkpoint
                 if reason is None:
-                    trackers = _begin(session, plan, objective)
+                    _record_beginning(session, plan, objective)
+                # also if nothing is trained: wandb, asked for afterwards, gets the rows of the run
+                trackers = _open_trackers(session)
             records = Records(read_metrics(run.metrics_path), trackers)
             ends = open_ends(session, plan, objective, records.rows, signals)
             if reason is not None:
@@ -137,13 +139,17 @@ def fit(
     return run.facts()
 
 
-def _begin(session: Session, plan: Plan, objective: Objective) -> list[Tracker]:
-    """Record in run.json that the run is being trained, and open its trackers, such as wandb."""
-    run, config, step = session.run, session.config, session.start.step
+def _record_beginning(session: Session, plan: Plan, objective: Objective) -> None:
+    """Record in run.json that the run is being trained."""
     facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective), **objective.dependencies}
-    run.update(status="running", step=step, resolved=plan.resolved(), **facts)
+    session.run.update(status="running", step=session.start.step, resolved=plan.resolved(), **facts)
+
+
+def _open_trackers(session: Session) -> list[Tracker]:
+    """Open the trackers of the run, such as wandb."""
+    run, config = session.run, session.config
     settings = {**dataclasses.asdict(config), "resolved": dataclasses.asdict(run.resolved())}
-    return open_trackers(config.logger, run.folder, settings, step + 1)
+    return open_trackers(config.logger, run.folder, settings, session.start.step + 1)
 
 
 def _train(

@@ -856,7 +856,7 @@ def test_a_sweep_grown_and_reordered_keeps_what_is_done_and_choices_may_be_a_pat
     assert more.err.count("nothing to do") == 2
     assert before == {name: (folder / name / "metrics.jsonl").read_bytes() for name in ("0", "1")}
     assert {json.loads(text)["failed"] for text in jobs.values()} == {None}
-    assert len(more.out.strip().splitlines()) == 5
+    assert len(more.out.strip().splitlines()) == 6
     assert "schedule=linear" in json.loads((folder / "2" / "job.json").read_text())["overrides"]
 
 
