@@ -47,13 +47,9 @@ def open_ends(session: Session, plan: Plan, objective: Objective, rows: list[dic
             started=session.started,
             signals=signals,
         ),
-        _open_patience(session, objective, rows),
+        Patience(objective.patience, every, rows) if objective.patience else None,
         open_pruning(session.config.sweep, session.run, every, plan.last_step, rows),
     )
-
-
-def _open_patience(session: Session, objective: Objective, rows: list[dict[str, Any]]) -> Patience | None:
-    return Patience(objective.patience, session.config.train.val_every, rows) if objective.patience else None
 
 
 def is_pruned(session: Session) -> bool:
@@ -69,13 +65,13 @@ def why_it_is_over(session: Session, plan: Plan, objective: Objective) -> str | 
     run, step = session.run, session.start.step
     if not session.start.is_own:
         return None
-    # rows after `step` are from steps that no checkpoint has; they are trained again
-    patience = _open_patience(
-        session, objective, [row for row in read_metrics(run.metrics_path) if row["step"] <= step]
-    )
-    if patience is not None and patience.is_over:
-        reason = f"nothing to do: early stopping ended {run.folder} at step {step}, {patience.why}"
-        return f"{reason}; give another name= to train again"
+    if objective.patience:
+        # rows after `step` are from steps that no checkpoint has; they are trained again
+        rows = [row for row in read_metrics(run.metrics_path) if row["step"] <= step]
+        patience = Patience(objective.patience, session.config.train.val_every, rows)
+        if patience.is_over:
+            reason = f"nothing to do: early stopping ended {run.folder} at step {step}, {patience.why}"
+            return f"{reason}; give another name= to train again"
     if is_pruned(session):
         return (
             f"nothing to do: sweep.prune=median ended {run.folder} at step {step}; give another name= to train with these "

@@ -26,7 +26,7 @@ from positron.training.from_text import Lesson, train_on_text
 from positron.training.teachers import lesson_of_teachers
 
 UNCOUNTED_TIME = 1.05  # the whole time of a run, divided by the time of its training steps, which run.json records
-ALPHA = 0.9  # weight of the teachers in the loss of the student; 0.7 is not better (docs/LOG.md)
+ALPHA = 0.9  # weight of the teachers in the loss of the student; 0.7 is worse (docs/LOG.md)
 
 
 def train_generations(
