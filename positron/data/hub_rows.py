@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import threading
@@ -25,7 +24,7 @@ from positron.data.hub import HubSource, Repository
 from positron.data.hub_download import is_of_this_machine, patience_s, retry_network
 from positron.data.records import parquet_rows
 from positron.data.sources import ROWS_FILE, WAIT, Document, is_validation
-from positron.system.children import PipeEnd, end_with_parent, leave_interrupts_to_parent
+from positron.system.children import CHILDREN, PipeEnd, end_with_parent, leave_interrupts_to_parent
 from positron.system.console import one_line
 from positron.system.disk import make_folder, whole_file
 from positron.system.errors import UserError
@@ -191,8 +190,7 @@ class _Process:
                     raise UserError(content)
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, child_end = context.Pipe(duplex=False)
+        self._connection, child_end = CHILDREN.Pipe(duplex=False)
         facts = self._repository
         arguments = (
             child_end,
@@ -204,7 +202,7 @@ class _Process:
             str(make_folder(facts.raw)),
             self._done,
         )
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process = CHILDREN.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         child_end.close()
 

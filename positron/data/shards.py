@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import mmap
-import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from positron.data.sources import WAIT, Source
-from positron.system.children import end_with_parent, leave_interrupts_to_parent
+from positron.system.children import CHILDREN, end_with_parent, leave_interrupts_to_parent
 from positron.system.disk import make_folder, read_json, replace_folder, whole_file, write_json
 from positron.system.errors import UserError
 from positron.system.progress import Meter
@@ -96,16 +96,15 @@ def encode_all(
 
     A task is a part of the corpus, an item of `source.tasks`. The first `skip` tasks are left out. A result is what
     `encode_task` returns; it does not depend on the number of processes. The processes load the tokenizer from
-    `tokenizer_folder`. If the corpus is small or `workers` is 1, the calling process tokenizes with `tokenizer`.
+    `tokenizer_folder`. If the corpus is small or `workers` is 1, the calling process tokenizes with `tokenizer`. Raises
+    UserError if the operating system ends a process.
     """
     tasks = source.tasks(skip)
     small = source.total_bytes is not None and source.total_bytes < SMALL_CORPUS_BYTES
     if small or workers == 1:
         yield from (encode_task(source, tokenizer, task) for task in tasks if task != WAIT)
         return
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(source, tokenizer_folder)
-    )
+    pool = ProcessPoolExecutor(workers, CHILDREN, initializer=_start_worker, initargs=(source, tokenizer_folder))
     waiting: list[Future[dict[str, Encoded]]] = []
 
     def refill() -> None:
@@ -120,6 +119,11 @@ def encode_all(
         while waiting:
             yield waiting.pop(0).result()
             refill()
+    except BrokenProcessPool:
+        raise UserError(
+            "the operating system ended a process that was writing the text as tokens, usually because memory was short: close "
+            "other programs and repeat the command, which continues where it stopped"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import multiprocessing
 import os
 import queue
 import secrets
@@ -25,7 +24,7 @@ from positron.config import DataConfig
 from positron.data.shards import TokenFiles
 from positron.data.stream import Stream
 from positron.data.window_order import windows_of_step
-from positron.system.children import end_with_parent, leave_interrupts_to_parent
+from positron.system.children import CHILDREN, end_with_parent, leave_interrupts_to_parent
 from positron.system.disk import make_folder, open_descriptor
 from positron.system.errors import Unreachable, UserError
 from positron.system.locks import lock
@@ -148,9 +147,8 @@ class _Filler:
     """
 
     def __init__(self, config: DataConfig, tokenizer_folder: Path, epoch: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._epoch, self._reports = context.Value("q", epoch), context.Queue()
-        self._process = context.Process(
+        self._epoch, self._reports = CHILDREN.Value("q", epoch), CHILDREN.Queue()
+        self._process = CHILDREN.Process(
             target=_fill, args=(config, tokenizer_folder, self._epoch, self._reports), daemon=True
         )
         self._process.start()

@@ -1,4 +1,4 @@
-"""Make child processes of a command ignore Ctrl-C, and make them end when their parent ends.
+"""Start child processes, make them ignore Ctrl-C, and make them end when their parent ends.
 
 The module also defines `PipeEnd`, the type of the two objects that `multiprocessing.Pipe` returns.
 
@@ -13,13 +13,43 @@ import os
 import signal
 import sys
 import threading
+import types
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 if sys.platform == "win32":
     from multiprocessing.connection import PipeConnection as PipeEnd
 else:
     from multiprocessing.connection import Connection as PipeEnd
 
-__all__ = ["PipeEnd", "end_with_parent", "leave_interrupts_to_parent"]
+__all__ = ["CHILDREN", "PipeEnd", "end_with_parent", "leave_interrupts_to_parent"]
+
+
+class _ProcessWithoutMain(SpawnProcess):
+    """Run a function in a new process that does not import the main module of this process."""
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _ContextWithoutMain(SpawnContext):
+    """Start processes as the start method "spawn" does, but without importing the main module of this process.
+
+    With "spawn", a new process first imports the main module. If this is a user's script that calls `positron.train` without
+    the line `if __name__ == "__main__":`, the new process would start a second training.
+    """
+
+    Process = _ProcessWithoutMain
+
+
+CHILDREN = _ContextWithoutMain()
 
 
 def leave_interrupts_to_parent() -> None:

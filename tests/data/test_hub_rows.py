@@ -275,7 +275,7 @@ def library(monkeypatch: pytest.MonkeyPatch, rows_hub: Hub) -> Library:
     """The library of a dataset with the split `train`, which holds TEXTS."""
     made = Library(train=[{"text": text} for text in TEXTS])
     monkeypatch.setitem(sys.modules, "datasets", made)
-    monkeypatch.setattr("positron.data.hub_rows.multiprocessing.get_context", lambda kind: Threads())
+    monkeypatch.setattr("positron.data.hub_rows.CHILDREN", Threads())
     for name in ("leave_interrupts_to_parent", "end_with_parent"):
         monkeypatch.setattr(hub_rows, name, lambda: None)
     for name in ("HUB", "DATASETS", "MODULES", "XET", "ASSETS"):

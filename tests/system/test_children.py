@@ -1,0 +1,40 @@
+"""Child processes: they do not run the script of the user that starts them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+print("the script runs")
+
+from positron.system.children import CHILDREN
+
+process = CHILDREN.Process(target=print, args=("the child runs",))
+process.start()
+process.join()
+print("exit code", process.exitcode)
+"""
+
+TRAINING = """
+import positron
+from positron.data import shards
+
+shards.SMALL_CORPUS_BYTES = 0  # so that processes write the text as tokens
+run = positron.train("debug", data=["a text of some words. " * 20] * 400, max_steps=1, tokenizer="char", name="script")
+print(run.folder.name)
+"""
+
+
+def test_a_child_does_not_run_a_script_that_has_no_main_guard(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    result = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert sorted(result.stdout.splitlines()) == ["exit code 0", "the child runs", "the script runs"], result.stderr
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_can_train(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(TRAINING)
+    result = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.splitlines() == ["script"], result.stderr
