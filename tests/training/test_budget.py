@@ -157,7 +157,7 @@ def test_a_small_text_gets_the_smallest_size_that_is_nearly_the_best(logged):
     candidates = candidates_with([2.0, 1.9, 1.895], [6e5] * 3)
     assert not budget.larger_gains_nothing(candidates[:2])
     assert budget.larger_gains_nothing(candidates)
-    assert budget._settle(tiny(Path()), Asked(), candidates, 70.0, 1e5).n_layer == 2
+    assert budget._settle(tiny(Path(), budget="120s"), Asked(), candidates, 70.0, 1e5).n_layer == 2
     assert "a larger model would learn hardly more" in logged[-2]
     assert "10,000 tokens/s" in logged[1]  # of the machine, although the text limits the tokens of the run
     # a small gain counts if the larger model reads less text
@@ -166,12 +166,14 @@ def test_a_small_text_gets_the_smallest_size_that_is_nearly_the_best(logged):
 
 def test_the_end_of_a_small_text_names_a_budget_that_is_enough_for_dropout(logged):
     candidates = candidates_with([2.0], [6e5])
-    budget._settle(tiny(Path()), Asked(), candidates, 70.0, 1e5)  # seven passes
+    config = tiny(Path(), budget="120s")
+    budget._settle(config, Asked(), candidates, 79.0, 1e5)  # less than eight passes, because measurements took long
     assert "the run reads it 6 times" in logged[-1]
     (minutes,) = re.findall(r"; with budget=(\d+)min the run reads it more often, with dropout$", logged[-1])
+    assert int(minutes) > 2
     left = int(minutes) * 60 * (1 - RESERVED_SHARE - MEASURING_SHARE)
-    assert budget._settle(tiny(Path()), Asked(), candidates, left, 1e5).dropout == DROPOUT
-    assert budget._settle(tiny(Path()), Asked(), candidates, 1000.0, 1e5).dropout == DROPOUT
+    assert budget._settle(config, Asked(), candidates, left, 1e5).dropout == DROPOUT
+    assert budget._settle(config, Asked(), candidates, 1000.0, 1e5).dropout == DROPOUT
     advice = (
         "reads it 12 times and ends before the budget is used up. Give more text for a better model; more time for this run "
         "does not help, but another run with another seed= and name= does: --run A,B uses both as one model, with a loss "
@@ -179,7 +181,7 @@ def test_the_end_of_a_small_text_names_a_budget_that_is_enough_for_dropout(logge
     )
     assert logged[-1].endswith(f"{advice}, and the rest of the budget is enough for 3 more")
     for seconds, rest in [(150.0, ""), (300.0, ", and the rest of the budget is enough for 1 more")]:  # a run takes 138
-        budget._settle(tiny(Path()), Asked(), candidates, seconds, 1e5)
+        budget._settle(config, Asked(), candidates, seconds, 1e5)
         assert logged[-1].endswith(advice + rest)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from positron.config import Asked, RunConfig
+from positron.config import Asked, RunConfig, seconds
 from positron.training.budget.course import (
     DROPOUT_PASSES,
     DROPOUT_TIME,
@@ -42,6 +40,18 @@ def may_train_generations(config: RunConfig, asked: Asked) -> bool:
     return asked.trains_generations and asked.auto_size and begins and config.device.processes == 1
 
 
+def _minutes_for(needed: float, config: RunConfig, seconds_left: float) -> int:
+    """Return a longer budget, in minutes, of which at least `needed` seconds are left for training.
+
+    `seconds_left`: how much of the budget of `config` is left for training. A longer budget spends at least as much time on
+    measurements and imports as this budget.
+    """
+    assert config.budget is not None
+    budget = seconds(config.budget, "budget")
+    longer = max(budget, needed + budget - seconds_left, needed / (1 - RESERVED_SHARE - MEASURING_SHARE))
+    return int(longer // 60) + 1
+
+
 def advice_for_small_text(
     config: RunConfig, asked: Asked, course: Course, speed: Speed, seconds_left: float, text_tokens: float
 ) -> str:
@@ -49,10 +59,10 @@ def advice_for_small_text(
 
     The rest is `seconds_left`, the time for training, without the time of the run, which follows from `course` and `speed`.
     """
-    per_token, usable = 1 / speed.tokens_per_s(course.batch_tokens), 1 - RESERVED_SHARE - MEASURING_SHARE
+    per_token = 1 / speed.tokens_per_s(course.batch_tokens)
     if not course.dropout and "model.dropout" not in asked.given:
-        more_time = DROPOUT_PASSES * text_tokens * per_token / usable
-        return f"with budget={math.ceil(more_time / 60)}min the run reads it more often, with dropout"
+        minutes = _minutes_for(DROPOUT_PASSES * text_tokens * per_token, config, seconds_left)
+        return f"with budget={minutes}min the run reads it more often, with dropout"
     is_chosen = course.dropout != config.model.dropout  # then `speed` was measured without dropout
     run_time = course.tokens * per_token * (DROPOUT_TIME if is_chosen else 1)
     if not may_train_generations(config, asked):
@@ -64,7 +74,7 @@ def advice_for_small_text(
         )
     match teachers_within(seconds_left, run_time):
         case 0:
-            minutes = math.ceil(generations_time(run_time, 1) / usable / 60)
+            minutes = _minutes_for(generations_time(run_time, 1), config, seconds_left)
             return f"budget={minutes}min also trains a student, with a loss that is 2 to 3 % lower"
         case 1:
             return (
