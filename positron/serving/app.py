@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from positron.inference.sessions import Piece, Session
 from positron.serving.answers import Answer
 from positron.serving.errors import ApiError
-from positron.serving.models import Models, Served
+from positron.serving.models import MAX_ON_DEMAND, Models, Served
 from positron.serving.parameters import Call, chat_call, completion_call
 from positron.serving.security import Guard
 from positron.serving.worker import Job, QueueFull
@@ -36,6 +37,8 @@ MAX_BODY_BYTES = 2**20
 # as computing a token of a small model.
 EVENT_SECONDS = 0.02
 RETRY_SECONDS = 1  # time after which a refused client should try again
+MAX_ROOM_SECONDS = 300.0  # maximum time that a request waits until another model can be loaded
+ROOM_SECONDS = 0.5  # time after which a waiting request looks again whether its model can be loaded
 
 
 def create_app(
@@ -123,11 +126,14 @@ async def _answer(
     request: Request, models: Models, read: Callable[[dict[str, Any], Served], Call], *, is_chat: bool
 ) -> Response:
     values = await _body(request)
-    model = await asyncio.to_thread(models.get, values.get("model"))  # loading takes a while
-    call = await asyncio.to_thread(read, values, model)  # encoding a long text takes a while
-    texts = _Texts(call, model)
-    answer = Answer(call, model, is_chat)
-    texts.submit()
+    model = await _reserved_model(request, models, values.get("model"))
+    try:
+        call = await asyncio.to_thread(read, values, model)  # encoding a long text takes a while
+        texts = _Texts(call, model)
+        answer = Answer(call, model, is_chat)
+        texts.submit()
+    finally:
+        model.worker.release()
     if call.stream:
         return _EventStream(_events(texts, answer), texts)
     try:
@@ -143,6 +149,28 @@ async def _answer(
         return JSONResponse(answer.whole(texts.sessions, whole.result()))
     finally:
         texts.cancel()
+
+
+async def _reserved_model(request: Request, models: Models, name: Any) -> Served:
+    """Return the model `name`, as `Models.get` does, but wait if there is no room for it at this moment.
+
+    No thread is held while the request waits, so that other requests are answered. Raises ApiError if there is no room after
+    five minutes (MAX_ROOM_SECONDS), and ClientDisconnect if the client is gone.
+    """
+    end = time.monotonic() + MAX_ROOM_SECONDS
+    while (model := await asyncio.to_thread(models.get, name)) is None:  # in a thread, because loading takes a while
+        if await request.is_disconnected():
+            raise ClientDisconnect
+        if time.monotonic() >= end:
+            raise _overloaded(
+                f"no other model can be loaded while {MAX_ON_DEMAND} models are answering: try again in a moment"
+            )
+        await asyncio.sleep(ROOM_SECONDS)
+    return model
+
+
+def _overloaded(message: str) -> ApiError:
+    return ApiError(503, message, code="overloaded", headers={"Retry-After": str(RETRY_SECONDS)})
 
 
 async def _disconnected(request: Request) -> None:
@@ -179,12 +207,7 @@ class _Texts:
         try:
             self._worker.submit(self._jobs)
         except QueueFull:
-            raise ApiError(
-                503,
-                "the server is busy: try again in a moment",
-                code="overloaded",
-                headers={"Retry-After": str(RETRY_SECONDS)},
-            ) from None
+            raise _overloaded("the server is busy: try again in a moment") from None
 
     def session(self, i: int) -> Session:
         """Return the state of text i. At least one piece of the text must have arrived."""

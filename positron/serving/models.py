@@ -104,18 +104,21 @@ class Models:
                     described[name] = self._described.get(files, functools.partial(_run_object, name, run))
         return list(described.values())
 
-    def get(self, name: Any) -> Served:
+    def get(self, name: Any) -> Served | None:
         """Return the model `name`, and load it if it was not loaded at the start or by an earlier request.
 
+        The model's worker is reserved, so that no other request closes the model before the caller has submitted its texts.
+        The caller must then call `worker.release()`. The function returns None if the model must be loaded and there is no
+        room for it at this moment, because 3 other models (MAX_ON_DEMAND) are busy.
+
         If a request has loaded the model, and the run was trained further since then, the model is loaded again. But if the old
-        model is generating texts at this moment, the old model is returned. If `name` is None, the first model that was loaded
-        at the start is returned. Raises ApiError if there is no such model, if it cannot be loaded, or if too many other models
-        are busy.
+        model is reserved or generating texts at this moment, the old model is returned. If `name` is None, the first model that
+        was loaded at the start is returned. Raises ApiError if there is no such model, or if it cannot be loaded.
         """
         if name is None and self._fixed:
-            return next(iter(self._fixed.values()))
+            name = next(iter(self._fixed))
         if isinstance(name, str) and name in self._fixed:
-            return self._fixed[name]
+            return _reserved(self._fixed[name])
         runs = self.runs()
         if not isinstance(name, str) or name not in runs:
             known = ", ".join(list(dict.fromkeys([*self._fixed, *runs]))[:20])
@@ -128,34 +131,40 @@ class Models:
                 read, model = self._on_demand.pop(name)
                 if read == files or not model.worker.close_if_idle():
                     self._on_demand[name] = read, model
-                    return model
-            self._make_room()
+                    return _reserved(model)
+            if not self._make_room():
+                return None
             try:
                 refuse_links_in(runs[name].folder)
                 model = serve_run(runs[name], name=name)
             except UserError as error:
                 raise ApiError(500, f"the model {name} cannot be loaded: {error}", "model") from error
             self._on_demand[name] = files, model
-            return model
+            return _reserved(model)
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
         """Make room for another model: close an idle model if 3 models (MAX_ON_DEMAND) are loaded on demand already.
 
-        Among the idle models that were loaded on demand, the least recently used model is closed. Raises ApiError if none of
-        them is idle.
+        Among the idle models that were loaded on demand, the least recently used model is closed. Returns False if there is no
+        room because none of them is idle.
         """
         if len(self._on_demand) < MAX_ON_DEMAND:
-            return
+            return True
         idle = next((name for name, (_, model) in self._on_demand.items() if model.worker.close_if_idle()), None)
         if idle is None:
-            message = f"no other model can be loaded while {MAX_ON_DEMAND} models are answering: try again in a moment"
-            raise ApiError(503, message, code="overloaded")
+            return False
         del self._on_demand[idle]
+        return True
 
     def close(self) -> None:
         """Stop all workers."""
         for model in self.loaded:
             model.worker.close()
+
+
+def _reserved(model: Served) -> Served:
+    model.worker.reserve()
+    return model
 
 
 def _run_object(name: str, run: Run) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Worker:
         self._running: dict[Session, Job] = {}
         self._changed = threading.Condition()  # guards the fields above, and the jobs' `unread` and `is_cancelled`
         self._is_closed = False
+        self._reservations = 0  # number of requests that will submit jobs soon
         self._thread = threading.Thread(target=self._run, daemon=True, name="positron-worker")
         self._thread.start()
 
@@ -55,6 +56,16 @@ class Worker:
         """Return the number of texts that are being generated, and the number of waiting texts."""
         with self._changed:
             return len(self._running), len(self._waiting)
+
+    def reserve(self) -> None:
+        """Keep `close_if_idle` from stopping the worker, until `release` has been called as often as this method."""
+        with self._changed:
+            self._reservations += 1
+
+    def release(self) -> None:
+        """End one reservation."""
+        with self._changed:
+            self._reservations -= 1
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue all jobs. If there is no space for all of them, or the worker is closed, queue none and raise QueueFull.
@@ -96,12 +107,12 @@ class Worker:
         self._thread.join()
 
     def close_if_idle(self) -> bool:
-        """Stop the worker if no text is being generated or waiting, and tell whether it was stopped.
+        """Stop the worker if no text is being generated or waiting and it is not reserved, and tell whether it was stopped.
 
         The function does not wait until the thread has ended.
         """
         with self._changed:
-            if self._running or self._waiting:
+            if self._running or self._waiting or self._reservations:
                 return False
             self._is_closed = True
             self._changed.notify()
