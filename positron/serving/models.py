@@ -57,13 +57,13 @@ def serve_run(run: Run, weights: str = "fp32", name: str | None = None) -> Serve
     A run is the folder of one trained model. `weights`: the number format of the weights, fp32, bf16 or int8. `name`: the model
     name that clients use; if it is None, the name of the run's folder.
     """
+    name, chats = name or run.folder.resolve().name, run.is_chat
     model, tokenizer, path = load_model(run)
-    writer = Writer(model, tokenizer, weights=weights)
-    worker = Worker(Sessions(writer.engine(), slots_of(writer)), MAX_WAITING)
     created = int(path.stat().st_mtime)
-    return Served(
-        name or run.folder.resolve().name, run.is_chat, model.config.context_length, created, tokenizer, worker
-    )
+    writer = Writer(model, tokenizer, weights=weights)
+    # last, because after an error nobody would close the worker, whose thread keeps the model in memory
+    worker = Worker(Sessions(writer.engine(), slots_of(writer)), MAX_WAITING)
+    return Served(name, chats, model.config.context_length, created, tokenizer, worker)
 
 
 class Models:
@@ -139,6 +139,9 @@ class Models:
                 model = serve_run(runs[name], name=name)
             except UserError as error:
                 raise ApiError(500, f"the model {name} cannot be loaded: {error}", "model") from error
+            except OSError as error:  # a training replaced a file, or the run was deleted
+                cause = f"{error.filename} cannot be read ({error.strerror or error})"
+                raise ApiError(500, f"the model {name} cannot be loaded, because {cause}: try again", "model") from error
             self._on_demand[name] = files, model
             return _reserved(model)
 

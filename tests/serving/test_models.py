@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving_models import served_of
+from serving_models import TOKENIZER, engine_of, served_of
 
 from positron.run.folder import Run
 from positron.serving import app, models
@@ -122,3 +123,21 @@ def test_a_client_that_leaves_while_its_request_waits_is_forgotten(on_demand: Mo
     asyncio.run(app.create_app(on_demand)(scope, receive, send))
     assert sent[0]["status"] == 499
     assert loaded(on_demand) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("damage", ["the chat template", "the checkpoint"])
+def test_a_run_that_cannot_be_served_is_named_and_leaves_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    run, checkpoint = Run(tmp_path), tmp_path / "last.ckpt"
+    if damage == "the chat template":
+        run.chat_path.write_text('{"version": 2}')
+        checkpoint.touch()
+    monkeypatch.setattr(models, "load_model", lambda _: (engine_of().decoder.model, TOKENIZER, checkpoint))
+    before = set(threading.enumerate())
+    answer = ask(Models(runs=lambda: {"d": run}), BODY)
+    workers = [thread for thread in set(threading.enumerate()) - before if thread.name == "positron-worker"]
+    assert (answer.status_code, workers) == (500, [])
+    faulty = run.chat_path if damage == "the chat template" else checkpoint
+    assert "the model d cannot be loaded" in answer.json()["error"]["message"]
+    assert str(faulty) in answer.json()["error"]["message"]
