@@ -22,18 +22,23 @@ class _Vocabulary:
         self.tokenizer = tokenizer
         self.specials = {tokenizer.special_id(name): name for name in SPECIALS}
 
-    def name(self, i: int) -> str:
-        r"""Return a token's text, or the name of a special token.
+    def name(self, i: int, skips_space: bool = False) -> str:
+        r"""Return a token's text, or the name of a special token. With `skips_space`, a space at its beginning is left out.
 
         A token that is not valid UTF-8, such as the first byte of é, is returned as `bytes:\xc3`.
         """
         if i in self.specials:
             return self.specials[i]
-        data = self.tokenizer.bytes_of(i)
+        data = self.bytes_of(i, skips_space)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def bytes_of(self, i: int, skips_space: bool) -> bytes:
+        """Return the UTF-8 bytes of a token. With `skips_space`, a space at its beginning is left out."""
+        data = self.tokenizer.bytes_of(i)
+        return data.removeprefix(b" ") if skips_space else data
 
 
 class Answer:
@@ -134,20 +139,23 @@ class Answer:
         if self.call.requests[i].logprobs is None:
             return None
         if self.is_chat:
-            return {"content": [self._chat_logprob(token) for token in tokens], "refusal": None}
+            return {"content": [self._chat_logprob(i, token) for token in tokens], "refusal": None}
         return self._completion_logprobs(i, [*prompt, *tokens])
 
-    def _chat_logprob(self, token: Token) -> dict[str, Any]:
+    def _chat_logprob(self, i: int, token: Token) -> dict[str, Any]:
+        # without the space that the tokenizer puts before an answer, so that the names of all tokens are the answer's text
+        skips_space = self.decoders[i].skips_space
+        self.decoders[i].push(token.id)
         return {
-            **self._named(token.id, token.logprob),
-            "top_logprobs": [self._named(*other) for other in token.likeliest],
+            **self._named(token.id, token.logprob, skips_space),
+            "top_logprobs": [self._named(*other, skips_space) for other in token.likeliest],
         }
 
-    def _named(self, i: int, logprob: float) -> dict[str, Any]:
+    def _named(self, token_id: int, logprob: float, skips_space: bool) -> dict[str, Any]:
         return {
-            "token": self.vocabulary.name(i),
+            "token": self.vocabulary.name(token_id, skips_space),
             "logprob": max(logprob, MIN_LOGPROB),
-            "bytes": list(self.served.tokenizer.bytes_of(i)),
+            "bytes": list(self.vocabulary.bytes_of(token_id, skips_space)),
         }
 
     def _completion_logprobs(self, i: int, tokens: list[Token | int]) -> dict[str, Any]:

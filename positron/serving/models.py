@@ -141,7 +141,9 @@ class Models:
                 raise ApiError(500, f"the model {name} cannot be loaded: {error}", "model") from error
             except OSError as error:  # a training replaced a file, or the run was deleted
                 cause = f"{error.filename} cannot be read ({error.strerror or error})"
-                raise ApiError(500, f"the model {name} cannot be loaded, because {cause}: try again", "model") from error
+                raise ApiError(
+                    500, f"the model {name} cannot be loaded, because {cause}: try again", "model"
+                ) from error
             self._on_demand[name] = files, model
             return _reserved(model)
 

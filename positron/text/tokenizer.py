@@ -79,21 +79,22 @@ class StreamDecoder:
     """Decode a stream of ids to whole characters: bytes are held back until their character is complete.
 
     `before`: the ids before the stream. If they are empty or end with a special token, a text begins with the stream. Then the
-    space that some tokenizers put before a text (`puts_space_first`) is left out, as in `decode`.
+    space that some tokenizers put before a text (`puts_space_first`) is left out, as in `decode`. `skips_space`: true until the
+    token with this space has been taken.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._skips_space = tokenizer.puts_space_first and not (before and tokenizer.bytes_of(before[-1]))
+        self.skips_space = tokenizer.puts_space_first and not (before and tokenizer.bytes_of(before[-1]))
 
     def push(self, i: int) -> str:
         """Take the next id and return the characters that it completes, perhaps none."""
-        text = self._utf8.decode(self._tokenizer.bytes_of(i))
-        if self._skips_space and text:
-            self._skips_space = False
-            return text.removeprefix(" ")
-        return text
+        data = self._tokenizer.bytes_of(i)
+        if self.skips_space and data:
+            self.skips_space = False
+            data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
 
     def end(self) -> str:
         """End the stream and return U+FFFD for a character that was cut off, or an empty text."""

@@ -17,8 +17,9 @@ from interop.saved_runs import imported_pieces
 from serving_models import CONTEXT, TOKENIZER, Running, engine_of, served_of
 
 from positron.inference.sampling import BALANCED, PRESETS, Sampling
+from positron.inference.sessions import Piece, Token
 from positron.serving.answers import Answer
-from positron.serving.parameters import completion_call
+from positron.serving.parameters import chat_call, completion_call
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT
@@ -441,3 +442,22 @@ def test_text_offsets_do_not_count_the_space_that_the_tokenizer_puts_first(site)
     for token, offset in list(zip(facts["tokens"], facts["text_offset"], strict=True))[1:]:
         assert call.echoed[0][offset:].startswith(token)
     assert facts["text_offset"][1] == len(facts["tokens"][0].removeprefix(" "))
+
+
+@pytest.mark.parametrize("begun", ["", "Tom"], ids=["an answer", "a continued answer"])
+def test_the_tokens_of_an_answer_are_its_text_if_the_tokenizer_puts_a_space_first(site, begun):
+    tokenizer = imported_pieces()
+    served = dataclasses.replace(site.models.get("talker"), tokenizer=tokenizer)
+    messages = [*MESSAGES, *([{"role": "assistant", "content": begun}] if begun else [])]
+    body = {"messages": messages, "continue_final_message": bool(begun), "logprobs": True, "top_logprobs": 1}
+    ids = tokenizer.encode("Tom saw the ball.")[len(tokenizer.encode(begun)) :]
+    answer = Answer(chat_call(body, served), served, True)
+    tokens = []
+    for i in ids:  # streamed: a chunk for each token
+        piece = Piece("", [Token(i, -1.0, [(i, -1.0)])], None)
+        tokens += answer.chunk(0, None, piece, is_first=False)["choices"][0]["logprobs"]["content"]
+    text = "Tom saw the ball."[len(begun) :]
+    assert "".join(token["token"] for token in tokens) == text
+    assert b"".join(bytes(token["bytes"]) for token in tokens).decode() == text
+    for token in tokens:
+        assert token["top_logprobs"] == [{key: token[key] for key in ("token", "logprob", "bytes")}]
