@@ -65,14 +65,18 @@ def fit(
     """Drop the oldest turns until the context has room for an answer.
 
     Returns the remaining messages and the number of dropped turns. A turn is a question with its answer. `context` is the
-    model's context length in tokens. `max_tokens` is the number of tokens to reserve for the answer; if it is None,
-    `_answer_tokens` derives the number from the lengths of the answers so far.
+    model's context length in tokens. `max_tokens` is the maximum number of tokens of the answer, or None.
+
+    Without a maximum, the number of tokens to reserve is derived from the answers so far (`_answer_tokens`). A maximum of up to
+    half the context is reserved as a whole. A larger maximum does not mean that the answer will be so long: half the context is
+    reserved, or the derived number if it is larger, but never more than the maximum.
 
     The system message and the last question may leave less room than the reserved number. Then the answer gets this room, but
     at least a quarter of the context (or the reserved number, if that is less). If the room is smaller than this minimum, the
     beginning of the question is cut off.
     """
-    reserved = _answer_tokens(messages, tokenizer, context) if max_tokens is None else max_tokens
+    expected = _answer_tokens(messages, tokenizer, context)
+    reserved = expected if max_tokens is None else min(max_tokens, max(expected, context // 2))
     alone = len(prompt_ids([m for m in messages[:1] if m.role == "system"] + list(messages[-1:]), tokenizer))
     # a long question leaves at least a quarter of the context for the answer
     return drop_oldest_turns(messages, tokenizer, max(8, context - reserved, min(alone, context * 3 // 4)))
