@@ -312,7 +312,16 @@ def completion_call(values: dict[str, Any], served: Served) -> Call:
     ids = [[begin, *served.tokenizer.encode(p)] if isinstance(p, str) else p for p in prompts]
     for prompt in ids:
         _refuse_longer(prompt, served, "prompt")
+    logprobs = body.take("logprobs", _number("logprobs", 0, MAX_LOGPROBS))
     echo = body.take("echo", _flag("echo"), False)
+    echoed = None
+    if (
+        echo
+    ):  # with log-probabilities, the text of the tokens, to which text_offset refers: the tokenizer may change a prompt
+        echoed = [
+            prompt if isinstance(prompt, str) and logprobs is None else served.tokenizer.decode(read)
+            for prompt, read in zip(prompts, ids, strict=True)
+        ]
     max_tokens = _max_tokens(body, 0 if echo else 1, ("max_tokens",))
     return _call(
         body,
@@ -321,8 +330,8 @@ def completion_call(values: dict[str, Any], served: Served) -> Call:
         BALANCED,
         max_tokens=COMPLETION_TOKENS if max_tokens is None else max_tokens,
         stop_ids=list(served.tokenizer.end_ids),
-        logprobs=body.take("logprobs", _number("logprobs", 0, MAX_LOGPROBS)),
-        echoed=[p if isinstance(p, str) else served.tokenizer.decode(p) for p in prompts] if echo else None,
+        logprobs=logprobs,
+        echoed=echoed,
         hidden=int(isinstance(prompts[0], str)),
     )
 

@@ -21,6 +21,7 @@ from positron.inference.sessions import Piece, Token
 from positron.serving.answers import Answer
 from positron.serving.parameters import chat_call, completion_call
 from positron.text import conversation
+from positron.text.char_word import CharTokenizer, WordTokenizer
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT
 
@@ -442,6 +443,20 @@ def test_text_offsets_do_not_count_the_space_that_the_tokenizer_puts_first(site)
     for token, offset in list(zip(facts["tokens"], facts["text_offset"], strict=True))[1:]:
         assert call.echoed[0][offset:].startswith(token)
     assert facts["text_offset"][1] == len(facts["tokens"][0].removeprefix(" "))
+
+
+@pytest.mark.parametrize("name", ["word", "char"])
+def test_text_offsets_are_places_in_the_echoed_text_also_if_the_tokenizer_changes_the_prompt(site, name):
+    tokenizer = {"word": WordTokenizer(["Tom", "saw", " ", "."]), "char": CharTokenizer("Tomsaw .")}[name]
+    served = dataclasses.replace(site.models.get("writer"), tokenizer=tokenizer)
+    body = {"prompt": "xyzzy saw Tom.", "echo": True, "max_tokens": 0}
+    assert completion_call(body, served).echoed == ["xyzzy saw Tom."]
+    call = completion_call({**body, "logprobs": 0}, served)
+    facts = Answer(call, served, False)._completion_logprobs(0, call.requests[0].ids[call.hidden :])
+    assert call.echoed == ["".join(facts["tokens"])]
+    assert call.echoed[0].endswith("\ufffd saw Tom.")
+    for token, offset in zip(facts["tokens"], facts["text_offset"], strict=True):
+        assert call.echoed[0].startswith(token, offset)
 
 
 @pytest.mark.parametrize("begun", ["", "Tom"], ids=["an answer", "a continued answer"])
