@@ -315,9 +315,8 @@ def completion_call(values: dict[str, Any], served: Served) -> Call:
     logprobs = body.take("logprobs", _number("logprobs", 0, MAX_LOGPROBS))
     echo = body.take("echo", _flag("echo"), False)
     echoed = None
-    if (
-        echo
-    ):  # with log-probabilities, the text of the tokens, to which text_offset refers: the tokenizer may change a prompt
+    if echo:
+        # with log-probabilities, the text of the tokens, to which text_offset refers: the tokenizer may change a prompt
         echoed = [
             prompt if isinstance(prompt, str) and logprobs is None else served.tokenizer.decode(read)
             for prompt, read in zip(prompts, ids, strict=True)
