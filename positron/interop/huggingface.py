@@ -38,7 +38,7 @@ def write(source: Source, folder: Path) -> float:
     """
     config = source.config
     architecture = hf_architectures.choose(config)
-    tokenizer = tokenizer_json(source.tokenizer)
+    tokenizer = tokenizer_json(source.tokenizer, is_chat=source.is_chat)
     rules = architecture.rules(config)
     write_shards(to_theirs(rules, source.weights), folder)
     write_json(folder / CONFIG, hf_architectures.config_json(architecture, config, source.tokenizer))

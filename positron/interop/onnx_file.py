@@ -54,7 +54,7 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
         raise UserError(
             f"an ONNX file must be smaller than 2 GB, and this model has {size / 1e9:.1f} GB: use --to gguf, which has no limit"
         )
-    tokenizer = tokenizer_json(source.tokenizer)
+    tokenizer = tokenizer_json(source.tokenizer, is_chat=source.is_chat)
     with _quiet():
         _trace(PlainGraph(source.model), _plain_inputs(), ["logits"], folder / PLAIN)
         _trace(CachedGraph(source.model), _cached_inputs(config), ["logits", "keys", "values"], folder / CACHED)

@@ -13,7 +13,7 @@ from typing import Any
 
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer, WordTokenizer
-from positron.text.library_json import BYTE_CHARACTERS, LibraryTokenizer
+from positron.text.library_json import BYTE_CHARACTERS, LibraryTokenizer, steps_of
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tiktoken_bpe import DEFINITIONS, TiktokenTokenizer
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, UNKNOWN, Tokenizer
@@ -30,11 +30,17 @@ PATTERNS = {"r50k_base": DEFINITIONS["r50k_base"].pattern, "cl100k_base": _CL100
 _WORDS = r"[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s\x1c-\x1f]|[\s\x1c-\x1f]+"
 
 
-def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the content of tokenizer.json. Raises UserError for a vocabulary that the format cannot express."""
+def tokenizer_json(tokenizer: Tokenizer, *, is_chat: bool = False) -> dict[str, Any]:
+    """Return the content of tokenizer.json. Raises UserError for a vocabulary that the format cannot express.
+
+    `is_chat`: true if the model was trained to answer messages.
+    """
     match tokenizer:
         case LibraryTokenizer():
-            return _with_markers(tokenizer)
+            facts = _with_markers(tokenizer)
+            if is_chat:
+                _put_space_before_each_message(facts)
+            return facts
         case SentencePieceTokenizer():
             parts = _sentencepiece(tokenizer)
         case TiktokenTokenizer():
@@ -87,6 +93,18 @@ def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     fillers = {i: f"<|unused_{i}|>" for i in range(size, tokenizer.vocab_size) if i not in ids}
     facts["added_tokens"] = [*added, *(_added(i, token) for i, token in sorted({**ids, **fillers}.items()))]
     return facts
+
+
+def _put_space_before_each_message(facts: dict[str, Any]) -> None:
+    """Change the content of a tokenizer.json, so that each message of a chat gets the same ids as in Positron.
+
+    Positron encodes each message alone, while other programs encode the whole chat, in which special tokens stand before each
+    message. If a Metaspace step puts a space only before the first part of a text, it is changed to put a space before each
+    part between special tokens. A step that follows other steps is left as it is, because these may divide a message.
+    """
+    step = next(iter(steps_of(facts.get("pre_tokenizer"))), {})
+    if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
+        step["prepend_scheme"] = "always"
 
 
 def refuse_repeated_tokens(tokenizer: LibraryTokenizer) -> None:

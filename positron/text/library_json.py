@@ -187,7 +187,9 @@ def spelling_of(facts: dict[str, Any]) -> Spelling:
     "characters": the tokens are plain text. Raises ValueError for WordPiece and for BPE with the decoder BPEDecoder, because
     their tokens do not contain the spaces between words.
     """
-    kinds = {step.get("type") for key in ("decoder", "pre_tokenizer", "normalizer") for step in _steps(facts.get(key))}
+    kinds = {
+        step.get("type") for key in ("decoder", "pre_tokenizer", "normalizer") for step in steps_of(facts.get(key))
+    }
     if (facts.get("model") or {}).get("type") == "WordPiece":
         raise ValueError(
             "WordPiece vocabularies are not supported, because their tokens do not contain the spaces between words"
@@ -199,13 +201,13 @@ def spelling_of(facts: dict[str, Any]) -> Spelling:
         )
     if "ByteLevel" in kinds:
         return "bytes"
-    replaced = [step.get("pattern", {}).get("String") for step in _steps(facts.get("decoder"))]
+    replaced = [step.get("pattern", {}).get("String") for step in steps_of(facts.get("decoder"))]
     if kinds & {"ByteFallback", "Metaspace"} or "▁" in replaced:
         return "pieces"
     return "characters"
 
 
-def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+def steps_of(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Return the steps of `part`, which is the decoder, pre-tokenizer or normalizer of a tokenizer.json.
 
     Only a part of the type Sequence has several steps. Returns an empty list if `part` is None.
@@ -213,7 +215,7 @@ def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     if part is None:
         return []
     inner = part.get("decoders") or part.get("pretokenizers") or part.get("normalizers")
-    return [part] if inner is None else [step for inner_part in inner for step in _steps(inner_part)]
+    return [part] if inner is None else [step for inner_part in inner for step in steps_of(inner_part)]
 
 
 def first_token(facts: dict[str, Any], *, config: dict[str, Any]) -> int | None:

@@ -137,12 +137,12 @@ def pieces() -> dict[str, Any]:
     return piece_tokenizer(vocab, sentencepiece_merges(sentencepiece()), specials, dummy_prefix=True)
 
 
-@functools.cache
-def imported_pieces() -> LibraryTokenizer:
-    """The vocabulary `pieces` as an import makes it a tokenizer, with our markers after all others."""
+def imported_pieces(**changes: Any) -> LibraryTokenizer:
+    """The vocabulary `pieces`, with `changes`, as an import makes it a tokenizer, with our markers after all others."""
     size = len(pieces()["model"]["vocab"])
     specials = {END_OF_TEXT: 1, **{token: size + i for i, token in enumerate(SPECIALS[1:])}}
-    return LibraryTokenizer(json.dumps(pieces()).encode(), specials, size + len(SPECIALS) - 1, (2, 1))
+    content = json.dumps({**pieces(), **changes}).encode()
+    return LibraryTokenizer(content, specials, size + len(SPECIALS) - 1, (2, 1))
 
 
 def gpt_config(vocab_size: int, **shape: Any) -> GPTConfig:

@@ -12,6 +12,7 @@ from saved_runs import (
     corpus,
     gpt_config,
     greedy,
+    imported_pieces,
     odd_lines,
     random_model,
     save_run,
@@ -110,8 +111,16 @@ def test_a_batch_padded_on_the_left_gives_the_logits_of_each_row_alone(tmp_path)
             assert (row - alone).abs().max() < 1e-4
 
 
-def test_a_chat_template_gives_the_ids_of_a_conversation(tmp_path):
-    tok = sentencepiece()
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+
+
+@pytest.mark.parametrize(
+    "create",
+    [sentencepiece, lambda: imported_pieces(normalizer=None, pre_tokenizer=METASPACE)],
+    ids=["own", "imported"],
+)
+def test_a_chat_template_gives_the_ids_of_a_conversation(create, tmp_path):
+    tok = create()
     model = random_model(gpt_config(tok.vocab_size, context_length=64, **SHAPES["llama"]))
     export(open_source(save_run(tmp_path / "run", model, tok, chat=True)), "hf", tmp_path / "hf")
     library = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
@@ -121,7 +130,28 @@ def test_a_chat_template_gives_the_ids_of_a_conversation(tmp_path):
     )
     assert ids == conversation.prompt_ids([Message(*turn) for turn in said], tok)
     generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == [tok.special_id(END_OF_TEXT), tok.special_id("<|end|>")]
+    assert generation["eos_token_id"] == [*tok.end_ids, tok.special_id("<|end|>")]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_a_chat_with_an_imported_vocabulary_has_the_ids_of_positron_and_so_has_a_text(scheme):
+    import jinja2
+    import tokenizers
+
+    tok = imported_pieces(normalizer=None, pre_tokenizer={**METASPACE, "prepend_scheme": scheme})
+    library = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(tok, is_chat=True)))
+    said = [Message("user", "Once upon"), Message("assistant", " a time"), Message("user", "Lily ran")]
+    template = jinja2.Template(huggingface.chat_template(tok))
+    rendered = template.render(messages=[vars(message) for message in said], add_generation_prompt=True)
+    assert library.encode(rendered, add_special_tokens=False).ids == conversation.prompt_ids(said, tok)
+    assert [library.encode(line, add_special_tokens=False).ids for line in corpus()] == tok.encode_batch(corpus())
+
+
+@pytest.mark.parametrize(("before", "is_chat"), [([], False), ([{"type": "WhitespaceSplit"}], True)])
+def test_a_space_before_texts_is_written_as_imported_without_chat_or_if_a_step_divides_texts(before, is_chat):
+    steps = {"type": "Sequence", "pretokenizers": [*before, METASPACE]}
+    tok = imported_pieces(normalizer=None, pre_tokenizer=steps)
+    assert tokenizer_json(tok, is_chat=is_chat)["pre_tokenizer"] == steps
 
 
 def test_a_base_model_has_no_chat_template(tmp_path):
