@@ -297,7 +297,7 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> No
     )
     context = from_dict(type(config.model), base.config()["model"]).context_length
     x, y = validation_windows(files, context=context, end_id=tokenizer.special_id(END_OF_TEXT), limit=100_000)
-    token_bytes = torch.from_numpy(tokenizer.token_bytes())
+    token_bytes = torch.from_numpy(files.token_bytes(tokenizer))
 
     def bpb(scored: Run) -> float:
         return score(load_model(scored)[0], x, y, token_bytes).bpb

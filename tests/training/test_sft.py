@@ -19,7 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tuning import tuned
 
-from positron.config import DataConfig, GPTConfig, LoraConfig, OptimizerConfig, SFTConfig, SweepConfig
+from positron.config import (
+    DataConfig,
+    GPTConfig,
+    LoraConfig,
+    OptimizerConfig,
+    SFTConfig,
+    SweepConfig,
+    TokenizerConfig,
+)
 from positron.data.conversations import Conversation, read_conversations
 from positron.data.instruct import pack, to_parts, to_row
 from positron.model.gpt import GPT
@@ -32,12 +40,13 @@ from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.char_word import CharTokenizer
 from positron.text.conversation import Message
+from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import SPECIALS
 from positron.train import train
 from positron.training.objective.sft import SFTObjective
 from positron.training.objective.tokens import NextToken
 from positron.training.resume import Start
-from positron.training.tuning import replayed_run
+from positron.training.tuning import _measure_forgetting, replayed_run
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz ?.<|>_\n")
 BEGIN, SYSTEM, USER, ASSISTANT, END = (TOKENIZER.special_id(token) for token in SPECIALS)
@@ -440,6 +449,16 @@ def test_the_loss_before_the_training_is_never_that_of_other_weights(base: Path,
     (tmp_path / "kept.ckpt").replace(weights)
     facts = sft(config, tmp_path / "run")
     assert None not in (facts.base_bpb_before, facts.base_bpb_after)
+
+
+def test_the_loss_on_the_pretraining_text_is_measured_per_byte_of_the_original_text(tmp_path: Path) -> None:
+    choice = TokenizerConfig("word", 30)  # most words are <unk>
+    steps = {"train__max_steps": 1, "train__val_tokens": 100_000}
+    config = tiny(tmp_path, tokenizer=choice, data__size_mb=0.02, **steps)
+    pretrained = train(config, tmp_path / "base")
+    run = Run(tmp_path / "base")
+    _measure_forgetting(run, load_tokenizer(run.tokenizer_folder), tuned(tmp_path))
+    assert run.facts().base_bpb_before == pytest.approx(pretrained.best_bpb, rel=1e-6)
 
 
 def test_an_imported_model_has_no_text_to_replay_however_small_the_batch(base: Path, tmp_path: Path) -> None:
