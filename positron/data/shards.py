@@ -28,7 +28,7 @@ from positron.system.disk import make_folder, read_json, replace_folder, whole_f
 from positron.system.errors import UserError
 from positron.system.progress import Meter
 from positron.text.factory import load_tokenizer
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer, separator
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer, separator, token_bytes_of_text
 
 logger = logging.getLogger(__name__)
 
@@ -295,17 +295,15 @@ class TokenFiles:
     def token_bytes(self, tokenizer: Tokenizer) -> np.ndarray:
         """Return the number of bytes of text that each of the V token ids stands for, (V,) in float64.
 
-        The number for <unk> is a mean over this split, so that the sum over all tokens of the split equals the size of the
-        text.
+        The sum over all tokens of the split equals the size of the text (see `token_bytes_of_text`).
         """
-        lengths = tokenizer.token_bytes().astype(np.float64)
-        if tokenizer.has_unknown:
-            counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-            for shard in self._shards:
-                counts += np.bincount(_read_shard(shard), minlength=tokenizer.vocab_size)
-            if counts[0]:
-                lengths[0] = max(0.0, self.n_bytes - counts[1:] @ lengths[1:]) / counts[0]
-        return lengths
+        is_exact = not tokenizer.has_unknown and tokenizer.kind != "huggingface"
+        if is_exact:  # the files need not be read
+            return tokenizer.token_bytes().astype(np.float64)
+        counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+        for shard in self._shards:
+            counts += np.bincount(_read_shard(shard), minlength=tokenizer.vocab_size)
+        return token_bytes_of_text(tokenizer, counts, self.n_bytes)
 
     @property
     def floor_bpb(self) -> float | None:

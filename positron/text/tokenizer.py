@@ -75,6 +75,20 @@ def separator(tokenizer: Tokenizer) -> list[int]:
     return [begin] if begin == end else [end, begin]
 
 
+def token_bytes_of_text(tokenizer: Tokenizer, counts: np.ndarray, n_bytes: int) -> np.ndarray:
+    """Return the number of bytes of a text that each of the V token ids stands for, (V,) in float64.
+
+    `counts` (V,): how often each id occurs in the text. `n_bytes`: the size of the text in bytes. The sum over all tokens of
+    the text equals `n_bytes`. For this purpose, the number for `<unk>` is a mean. If an imported tokenizer changes a text
+    before it encodes it, for example puts a space before it, all numbers are multiplied by the same factor.
+    """
+    lengths = tokenizer.token_bytes().astype(np.float64)
+    if tokenizer.has_unknown and counts[0]:
+        lengths[0] = max(0.0, n_bytes - counts[1:] @ lengths[1:]) / counts[0]
+    total = counts @ lengths
+    return lengths * (n_bytes / total) if total else lengths
+
+
 class StreamDecoder:
     """Decode a stream of ids to whole characters: bytes are held back until their character is complete.
 

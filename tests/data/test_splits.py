@@ -7,15 +7,17 @@ import hashlib
 import json
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import tiny
+from interop.saved_runs import imported_bytes, imported_pieces
 from text_files import DOCUMENTS, as_jsonl, as_text, source
 
-from positron.config import DataConfig, TokenizerConfig
+from positron.config import IGNORE, DataConfig, TokenizerConfig
 from positron.data import files
 from positron.data.corpus import prepare
 from positron.data.shards import TokenFiles, verify
@@ -24,6 +26,7 @@ from positron.run.folder import Run
 from positron.system.disk import make_folder, write_json
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer, train_tokenizer
+from positron.text.library_json import LibraryTokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tokenizer import Tokenizer
 from positron.training.objective.pretrain import PretrainObjective
@@ -244,6 +247,24 @@ def test_unknown_tokens_stand_for_the_bytes_they_replace(tmp_path: Path, choice:
     # training and validation count bytes of the same original text: a token has about as many on both sides
     per_token = data.val.n_bytes / data.val.n_tokens
     assert math.isclose(data.train.bytes_per_token, per_token, rel_tol=0.1)
+
+
+@pytest.mark.parametrize("create", [imported_pieces, lambda: imported_bytes("qwen2")], ids=["space first", "NFC"])
+def test_what_an_imported_tokenizer_changes_in_a_text_does_not_change_its_size(
+    tmp_path: Path, create: Callable[[], LibraryTokenizer]
+) -> None:
+    tokenizer = create()
+    (tmp_path / "a.txt").write_bytes(
+        as_text([f"caf{letter} {n}" for n in range(200) for letter in ("e\u0301", "é", "e")])
+    )
+    config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path / "data"), val_fraction=0.1)
+    _, folder = prepare(config, CHAR, tokenizer)
+    data = PretrainObjective(
+        config, folder, tokenizer, context=64, batch_size=2, micro_batch_size=1, seed=0, val_tokens=10**6
+    )
+    ids = data.val_y[data.val_y != IGNORE].numpy()
+    assert tokenizer.token_bytes()[ids].sum() != data.val_bytes
+    assert data.token_bytes[ids].sum() == pytest.approx(data.val_bytes, rel=1e-12)
 
 
 @pytest.mark.parametrize("limit", [0, 500])
