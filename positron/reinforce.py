@@ -17,7 +17,7 @@ from positron.cli.hydra_app import run_hydra
 from positron.cli.sweeps import run_job
 from positron.cli.tuning import configure_tuning
 from positron.cli.unused_settings import no_batch_tokens
-from positron.config import IGNORE, RunConfig, seconds
+from positron.config import RunConfig, seconds
 from positron.run.base import with_origin
 from positron.run.facts import Facts
 from positron.run.folder import REINFORCE, Run
@@ -128,23 +128,22 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
     If no answer of a validation conversation fits the context, the text consists of the answers of all conversations. Raises
     UserError if none of these fits either.
     """
-    from positron.data.instruct import to_parts, to_row
+    from positron.data.instruct import answer_bytes, to_parts, to_row
     from positron.text.tokenizer import END_OF_TEXT
     from positron.training.objective.validation_text import ANSWERS, ValidationText
 
-    context, token_bytes = config.model.context_length, tokenizer.token_bytes()
-    both = [
-        (example.is_val, row) for example in conversations if (row := to_row(example, tokenizer, context)) is not None
-    ]
-    rows = [row for is_val, row in both if is_val] or [row for _, row in both]
-    if not rows:
+    context = config.model.context_length
+    usable = [(example, row) for example in conversations if (row := to_row(example, tokenizer, context)) is not None]
+    validated = [(example, row) for example, row in usable if example.is_val] or usable
+    if not validated:
         raise UserError(
             f"no conversation has an answer that fits the context of {context} tokens, on which the run could validate: give "
             "shorter answers, or give init_from= a run that was trained with a larger model.context_length="
         )
-    rows = rows[: max(1, config.train.val_tokens // context)]
+    validated = validated[: max(1, config.train.val_tokens // context)]
+    rows = [row for _, row in validated]
     ((x, y),) = to_parts(rows, context, len(rows), tokenizer.special_id(END_OF_TEXT))
-    return ValidationText(x, y, None, int(token_bytes[y[y != IGNORE]].sum()), token_bytes, ANSWERS)
+    return ValidationText(x, y, None, *answer_bytes(validated, tokenizer), ANSWERS)
 
 
 def _replay(config: RunConfig, start: Start, tokenizer: Tokenizer) -> Windows | None:

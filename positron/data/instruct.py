@@ -16,7 +16,7 @@ from positron.data.conversations import Conversation
 from positron.data.window_order import windows_of_step
 from positron.data.windows import Windows
 from positron.text import conversation
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer, token_bytes_of_text
 
 Row = tuple[np.ndarray, np.ndarray]  # input and target ids (n,), targets -100 where no loss is computed
 
@@ -59,6 +59,21 @@ def _to_row(ids: list[int], scored: list[bool], n_lost: int, tokenizer: Tokenize
         return None
     y = np.where(scored, ids, IGNORE)[1:]
     return np.array(ids[:-1], dtype=np.int64), y.astype(np.int64)
+
+
+def answer_bytes(examples: Sequence[tuple[Conversation, Row]], tokenizer: Tokenizer) -> tuple[int, np.ndarray]:
+    """Return the size of all answers that are targets, and the number of bytes that each of the V token ids stands for.
+
+    `examples`: conversations, each with the row that `to_row` returned. The array (V,) is that of `token_bytes_of_text`: its
+    sum over all targets is the size of the answers in bytes.
+    """
+    size, end = 0, tokenizer.special_id(conversation.END)
+    for example, (_, y) in examples:
+        answers = [message.content for message in example.messages if conversation.is_learned(message)]
+        n_whole = int((y == end).sum())  # a long conversation has lost its first answers
+        size += sum(len(answer.encode("utf-8")) for answer in answers[-n_whole:])
+    targets = np.concatenate([y[y != IGNORE] for _, (_, y) in examples])
+    return size, token_bytes_of_text(tokenizer, np.bincount(targets, minlength=tokenizer.vocab_size), size)
 
 
 def pack(rows: list[Row], context: int) -> list[Row]:
@@ -109,8 +124,7 @@ def to_part(rows: list[Row], context: int, pad: int) -> Part:
 class Instructions:
     """Make batches of conversations, in a new random order in each epoch.
 
-    If `replay` is given, each batch also contains windows of the pretraining text. `bytes_per_token` is the mean number of
-    bytes of those answer tokens on which the loss is computed.
+    If `replay` is given, each batch also contains windows of the pretraining text.
     """
 
     def __init__(
@@ -135,9 +149,6 @@ class Instructions:
         self.packing, self.replay = packing, replay
         self.pad = tokenizer.special_id(END_OF_TEXT)
         self.n_conversations = batch_size - (replay.batch_size if replay else 0)
-        lengths = tokenizer.token_bytes()
-        scored = np.concatenate([y[y != IGNORE] for _, y in rows])
-        self.bytes_per_token = float(lengths[scored].sum() / len(scored))
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> list[Part]:
         """Return the micro-batches that process `rank` trains on in optimizer step `step` (1, 2, ...)."""

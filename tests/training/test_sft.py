@@ -17,6 +17,7 @@ import torch
 from conftest import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interop.saved_runs import imported_pieces
 from tuning import tuned
 
 from positron.config import (
@@ -24,25 +25,29 @@ from positron.config import (
     GPTConfig,
     LoraConfig,
     OptimizerConfig,
+    PreferenceConfig,
     SFTConfig,
     SweepConfig,
     TokenizerConfig,
 )
 from positron.data.conversations import Conversation, read_conversations
 from positron.data.instruct import pack, to_parts, to_row
+from positron.data.preferences import Pair
 from positron.model.gpt import GPT
 from positron.model.lora import add_lora, merge_lora
+from positron.reinforce import _answers
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.sft import configure, sft
 from positron.system.errors import UserError
 from positron.text import conversation
-from positron.text.char_word import CharTokenizer
+from positron.text.char_word import CharTokenizer, WordTokenizer
 from positron.text.conversation import Message
 from positron.text.factory import load_tokenizer
-from positron.text.tokenizer import SPECIALS
+from positron.text.tokenizer import SPECIALS, Tokenizer
 from positron.train import train
+from positron.training.objective.preference import PreferenceObjective
 from positron.training.objective.sft import SFTObjective
 from positron.training.objective.tokens import NextToken
 from positron.training.resume import Start
@@ -346,6 +351,32 @@ def test_what_the_answers_of_the_built_in_requests_hold_is_known() -> None:
     held = [t for t in conversations if t.is_val]
     assert data.val_bytes == sum(len(t.messages[1].content.encode()) for t in held)
     assert data.val_bits == pytest.approx(sum(t.bits or 0 for t in held))
+
+
+@pytest.mark.parametrize(
+    "create", [imported_pieces, lambda: WordTokenizer(["is", " "])], ids=["a space before each text", "unknown words"]
+)
+def test_the_bytes_of_answers_are_those_of_their_texts(tmp_path: Path, create: Callable[[], Tokenizer]) -> None:
+    tokenizer, context = create(), 40
+    longer = conversation_of("A?", "lost " * 60, "B?", "It is red.", is_val=True)  # its first answer does not fit
+    both = [longer, conversation_of("C?", "Zoë is blue.", is_val=True)]
+    settings = {"context": context, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "val_tokens": 1000}
+    sft_data = SFTObjective(both, tokenizer, packing=False, replay=None, **settings)
+    pairs = [Pair(c.messages[:-1], c.messages[-1:], (Message("assistant", "No."),), True) for c in both]
+    pairs[0] = dataclasses.replace(pairs[0], prompt=(Message("user", "D?"),))
+    preferences = PreferenceObjective(pairs, tokenizer, PreferenceConfig("dpo"), **settings)
+    text = _answers(tiny(tmp_path, model__context_length=context), both, tokenizer)
+    size = len("It is red.Zoë is blue.".encode())
+    measured: list[Any] = [
+        (sft_data.val_parts, sft_data.val_bytes, sft_data.token_bytes),
+        (preferences.val_parts, preferences.val_bytes, preferences.token_bytes),
+        ([(text.x, text.y)], text.n_bytes, text.token_bytes),
+    ]
+    for parts, n_bytes, token_bytes in measured:
+        targets = torch.cat([y[y != -100] for _, y in parts]).numpy()
+        assert n_bytes == size
+        assert token_bytes[targets].sum() == pytest.approx(size, rel=1e-12)
+        assert sft_data.bytes_per_token == pytest.approx(size / len(targets))
 
 
 @pytest.fixture(scope="module")

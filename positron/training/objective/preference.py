@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from positron.config import IGNORE, PreferenceConfig
 from positron.data.conversations import Conversation
-from positron.data.instruct import Row, to_part, to_rows
+from positron.data.instruct import Row, answer_bytes, to_part, to_rows
 from positron.data.preferences import Pair
 from positron.data.splits import first_up_to, usable_splits
 from positron.data.window_order import order_of_epoch, windows_of_step
@@ -109,12 +109,14 @@ class PreferenceObjective(NextToken):
         self.batch_pairs, self.micro_pairs = batch_size // 2, max(1, micro_batch_size // 2)
         text = repr([(pair.is_val, *map(_facts_of, (pair.prompt, pair.chosen, pair.rejected))) for pair in pairs])
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        self.token_bytes = tokenizer.token_bytes()
         self.train = [both for _, both in train]
         validated = first_up_to(val, lambda each: sum(len(x) for x, _ in each[1]), val_tokens)
         # sorted so that rows of similar length share a micro-batch
         self.val = sorted((both for _, both in validated), key=_length, reverse=True)
         self.example = validated[0][0]
+        self.chosen_bytes = answer_bytes(
+            [(_conversation(pair, pair.chosen), row) for pair, (row, _) in validated], tokenizer
+        )
         lengths = [int((y != IGNORE).sum()) for (_, y), _ in self.val]
         # rows kl_bounds[i] .. kl_bounds[i + 1] - 1 of the reference's states belong to pair i
         self.kl_bounds = np.minimum(np.cumsum([0, *lengths]), KL_TOKENS)
@@ -137,8 +139,7 @@ class PreferenceObjective(NextToken):
         This is the default. `validate_on_text` chooses another text.
         """
         self.val_parts = [(x[0::2], y[0::2]) for x, y in self.val_pairs]
-        targets = torch.cat([y[y != IGNORE] for _, y in self.val_parts]).numpy()
-        self.val_bits, self.val_bytes = None, int(self.token_bytes[targets].sum())
+        self.val_bits, (self.val_bytes, self.token_bytes) = None, self.chosen_bytes
         self.validated_on = ANSWERS
 
     @property
@@ -340,10 +341,13 @@ def _rows_of(pair: Pair, tokenizer: Tokenizer, context: int) -> PairOfRows | Non
 
     A row has input ids (n,) and target ids (n,). Returns None if one of the two rows does not fit the context.
     """
-    answers = (pair.chosen, pair.rejected)
-    conversations = [Conversation((*pair.prompt, *answer), pair.is_val) for answer in answers]
+    conversations = [_conversation(pair, answer) for answer in (pair.chosen, pair.rejected)]
     chosen, rejected = to_rows(conversations, tokenizer, context)
     return None if chosen is None or rejected is None else (chosen, rejected)
+
+
+def _conversation(pair: Pair, answer: tuple[Message, ...]) -> Conversation:
+    return Conversation((*pair.prompt, *answer), pair.is_val)
 
 
 def _length(pair: PairOfRows) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from positron.config import IGNORE
 from positron.data.conversations import Conversation
-from positron.data.instruct import Instructions, Row, to_parts, to_row
+from positron.data.instruct import Instructions, Row, answer_bytes, to_parts, to_row
 from positron.data.splits import first_up_to, usable_splits
 from positron.data.windows import Windows
 from positron.system.formatting import counted
@@ -91,10 +91,9 @@ class SFTObjective(NextToken):
             packing=packing,
             replay=replay,
         )
-        self.bytes_per_token = self.train.bytes_per_token
-        self.token_bytes = tokenizer.token_bytes()
+        self.bytes_per_token = answer_bytes(train, tokenizer)[0] / sum(int((y != IGNORE).sum()) for _, (_, y) in train)
         validated = first_up_to(val, lambda pair: len(pair[1][0]), val_tokens)
-        self.val_bytes = int(sum(self.token_bytes[row[1][row[1] != IGNORE]].sum() for _, row in validated))
+        self.val_bytes, self.token_bytes = answer_bytes(validated, tokenizer)
         bits = [example.bits for example, _ in validated if example.bits is not None]
         self.val_bits = sum(bits) if len(bits) == len(validated) else None
         self.example = validated[0][0]
