@@ -43,7 +43,7 @@ def tokenizer_report(files: TokenFiles, tokenizer: Tokenizer, limit: int = 5_000
     return "\n".join(
         [
             f"tokenizer {tokenizer.kind}: {tokenizer.vocab_size:,} tokens, {len(used):,} of them occur in this text",
-            f"  bytes per token   {lengths[ids].sum() / max(1, len(ids)):.2f}",
+            f"  bytes per token   {files.token_bytes(tokenizer)[ids].sum() / max(1, len(ids)):.2f}",
             f"  tokens per word   {len(ids) / max(1, len(text.split())):.2f}",
             f"  unknown           {unknown:.3%}"
             + ("   the tokenizer cannot encode these parts of the text" if unknown > 0.01 else ""),

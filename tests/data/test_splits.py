@@ -21,6 +21,7 @@ from positron.config import IGNORE, DataConfig, TokenizerConfig
 from positron.data import files
 from positron.data.corpus import prepare
 from positron.data.shards import TokenFiles, verify
+from positron.evaluation.corpus_report import tokenizer_report
 from positron.evaluation.eval_texts import size_of, texts_of_run
 from positron.run.folder import Run
 from positron.system.disk import make_folder, write_json
@@ -247,6 +248,13 @@ def test_unknown_tokens_stand_for_the_bytes_they_replace(tmp_path: Path, choice:
     # training and validation count bytes of the same original text: a token has about as many on both sides
     per_token = data.val.n_bytes / data.val.n_tokens
     assert math.isclose(data.train.bytes_per_token, per_token, rel_tol=0.1)
+
+
+def test_the_report_on_a_tokenizer_counts_the_bytes_of_unknown_words(tmp_path: Path) -> None:
+    _, tokenizer, folder = made(tmp_path, as_text([words(50) for _ in range(30)]), TokenizerConfig("word", 12))
+    train = TokenFiles(folder, "train", tokenizer)
+    (line,) = [line for line in tokenizer_report(train, tokenizer).splitlines() if "bytes per token" in line]
+    assert line.split()[-1] == f"{train.n_bytes / train.n_tokens:.2f}"
 
 
 @pytest.mark.parametrize("create", [imported_pieces, lambda: imported_bytes("qwen2")], ids=["space first", "NFC"])
