@@ -85,7 +85,7 @@ def parse_conversation(value: Any) -> ParsedConversation:
             f"is not an object with fields but {_kind_of(value)}: {_brief(value)}; correct or remove it",
         )
     row = _lowercase_names(value)
-    shape = _shape_of(row)
+    shape = shape_of(row)
     if shape is None:
         raise _unknown(row)
     used = set(shape.fields)
@@ -109,7 +109,7 @@ def is_conversation(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     row = _lowercase_names(value)
-    shape = _shape_of(row)
+    shape = shape_of(row)
     if shape is None:
         return False
     if len(shape.fields) == 1:
@@ -121,15 +121,17 @@ def _lowercase_names(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(name).strip().lower(): cell for name, cell in row.items()}
 
 
-def _shape_of(row: dict[str, Any]) -> Shape | None:
+def shape_of(row: dict[str, Any]) -> Shape | None:
     """Return the format of a row: the first of the known formats (SHAPES) whose fields all have a value in the row.
 
-    None does not count as a value. In a field that should contain a list of messages (one of TURNS), only a list counts. If no
-    format fits, return the first format whose fields all exist in the row, whatever their values are. If there is no such
-    format either, return None.
+    None does not count as a value. In a field that should contain a list of messages (one of TURNS), only a list of messages
+    counts; if no format fits, any list counts. If still no format fits, return the first format whose fields all exist in the
+    row, whatever their values are. If there is no such format either, return None.
     """
-    filled = {name for name, cell in row.items() if cell is not None and (name not in TURNS or _is_list(cell))}
-    for names in (filled, set(row)):
+    # a list of texts, such as tags beside a question and an answer, is a conversation only if nothing else is
+    with_turns = {name for name, cell in row.items() if cell is not None and (name not in TURNS or _is_turns(cell))}
+    with_lists = with_turns | {name for name, cell in row.items() if name in TURNS and _is_list(cell)}
+    for names in (with_turns, with_lists, set(row)):
         for shape in SHAPES:
             if names >= set(shape.fields):
                 return shape

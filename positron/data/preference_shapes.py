@@ -20,6 +20,7 @@ from positron.data.conversation_shapes import (
     Malformed,
     ParsedConversation,
     parse_conversation,
+    shape_of,
 )
 from positron.text.conversation import Message, is_learned
 
@@ -121,9 +122,9 @@ def _answers(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversati
     fields = {name: cell for name, cell in row.items() if name not in (*_SIDES, *ANSWERS)}
     if not {name for shape in SHAPES for name in shape.fields if name not in ANSWERS} & fields.keys():
         raise Malformed("without a prompt", f"has `chosen` and `rejected`, but no prompt: {_FORMATS}")
-    turns = next((name for name in TURNS if isinstance(fields.get(name), list)), None)
-    if turns is not None:
-        fields["prompt"] = fields.pop(turns)
+    shape = shape_of({**fields, _ANSWER: ""})
+    if shape is not None and shape.fields[0] in TURNS and isinstance(fields[shape.fields[0]], list):
+        fields["prompt"] = fields.pop(shape.fields[0])
     parsed = []
     for name, side in zip(_SIDES, sides, strict=True):
         try:

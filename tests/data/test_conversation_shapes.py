@@ -332,6 +332,19 @@ def test_system_history_context_and_input_are_used_and_other_fields_named(tmp_pa
     assert texts(conversations[0])[0] == ("system", "s")
 
 
+@pytest.mark.parametrize("field", ["items", "contents", "dialog", "data", "turns"])
+def test_a_list_that_holds_no_messages_does_not_replace_the_question_and_the_answer(tmp_path: Path, field: str) -> None:
+    examples = [{"instruction": q, "output": a, field: ["one", "two"]} for q, a in PAIRS]
+    read_rows, said = rows(tmp_path, *examples, {"instruction": "Why?", "output": "So.", field: [{"id": 1}]})
+    assert [texts(row) for row in read_rows] == [[("user", q), ("assistant", a)] for q, a in [*PAIRS, ("Why?", "So.")]]
+    assert f"fields not used: {field}" in " ".join(said)
+
+
+def test_messages_come_before_a_question_and_an_answer(tmp_path: Path) -> None:
+    (read_row,), _ = rows(tmp_path, {"prompt": "shortened", "completion": "shortened", "messages": turns(*PAIRS[0])})
+    assert texts(read_row) == [("user", PAIRS[0][0]), ("assistant", PAIRS[0][1])]
+
+
 def test_turns_of_weight_0_and_answers_in_prompts_are_not_learned_from(tmp_path: Path) -> None:
     weighted = [*turns("a?", "no."), *turns("b?", "yes.")]
     weighted[1]["weight"], weighted[3]["weight"] = 0, 1

@@ -36,6 +36,8 @@ ONE_TURN: dict[str, dict[str, Any]] = {
     "Alpaca": {"instruction": ASK, "input": "", "output": GOOD, "chosen": GOOD, "rejected": BAD},
     "question": {"question": ASK, "chosen": GOOD, "rejected": BAD},
     "ShareGPT": {"conversations": [said("human", ASK)], "chosen": said("gpt", GOOD), "rejected": said("gpt", BAD)},
+    "prompt and a list of tags": {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "data": ["one", "two"]},
+    "list of one text as prompt": {"data": [ASK], "chosen": GOOD, "rejected": BAD},
     "whole conversations": {"chosen": TALK, "rejected": BAD_TALK, "score_chosen": 0.9},
     "whole conversations and prompt": {"prompt": ASK, "chosen": TALK, "rejected": BAD_TALK},
     "transcripts of HH-RLHF": {
