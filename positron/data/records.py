@@ -5,20 +5,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from positron.config import OnInvalid
 from positron.data.decoding import Reading, explain_read_error, read_text
 from positron.data.listing import format_of, list_files
-from positron.data.rows import arrow_reader
+from positron.data.rows import arrow_reader, csv_rows
 from positron.system.commands import command
 from positron.system.errors import UserError, where_not_json
 
@@ -84,7 +83,7 @@ def _records_of_file(path: Path, on_invalid: OnInvalid, is_record: Callable[[Any
     else:
         text = read_text(path, Reading(on_invalid=on_invalid))
         if kind in (".csv", ".tsv"):
-            rows = _csv_rows(text, "\t" if kind == ".tsv" else None)
+            rows = _csv_rows(text, path)
         else:
             rows = _json_rows(text, path, is_record, by_line=kind in (".jsonl", ".ndjson"))
     for place, value in rows:
@@ -116,33 +115,22 @@ def _numbered(rows: Iterator[Any], path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"cannot read {path}: {reason}; copy, download or create the file again") from error
 
 
-def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (position, row) for each row; a row is a dict whose keys are the names in the first line.
 
-    The position is a text such as "line 3". A row that is not valid CSV, or has too many cells, is `Broken`. If `delimiter` is
-    None, it is the most frequent of comma, semicolon and tab in the first line.
+    The position is a text such as "line 3". Missing cells are None. A row with too many cells is `Broken`. Raises UserError if
+    the quotes of the file are wrong, because it is then not known where its rows end.
     """
-    header = text.lstrip("\r\n").partition("\n")[0]
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter or max(",;\t", key=header.count))
-    while True:
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            yield f"line {reader.line_num}", Broken("not CSV", f"is not CSV: {error}; correct or remove it")
-            continue
-        if row is None:
-            return
-        place = (
-            f"line {reader.line_num - sum(value.count(chr(10)) for value in row.values() if isinstance(value, str))}"
-        )
-        if None in row:
-            cells = len(row) - 1 + len(row[None])
-            expected = len(row) - 1
-            reason = f"has {cells} cells, but the first line has {expected}: quote texts that contain the separator"
-            yield place, Broken("with too many cells", reason)
+    rows = csv_rows([text], path)
+    _, names = next(rows, (0, []))
+    for line, cells in rows:
+        if len(cells) > len(names):
+            reason = (
+                f"has {len(cells)} cells, but the first line has {len(names)}: quote texts that contain the separator"
+            )
+            yield f"line {line}", Broken("with too many cells", reason)
         else:
-            yield place, row
+            yield f"line {line}", dict(zip_longest(names, cells))
 
 
 def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_line: bool) -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ from positron.system.formatting import counted
 
 _BLANKS = re.compile(r"[\s,]*")
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]|[^"\[\]{}]+')
+_QUOTED = re.compile('"[^"]*"')
 _KINDS = {
     dict: "an object",
     list: "a list",
@@ -207,6 +208,34 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
     Empty cells are skipped. Cells may be quoted and contain line ends. Raises FieldMissing if there is no such column,
     UserError if the file is malformed.
     """
+    shown, rows = one_line(str(path)), csv_rows(blocks, path)
+    names = [name.strip() for name in next(rows, (0, []))[1]]
+    if not names:
+        return
+    if reading.field not in names:
+        raise FieldMissing(f"{shown} has no column {reading.field_name} in its first line: {reading.choice_of(names)}")
+    column = names.index(reading.field)
+    for line, cells in rows:
+        if len(cells) != len(names):
+            advice = (
+                "quote cells that contain a separator"
+                if len(cells) > len(names)
+                else "add the missing cells, and quote cells that contain a line end"
+            )
+            raise UserError(
+                f"{shown}, line {line} has {counted(len(cells), 'cell')}, but the first line has {len(names)}: {advice}"
+            )
+        if cells[column]:
+            yield cells[column]
+
+
+def csv_rows(blocks: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of each row of a .csv or .tsv file, with the number of the line in which the row begins.
+
+    The first row contains the names of the columns. Empty lines are skipped. Cells may be quoted and contain line ends. In a
+    .csv file, the cells are separated by the most frequent of comma, semicolon and tab in the first row, outside of quotes.
+    Raises UserError if a quoted cell does not end, or if text follows the end of a quoted cell.
+    """
     shown = one_line(str(path))
     csv.field_size_limit((1 << 31) - 1)
     lines = (f"{line}\n" for line in _lines(blocks))
@@ -216,41 +245,25 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
     if first is None:
         return
     delimiter = delimiter_of(path)
-    if delimiter not in first:
-        delimiter = next((mark for mark in ";\t" if mark in first), delimiter)
+    if delimiter == "," or delimiter not in first:
+        delimiter = max(delimiter, ";", "\t", key=_QUOTED.sub("", first).count)
     rows = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
-    begin = 1
+    begin = blank + 1  # the line in which a row begins
     try:
-        names = [name.strip() for name in next(rows, [])]
-        if reading.field not in names:
-            raise FieldMissing(
-                f"{shown} has no column {reading.field_name} in its first line: {reading.choice_of(names)}"
-            )
-        column = names.index(reading.field)
-        begin = rows.line_num + 1  # the line in which a row begins
         for cells in rows:
-            if cells and len(cells) != len(names):
-                advice = (
-                    "quote cells that contain a separator"
-                    if len(cells) > len(names)
-                    else "add the missing cells, and quote cells that contain a line end"
-                )
-                raise UserError(
-                    f"{shown}, line {blank + begin} has {counted(len(cells), 'cell')}, but the first line has {len(names)}: "
-                    f"{advice}"
-                )
-            if cells and cells[column]:
-                yield cells[column]
-            begin = rows.line_num + 1
+            if cells:
+                yield begin, cells
+            begin = blank + rows.line_num + 1
     except csv.Error as error:
         if "unexpected end" in str(error):
             raise UserError(
-                f"{shown}, line {blank + begin} begins a row with a quoted cell that does not end: add the missing quote (a "
-                "quote inside a quoted cell is written twice)"
+                f"{shown}, line {begin} begins a row with a quoted cell that does not end: add the missing quote (a quote "
+                "inside a quoted cell is written twice)"
             ) from error
+        line = blank + rows.line_num
+        row = f", in the row that begins at line {begin}," if begin < line else ""
         raise UserError(
-            f"{shown}, line {blank + rows.line_num} is not CSV: {error}; check its quotes (a quote inside a quoted cell is "
-            "written twice)"
+            f"{shown}, line {line}{row} is not CSV: {error}; check its quotes (a quote inside a quoted cell is written twice)"
         ) from error
 
 

@@ -124,6 +124,8 @@ SHAPES: list[tuple[str, bytes | Callable[[Path], bytes], str]] = [
     ("table.csv", csv_of(","), QUESTION),
     ("semicolons.csv", b"\xef\xbb\xbf" + csv_of(";"), QUESTION),
     ("table.tsv", csv_of("\t"), QUESTION),
+    ("commas_in_a_name.csv", csv_of(";").replace(b'"Answer"', b'"Answer";"more, or less, or nothing"'), QUESTION),
+    ("blank_lines.csv", b"\n\r\n" + csv_of(","), QUESTION),
     ("json_in_cells.csv", json_in_cells, "messages"),
     ("table.parquet", parquet, "messages"),
     ("packed.jsonl.gz", gzip.compress(lines(fields("prompt", "completion"))), COMPLETION),
@@ -300,6 +302,22 @@ def test_broken_json_is_named_by_its_line_in_every_layout(tmp_path: Path) -> Non
         read(tmp_path / "two.json")
     (tmp_path / "cells.csv").write_text("question,answer\na,b\nc,d,e\n")
     assert "1 with too many cells (line 3)" in read(tmp_path / "cells.csv")[1][0]
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("", "line 3 begins a row with a quoted cell that does not end"),
+        ('"x","y"\n', "line 6, in the row that begins at line 3, is not CSV"),
+    ],
+)
+def test_a_quote_that_is_missing_in_a_table_is_refused_with_the_line_where_its_row_begins(
+    tmp_path: Path, end: str, message: str
+) -> None:
+    table = "question,answer\n" + "".join(f"{q},{a}\n" for q, a in PAIRS) + end
+    (tmp_path / "cells.csv").write_text(table.replace(PAIRS[1][1], f'"{PAIRS[1][1]}'))
+    with pytest.raises(UserError, match=f"cells.csv, {message}"):
+        read(tmp_path / "cells.csv")
 
 
 def test_text_with_a_template_is_refused_with_the_reason_and_two_ways_out(tmp_path: Path) -> None:
