@@ -274,6 +274,11 @@ def _is_turns(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
 
 
+def parsed_turns(value: Any) -> Any:
+    """Parse a string that contains a list of messages, as in a cell of a CSV file; return any other value unchanged."""
+    return _parsed(value) if _is_turns(value) else value
+
+
 def _parsed(value: Any) -> Any:
     """Parse a string that contains a list of JSON objects, as in a cell of a CSV file; return any other value unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):

@@ -20,6 +20,7 @@ from positron.data.conversation_shapes import (
     Malformed,
     ParsedConversation,
     parse_conversation,
+    parsed_turns,
     shape_of,
 )
 from positron.text.conversation import Message, is_learned
@@ -53,7 +54,7 @@ def parse_pair(value: Any) -> ParsedPair:
             "that are not an object",
             "is not an object with fields, such as prompt, chosen and rejected: correct or remove it",
         )
-    row = {str(name).strip().lower(): cell for name, cell in value.items()}
+    row = {str(name).strip().lower(): parsed_turns(cell) for name, cell in value.items()}
     for side in _SIDES:
         if row.get(side) in (None, "", []):
             raise Malformed(f"without `{side}`", f"has no answer in the field `{side}`: {_FORMATS}")

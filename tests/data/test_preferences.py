@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,22 @@ def test_every_format_gives_the_same_pair(name: str, tmp_path: Path) -> None:
     assert pair.prompt == (Message("user", ASK, learn=False),)
     assert pair.chosen == (Message("assistant", GOOD),)
     assert pair.rejected == (Message("assistant", BAD),)
+
+
+@pytest.mark.parametrize("name", ["messages as prompt", "whole conversations", "messages and texts"])
+def test_lists_of_messages_in_the_cells_of_a_table_give_the_same_pair(name: str, tmp_path: Path) -> None:
+    row = {**ONE_TURN, "messages and texts": {"messages": TALK[:1], "chosen": GOOD, "rejected": BAD}}[name]
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        cells = [cell if isinstance(cell, str) else json.dumps(cell) for cell in row.values()]
+        csv.writer(file).writerows([row, cells])
+    (pair,) = read_pairs(DataConfig("preferences", str(tmp_path / "pairs.csv")))
+    assert pair.prompt == (Message("user", ASK, learn=False),)
+    assert (pair.chosen, pair.rejected) == ((Message("assistant", GOOD),), (Message("assistant", BAD),))
+
+
+def test_an_answer_that_is_json_but_holds_no_messages_is_a_text(tmp_path: Path) -> None:
+    (pair,) = read_pairs(written(tmp_path, {"prompt": ASK, "chosen": '[{"sum": 2}]', "rejected": '[{"sum": 3}]'}))
+    assert pair.chosen == (Message("assistant", '[{"sum": 2}]'),)
 
 
 def test_of_several_turns_only_those_that_differ_are_learned_from(tmp_path: Path) -> None:
