@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import assert_never
 
 from positron.config import DataConfig, TokenizerConfig
+from positron.data.files import FileSource
 from positron.data.open import open_source
 from positron.data.shards import SPLITS, TokenFiles, write_tokens
 from positron.data.sources import WAIT, Source
@@ -36,9 +37,9 @@ def prepare(
     `tokenizer`: a tokenizer to use, such as the tokenizer of an existing run. If it is None, the settings `choice` decide: a
     tokenizer with a fixed vocabulary, such as GPT-2's, is loaded, and any other tokenizer is trained on the corpus.
 
-    `known`: the fingerprint (a hash) of the text with which an existing run was started. In two cases, the token files with
-    this fingerprint are used, if they exist: if the text cannot be read any more, or if this version of Positron reads it
-    differently.
+    `known`: the fingerprint (a hash) of the text with which an existing run was started. In three cases, the token files with
+    this fingerprint are used, if they exist: if the text cannot be read any more, if this version of Positron reads it
+    differently, or if only the times of modification of its files differ.
 
     If two processes need the same corpus, the second waits for the first. Raises UserError if the text is missing, empty or
     unreadable. Raises Unreachable if the text must be downloaded and the network fails.
@@ -51,7 +52,12 @@ def prepare(
             raise
         logger.info(f"using the token files in {existing}, because the text cannot be read now: {error}")
         return tokenizer, existing
-    if tokenizer is not None and existing is not None and known == source.earlier_fingerprint != source.fingerprint:
+    if (
+        tokenizer is not None
+        and existing is not None
+        and known != source.fingerprint
+        and (known == source.earlier_fingerprint or is_made_of(existing, source))
+    ):
         return tokenizer, existing
     corpus = make_folder(expanded(data.dir) / source.name, instead="give another data.dir=")
     with lock(corpus / "lock", lambda: logger.info(f"waiting for another process that prepares {corpus}")):
@@ -65,7 +71,7 @@ def prepare(
         tokens = corpus / f"tokens-{tokenizer.hash[:12]}"
         if data.tokens_per_epoch is None and not (tokens / "tokens.json").exists():
             logger.info(f"writing the text as tokens to {tokens}")
-            write_tokens(source, tokenizer, home, tokens)
+            write_tokens(source, tokenizer, home, tokens, _content(source))
             _report(source, tokens, tokenizer, is_own=is_own)
     if data.tokens_per_epoch is not None:
         return tokenizer, open_stream(data, home)
@@ -84,6 +90,20 @@ def find_token_files(data: DataConfig, tokenizer: Tokenizer | None, known: str |
         if read_json(header).get("fingerprint") == known:
             return header.parent
     return None
+
+
+def is_made_of(folder: Path, source: Source) -> bool:
+    """Tell whether the token files in `folder` were made of the text of `source`, whose files were copied since then.
+
+    A copy of a large file has another fingerprint if it has another time of modification. Its whole content is read here.
+    Returns False if the token files do not record what is needed to find this out.
+    """
+    content = read_json(folder / "tokens.json").get("content")
+    return content is not None and content == _content(source)
+
+
+def _content(source: Source) -> str | None:
+    return source.content_fingerprint() if isinstance(source, FileSource) else None
 
 
 def _report(source: Source, tokens: Path, tokenizer: Tokenizer, *, is_own: bool) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from positron.config import DataConfig
 from positron.data.decoding import Reading, decode_blocks, explain_read_error, open_decompressed
-from positron.data.fingerprints import file_digest, hash_facts
+from positron.data.fingerprints import content_digest, file_digest, hash_facts, is_hashed_in_parts
 from positron.data.listing import Listing, compression_of, format_of, list_files
 from positron.data.rows import FieldMissing, arrow_texts, csv_texts, json_texts, parquet_texts
 from positron.data.sources import Document, is_validation
@@ -69,8 +69,9 @@ class FileSource:
         listing = list_texts(path, self.reading)
         self.files, self._skipped = listing.files, listing.describe_skipped()
         self.seed, self.val_fraction = config.seed, config.val_fraction
-        facts: list[object] = ["text", config.seed, config.val_fraction, config.field, config.on_invalid, config.max_mb]
-        reads_differ = []
+        settings = [config.seed, config.val_fraction, config.field, config.on_invalid, config.max_mb]
+        self._settings: list[object] = ["text", *settings]
+        facts, reads_differ = self._settings.copy(), []
         for file in self.files:
             digest, is_read_differently = file_digest(file)
             facts.append(digest)
@@ -90,6 +91,16 @@ class FileSource:
         self.name = f"text-{stem}-{self.fingerprint[:8]}"
         packed = any(compression_of(path) or format_of(path) == "parquet" for path in self.files)
         self.total_bytes = None if packed else sum(path.stat().st_size for path in self.files)
+
+    def content_fingerprint(self) -> str | None:
+        """Return a fingerprint that does not depend on the times of modification of large files.
+
+        It covers the whole content of all files. Returns None if `fingerprint` does so, too, and if `data.max_mb` is given,
+        because files of which only the beginning is used may be very large.
+        """
+        if self._limit is not None or not any(map(is_hashed_in_parts, self.files)):
+            return None
+        return hash_facts([*self._settings, *map(content_digest, self.files), self._split])
 
     @property
     def limit_bytes(self) -> int | None:

@@ -22,6 +22,20 @@ def hash_facts(facts: list[object]) -> str:
     return hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
+def is_hashed_in_parts(path: Path) -> bool:
+    """Tell whether the hash of `file_digest` covers only parts of a file, and its time of modification."""
+    return path.stat().st_size > MAX_HASHED_BYTES
+
+
+def content_digest(path: Path) -> tuple[str, str]:
+    """Return (name, hash of the whole content) of a file. It takes about a second for 1 GB. Raises UserError if it fails."""
+    try:
+        with path.open("rb") as file:
+            return path.name, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {one_line(str(path))}: {explain_read_error(error, path)}") from error
+
+
 _FORMERLY_KNOWN = (".txt", ".md", ".text", ".jsonl", ".parquet")
 _FORMERLY_OTHER = re.compile(rb"^\xef\xbb\xbf|\r|<\|endoftext\|>[ \t]")
 

@@ -184,13 +184,17 @@ class SplitWriter:
         self._pending, self.waiting = [], 0
 
 
-def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, folder: Path) -> None:
+def write_tokens(
+    source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, folder: Path, content: str | None = None
+) -> None:
     """Tokenize the source up to `source.limit_bytes`, write the token files to `folder`, and show the progress on stderr.
 
     `tokenizer` must be saved in `tokenizer_folder`, because the processes that tokenize in parallel load it from there. The
     files are written to a temporary folder, which gets the name `folder` when it is complete. After every 16 million training
     tokens (SHARD_TOKENS), the tokens of both splits and the position in the source are saved. If the call is interrupted, the
     next call continues at this position. The files are then, byte for byte, those of an uninterrupted call.
+
+    `content`: a second fingerprint of the text (see `FileSource.content_fingerprint`), which `tokens.json` records.
     """
     partial = make_folder(folder.with_name(f".{folder.name}.partial"))
     for temporary_file in partial.glob(".*.tmp"):  # left by a call that was killed while writing
@@ -231,7 +235,7 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
     for split in facts.values():
         if not split["documents"] or not np.isfinite(split["bits"]):
             split["bits"] = None  # the probability of this text is unknown
-    write_json(partial / "tokens.json", {**head, "splits": facts})
+    write_json(partial / "tokens.json", {**head, "content": content, "splits": facts})
     (partial / "progress.json").unlink()
     replace_folder(partial, folder)
     source.release(None)

@@ -12,7 +12,7 @@ import numpy as np
 
 from positron import stories
 from positron.config import DataConfig, TokenizerConfig
-from positron.data.corpus import find_token_files, prepare
+from positron.data.corpus import find_token_files, is_made_of, prepare
 from positron.data.decoding import Reading
 from positron.data.files import cached_path, list_texts, not_downloaded, read_pieces
 from positron.data.listing import CHECK_SPELLING
@@ -74,8 +74,11 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
             raise UserError(f"{not_downloaded(run.folder)}run {download}; or {instead}")
         return TokenFiles(folder, split, tokenizer)
     try:
-        current = known if folder is not None and data.source != "text" else open_source(data).fingerprint
-        changed = known not in (None, current) and data.tokens_per_epoch is None
+        changed = False
+        if folder is None or data.source == "text":
+            source = open_source(data)
+            changed = known not in (None, source.fingerprint) and data.tokens_per_epoch is None
+            changed = changed and (folder is None or not is_made_of(folder, source))
         if folder is None and not changed:
             data = _only_as_trusted(data, known)
             _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer)

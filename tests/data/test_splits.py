@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from text_files import DOCUMENTS, as_jsonl, as_text, source
 
 from positron.config import IGNORE, DataConfig, TokenizerConfig
 from positron.data import files
-from positron.data.corpus import prepare
+from positron.data.corpus import is_made_of, prepare
 from positron.data.shards import TokenFiles, verify
 from positron.evaluation.corpus_report import tokenizer_report
 from positron.evaluation.eval_texts import size_of, texts_of_run
@@ -155,6 +156,28 @@ def test_a_text_that_changed_is_another_text_though_tokens_of_the_old_one_are_th
     Path(str(config.path)).write_bytes(as_text(DOCUMENTS[:-1]))
     _, other = prepare(config, CHAR, tokenizer, known)
     assert TokenFiles(other, "train", tokenizer).fingerprint != known
+
+
+def test_a_large_text_that_is_copied_with_another_time_is_still_the_text_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    monkeypatch.setattr("positron.data.fingerprints.MAX_HASHED_BYTES", 1 << 20)
+    content = b"some words\n" * 200_000
+    config, tokenizer, folder = made(tmp_path, content)
+    known = TokenFiles(folder, "train", tokenizer).fingerprint
+    os.utime(str(config.path), (1, 1))
+    assert source(Path(str(config.path)), val_fraction=0.1).fingerprint != known
+    assert prepare(config, CHAR, tokenizer, known)[1] == folder
+    run = Run(make_folder(tmp_path / "run"))
+    write_json(run.config_path, dataclasses.asdict(tiny(tmp_path)) | {"data": dataclasses.asdict(config)})
+    write_json(run.facts_path, {"name": "run", "kind": "pretrain", "data_fingerprint": known})
+    tokenizer.save(make_folder(run.tokenizer_folder))
+    logged.clear()
+    assert texts_of_run(run, "val", 10)
+    assert not logged
+    middle = content[1 << 20 : -1 << 20]
+    Path(str(config.path)).write_bytes(content[: 1 << 20] + middle[::-1] + content[-1 << 20 :])
+    assert not is_made_of(folder, source(Path(str(config.path)), val_fraction=0.1))
 
 
 def test_tokens_of_an_earlier_version_stay_those_of_the_run_that_has_them(tmp_path: Path) -> None:
