@@ -235,3 +235,15 @@ def open_stream(config: DataConfig, tokenizer_folder: Path) -> Path:
     if not (stream.folder / "tokenizer").exists():
         stream.tokenizer.save(make_folder(stream.folder / "tokenizer"))
     return stream.folder
+
+
+def open_split(config: DataConfig, tokenizer_folder: Path, split: str) -> Path:
+    """Return the folder of the validation tokens (`split` "val") or of the first epoch on the disk ("train").
+
+    If it does not exist, it is written. No epoch is written for the validation tokens. Raises the errors of `open_stream`.
+    """
+    if split == "val":
+        stream = Stream(config, tokenizer_folder)
+        stream.make_validation()
+        return stream.validation
+    return min(path.parent for path in open_stream(config, tokenizer_folder).glob("epoch-*/tokens.json"))

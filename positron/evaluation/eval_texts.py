@@ -18,6 +18,7 @@ from positron.data.files import cached_path, list_texts, not_downloaded, read_pi
 from positron.data.listing import CHECK_SPELLING
 from positron.data.open import open_source
 from positron.data.shards import TokenFiles
+from positron.data.stream import open_split
 from positron.run.base import pretrained_run
 from positron.run.folder import Run
 from positron.settings import from_dict
@@ -81,7 +82,10 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
             changed = changed and (folder is None or not is_made_of(folder, source))
         if folder is None and not changed:
             data = _only_as_trusted(data, known)
-            _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer)
+            if data.tokens_per_epoch is None:
+                _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer)
+            else:
+                folder = open_split(data, run.tokenizer_folder, split)
     except UserError as error:
         if folder is None:
             reason = str(error).partition(CHECK_SPELLING)[0]  # the path stands in the settings of the run
@@ -96,9 +100,6 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
             f"the text that {run.folder} was trained on has changed or is missing: using the stored token files of the "
             f"earlier text in {folder}"
         )
-    if data.tokens_per_epoch is not None:
-        epochs = (path.parent for path in folder.glob("epoch-*/tokens.json"))
-        folder = folder / "validation" if split == "val" else min(epochs)
     return TokenFiles(folder, split, tokenizer)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import _SERVER, apart
+from conftest import _SERVER, apart, tiny
 from hub_server import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 
 from positron import cache
@@ -25,8 +26,12 @@ from positron.data.shards import TokenFiles
 from positron.data.stream import Stream
 from positron.data.stream_windows import StreamWindows
 from positron.data.window_order import windows_of_step
+from positron.evaluation.eval_texts import token_files
+from positron.run.folder import Run
+from positron.system.disk import make_folder, write_json
 from positron.system.errors import UserError
 from positron.system.locks import lock
+from positron.text.char_word import CharTokenizer
 from positron.text.tokenizer import END_OF_TEXT
 
 EPOCH = 3_000
@@ -316,6 +321,25 @@ def test_the_cache_is_listed_and_freed_and_what_it_held_comes_back(
     assert list(tmp_path.glob("my data/*/source.json"))
     assert run_command("prepare", *settings, HF_ENDPOINT=stories_hub.url).code == 0
     assert contents(epoch) == before
+
+
+def test_the_validation_text_needs_no_epoch_and_no_network_once_it_was_written(
+    stories_hub: Hub,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Run(make_folder(tmp_path / "run"))
+    settings = dataclasses.asdict(tiny(tmp_path)) | {"data": dataclasses.asdict(streamed(Path("outputs")))}
+    write_json(run.config_path, settings)
+    CharTokenizer("".join(sorted(set("".join(STORIES[0]))))).save(make_folder(run.tokenizer_folder))
+    before = token_files(run, "val")
+    (corpus,) = Path("outputs/data").iterdir()
+    assert cache._clean(corpus) == "  freed"
+    stories_hub.files.clear()
+    after = token_files(run, "val")
+    assert after.read(0, after.n_tokens).tolist() == before.read(0, before.n_tokens).tolist()
+    assert not list(corpus.glob("stream-*/epoch-*"))
 
 
 def test_a_corpus_that_is_in_use_on_windows_is_named_and_not_used_again(
