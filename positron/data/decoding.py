@@ -60,16 +60,15 @@ class Reading:
         return f'"{self.field}"' + (" (data.field)" if self.has_settings else "")
 
     def choice_of(self, fields: Sequence[str]) -> str:
-        """Return advice for a file without the requested field, such as `give data.field=body`; `fields` are the file's fields.
+        """Return advice for a file without text in the requested field, such as `give data.field=body`.
 
-        If the user cannot set `data.field`, the advice is to rename the field, or to give another file.
+        `fields` are the names of the file's fields that contain text. If the user cannot set `data.field`, the advice is to
+        rename the field, or to give another file.
         """
         listed = one_line(", ".join(fields), 200)
         match self.has_settings, len(fields):
-            case True, 0:
-                return "the file has no fields; give another file"
-            case False, 0:
-                return "give a file with a text in this field; this file has no fields"
+            case _, 0:
+                return "no other field contains text; give another file"
             case False, _:
                 return f'rename the field or column with the text to "{self.field}" (the file has: {listed})'
             case True, 1:

@@ -183,16 +183,16 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
         return text
     position = f"{one_line(str(path))}, {place[0]} {place[1]}"
     if not isinstance(text, str):
+        others = [name for name, value in row.items() if isinstance(value, str)] if isinstance(row, dict) else []
         if isinstance(row, dict) and reading.field in row:
             advice = "correct or remove this row"
-            others = [name for name, value in row.items() if isinstance(value, str)]
             if place[1] == 1 and text is not None and others:  # probably all rows have such a value
                 advice = f"{reading.choice_of(others)}, or correct this row"
             raise UserError(
                 f"{position} has {_KINDS[type(text)]} in the field {reading.field_name}, not text: {advice}"
             )
         if isinstance(row, dict):
-            advice = reading.choice_of(list(row)) if place[1] == 1 else "add it, or remove this row"
+            advice = reading.choice_of(others) if place[1] == 1 else "add it, or remove this row"
         else:
             remedy = "correct or remove this row"
             if isinstance(row, str | int | float) and not isinstance(row, bool):
@@ -329,18 +329,13 @@ def _damaged(path: Path, error: Exception) -> UserError:
 def _check_column(schema: Any, path: Path, reading: Reading) -> None:
     """Raise UserError if a table lacks the column `reading.field`, or if this column does not contain text."""
     shown = one_line(str(path))
+    texts = [name for name, type_ in zip(schema.names, schema.types, strict=True) if _is_text(type_)]
     if reading.field not in schema.names:
-        raise UserError(f"{shown} has no column {reading.field_name}: {reading.choice_of(schema.names)}")
+        raise UserError(f"{shown} has no column {reading.field_name}: {reading.choice_of(texts)}")
     type_ = schema.field(schema.names.index(reading.field)).type
     if not _is_text(type_):
-        others = [name for name, type_ in zip(schema.names, schema.types, strict=True) if _is_text(type_)]
         raise UserError(
-            f"{shown}: the column {reading.field_name} holds {one_line(str(type_), 80)}, not text"
-            + (
-                f": {reading.choice_of(others)}"
-                if others
-                else ", and the file has no column of text: give another file"
-            )
+            f"{shown}: the column {reading.field_name} holds {one_line(str(type_), 80)}, not text: {reading.choice_of(texts)}"
         )
 
 

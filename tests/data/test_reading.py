@@ -148,6 +148,19 @@ def test_a_parquet_column_without_text_is_refused_by_its_type(tmp_path: Path, co
             read(path)
 
 
+def test_only_columns_of_text_are_offered_instead_of_a_missing_one(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", id=[1] * 60)
+    with pytest.raises(
+        UserError, match=r'no column "text" \(data\.field\): no other field contains text; give another'
+    ):
+        source(path)
+    with pytest.raises(UserError, match=r'"id" \(data\.field\) holds int64, not text: no other field contains text'):
+        source(path, field="id")
+    write_parquet(path, id=[1] * 60, body=["x"] * 60, title=["y"] * 60)
+    with pytest.raises(UserError, match=r'"text" \(data\.field\): give data\.field= with one of: body, title$'):
+        source(path)
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.large_string()])
 def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: Path, kind: pa.DataType) -> None:
     rows = pa.array([b"good " * 40, b"bad \xff", *[b"more " * 40] * 40], pa.large_binary())
@@ -206,7 +219,8 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
         ("a.csv", b'id,text\n1,"never closed\n2,b\n', "line 2 begins a row with a quoted cell that does not end: add"),
         ("a.json", as_array(DOCUMENTS)[:-1], r"ends after entry 60, without the \] of its array: add"),
         ("a.json", as_array(DOCUMENTS)[:-5], "entry 60 is not JSON"),
-        ("a.json", b'{"a": 1}', r'entry 1 has no field "text" \(data\.field\): give data\.field=a$'),
+        ("a.json", b'{"a": "b", "c": []}', r'entry 1 has no field "text" \(data\.field\): give data\.field=a$'),
+        ("a.json", b'{"a": [1]}', r'"text" \(data\.field\): no other field contains text; give another file$'),
         (
             "a.jsonl",
             b'{"text": "x"}\n{"body": "y"}\n',
