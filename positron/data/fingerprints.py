@@ -28,7 +28,7 @@ def is_hashed_in_parts(path: Path) -> bool:
 
 
 def content_digest(path: Path) -> tuple[str, str]:
-    """Return (name, hash of the whole content) of a file. It takes about a second for 1 GB. Raises UserError if it fails."""
+    """Return (name, hash of the whole content) of a file. It takes a few seconds for 1 GB. Raises UserError if it fails."""
     try:
         with path.open("rb") as file:
             return path.name, hashlib.file_digest(file, "sha256").hexdigest()
