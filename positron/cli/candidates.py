@@ -29,6 +29,8 @@ _MAX_NAME = 60  # characters of a candidate's name
 _KEYS = ("base", "candidates", "pairs", "min_gain")
 # settings of the data that change training only; all others could change the validation text
 _DATA_OF_TRAINING = ("packing", "document_mask")
+_FIXED_STEPS = "positron research compares runs of a fixed number of steps"
+_LENGTH = ", and set the length by train.max_steps="
 
 
 def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> Plan:
@@ -164,16 +166,17 @@ def _configured(place: str, words: list[str], configure: Callable[[dict[str, Any
     """
     try:
         request = compose_request("train", [*words, "name=research"])
+        if request.asked.auto_size or request.values["budget"] is not None:
+            # a budget chooses the steps and the amount of validation text of each run anew, by the speed that it measures
+            budget = "model=auto" if request.asked.auto_size else "budget="
+            raise UserError(f"{_FIXED_STEPS}: leave {budget} out{_LENGTH}")
         config = request.configured(configure)
         request.refuse_unread()
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
     for key in ("max_time", "stop_at"):
         if getattr(config.train, key) is not None:
-            raise UserError(
-                f"{place}: positron research compares runs of a fixed number of steps: leave train.{key}= out, and set the "
-                "length by train.max_steps= or budget="
-            )
+            raise UserError(f"{place}: {_FIXED_STEPS}: leave train.{key}= out{_LENGTH}")
     for key in ("devices", "num_nodes"):
         if getattr(config.device, key) > 1:
             raise UserError(f"{place}: positron research trains each run on one device: leave device.{key}= out")

@@ -235,7 +235,9 @@ WRONG = {
     "candidates: {x: [seed=9, optimizer.lr=1]}": "text: leave seed= out of the candidate, or set seed= in base, for all runs",
     "candidates: {x: [train.val_tokens=9]}": "'x': train.val_tokens= differs from its value in base",
     "candidates: {x: [tokenizer=char]}": "'x': tokenizer=char changes tokenizer.kind",
-    "candidates: {x: [train.max_time=9]}": "leave train.max_time= out, and set the length by train.max_steps= or budget=",
+    "candidates: {x: [train.max_time=9]}": "leave train.max_time= out, and set the length by train.max_steps=",
+    "candidates: {x: [budget=1h]}": "'x': positron research compares runs of a fixed number of steps: leave budget= out, and",
+    "candidates: {x: [model=auto]}": "'x': positron research compares runs of a fixed number of steps: leave model=auto out",
     "candidates: {x: [train.stop_at=2]}": "leave train.stop_at= out",
     "candidates: {x: [device.num_nodes=2, device.strategy=ddp]}": "on one device: leave device.num_nodes= out",
     "candidates: {x: [data.packing=documents]}": "'x': base has these settings already: remove the candidate, or give other",
@@ -272,6 +274,13 @@ def test_a_file_without_a_base_is_refused(tmp_path, text, message):
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(message)):
+        read_plan(path, configure)
+
+
+def test_a_base_whose_length_depends_on_the_speed_is_refused(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("base: [model=debug, budget=10min]\ncandidates: {x: [optimizer.lr=1]}\n")
+    with pytest.raises(UserError, match=r"base: .* leave budget= out, and set the length by train\.max_steps=$"):
         read_plan(path, configure)
 
 
