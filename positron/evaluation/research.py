@@ -25,7 +25,7 @@ from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.run.paths import JOB
 from positron.system.disk import is_number, make_folder, read_json, write_json
-from positron.system.errors import Interrupted, Unreachable, UserError
+from positron.system.errors import Diverged, Interrupted, Unreachable, UserError
 from positron.system.exits import describe
 from positron.system.formatting import counted
 
@@ -253,12 +253,12 @@ class _Runs:
         `may_fail` decides what happens if the training fails. If it is true, the record says why the training failed. If it is
         false, an error is raised.
 
-        Three errors are raised in both cases. The first is a UserError while a run is continued, because the user can correct
-        its cause and then continue the run again. The others are `Interrupted` (a signal, such as Ctrl+C, ended the training)
-        and `Unreachable` (the network failed), because neither is the fault of the settings.
+        Some errors are raised in both cases, because they are not the fault of the settings: `Interrupted` (a signal, such as
+        Ctrl+C, ended the training), `Unreachable` (the network failed), and every error except divergence after the run has
+        metrics or a checkpoint. The user can correct the cause, such as a full disk, and then continue the run.
         """
         logger.info(f"{folder}: {' '.join(overrides)}")
-        is_begun, failure = Run(folder).exists, None
+        run, failure = Run(folder), None
         try:
             facts = self._train(overrides, folder)
             if facts.status != "finished":
@@ -268,9 +268,10 @@ class _Runs:
         except (Interrupted, Unreachable):
             raise
         except Exception as error:
-            if not may_fail or (is_begun and isinstance(error, UserError)):
+            has_begun = run.metrics_path.exists() or run.has_checkpoint
+            if not may_fail or (has_begun and not isinstance(error, Diverged)):
                 raise
-            facts, failure = Run(folder).facts(), describe(error)[1].removeprefix("positron: ")
+            facts, failure = run.facts(), describe(error)[1].removeprefix("positron: ")
         if failure is not None:
             if not may_fail:
                 raise UserError(

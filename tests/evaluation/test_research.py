@@ -19,6 +19,8 @@ from positron.evaluation.research import Plan, Trial, begin, merged, research
 from positron.evaluation.research_report import as_record, recipe, write_report
 from positron.research import main
 from positron.run.facts import Facts
+from positron.run.folder import Run
+from positron.system.disk import make_folder
 from positron.system.errors import Diverged, Interrupted, Unreachable, UserError
 from positron.train import configure
 from scripts.render_log import rendered
@@ -139,6 +141,26 @@ def test_a_network_failure_ends_the_research_and_the_same_command_continues_it(t
         return machine(overrides, folder)
 
     with pytest.raises(Unreachable):
+        last(tmp_path, train)
+    assert last(tmp_path, Machine()) == last(tmp_path / "whole", Machine())
+
+
+@pytest.mark.parametrize("fault", [UserError("no space left"), OSError("no space left"), Diverged("loss")])
+def test_after_the_first_step_only_divergence_is_the_fault_of_the_candidate(tmp_path, fault):
+    machine = Machine()
+
+    def train(overrides: list[str], folder: Path) -> Facts:
+        if "good=1" in overrides and "seed=4" in overrides:
+            run = Run(make_folder(folder))
+            assert not run.exists, "the run is new"
+            run.metrics_path.write_text('{"step": 50}\n')
+            raise fault
+        return machine(overrides, folder)
+
+    if isinstance(fault, Diverged):
+        assert last(tmp_path, train)[1].failure == "seed 4: loss"
+        return
+    with pytest.raises(type(fault), match="no space left"):
         last(tmp_path, train)
     assert last(tmp_path, Machine()) == last(tmp_path / "whole", Machine())
 
