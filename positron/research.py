@@ -27,6 +27,8 @@ from positron.system.log import screen_log
 from positron.system.paths import fault_of_name, without_home
 
 if TYPE_CHECKING:
+    from positron.cli.request import Request
+    from positron.config import RunConfig
     from positron.run.facts import Facts
 
 logger = logging.getLogger("positron.research")  # under `python -m` the module is called __main__
@@ -75,6 +77,7 @@ def main() -> None:
 
         with lock(make_folder(folder) / "research.lock", refuse):
             date = begin(folder, plan)
+            refuse_other_settings(folder)
             trials = []
             for trials in research(folder, plan, _train, budget_s):
                 last = trials[-1]
@@ -110,17 +113,40 @@ def read_words(words: list[str]) -> dict[str, str]:
     return given
 
 
+def refuse_other_settings(folder: Path) -> None:
+    """Raise UserError if a run in `folder` was trained with other values than its recipe gives now.
+
+    A recipe may name a file of settings, such as experiment=NAME, which the user may have edited since then.
+    """
+    from positron.evaluation.research import read_job
+    from positron.run.folder import Run
+    from positron.run.paths import JOB
+
+    for path in sorted(folder.glob(f"*/*/{JOB}")):
+        if Run(path.parent).exists:  # a run that could not start recorded no settings
+            _settled(read_job(path)["overrides"], path.parent)
+
+
 def _train(overrides: list[str], folder: Path) -> Facts:
     """Train or continue the run in `folder` in this process, and return what its run.json records."""
-    from positron.cli.request import compose_request
     from positron.cli.user_callbacks import make_callbacks
-    from positron.run.folder import OUTPUTS
-    from positron.train import configure, train
+    from positron.train import train
 
-    name = folder.relative_to(OUTPUTS).as_posix()
-    request = compose_request("train", [*overrides, f"name={name}"])
-    config, folder = request.settle(configure)
+    request, config = _settled(overrides, folder)
     return train(config, folder, make_callbacks(request.callbacks), request.asked)
+
+
+def _settled(overrides: list[str], folder: Path) -> tuple[Request, RunConfig]:
+    """Return the request and the configuration of the run in `folder`.
+
+    Raises UserError if the run cannot start, or has a checkpoint and was trained with other settings.
+    """
+    from positron.cli.request import compose_request
+    from positron.run.folder import OUTPUTS
+    from positron.train import configure
+
+    request = compose_request("train", [*overrides, f"name={folder.relative_to(OUTPUTS).as_posix()}"])
+    return request, request.settle(configure)[0]
 
 
 if __name__ == "__main__":

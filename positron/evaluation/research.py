@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from positron.data.open import open_source
 from positron.evaluation.sequential import Look, look
 from positron.run.facts import Facts
 from positron.run.folder import Run
@@ -223,27 +224,38 @@ class _Runs:
 
     def __init__(self, folder: Path, train: Trainer, budget_s: float) -> None:
         self.folder, self._train, self._budget_s = folder, train, budget_s
-        self._spent_s = sum(float(_read_job(path)["time_s"]) for path in sorted(folder.glob(f"*/*/{JOB}")))
+        self._first: Run | None = None  # the first run of the base recipe; all runs must have its text
+        self._spent_s = sum(float(read_job(path)["time_s"]) for path in sorted(folder.glob(f"*/*/{JOB}")))
 
     def result(self, label: str, recipe: list[str], seed: int, *, may_fail: bool) -> _Result:
         """Return the result of the run of `recipe` with `seed`; if no result is recorded, train the run first.
 
         `label` is the name of the folder that holds the runs of this recipe. Raises _BudgetUsed if the run must be trained and
-        the budget is used up, and UserError if the run was trained with other settings. If the training fails, the result holds
-        the reason, or an error is raised. `may_fail` decides this (see `_trained`).
+        the budget is used up, and UserError if the run was trained with other settings, or on another text than the first run
+        of the base recipe. If the training fails, the result holds the reason, or an error is raised. `may_fail` decides this
+        (see `_trained`).
         """
         folder, overrides = self.folder / label / str(seed), merged(recipe, [f"seed={seed}"])
-        path = Run(folder).job_path
-        if not path.exists():
+        run = Run(folder)
+        if not run.job_path.exists():
             if self._spent_s >= self._budget_s:
                 raise _BudgetUsed
+            if self._first is not None:
+                _refuse_changed_text(self._first)
             job = self._trained(folder, overrides, may_fail)
-            write_json(Run(make_folder(folder)).job_path, job)
+            make_folder(folder)
+            write_json(run.job_path, job)
             self._spent_s += job["time_s"]
-        job = _read_job(path)
+        job = read_job(run.job_path)
         if job["overrides"] != overrides:
             raise UserError(
                 f"{folder} was trained with other settings ({' '.join(job['overrides'])}): give another name= to begin anew"
+            )
+        first = self._first = self._first or run
+        if len({each.facts().data_fingerprint for each in (first, run)} - {None}) > 1:
+            raise UserError(
+                f"{folder} was trained on another text than {first.folder}: restore the earlier text and delete {folder} to "
+                "train it again, or give another name= to begin anew"
             )
         return _Result(job["bpb"], job["failed"], job["date"])
 
@@ -288,7 +300,23 @@ class _Runs:
         }
 
 
-def _read_job(path: Path) -> dict[str, Any]:
+def _refuse_changed_text(run: Run) -> None:
+    """Raise UserError if the text files on which a run was trained have changed since then.
+
+    Only files are read. A change of another text, such as a dataset of the hub, is noticed when the next run has been trained.
+    """
+    known = run.facts().data_fingerprint
+    if known is None:
+        return
+    data = run.settings().data
+    if data.source == "text" and data.tokens_per_epoch is None and open_source(data).fingerprint != known:
+        raise UserError(
+            f"the training text of {run.folder} has changed since this run was trained: restore the text, or give another "
+            "name= to begin anew"
+        )
+
+
+def read_job(path: Path) -> dict[str, Any]:
     """Return the record of a run. Raises UserError if the record is damaged."""
     job = read_json(path)
     if (

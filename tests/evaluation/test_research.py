@@ -9,18 +9,23 @@ import shlex
 import shutil
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import PROJECT
 
+from positron.cli import request as cli_request
 from positron.cli.candidates import read_plan
+from positron.cli.hydra_app import conf_folder
+from positron.config import DataConfig
+from positron.data.open import open_source
 from positron.evaluation.research import Plan, Trial, begin, merged, research
 from positron.evaluation.research_report import as_record, recipe, write_report
-from positron.research import main
-from positron.run.facts import Facts
-from positron.run.folder import Run
-from positron.system.disk import make_folder
+from positron.research import main, refuse_other_settings
+from positron.run.facts import Facts, Resolved, write_record
+from positron.run.folder import OUTPUTS, Run
+from positron.system.disk import make_folder, write_json
 from positron.system.errors import Diverged, Interrupted, Unreachable, UserError
 from positron.train import configure
 from scripts.render_log import rendered
@@ -198,6 +203,71 @@ def test_a_run_with_other_settings_is_refused(tmp_path):
     shutil.copy(tmp_path / "base" / "4" / "job.json", tmp_path / "base" / "3" / "job.json")
     with pytest.raises(UserError, match="was trained with other settings"):
         last(tmp_path, Machine())
+
+
+def test_a_run_on_another_text_than_the_first_one_is_refused(tmp_path):
+    machine = Machine()
+
+    def train(overrides: list[str], folder: Path) -> Facts:
+        make_folder(folder)
+        Run(folder).update(data_fingerprint="old" if len(machine.trained) < 3 else "new")
+        return machine(overrides, folder)
+
+    # a change of a dataset of the hub is noticed only after the training
+    settings = SimpleNamespace(data=DataConfig(source="hub", repo="a/b"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "settings", lambda _: settings)
+        for _ in range(2):  # the run on the other text is not trained again, and does not count
+            with pytest.raises(
+                UserError, match=r"harmful.4 was trained on another text than .*base.3: restore the earlier text"
+            ):
+                last(tmp_path, train)
+    assert len(machine.trained) == 4
+
+
+def test_no_run_is_trained_after_the_text_has_changed(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a sentence\n" * 100)
+    data = DataConfig(source="text", path=str(text))
+    known = open_source(data).fingerprint
+
+    def train(overrides: list[str], folder: Path) -> Facts:
+        make_folder(folder)
+        Run(folder).update(data_fingerprint=known)
+        return machine(overrides, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "settings", lambda _: SimpleNamespace(data=data))
+        machine = Machine()
+        last(tmp_path / "r", train, budget_s=25)
+        text.write_text("another sentence\n" * 100)
+        with pytest.raises(UserError, match=r"the training text of .*base.3 has changed since this run was trained"):
+            last(tmp_path / "r", train)
+        assert len(machine.trained) == 3
+        text.write_text("a sentence\n" * 100)
+        assert last(tmp_path / "r", train) == last(tmp_path / "whole", Machine())
+
+
+def test_a_run_of_an_experiment_that_was_edited_since_then_is_refused(tmp_path, monkeypatch, capsys):
+    shutil.copytree(conf_folder(), tmp_path / "conf")
+    monkeypatch.setattr(cli_request, "conf_folder", lambda: tmp_path / "conf")
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "conf" / "experiment" / "mine.yaml"
+    mine.write_text("# @package _global_\noptimizer:\n  lr: 0.001\n")
+    folder, overrides = OUTPUTS / "research" / "r" / "base" / "0", ["model=debug", "experiment=mine", "seed=0"]
+    request = cli_request.compose_request("train", [*overrides, "name=research/r/base/0"])
+    run = Run(make_folder(folder / "checkpoints", folder).parent)
+    write_record(run.config_path, dataclasses.asdict(request.configured(configure)))
+    run.update(resolved=Resolved(batch_tokens=1024, micro_batch_size=1, max_steps=5, threads=1))
+    (run.checkpoint_folder / "step-000005.ckpt").touch()
+    write_json(run.job_path, {"overrides": overrides, "failed": None, "bpb": 1.0, "time_s": 1.0, "date": "2026-01-01"})
+    refuse_other_settings(folder.parent.parent)
+    mine.write_text("# @package _global_\noptimizer:\n  lr: 0.002\n")
+    Path("r.yaml").write_text("base: [model=debug, experiment=mine]\ncandidates: {x: [optimizer.lr=0.1]}\n")
+    monkeypatch.setattr("sys.argv", ["research", "candidates=r.yaml"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "was trained with other settings (optimizer.lr: 0.001 -> 0.002)" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_report_is_an_entry_of_the_log(tmp_path):
