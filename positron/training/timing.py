@@ -16,6 +16,9 @@ from positron.training.device import DTYPES, Machine, Shape, matmul_flops
 
 MAX_TIMED_STEP = 0.6  # seconds of a micro-batch in fp32; for slower models the speed of matrix products alone decides
 TIMING_SECONDS = 0.6  # seconds for which the two precisions are compared
+# fp32 is chosen if a step in bf16 takes more than MIN_RATIO times as long. If the two times are closer, another measurement may
+# give the opposite order. So without this margin, runs with the same settings would often differ in their precision.
+MIN_RATIO = 1.1
 
 
 class MatmulPeak:
@@ -59,11 +62,11 @@ class MatmulPeak:
 
 
 def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, str]:
-    """Return `machine` with the precision that is faster for this model, bf16 or fp32, and a message with the times of both.
+    """Return `machine` with the precision that suits this model, bf16 or fp32, and a message with the times of both.
 
     bf16 makes large matrix products faster. A step of a small model takes most of its time for conversions and other
     operators, so it can be slower in bf16 than in fp32. The two precisions take turns on one micro-batch of `rows` sequences,
-    and their fastest steps are compared.
+    and their fastest steps are compared. fp32 is chosen if it is more than 10 % faster (MIN_RATIO).
 
     The times are measured only if `machine` is a CPU with the precision bf16, and if a step of `rows` sequences in fp32 takes
     at most 0.6 seconds by an estimate (MAX_TIMED_STEP). Otherwise the result is `machine` itself and an empty message.
@@ -87,7 +90,7 @@ def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, 
             if rounds:  # the first round also creates kernels and buffers
                 fastest[name] = min(fastest[name], time.perf_counter() - start)
         rounds += 1
-    chosen = min(fastest, key=lambda name: fastest[name])
+    chosen = "fp32" if fastest["bf16"] > MIN_RATIO * fastest["fp32"] else "bf16"
     times = ", ".join(f"{1000 * seconds:.1f} ms in {name}" for name, seconds in fastest.items())
     return machines[chosen], f"this run computes in {chosen}: a step of {counted(rows, 'sequence')} takes {times}"
 
