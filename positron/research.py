@@ -130,9 +130,14 @@ def refuse_other_settings(folder: Path) -> None:
 def _train(overrides: list[str], folder: Path) -> Facts:
     """Train or continue the run in `folder` in this process, and return what its run.json records."""
     from positron.cli.user_callbacks import make_callbacks
+    from positron.evaluation.research import BASE
+    from positron.run.common_precision import with_common_precision
+    from positron.run.folder import Run
     from positron.train import train
 
     request, config = _settled(overrides, folder)
+    of_base = sorted((folder.parent.parent / BASE).glob("*/"), key=lambda path: int(path.name))
+    config = with_common_precision(config, Run(folder), map(Run, of_base))
     return train(config, folder, make_callbacks(request.callbacks), request.asked)
 
 

@@ -25,6 +25,7 @@ from positron.cli.user_callbacks import make_callbacks
 from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import reported_bpb, write_sweep_report
+from positron.run.common_precision import with_common_precision
 from positron.run.differences import decides_a_new_run, differences
 from positron.run.facts import Facts
 from positron.run.folder import Run
@@ -130,6 +131,7 @@ def _sweep_job(
             assert refusal is not None
             raise refusal
         known = with_source(config, folder, request.asked)
+        known = with_common_precision(known, Run(folder), map(Run, _job_folders(sweep)))
         share = known.device.share * share_of(hydra.launcher)
         wandb = known.logger.wandb
         if wandb is not None:  # wandb shows the jobs of the sweep as one group
@@ -184,7 +186,7 @@ def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: Run
     train.extend=true, train.max_steps may differ. A new folder gets the number that Hydra gave the job, if this number is free.
     """
     with lock(make_folder(sweep) / "jobs.lock", lambda: None):
-        folders = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+        folders = _job_folders(sweep)
         overrides_by_folder = {path: _overrides_of(path) for path in folders}
         for ignores_steps in (False, True) if config is not None and config.train.extend else (False,):
             identity = _identity(overrides, ignores_steps)
@@ -203,6 +205,10 @@ def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: Run
         folder = make_folder(sweep / str(new_number))
         write_json(folder / _CLAIM_FILE, list(overrides))
         return folder
+
+
+def _job_folders(sweep: Path) -> list[Path]:
+    return sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def _overrides_of(folder: Path) -> list[str] | None:

@@ -208,6 +208,8 @@ def _variant(run: Run, later: tuple[Path, ...] = ()) -> str:
     config, facts, folder = run.config(), run.facts(), run.folder.resolve()
     values = {key: value for key, value in flat(config).items() if key not in ("name", "seed")}
     values = {key: value for key, value in values.items() if not is_changeable(key) and key not in TEXT_LOCATION}
+    if facts.resolved is not None and facts.resolved.precision is not None:  # runs with precision=auto may differ in it
+        values["precision.dtype"] = facts.resolved.precision
 
     def of_origin(name: str) -> str:
         origin = find_recorded(name, run)

@@ -144,13 +144,15 @@ def _refuse_another_command(run: Run, config: RunConfig) -> None:
 def learned_settings(settings: RunConfig, resolved: Resolved) -> dict[str, Any]:
     """Return the settings that must not change when a run is continued, as a dict from dotted key to value.
 
-    Settings that may change (see `is_changeable`) are left out. If train.max_steps or train.batch_tokens is `auto`, the dict
-    contains the number in `resolved` instead.
+    Settings that may change (see `is_changeable`) are left out. If train.max_steps, train.batch_tokens or the precision is
+    `auto`, the dict contains the value in `resolved` instead.
     """
     values = flat(without_home(dataclasses.asdict(settings)))
     for name in _RESOLVED:
         if values[f"train.{name}"] == "auto":
             values[f"train.{name}"] = getattr(resolved, name)
+    if values["precision.dtype"] == "auto" and resolved.precision is not None:
+        values["precision.dtype"] = resolved.precision
     return {key: value for key, value in values.items() if not _is_changeable(key)}
 
 

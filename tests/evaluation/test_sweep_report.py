@@ -211,6 +211,11 @@ def test_runs_with_different_seeds_are_one_variant_and_a_repeated_run_is_another
             write_record(run.facts_path, {"status": status, "step": step, "resolved": resolved})
         first, second = (variant for variant, _ in _with_variants(measured[:2]))
         assert (first == second) is are_one
+    for precision, are_one in (("bf16", True), ("fp32", False)):  # what replaced precision=auto in the second run
+        for (run, _), each in zip(measured, ("bf16", precision), strict=False):
+            write_record(run.facts_path, {"status": "finished", "resolved": {**resolved, "precision": each}})
+        first, second = (variant for variant, _ in _with_variants(measured[:2]))
+        assert (first == second) is are_one
 
 
 def test_students_of_other_teachers_are_another_variant_but_not_students_of_other_seeds(tmp_path: Path) -> None:

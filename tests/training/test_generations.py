@@ -19,7 +19,7 @@ from conftest import CommandProcess, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from positron.config import Asked, RunConfig
+from positron.config import Asked, PrecisionConfig, RunConfig
 from positron.run.checkpoint import checkpoints
 from positron.run.folder import DISTILL, Run
 from positron.train import train
@@ -99,6 +99,15 @@ def test_the_second_run_and_the_student_have_the_settings_of_the_first_run_and_o
     assert second.distill is None
     assert student.distill is not None
     assert [Path(name).name for name in student.distill.teachers] == ["mine", "mine-2"]
+
+
+def test_all_generations_compute_in_the_precision_of_the_first_run(
+    first: tuple[RunConfig, Run], trained: list[tuple[RunConfig, Path, list[str]]]
+) -> None:
+    config, run = first
+    config = dataclasses.replace(config, precision=PrecisionConfig("auto"))
+    assert len(list(train_generations(config, run, list, SINGLE))) == 2
+    assert [each.precision.dtype for each, _, _ in trained] == [run.resolved().precision] * 2 == ["fp32"] * 2
 
 
 def test_the_student_learns_from_one_run_if_the_time_is_not_enough_for_two(

@@ -19,6 +19,7 @@ from lightning import Callback
 from positron.config import Asked, DistillConfig, RunConfig, seconds
 from positron.run.base import portable
 from positron.run.budget_choice import restore_choice
+from positron.run.common_precision import with_common_precision
 from positron.run.folder import Run
 from positron.training.budget.course import MAX_MEASURING_S, MEASURING_SHARE, RESERVED_SHARE
 from positron.training.budget.rest import may_train_generations, teachers_within
@@ -67,9 +68,11 @@ def train_generations(
     config = dataclasses.replace(restore_choice(config, asked, run), budget=None, resume="auto")
     if second in teachers:
         own = dataclasses.replace(config, name=second.name, seed=config.seed + 1)
+        own = with_common_precision(own, Run(second), [run])
         train_on_text(own, second, make_callbacks(), Asked(), time.monotonic(), lambda _: Lesson())
         yield Run(second)
     lesson = DistillConfig(tuple(portable(teacher) for teacher in teachers), alpha=ALPHA)
     own = dataclasses.replace(config, name=student.name, seed=config.seed + 2, distill=lesson)
+    own = with_common_precision(own, Run(student), [run])
     train_on_text(own, student, make_callbacks(), Asked(), time.monotonic(), lesson_of_teachers)
     yield Run(student)

@@ -1,0 +1,30 @@
+"""Let the runs of a group, such as the jobs of a sweep, compute in the same precision, so that they can be compared."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable
+
+from positron.config import PrecisionConfig, RunConfig
+from positron.run.folder import Run
+from positron.settings import from_dict
+from positron.system.errors import UserError
+
+
+def with_common_precision(config: RunConfig, run: Run, group: Iterable[Run]) -> RunConfig:
+    """Return `config` with the recorded precision of the first run of `group` that has one, in place of precision=auto.
+
+    precision=auto measures each new run, so without this function, the runs of a group could differ in their precision.
+    `config` is returned unchanged if it has another precision than auto, if no run of `group` has recorded one, or if `run`,
+    the run that is to be trained, has a checkpoint: it then keeps its own precision. A damaged run is skipped.
+    """
+    if config.precision.dtype != "auto" or run.has_checkpoint:
+        return config
+    for other in group:
+        with contextlib.suppress(UserError):
+            resolved = other.facts().resolved
+            if resolved is not None and resolved.precision is not None:
+                precision = from_dict(PrecisionConfig, {"dtype": resolved.precision}, "precision")
+                return dataclasses.replace(config, precision=precision)
+    return config
