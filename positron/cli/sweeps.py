@@ -25,7 +25,7 @@ from positron.cli.user_callbacks import make_callbacks
 from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import reported_bpb, write_sweep_report
-from positron.run.common_precision import with_common_precision
+from positron.run.common_precision import with_common_precision, with_model
 from positron.run.differences import decides_a_new_run, differences
 from positron.run.facts import Facts
 from positron.run.folder import Run
@@ -131,7 +131,7 @@ def _sweep_job(
             assert refusal is not None
             raise refusal
         known = with_source(config, folder, request.asked)
-        known = with_common_precision(known, Run(folder), map(Run, _job_folders(sweep)))
+        known = with_common_precision(known, Run(folder), with_model(known.model, map(Run, _job_folders(sweep))))
         share = known.device.share * share_of(hydra.launcher)
         wandb = known.logger.wandb
         if wandb is not None:  # wandb shows the jobs of the sweep as one group

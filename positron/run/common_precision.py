@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from positron.config import PrecisionConfig, RunConfig
+from positron.config import ModelConfig, PrecisionConfig, RunConfig
 from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.system.errors import UserError
@@ -28,3 +28,15 @@ def with_common_precision(config: RunConfig, run: Run, group: Iterable[Run]) -> 
                 precision = from_dict(PrecisionConfig, {"dtype": resolved.precision}, "precision")
                 return dataclasses.replace(config, precision=precision)
     return config
+
+
+def with_model(model: ModelConfig, runs: Iterable[Run]) -> Iterator[Run]:
+    """Yield those of `runs` that recorded the settings `model`. A damaged run is skipped.
+
+    Of the runs of a sweep over model sizes, only these are compared as repetitions, and a larger model may be several times as
+    fast in the precision that is slower for a small one.
+    """
+    for run in runs:
+        with contextlib.suppress(UserError):
+            if run.exists and run.config().get("model") == dataclasses.asdict(model):
+                yield run

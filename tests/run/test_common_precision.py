@@ -15,7 +15,7 @@ from positron import research
 from positron.cli.request import compose_request
 from positron.cli.sweeps import _sweep_job
 from positron.config import PrecisionConfig, RunConfig
-from positron.run.common_precision import with_common_precision
+from positron.run.common_precision import with_common_precision, with_model
 from positron.run.differences import differences
 from positron.run.facts import Facts, write_record
 from positron.run.folder import OUTPUTS, Run
@@ -48,6 +48,18 @@ def test_auto_becomes_the_precision_of_the_first_run_that_recorded_one(tmp_path:
     assert with_common_precision(fp16, new, [first]) == fp16
 
 
+def test_jobs_of_a_sweep_with_another_model_choose_their_own_precision(tmp_path: Path) -> None:
+    small, damaged, new = (
+        recorded(tmp_path / "small", "fp32"),
+        recorded(tmp_path / "damaged", "bf16"),
+        Run(tmp_path / "new"),
+    )
+    damaged.config_path.write_text("[")
+    large = tiny(Path(), model__d_model=64).model
+    assert list(with_model(AUTO.model, [new, damaged, small])) == [small]
+    assert list(with_model(large, [new, damaged, small])) == []
+
+
 def test_a_run_with_a_checkpoint_keeps_its_own_precision(tmp_path: Path) -> None:
     first, own = recorded(tmp_path / "first", "bf16"), recorded(tmp_path / "own", "fp32")
     own.checkpoint_folder.mkdir()
@@ -71,6 +83,7 @@ def test_later_runs_have_the_precision_of_the_first(tmp_path: Path, monkeypatch:
 
     def train(config: RunConfig, folder: Path, *_: Any) -> Facts:
         trained.append(config.precision.dtype)
+        write_record(Run(folder).config_path, dataclasses.asdict(config))
         Run(folder).update(resolved=resolved("bf16" if len(trained) == 1 else "fp32"))
         return Facts(status="finished", val_bpb=1.0)
 
