@@ -143,9 +143,16 @@ def candidates_with(forecasts: list[float], tokens: list[float]) -> list[Candida
     return [Candidate(g, Speed(1e-4, 0.0), c, b) for g, b, c in zip(sizes, forecasts, courses, strict=True)]
 
 
+def test_runs_with_one_budget_validate_on_the_same_text():
+    """A slower candidate of a sweep is measured on the same tokens, although it makes fewer steps."""
+    config = tiny(Path(), budget="30min", train__val_tokens=200_000)
+    choices = [Choice(2, 64, 1, batch, steps, 1e-3, 0.1, 0.0) for batch, steps in [(4096, 10_000), (2048, 90)]]
+    assert [choice.applied(config, Asked()).train.val_tokens for choice in choices] == [36_000, 36_000]
+
+
 def test_the_size_of_rank_1_is_chosen_with_a_reason(logged):
     candidates = candidates_with([2.0, 1.5, 1.7], [3e5, 2e5, 1e5])
-    choice = budget._settle(tiny(Path(), optimizer__kind="muon"), Asked(), candidates, 100.0, math.inf)
+    choice = budget._settle(tiny(Path(), budget="120s", optimizer__kind="muon"), Asked(), candidates, 100.0, math.inf)
     assert (choice.n_layer, choice.lr) == (2, MUON_RATE)
     assert choice.max_steps * choice.batch_tokens * 1e-4 == pytest.approx(100.0, rel=0.01)
     assert choice.lr * choice.weight_decay * choice.max_steps == pytest.approx(1.0)
@@ -187,11 +194,13 @@ def test_the_end_of_a_small_text_names_a_budget_that_is_enough_for_dropout(logge
 
 def test_users_see_the_rank_of_each_size_and_no_loss(logged):
     """The power law ranks sizes; a loss that it forecasts is wrong by a factor on other texts."""
-    budget._settle(tiny(Path()), Asked(), candidates_with([2.0, 1.5, 1.7], [3e5, 2e5, 1e5]), 100.0, math.inf)
+    budget._settle(
+        tiny(Path(), budget="120s"), Asked(), candidates_with([2.0, 1.5, 1.7], [3e5, 2e5, 1e5]), 100.0, math.inf
+    )
     assert [line.rpartition(": rank ")[2] for line in logged[1:4]] == ["3", "1", "2"]
     assert not any(text in line for line in logged for text in ("bits", "bpb", "2.0", "1.5", "1.7"))
     del logged[:]
-    budget._settle(tiny(Path()), Asked(), candidates_with([2.0], [3e5]), 100.0, math.inf)
+    budget._settle(tiny(Path(), budget="120s"), Asked(), candidates_with([2.0], [3e5]), 100.0, math.inf)
     assert "rank" not in " ".join(logged)
 
 

@@ -52,6 +52,7 @@ E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
 MIN_GAIN = 0.01
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
 D_HEAD = 64
+VALIDATION_TOKENS_PER_S = 20  # tokens of a validation per second of the budget
 MAX_STEP_DECAY = 0.1  # the largest share of a weight that one step removes; it matters only for runs of a few steps
 
 
@@ -77,6 +78,7 @@ class Choice:
         Further settings are computed from the chosen values: the number of warmup steps, the number of validation tokens, and
         the intervals at which a run logs, validates, saves and generates samples.
         """
+        assert config.budget is not None
         steps = self.max_steps
         values = {
             "model.n_layer": self.n_layer,
@@ -89,12 +91,21 @@ class Choice:
             "train.val_every": max(1, steps // 10),
             "train.save_every": max(1, steps // 10),
             "train.sample_every": max(1, steps // 4),
-            "train.val_tokens": min(config.train.val_tokens, max(10_000, steps * self.batch_tokens // 300)),
+            "train.val_tokens": min(config.train.val_tokens, validation_tokens(seconds(config.budget, "budget"))),
             "optimizer.lr": self.lr,
             "optimizer.weight_decay": self.weight_decay,
             "schedule.warmup_steps": max(1, min(100, steps // 10)),
         }
         return with_free_values(config, asked, values)
+
+
+def validation_tokens(budget: float) -> int:
+    """Return the number of tokens on which a run with a budget of `budget` seconds validates.
+
+    It depends on nothing else, so that the losses of several runs with the same budget are comparable. On two CPU cores, the
+    validations of a run take one or two percent of its time.
+    """
+    return max(10_000, int(VALIDATION_TOKENS_PER_S * budget))
 
 
 def forecast_bpb(weights: float, tokens: float, text_tokens: float) -> float:
