@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from positron.cli.request import compose, compose_request
 from positron.cli.sweeps import run_job
-from positron.config import Asked, RunConfig
+from positron.config import Asked, DataConfig, RunConfig
 from positron.data.corpus import prepare
 from positron.run.budget_choice import restore_choice
 from positron.run.differences import differences
@@ -224,6 +224,16 @@ def test_the_search_ends_at_a_size_that_does_not_fit_the_memory(tmp_path, monkey
             budget.choose(config, AUTO, machine, tokenizer, folder)
 
 
+@pytest.mark.parametrize(("asks", "is_expected"), [(AUTO, True), (Asked(), False)])
+def test_a_loss_is_expected_only_of_a_model_whose_size_is_chosen(tmp_path, logged, asks, is_expected):
+    (tmp_path / "a.txt").write_text("the cat sat on the mat and the dog ran to the hat. " * 800)
+    text = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path / "data"))
+    config = dataclasses.replace(asked(tmp_path), data=text)
+    tokenizer, folder = prepare(config.data, config.tokenizer, None)
+    budget.choose(config, asks, choose_machine(config.device, config.precision), tokenizer, folder)
+    assert bool(re.search("^expected: ", logged[-1])) == is_expected
+
+
 @pytest.mark.parametrize("steps", [1, 3, 29, 1000])
 def test_decay_removes_at_most_a_tenth_of_a_weight_in_a_step(steps):
     rate, ratio = MUON_RATE, 3.0
@@ -307,6 +317,7 @@ def test_the_choice_is_recorded_in_the_runs_configuration(ended):
     assert facts.resolved.batch_tokens == saved["train"]["batch_tokens"]
     log = (folder / "run" / "train.log").read_text(encoding="utf-8")
     assert "chosen: " in log
+    assert "expected: " not in log, "the formula does not hold for the built-in stories"
 
 
 def test_the_same_command_again_measures_nothing(ended, capsys):

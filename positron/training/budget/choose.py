@@ -13,7 +13,7 @@ U tokens again. A repeated token teaches less than a new one, so all D tokens to
 
 The constants E, A, ALPHA, B, BETA and R* (R_STAR) were fitted to runs on TinyStories (docs/LOG.md). On other texts, L is used
 only to rank model sizes, because its value is wrong there: on the built-in stories, runs reached 0.24 bits per byte where L was
-0.60. Therefore L is never shown to users.
+0.60. Therefore L is never shown to users; `expectation.py` predicts the loss that they see.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from positron.training.budget.course import (
     Course,
     course_in,
 )
+from positron.training.budget.expectation import log_expectation
 from positron.training.budget.rest import advice_for_small_text
 from positron.training.budget.speed import Speed, SpeedMeasurement
 from positron.training.device import Machine, is_out_of_memory
@@ -53,6 +54,7 @@ MIN_GAIN = 0.01
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
 D_HEAD = 64
 VALIDATION_TOKENS_PER_S = 20  # tokens of a validation per second of the budget
+HOUR = 3600.0  # seconds; the prediction says what an hour more is expected to give
 MAX_STEP_DECAY = 0.1  # the largest share of a weight that one step removes; it matters only for runs of a few steps
 
 
@@ -233,7 +235,25 @@ def choose(
             candidates.append(Candidate(gpt, speed, course, forecast))
             if larger_gains_nothing(candidates):
                 break
-    return _settle(config, asked, candidates, seconds_left(), text_tokens)
+        choice = _settle(config, asked, candidates, seconds_left(), text_tokens)
+        is_plain = config.init_from is None and config.distill is None and data.bytes_per_token is not None
+        if asked.auto_size and is_plain and data.val_bits is None:  # the built-in stories do not follow the formula
+            longer = _tokens_in(seconds_left() + HOUR, candidates, config, asked, text_tokens)
+            val_tokens = choice.applied(config, asked).train.val_tokens
+            log_expectation(data, val_tokens, choice.max_steps * choice.batch_tokens, longer)
+    return choice
+
+
+def _tokens_in(
+    seconds: float, candidates: list[Candidate], config: RunConfig, asked: Asked, text_tokens: float
+) -> float:
+    """Return the number of tokens that the best of `candidates` reads in `seconds`."""
+    courses = [course_in(seconds, candidate.speed, config, asked, text_tokens) for candidate in candidates]
+    forecasts = [
+        forecast_bpb(candidate.gpt.matmul_params(), course.tokens, text_tokens)
+        for candidate, course in zip(candidates, courses, strict=True)
+    ]
+    return courses[forecasts.index(min(forecasts))].tokens
 
 
 def larger_gains_nothing(candidates: list[Candidate]) -> bool:
