@@ -26,7 +26,7 @@ from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import reported_bpb, write_sweep_report
 from positron.run.common_precision import with_common_precision, with_model
-from positron.run.differences import decides_a_new_run, differences
+from positron.run.differences import begins_alike, decides_a_new_run, differences
 from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.run.paths import JOB
@@ -235,11 +235,8 @@ def _identity(overrides: Sequence[str], ignores_steps: bool = False) -> dict[str
 def _has_config(folder: Path, config: RunConfig | None) -> bool:
     run = Run(folder)
     try:
-        if config is None or not run.exists or differences(run, config):
-            return False
-        recorded = run.settings()
-        # two jobs may differ only in the path of their text, or in the run with which they begin
-        return (recorded.data.path, recorded.init_from) == (config.data.path, config.init_from)
+        # two jobs may differ only in the place of their text, or in the run with which they begin
+        return config is not None and run.exists and not differences(run, config) and begins_alike(run, config)
     except (UserError, KeyError, TypeError, ValueError):  # damaged, or from a version with other settings
         return False
 

@@ -58,6 +58,15 @@ def differences(run: Run, config: RunConfig) -> list[str]:
     ]
 
 
+def begins_alike(run: Run, config: RunConfig) -> bool:
+    """Tell whether the run and `config` name the same starting point, such as init_from, and the same place of the text.
+
+    `differences` does not compare these names, because a run may be continued under others.
+    """
+    recorded, requested = (flat(without_home(dataclasses.asdict(settings))) for settings in (run.settings(), config))
+    return all(recorded.get(key) == requested.get(key) for key in _STARTING_POINTS | TEXT_LOCATION)
+
+
 def refuse_differences(run: Run, config: RunConfig, given: Iterable[str] = ()) -> list[str]:
     """Raise UserError if `config` is for another command than the one that trained the run, or changes what the run learns.
 

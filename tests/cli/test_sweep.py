@@ -16,9 +16,11 @@ from hydra.errors import MissingConfigException
 import positron
 from positron.cli.hydra_app import hydra_errors_as_ours
 from positron.cli.sweeps import claim_folder
-from positron.run.folder import Run
+from positron.run.facts import Resolved
+from positron.run.folder import PRETRAIN, Run
 from positron.system.errors import UserError
 from positron.system.locks import lock
+from positron.text.char_word import CharTokenizer
 from positron.training.callbacks.pruning import is_hopeless
 
 SWEEP = ("-m", "model=debug", *FAST, "name=sweep", "train.max_steps=6", "train.val_every=6", "schedule.warmup_steps=2")
@@ -205,6 +207,20 @@ def test_jobs_that_begin_with_different_runs_have_different_folders(tmp_path):
     ]
     assert [folder.name for folder in folders] == ["0", "1"]
     assert claim_folder(tmp_path, 7, ["init_from=b", "train.save_every=9"], None) == folders[1]
+
+
+@pytest.mark.parametrize("key", ["ckpt_path", "init_from", "data.path", "data.dir", "data.url", "data.sha256"])
+def test_jobs_that_differ_only_in_their_start_or_in_the_place_of_their_text_are_two_runs(tmp_path, key):
+    configs = [tiny(tmp_path, **{key.replace(".", "__"): f"{tmp_path}/{name}"}) for name in "ab"]
+    folders = []
+    for number, config in enumerate(configs):
+        folders.append(claim_folder(tmp_path / "sweep", number, [f"{key}={number}"], config))
+        run = Run(folders[number])
+        run.begin(config, CharTokenizer("abc"), kind=PRETRAIN, new=True, forked_from=None)
+        run.update(resolved=Resolved(512, 512, 40, threads=1), data_fingerprint="same")
+    assert [folder.name for folder in folders] == ["0", "1"]
+    # in other words, as in another spelling of the command
+    assert claim_folder(tmp_path / "sweep", 7, ["schedule=cosine"], configs[1]) == folders[1]
 
 
 def jobs_of(*overrides):
