@@ -80,6 +80,7 @@ class SweepTable(Callback):
         _refuse_search_over_seeds(config, {override.key_or_group for override in parsed})
         _refuse_repeated_values(parsed)
         _refuse_keys_without_influence(parsed)
+        _refuse_several_extensions(config, {override.key_or_group for override in parsed})
         jobs = count_jobs(config, parsed)
         if jobs is not None and jobs < 2:
             raise UserError(
@@ -170,6 +171,15 @@ def _refuse_keys_without_influence(parsed: list[Any]) -> None:
                 f"a sweep over {key}= would train only one run, because {key}= may change when a run is continued: give it a "
                 "single value, or start a run with another name= for each value"
             )
+
+
+def _refuse_several_extensions(config: Any, swept: set[str]) -> None:
+    """Raise UserError if train.extend is set and train.max_steps has several values: each job would extend the same run."""
+    if config.train.extend and "train.max_steps" in swept:
+        raise UserError(
+            "a sweep over train.max_steps= with train.extend=true would make one run longer and longer, and keep only its last "
+            "result: leave train.extend=true out to train one run for each value, or give train.max_steps= a single value"
+        )
 
 
 def check_all_jobs(config: Any, swept: set[str]) -> None:

@@ -201,6 +201,15 @@ def test_values_that_all_train_the_same_run_are_refused(run_command, tmp_path, s
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_sweep_over_the_steps_that_also_extends_runs_is_refused(run_command, tmp_path):
+    jobs = [word for word in SWEEP if not word.startswith("train.max_steps")]
+    result = run_command("train", *jobs, "train.max_steps=6,9", "train.extend=true", "seed=0,1")
+    assert result.code == 2
+    assert "leave train.extend=true out to train one run for each value" in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_jobs_that_begin_with_different_runs_have_different_folders(tmp_path):
     folders = [
         claim_folder(tmp_path, n, [f"init_from={run}", f"train.save_every={n + 1}"], None) for n, run in enumerate("ab")
