@@ -16,9 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from positron.evaluation.comparison import LOST, find_runs
-from positron.run.differences import TEXT_LOCATION, is_changeable, learned_settings
+from positron.run.differences import (
+    STARTING_POINTS,
+    TEXT_LOCATION,
+    decides_a_new_run,
+    deciding_settings,
+    is_changeable,
+)
 from positron.run.folder import Run
-from positron.run.outcome import read_outcome
+from positron.run.outcome import canonical, read_outcome
 from positron.run.provenance import read_provenance, recorded_changes, start_of
 from positron.settings import all_keys, unknown_key
 from positron.system.commands import quoted
@@ -44,7 +50,6 @@ _REMEDIES = {  # for a variant one of whose runs ended with this status of LOST
     "failed": "start this run or its sweep again with the same command",
 }
 _NAME_STEPS = f"if a limit ended these runs early, name {STEPS} among the keys of --differ-in"
-_PYTHON_NAMES = {"true": "True", "false": "False", "null": "None"}  # by the name on the command line
 _SURROUNDINGS = (
     *("git.commit", "git.diff_sha256", "versions.", "resolved.threads", "resolved.accelerator"),
     *("hardware.cpu", "hardware.accelerator"),
@@ -57,8 +62,8 @@ class Member:
 
     run: Run
     seed: int
-    # The settings that decide what the run learns, by key, and the number of trained steps under the key STEPS. A setting that
-    # is `auto` has the value that the run used.
+    # The settings that decided what the run learned, by key (see `deciding_settings`), and the number of trained steps under
+    # the key STEPS.
     settings: dict[str, Any]
     choices: dict[str, str]  # overrides with which a sweep started the run, {key: value}; empty for other runs
     text: str | None  # fingerprint (hash) of the text on which the run was trained; None if it was not recorded
@@ -68,9 +73,12 @@ class Member:
 
         If a sweep started the run with an override of `key`, such as `model=nano`, `value` is compared with the override.
         """
-        if key in self.choices:
-            return _same(self.choices[key], value)
-        return key in self.settings and _same(str(self.settings[key]), value)
+        return self.value(key) == canonical(value)
+
+    def value(self, key: str) -> str | None:
+        """Return the value of `key`, an override or else a setting, in the spelling of `canonical`; None if it has neither."""
+        known: dict[str, Any] = {**self.settings, **self.choices}
+        return canonical(known[key]) if key in known else None
 
 
 @dataclass(frozen=True)
@@ -241,15 +249,10 @@ def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _member(run: Run) -> Member:
-    settings, facts = run.settings(), run.facts()
-    resolved = run.resolved()
-    values: dict[str, Any] = learned_settings(settings, resolved)
-    if resolved.precision is not None:
-        values["precision.dtype"] = resolved.precision
-    values[STEPS] = facts.step
-    overrides = read_outcome(run.job_path).overrides if run.job_path.exists() else []
-    choices = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
-    return Member(run, settings.seed, values, choices, facts.data_fingerprint)
+    facts = run.facts()
+    settings = {**deciding_settings(run), STEPS: facts.step}
+    choices = read_outcome(run.job_path).choices if run.job_path.exists() else {}
+    return Member(run, settings["seed"], settings, choices, facts.data_fingerprint)
 
 
 def _is_trained(run: Run) -> bool:
@@ -300,18 +303,19 @@ def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list
 def _variant(member: Member, members: list[Member]) -> tuple[tuple[str, str], ...]:
     """Return the pairs (key, value) of `member` whose value differs from the value of at least one of `members`.
 
-    A member is one of the runs that are compared, with its settings. If a sweep started all `members`, the pairs are the
-    overrides of the sweep; otherwise, they are settings. The name, the seed and the number of steps are left out.
+    A member is one of the runs that are compared, with its settings. If a sweep started all `members`, the keys are those of
+    their overrides; otherwise, they are those of the settings without the starting points, which may differ between seeds. The
+    name, the seed, the number of steps, and keys that do not change what a run learns are left out.
     """
     are_jobs = all(other.choices for other in members)
-    values = [other.choices if are_jobs else other.settings for other in members]
-    own_values: dict[str, Any] = member.choices if are_jobs else member.settings
-    keys = [
-        key
-        for key in own_values
-        if key not in (*_NOT_COMPARED, STEPS) and any(str(other.get(key)) != str(own_values[key]) for other in values)
-    ]
-    return tuple((key, str(own_values[key])) for key in keys)
+    ignored = {*_NOT_COMPARED, STEPS, *(() if are_jobs else STARTING_POINTS)}
+    keys = dict.fromkeys(key for other in members for key in (other.choices if are_jobs else other.settings))
+    pairs = [(key, member.value(key)) for key in keys if key not in ignored and decides_a_new_run(key)]
+    return tuple(
+        (key, value)
+        for key, value in pairs
+        if value is not None and any(other.value(key) != value for other in members)
+    )
 
 
 def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dict[int, Member]:
@@ -376,7 +380,7 @@ def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bo
     are returned like all others.
     """
     same_text = a.text is not None and a.text == b.text
-    ignored = _NOT_COMPARED | (TEXT_LOCATION if same_text or None not in (a.text, b.text) else set())
+    ignored = _NOT_COMPARED | STARTING_POINTS | (TEXT_LOCATION if same_text or None not in (a.text, b.text) else set())
     keys = [key for key in {**a.settings, **b.settings} if key not in ignored]
     value_pairs = {key: (a.settings.get(key), b.settings.get(key)) for key in keys}
     value_pairs = {key: values for key, values in value_pairs.items() if str(values[0]) != str(values[1])}
@@ -443,15 +447,3 @@ def _is_named(key: str, differ_in: Sequence[str]) -> bool:
 def changes_data_order(key: str) -> bool:
     """Tell whether two runs with the same seed read different batches if they differ in the setting `key`."""
     return key in _ORDER_KEYS or key.startswith(_ORDER_GROUPS)
-
-
-def _same(a: str, b: str) -> bool:
-    """Tell whether two values of a setting are equal as numbers or as texts.
-
-    1e-3 equals 0.001, true equals True, and [0.9,0.95] equals [0.9, 0.95].
-    """
-    a, b = (_PYTHON_NAMES.get(value, value).replace(", ", ",") for value in (a, b))
-    try:
-        return float(a) == float(b)
-    except ValueError:
-        return a == b

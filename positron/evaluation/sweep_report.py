@@ -1,23 +1,25 @@
 """Write the report of a sweep (sweep.md, sweep.csv and sweep.png in the sweep's folder), anew after every job.
 
-The jobs are the runs of the sweep. Jobs that differ only in their seed are one variant. Variants are ranked by their mean over
-the seeds.
+The jobs are the runs of the sweep. Jobs that differ only in their seed, and in settings such as device.threads that do not
+change what a run learns, are one variant. Variants are ranked by their mean over the seeds.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from positron.evaluation.run_plots import sweep_picture
 from positron.evaluation.seed_groups import SeedGroup, seed_groups
+from positron.run.differences import decides_a_new_run, deciding_settings
 from positron.run.facts import Facts
 from positron.run.folder import SFT, Run
 from positron.run.metrics import read_metrics
-from positron.run.outcome import read_outcome
+from positron.run.outcome import canonical, read_outcome
 from positron.run.paths import JOB
 from positron.system.disk import whole_file, write_text
 from positron.system.errors import UserError
@@ -29,6 +31,8 @@ SEED = "seed"  # the key whose values are repetitions of a variant and not varia
 @dataclass(frozen=True)
 class Job:
     """Hold a job, one run of a sweep, that has ended. `choices` maps the key of each override to its value.
+
+    If other commands gave other keys to jobs of the same sweep, `choices` also has these keys, with the values of the run.
 
     `status` is "refused" if the run had finished earlier and cannot continue with the settings of this job. It is "unknown" if
     the files of the job are damaged or record no status. Otherwise, it is the status of the run, such as finished, stopped,
@@ -43,9 +47,14 @@ class Job:
     why: str  # reason why the job failed, was refused or cannot be read, otherwise empty
 
     @property
+    def deciding(self) -> dict[str, str]:
+        """Return the choices that decide what the job learns, as a dict from key to value in one spelling (`canonical`)."""
+        return {key: canonical(value) for key, value in self.choices.items() if decides_a_new_run(key)}
+
+    @property
     def variant(self) -> dict[str, str]:
-        """Return the overrides of the job without the seed, as a dict from key to value."""
-        return {key: value for key, value in self.choices.items() if key != SEED}
+        """Return the choices that decide what the job learns, without the seed; see `deciding`."""
+        return {key: value for key, value in self.deciding.items() if key != SEED}
 
     @property
     def result(self) -> float | None:
@@ -80,11 +89,25 @@ def sweep_jobs(folder: Path) -> list[Job]:
             jobs.append(Job(number, {}, "unknown", None, Facts(), str(error)))
             continue
         status = "failed" if outcome.failed else "refused" if outcome.refused else facts.status or "unknown"
-        choices = dict(override.lstrip("+").split("=", 1) for override in outcome.overrides if "=" in override)
-        jobs.append(Job(number, choices, status, bpb, facts, outcome.failed or outcome.refused or ""))
+        jobs.append(Job(number, outcome.choices, status, bpb, facts, outcome.failed or outcome.refused or ""))
+    keys = dict.fromkeys(key for job in jobs for key in job.choices if decides_a_new_run(key))
+    jobs = [_with_values(job, keys, Run(folder / job.number)) for job in jobs]
     jobs.sort(key=lambda job: (job.bpb is None, job.bpb or 0, _place(job.number)))
     ranked = [job for group in variants(jobs) for job in group.members]
     return sorted(ranked, key=lambda job: job.bpb is None)
+
+
+def _with_values(job: Job, keys: Iterable[str], run: Run) -> Job:
+    """Return `job` with the choices `keys`: a key that its command did not give gets the value that the run recorded."""
+    missing = [key for key in keys if key not in job.choices]
+    if not missing or not job.choices or not run.exists:
+        return job
+    try:
+        settings = deciding_settings(run)
+    except UserError:  # the files of a job that failed may lack them
+        return job
+    known = {key: canonical(settings[key]) for key in missing if key in settings}
+    return dataclasses.replace(job, choices={**job.choices, **known})
 
 
 def variants(jobs: Sequence[Job]) -> list[SeedGroup[Job]]:
@@ -92,7 +115,7 @@ def variants(jobs: Sequence[Job]) -> list[SeedGroup[Job]]:
     return seed_groups(
         jobs,
         variant=lambda job: tuple(sorted(job.variant.items())),
-        seed=lambda job: job.choices.get(SEED),
+        seed=lambda job: job.deciding.get(SEED),
         score=lambda job: job.result,
     )
 
@@ -102,9 +125,13 @@ def _place(number: str) -> tuple[int, str]:
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
-    """Return the keys of the overrides whose values differ between the jobs, in the order of the command line."""
-    keys = list(dict.fromkeys(key for job in jobs for key in job.choices))
-    return [key for key in keys if len({job.choices.get(key) for job in jobs}) > 1]
+    """Return the keys of the overrides whose values differ between the jobs, in the order of the command line.
+
+    Keys that do not change what a run learns, such as device.threads, are left out.
+    """
+    choices = [job.deciding for job in jobs]
+    keys = dict.fromkeys(key for deciding in choices for key in deciding)
+    return [key for key in keys if len({deciding.get(key) for deciding in choices}) > 1]
 
 
 def table(jobs: Sequence[Job]) -> list[list[str]]:
@@ -144,9 +171,10 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
     """Return the arguments of `positron compare --paired` that compare the best two variants of a sweep.
 
     A variant consists of the jobs that differ only in their seed. Only variants with scores for at least two seeds count. The
-    list is empty if there are fewer than two such variants, or if the jobs are supervised fine-tuning: the sweep ranks them by
-    their loss on answers, and `compare` would measure the loss on the pretraining text. Otherwise the list has an argument for
-    each variant, FOLDER:KEY=VALUE, with the overrides of this variant.
+    list is empty if there are fewer than two such variants, if one of the two was started without a choice such as model=,
+    which no setting of the run tells, or if the jobs are supervised fine-tuning: the sweep ranks them by their loss on answers,
+    and `compare` would measure the loss on the pretraining text. Otherwise the list has an argument for each variant,
+    FOLDER:KEY=VALUE, with the overrides of this variant.
 
     The option --differ-in, with the names of the settings in which the two variants differ, is added in three cases: if the
     variants differ in several settings, in a key without a dot such as model, or in a setting that changes the order of the
@@ -159,9 +187,12 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
     groups = [group for group in variants(jobs) if group.scored > 1][:2]
     if SEED not in keys or len(groups) < 2 or any(job.facts.kind == SFT for job in jobs):
         return []
-    chosen = [{key: group.members[0].choices.get(key, "") for key in keys if key != SEED} for group in groups]
-    names = [f"{folder}:" + ",".join(f"{key}={value}" for key, value in choices.items()) for choices in chosen]
-    differing = [key for key in keys if key not in (SEED, "experiment") and chosen[0][key] != chosen[1][key]]
+    keys.remove(SEED)
+    first, second = (group.members[0] for group in groups)
+    if any(key not in job.choices for job in (first, second) for key in keys):
+        return []
+    names = [f"{folder}:" + ",".join(f"{key}={job.choices[key]}" for key in keys) for job in (first, second)]
+    differing = [key for key in keys if key != "experiment" and first.variant[key] != second.variant[key]]
     if len(differing) > 1 or any("." not in key or changes_data_order(key) for key in differing):
         names += ["--differ-in", ",".join(differing)]
     return names
@@ -182,7 +213,11 @@ def as_markdown(jobs: Sequence[Job], title: str) -> str:
     It lists the overrides that all jobs share. Then it has a table of the variants (groups of jobs that differ only in their
     seed), a table of the jobs, and a link to the figure sweep.png.
     """
-    shared = {key: value for key, value in jobs[0].choices.items() if key not in swept_keys(jobs)}
+    shared = {
+        key: value
+        for key, value in jobs[0].choices.items()
+        if all(key in job.choices and canonical(job.choices[key]) == canonical(value) for job in jobs)
+    }
     overrides = "".join(f"- {key} = {value}\n" for key, value in shared.items())
     tables = "\n\n".join(_as_markdown(rows) for rows in (variant_table(jobs), table(jobs)) if rows)
     return f"# {title}\n\n{overrides}\n{tables}\n\n![curves and scores](sweep.png)\n"
@@ -223,7 +258,7 @@ def write_sweep_report(folder: Path) -> list[Job]:
             rows = [
                 row for row in read_metrics(Run(folder / job.number).metrics_path) if row.get("val/bpb") is not None
             ]
-            values = [job.choices.get(key, "") for key in keys]
+            values = [job.deciding.get(key, "") for key in keys]
             curves.append((values, [(row["tokens"] / 1e6, row["val/bpb"]) for row in rows], job.status, job.bpb))
         floors = {job.facts.floor_bpb for job in jobs if job.facts.floor_bpb}
         with whole_file(folder / "sweep.png") as file:

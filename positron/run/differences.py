@@ -19,7 +19,7 @@ from positron.system.paths import without_home
 # weights of the teachers are compared instead of their names.
 _CHANGEABLE_KEYS = {"ckpt_path", "init_from", "resume", "distill.teachers"}
 # Those of them that nevertheless decide what a new run learns: the weights with which it begins, and its teachers.
-_STARTING_POINTS = {"ckpt_path", "init_from", "distill.teachers"}
+STARTING_POINTS = {"ckpt_path", "init_from", "distill.teachers"}
 _CHANGEABLE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
 _CHANGEABLE_TRAIN = {
     "stop_at",
@@ -64,7 +64,7 @@ def begins_alike(run: Run, config: RunConfig) -> bool:
     `differences` does not compare these names, because a run may be continued under others.
     """
     recorded, requested = (flat(without_home(dataclasses.asdict(settings))) for settings in (run.settings(), config))
-    return all(recorded.get(key) == requested.get(key) for key in _STARTING_POINTS | TEXT_LOCATION)
+    return all(recorded.get(key) == requested.get(key) for key in STARTING_POINTS | TEXT_LOCATION)
 
 
 def refuse_differences(run: Run, config: RunConfig, given: Iterable[str] = ()) -> list[str]:
@@ -156,13 +156,27 @@ def learned_settings(settings: RunConfig, resolved: Resolved) -> dict[str, Any]:
     Settings that may change (see `is_changeable`) are left out. If train.max_steps, train.batch_tokens or the precision is
     `auto`, the dict contains the value in `resolved` instead.
     """
+    return {key: value for key, value in _with_resolved(settings, resolved).items() if not _is_changeable(key)}
+
+
+def deciding_settings(run: Run) -> dict[str, Any]:
+    """Return the settings that decided what a run learned (see `decides_a_new_run`), as a dict from dotted key to value.
+
+    A setting that is `auto` has the value that the run used. Raises UserError if the files of the run are damaged.
+    """
+    values = _with_resolved(run.settings(), run.resolved())
+    return {key: value for key, value in values.items() if decides_a_new_run(key)}
+
+
+def _with_resolved(settings: RunConfig, resolved: Resolved) -> dict[str, Any]:
+    """Return all settings as a dict from dotted key to value, with the values that replaced `auto`."""
     values = flat(without_home(dataclasses.asdict(settings)))
     for name in _RESOLVED:
         if values[f"train.{name}"] == "auto":
             values[f"train.{name}"] = getattr(resolved, name)
     if values["precision.dtype"] == "auto" and resolved.precision is not None:
         values["precision.dtype"] = resolved.precision
-    return {key: value for key, value in values.items() if not _is_changeable(key)}
+    return values
 
 
 def is_changeable(key: str) -> bool:
@@ -175,7 +189,7 @@ def decides_a_new_run(key: str) -> bool:
 
     For example, init_from has this influence, although it may be left out when the run is continued. device.threads has not.
     """
-    return key in _STARTING_POINTS or not is_changeable(key)
+    return key in STARTING_POINTS or not is_changeable(key)
 
 
 def _is_changeable(key: str) -> bool:

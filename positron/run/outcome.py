@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from positron.system.disk import read_json
 from positron.system.errors import UserError
+
+_WORDS = {"True": "true", "False": "false", "None": "null"}  # of the command line, by their names in Python
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,11 @@ class Outcome:
     overrides: list[str] = field(default_factory=list)
     failed: str | None = None
     refused: str | None = None
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Return the overrides as a dict from key to value."""
+        return dict(override.lstrip("+").split("=", 1) for override in self.overrides if "=" in override)
 
 
 def read_outcome(path: Path) -> Outcome:
@@ -33,3 +41,17 @@ def read_outcome(path: Path) -> Outcome:
     ):
         return Outcome(job["overrides"], job.get("failed"), job.get("refused"))
     raise UserError(f"{path} is damaged: restore it from a copy, or give the command of the sweep again")
+
+
+def canonical(value: Any) -> str:
+    """Return the value of a setting as text, in one of its spellings: 1e-3 as 0.001, True as true, [1, 2] as [1,2]."""
+    text = _WORDS.get(str(value), str(value)).replace(", ", ",")
+    try:
+        return str(int(text))
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else repr(number)

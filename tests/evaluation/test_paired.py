@@ -220,6 +220,23 @@ def test_settings_that_do_not_change_what_is_learned_may_differ(grid: Path) -> N
     assert find_pairs([str(grid)], Path("outputs")).changes == ["optimizer.lr: 0.001 -> 0.01"]
 
 
+def test_the_words_of_two_commands_that_train_the_same_do_not_split_a_variant(grid: Path) -> None:
+    for number, rate in (("1", "1e-3"), ("4", "1e-2")):
+        words = [f"optimizer.lr={rate}", "seed=1", "device.threads=2", "name=grid", "optimizer.weight_decay=0.1"]
+        (grid / number / "job.json").write_text(json.dumps({"overrides": words, "failed": None}))
+    pairs = find_pairs([str(grid)], Path("outputs"))
+    assert (pairs.seeds, pairs.changes) == ([0, 1, 2], ["optimizer.lr: 0.001 -> 0.01"])
+
+
+def test_jobs_that_a_command_without_init_from_started_are_selected_by_null(grid: Path) -> None:
+    for number in "345":
+        edit(grid / number, base="outputs/other", init_from="outputs/other", optimizer__lr=1e-3)
+        words = ["init_from=outputs/other", f"seed={int(number) - 3}"]
+        (grid / number / "job.json").write_text(json.dumps({"overrides": words, "failed": None}))
+    names = [f"{grid}:init_from=null", f"{grid}:init_from=outputs/other"]
+    assert find_pairs(names, Path("outputs")).changes == ["init_from: None -> outputs/other"]
+
+
 def test_named_settings_may_differ_together_and_no_others(grid: Path) -> None:
     names = [f"{grid}:optimizer.lr=1e-3", f"{grid}:optimizer.lr=1e-2"]
     for job in ("3", "4", "5"):

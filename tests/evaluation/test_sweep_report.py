@@ -71,6 +71,39 @@ def test_the_best_variant_has_the_best_mean_and_not_the_luckiest_seed(tmp_path: 
     assert as_text(jobs).splitlines()[1].startswith("1e-3")
 
 
+def test_seeds_of_a_later_command_with_other_threads_belong_to_the_same_variants(tmp_path: Path) -> None:
+    first = [(*pair, []) for pair in itertools.product(("1e-3", "3e-3"), (0, 1))]
+    later = [(*pair, ["device.threads=2"]) for pair in itertools.product(("0.001", "0.003"), (2, 3))]
+    for number, (rate, seed, words) in enumerate([*first, *later]):
+        job(tmp_path, number, [f"optimizer.lr={rate}", f"seed={seed}", "model=debug", *words], float(rate) + seed / 1e6)
+    jobs = write_sweep_report(tmp_path)
+    header, *rows = variant_table(jobs)
+    assert header == ["optimizer.lr", "seeds", "mean val bits per byte"]
+    assert [row[:2] for row in rows] == [["1e-3", "4"], ["3e-3", "4"]]
+    assert paired_arguments(jobs, Path("s")) == ["s:optimizer.lr=1e-3", "s:optimizer.lr=3e-3"]
+    page = (tmp_path / "sweep.md").read_text()
+    assert "- model = debug\n" in page
+    assert "device.threads" not in page  # not all jobs have this value
+
+
+def test_a_key_that_only_a_later_command_gave_has_the_value_of_the_run_in_earlier_jobs(tmp_path: Path) -> None:
+    resolved = {"batch_tokens": 512, "micro_batch_size": 16, "max_steps": 40}
+    for number, (words, seed) in enumerate(itertools.product(([], ["optimizer.weight_decay=0.2"]), (0, 1))):
+        job(tmp_path, number, [f"seed={seed}", *words], 0.3 + number / 100, resolved=resolved)
+        config = tiny(tmp_path, seed=seed, optimizer__weight_decay=0.2 if words else 0.1)
+        write_record(Run(tmp_path / str(number)).config_path, dataclasses.asdict(config))
+    jobs = write_sweep_report(tmp_path)
+    assert [row[:2] for row in variant_table(jobs)[1:]] == [["0.1", "2"], ["0.2", "2"]]
+    values = ["s:optimizer.weight_decay=0.1", "s:optimizer.weight_decay=0.2"]
+    assert paired_arguments(jobs, Path("s")) == values
+
+
+def test_variants_that_no_setting_can_select_are_not_advised_for_a_comparison(tmp_path: Path) -> None:
+    for number, (words, seed) in enumerate(itertools.product(([], ["model=nano"]), (0, 1))):
+        job(tmp_path, number, [f"seed={seed}", *words], 0.3 + number / 100)
+    assert paired_arguments(write_sweep_report(tmp_path), Path("s")) == []
+
+
 def test_the_two_best_are_compared_although_they_differ_in_more_than_the_default_allows(tmp_path: Path) -> None:
     for name, second in (("order", ("train.batch_tokens=2048",)), ("two", ("optimizer.lr=3e-3", "model.n_layer=4"))):
         first = tuple(f"{word.partition('=')[0]}=1" for word in second)
