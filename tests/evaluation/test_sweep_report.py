@@ -208,6 +208,15 @@ def test_a_run_is_pruned_by_other_settings_and_not_by_luckier_seeds(tmp_path: Pa
     assert curves == [{3: pytest.approx(0.5 + 1 / 3), 6: pytest.approx(0.5 + 1 / 6)}]
 
 
+@pytest.mark.parametrize("name", ["job.json", "run.json", "config.json", "metrics.jsonl"])
+def test_a_damaged_job_does_not_prevent_the_pruning_of_others(tmp_path: Path, name: str) -> None:
+    for number, bpb in enumerate((0.3, 0.4, 0.5)):
+        job(tmp_path, number, [f"optimizer.lr={number}"], bpb)
+        write_record(Run(tmp_path / str(number)).config_path, dataclasses.asdict(tiny(tmp_path)))
+    (tmp_path / "1" / name).write_text("{\n{")
+    assert finished_curves(tmp_path, tmp_path / "0") == [{3: 0.5 + 1 / 3, 6: 0.5 + 1 / 6}]
+
+
 def test_a_search_does_not_choose_the_seed() -> None:
     def config(sweeper: str) -> Any:
         return SimpleNamespace(hydra=SimpleNamespace(sweeper=SimpleNamespace(_target_=sweeper)))

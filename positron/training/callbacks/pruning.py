@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from pathlib import Path
 from typing import Any, assert_never
@@ -13,6 +14,7 @@ from positron.run.folder import Run
 from positron.run.metrics import read_metrics, validation_curve
 from positron.run.outcome import read_outcome
 from positron.run.paths import JOB
+from positron.system.errors import UserError
 from positron.training.module import TrainingModule
 
 
@@ -20,17 +22,18 @@ def finished_curves(sweep: Path, own_folder: Path) -> list[dict[int, float]]:
     """Return a dict from step to validation bits per byte for each finished run in the folder `sweep`, except `own_folder`.
 
     Only runs with the seed of the run `own_folder` are included. Differences between the curves then come from the settings of
-    the runs, and not from their seeds.
+    the runs, and not from their seeds. A run with a damaged file is left out: it must not end a run that is sound.
     """
     curves = []
     seed = Run(own_folder).config().get("seed")
     for path in sorted(sweep.glob(f"*/{JOB}")):
         run = Run(path.parent)
-        if run.folder == own_folder or read_outcome(path).failed or run.facts().status != "finished":
-            continue
-        if run.config().get("seed") != seed:
-            continue
-        curves.append(validation_curve(read_metrics(run.metrics_path)))
+        with contextlib.suppress(UserError):
+            if run.folder == own_folder or read_outcome(path).failed or run.facts().status != "finished":
+                continue
+            if run.config().get("seed") != seed:
+                continue
+            curves.append(validation_curve(read_metrics(run.metrics_path)))
     return curves
 
 
