@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from positron.config import Asked, PrecisionConfig, RunConfig
 from positron.run.checkpoint import checkpoints
+from positron.run.facts import Facts
 from positron.run.folder import DISTILL, Run
 from positron.train import train
 from positron.training.budget import generations
@@ -77,8 +78,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path, list
     """The runs that are trained, instead of being trained."""
     runs: list[tuple[RunConfig, Path, list[str]]] = []
 
-    def note(config: RunConfig, folder: Path, callbacks: list[str], *_: object) -> None:
+    def note(config: RunConfig, folder: Path, callbacks: list[str], *_: object) -> Facts:
         runs.append((config, folder, callbacks))
+        return Facts(status="finished")
 
     monkeypatch.setattr(generations, "train_on_text", note)
     return runs
@@ -163,6 +165,16 @@ def test_a_run_that_is_not_finished_is_not_followed(
     Run(tmp_path / "mine").update(status="stopped")
     assert not list(train_generations(config, Run(tmp_path / "mine"), list, SINGLE))
     assert not trained
+
+
+def test_a_second_run_that_is_stopped_is_no_teacher(
+    first: tuple[RunConfig, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = first
+    monkeypatch.setattr(generations, "train_on_text", lambda *_: Facts(status="stopped"))
+    assert [each.folder.name for each in train_generations(config, run, list, SINGLE)] == ["mine-2"]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("mine-student is not trained yet: give the same command again")
 
 
 @pytest.mark.slow

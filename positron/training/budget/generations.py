@@ -44,7 +44,7 @@ def train_generations(
     callbacks; each run gets its own.
 
     Nothing is trained if the command does not train generations (see `may_train_generations`), if `run` is not finished, or if
-    the rest of the budget is too short for a student.
+    the rest of the budget is too short for a student. If the second run is stopped before its end, the student is not trained.
     """
     facts = run.facts()
     if config.budget is None or not may_train_generations(config, asked):
@@ -69,8 +69,15 @@ def train_generations(
     if second in teachers:
         own = dataclasses.replace(config, name=second.name, seed=config.seed + 1)
         own = with_common_precision(own, Run(second), [run])
-        train_on_text(own, second, make_callbacks(), Asked(), time.monotonic(), lambda _: Lesson())
+        ended = train_on_text(own, second, make_callbacks(), Asked(), time.monotonic(), lambda _: Lesson())
         yield Run(second)
+        # the weights of an unfinished run will change, but the student must have the same teachers to its end
+        if ended.status != "finished":
+            print(
+                f"\n{second} is not finished, so {student} is not trained yet: give the same command again",
+                file=sys.stderr,
+            )
+            return
     lesson = DistillConfig(tuple(portable(teacher) for teacher in teachers), alpha=ALPHA)
     own = dataclasses.replace(config, name=student.name, seed=config.seed + 2, distill=lesson)
     own = with_common_precision(own, Run(student), [run])
