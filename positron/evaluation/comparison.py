@@ -201,9 +201,10 @@ def _with_variants(measured: Sequence[tuple[Run, Row]]) -> Iterator[tuple[Hashab
 def _variant(run: Run, later: tuple[Path, ...] = ()) -> str:
     """Return a text that is equal for two runs if they differ only in their seed and in settings that do not affect the result.
 
-    For other pairs of runs, the texts differ. Runs that started from weights of other runs, or have teachers, have equal texts
-    only if those runs do. So fine-tuned runs of three base runs that differ only in their seed are one variant. `later`: the
-    folders of the runs that were trained from this one, directly or not; a damaged file may name one of them as its origin.
+    For other pairs of runs, the texts differ. Runs that started from weights or checkpoints of other runs, or have teachers,
+    have equal texts only if those runs do, and the checkpoints have the same name. So fine-tuned runs of three base runs that
+    differ only in their seed are one variant. `later`: the folders of the runs that were trained from this one, directly or
+    not; a damaged file may name one of them as its origin.
     """
     config, facts, folder = run.config(), run.facts(), run.folder.resolve()
     values = {key: value for key, value in flat(config).items() if key not in ("name", "seed")}
@@ -216,10 +217,15 @@ def _variant(run: Run, later: tuple[Path, ...] = ()) -> str:
         return name if origin is None or folder in later else _variant(origin, (*later, folder))
 
     base = None if run.base is None else of_origin(run.base)
+    fork = run.fork
+    continued = None
+    if fork is not None:
+        origin = fork.parent.parent
+        continued = [of_origin(origin.as_posix()), fork.relative_to(origin).as_posix()]
     teachers = sorted(of_origin(name) for name in (config.get("distill") or {}).get("teachers") or ())
     # the step at which early stopping ends a run is a result, which may differ between seeds
     steps = facts.resolved.max_steps if facts.status == "finished" and facts.resolved is not None else facts.step
-    parts = [values, facts.data_fingerprint, steps, run.kind, base, teachers]
+    parts = [values, facts.data_fingerprint, steps, run.kind, base, continued, teachers]
     return json.dumps(parts, sort_keys=True, default=str)
 
 

@@ -404,6 +404,9 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
     bases = (a.run.base, b.run.base)
     if bases[0] != bases[1]:
         changes["init_from"] = bases
+    forks = (a.run.fork, b.run.fork)
+    if forks[0] != forks[1]:
+        changes["ckpt_path"] = forks
     distill_a, distill_b = a.run.settings().distill, b.run.settings().distill
     if distill_a is not None and distill_b is not None and distill_a.teachers != distill_b.teachers:
         changes["distill.teachers"] = (",".join(distill_a.teachers), ",".join(distill_b.teachers))

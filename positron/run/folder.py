@@ -85,6 +85,13 @@ class Run(RunPaths):
         return None if facts.base is None else str(expanded(facts.base))
 
     @property
+    def fork(self) -> Path | None:
+        """Return the recorded path of the checkpoint of another run with which this run began (`ckpt_path`), or None."""
+        path = self.facts().forked_from
+        # a fine-tuned run records here the weights of its base run
+        return None if path is None or self.base is not None else expanded(path)
+
+    @property
     def exists(self) -> bool:
         """Tell whether the folder contains a run: its settings, and a second file or folder that every run has.
 

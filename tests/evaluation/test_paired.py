@@ -65,7 +65,7 @@ def edit(run: Path, **changes: Any) -> None:
     _rewrite(run / "config.json", {key: value for key, value in changes.items() if key not in FACTS})
 
 
-FACTS = ("status", "error", "step", "data_fingerprint", "base")
+FACTS = ("status", "error", "step", "data_fingerprint", "base", "forked_from")
 
 
 def _rewrite(path: Path, changes: dict[str, Any]) -> None:
@@ -142,6 +142,10 @@ def test_seeds_of_one_variant_alone_are_left_out_and_named(grid: Path, logged: l
             r"differ in 2 settings \(optimizer.lr: 0.001 -> 0.01; steps: 6 -> 5\)",
         ),
         ({"base": "outputs/other"}, r"init_from: None -> outputs/other"),
+        (
+            {"forked_from": "outputs/other/checkpoints/step-000003.ckpt"},
+            r"ckpt_path: None -> outputs/other/checkpoints/step-000003.ckpt",
+        ),
     ],
 )
 def test_a_pair_that_differs_in_more_is_refused_with_the_setting(

@@ -260,14 +260,24 @@ def test_runs_with_different_seeds_are_one_variant_and_a_repeated_run_is_another
         assert (first == second) is are_one
 
 
-def test_students_of_other_teachers_are_another_variant_but_not_students_of_other_seeds(tmp_path: Path) -> None:
-    def written(name: str, seed: int, rate: float, base: str | None = None, teachers: Sequence[str] = ()) -> Run:
+def test_runs_of_other_teachers_or_starts_are_another_variant_but_not_those_of_other_seeds(tmp_path: Path) -> None:
+    def written(
+        name: str,
+        seed: int,
+        rate: float,
+        base: str | None = None,
+        teachers: Sequence[str] = (),
+        fork: str | None = None,
+    ) -> Run:
         run = Run(tmp_path / "outputs" / name)
         run.folder.mkdir(parents=True)
         config = tiny(tmp_path, name=name, seed=seed, optimizer__lr=rate)
         paths = [f"outputs/{teacher}" for teacher in teachers]
         write_record(run.config_path, {**dataclasses.asdict(config), "distill": {"teachers": paths}})
-        write_record(run.facts_path, {"kind": "distill", "base": base and f"outputs/{base}"})
+        write_record(
+            run.facts_path,
+            {"kind": "distill", "base": base and f"outputs/{base}", "forked_from": fork and f"outputs/{fork}"},
+        )
         return run
 
     for name, seed, rate in (("a0", 0, 1e-3), ("a1", 1, 1e-3), ("b0", 0, 1e-2)):
@@ -281,9 +291,15 @@ def test_students_of_other_teachers_are_another_variant_but_not_students_of_othe
         written("further", 5, 1e-3, base="a0"),
         written("itself", 6, 1e-3, base="itself"),  # a damaged file must not make the search endless
         written("lost", 7, 1e-3, base="deleted"),
+        written("further0", 0, 1e-3, fork="a0/checkpoints/step-000020.ckpt"),
+        written("further1", 1, 1e-3, fork="a1/checkpoints/step-000020.ckpt"),
+        written("from-b", 2, 1e-3, fork="b0/checkpoints/step-000020.ckpt"),
+        written("later", 3, 1e-3, fork="a0/checkpoints/step-000030.ckpt"),
+        written("from-itself", 4, 1e-3, fork="from-itself/checkpoints/step-000020.ckpt"),
     ]
     row = Row("r", 10, 10, 0.3, 0.1, 2.0, "char 10", "")
     variants = [variant for variant, _ in _with_variants([(run, row) for run in students])]
     assert variants[0] == variants[1]
     assert variants[3] == variants[4]
-    assert len(set(variants)) == 6
+    assert variants[8] == variants[9]
+    assert len(set(variants)) == 10
