@@ -48,6 +48,9 @@ class Windows:
     at the end of the text that do not fill a window are not used. Raises UserError if the text is shorter than one window; in
     this message, `label` names the text, and a smaller data.val_fraction= is advised if `val_tokens` more tokens, which the
     validation text can give, are enough.
+
+    `document_start` is kept for the users of the windows: the id that begins a document, if a token attends only to tokens of
+    its own document, otherwise None.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class Windows:
         end_id: int | None = None,
         label: str = "the training text",
         val_tokens: int = 0,
+        document_start: int | None = None,
     ) -> None:
+        self.document_start = document_start
         self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
         self.n_windows = (tokens.n_tokens - 1) // context
         if self.n_windows < 1:

@@ -15,7 +15,7 @@ from positron.evaluation.eval_texts import Beginning, size_of
 from positron.evaluation.score import Score
 from positron.evaluation.statistics import t95
 from positron.model.ensemble import Ensemble, context_of, mean_losses
-from positron.model.gpt import GPT
+from positron.model.gpt import GPT, document_numbers
 from positron.model.kernels.loss import token_losses
 from positron.system.errors import UserError
 from positron.system.progress import progress
@@ -54,28 +54,36 @@ class Windows:
 
 
 @torch.inference_mode()
-def window_losses(model: GPT, x: Tensor, y: Tensor, title: str = "scoring") -> Tensor:
+def window_losses(
+    model: GPT, x: Tensor, y: Tensor, title: str = "scoring", document_start: int | None = None
+) -> Tensor:
     """Compute the loss in nats of each target, (N, T), for N windows of T tokens; the loss is 0 where the target is -100.
 
-    `x` and `y` (N, T) are the inputs and the targets. `title` is the title of the progress line.
+    `x` and `y` (N, T) are the inputs and the targets. `title` is the title of the progress line. If `document_start` is given,
+    each token with this id begins a document, and attention does not cross documents.
     """
     device = model.wte.weight.device
     losses = []
     parts = list(zip(x.split(ROWS), y.split(ROWS), strict=True))
     for part_x, part_y in progress(parts, title):
-        hidden = model.hidden(part_x.to(device)).flatten(0, 1)
+        ids = part_x.to(device)
+        hidden = model.hidden(ids, document_numbers(ids, document_start)).flatten(0, 1)
         losses.append(token_losses(hidden, model.head_weight, part_y.to(device).flatten()).view_as(part_y).cpu())
     return torch.cat(losses)
 
 
-def score(model: GPT, x: Tensor, y: Tensor, token_bytes: Tensor) -> Score:
+def score(model: GPT, x: Tensor, y: Tensor, token_bytes: Tensor, document_start: int | None = None) -> Score:
     """Return one score for all windows with inputs x and targets y, (N, T) each; targets of -100 are not scored.
 
-    `token_bytes` (V,) has the number of bytes of text of each token id.
+    `token_bytes` (V,) has the number of bytes of text of each token id. For `document_start` see `window_losses`.
     """
     scored = y != IGNORE
     n_bytes = token_bytes[y.clamp(min=0)].mul(scored).sum()
-    return Score(float(window_losses(model, x, y).double().sum()), round(float(n_bytes)), int(scored.sum()))
+    return Score(
+        float(window_losses(model, x, y, document_start=document_start).double().sum()),
+        round(float(n_bytes)),
+        int(scored.sum()),
+    )
 
 
 def sliding_windows(ids: list[int], context: int, stride: int) -> tuple[Tensor, Tensor]:

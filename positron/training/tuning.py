@@ -38,6 +38,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.ends import why_it_is_over
 from positron.training.loop import fit
 from positron.training.objective.base import Objective
+from positron.training.objective.pretrain import windows_start_after
 from positron.training.objective.reference import hash_of_weights
 from positron.training.objective.validation_text import ANSWERS, ValidationText
 from positron.training.resolve import Plan
@@ -215,11 +216,26 @@ def replayed_text(
     """Return windows of `context` tokens of the training text of `base`, with `rows` windows in each batch.
 
     `base`: the pretrained run, which `replayed_run` returns. `tokenizer`: the tokenizer of the run to train. `key`: the setting
-    that asks for this text, such as sft.replay_ratio. Raises UserError if the text is not available. The message says how to
-    train without it: `key`=0 or, if the run already has a checkpoint (`start`), a new run with `key`=0.
+    that asks for this text, such as sft.replay_ratio. The windows begin where those of the pretraining began, and if attention
+    stayed inside documents there, it does so in the windows, too. Otherwise the model would have to learn something new from
+    them. Raises UserError if the text is not available. The message says how to train without it: `key`=0 or, if the run
+    already has a checkpoint (`start`), a new run with `key`=0.
     """
     files = _pretraining_text(base, "train", tokenizer, _without_replay(start, key))
-    return Windows(files, context=context, batch_size=rows, seed=config.seed)
+    end_id = windows_start_after(base.settings().data.packing, tokenizer.special_id(END_OF_TEXT))
+    return Windows(
+        files,
+        context=context,
+        batch_size=rows,
+        seed=config.seed,
+        end_id=end_id,
+        document_start=_document_start(base, tokenizer),
+    )
+
+
+def _document_start(base: Run, tokenizer: Tokenizer) -> int | None:
+    """Return the id that begins a document if attention stayed inside documents when `base` was pretrained, otherwise None."""
+    return tokenizer.special_id(END_OF_TEXT) if pretrained_run(base).settings().data.document_mask else None
 
 
 def and_replayed(replay: Windows | None) -> str:
@@ -254,7 +270,8 @@ def validation_text(session: Session, plan: Plan, tokenizer: Tokenizer, instead:
         return None
     instead = instead if known is None else "give another name= to start a new run"
     try:
-        files = _pretraining_text(base_run(config), "val", tokenizer, instead)
+        base = base_run(config)
+        files = _pretraining_text(base, "val", tokenizer, instead)
         if files.n_tokens < 2:
             raise UserError(f"the text has no validation part: {instead}")
         if known not in (None, files.fingerprint):
@@ -270,7 +287,9 @@ def validation_text(session: Session, plan: Plan, tokenizer: Tokenizer, instead:
         end_id=tokenizer.special_id(END_OF_TEXT),
         limit=config.train.val_tokens,
     )
-    return ValidationText(x, y, files.bits, files.n_bytes, files.token_bytes(tokenizer), files.fingerprint)
+    document_start = _document_start(base, tokenizer)
+    token_bytes = files.token_bytes(tokenizer)
+    return ValidationText(x, y, files.bits, files.n_bytes, token_bytes, files.fingerprint, document_start)
 
 
 def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> None:
@@ -297,9 +316,9 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> No
     )
     context = from_dict(type(config.model), base.config()["model"]).context_length
     x, y = validation_windows(files, context=context, end_id=tokenizer.special_id(END_OF_TEXT), limit=100_000)
-    token_bytes = torch.from_numpy(files.token_bytes(tokenizer))
+    token_bytes, document_start = torch.from_numpy(files.token_bytes(tokenizer)), _document_start(base, tokenizer)
 
     def bpb(scored: Run) -> float:
-        return score(load_model(scored)[0], x, y, token_bytes).bpb
+        return score(load_model(scored)[0], x, y, token_bytes, document_start).bpb
 
     run.update(base_bpb_before=bpb(base) if before is None else before, base_bpb_after=bpb(run))

@@ -242,7 +242,7 @@ def test_the_end_token_is_a_target_and_the_prompt_is_not():
 class _Windows:
     """Four windows of a text, of two targets each."""
 
-    batch_size, context = 4, 2
+    batch_size, context, document_start = 4, 2, None
 
     def batch(self, step: int, rank: int, world_size: int) -> torch.Tensor:
         return torch.tensor([[A, B, A], [B, B, A], [A, A, A], [B, A, B]]).chunk(world_size)[rank]
@@ -261,6 +261,16 @@ def test_replayed_text_adds_its_mean_loss_times_its_weight():
     rows = objective.replay.batch(1, 0, 1)
     wanted = gradient(model, 0.3 * model(rows[:, :-1], rows[:, 1:]) / rows[:, 1:].numel())
     torch.testing.assert_close(step_gradient(objective, model), wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_attention_in_replayed_text_stays_in_its_documents_if_it_did_so_in_pretraining():
+    objective, model = objective_of(replay=0.3), model_of()
+    objective.replay = _Windows()
+    objective.replay.document_start = A
+    *_, part = objective._replayed(1, 0, 1, torch.device("cpu"))
+    x, y, weights = part[:3]
+    masked = weights[0] * model(x, y, (x == A).cumsum(dim=1))
+    assert objective.loss(model, part) == masked != weights[0] * model(x, y)
 
 
 def test_the_length_of_an_answer_does_not_divide_its_loss():

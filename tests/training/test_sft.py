@@ -36,6 +36,7 @@ from positron.data.preferences import Pair
 from positron.model.gpt import GPT
 from positron.model.lora import add_lora, merge_lora
 from positron.reinforce import _answers
+from positron.run.facts import write_record
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
@@ -45,13 +46,13 @@ from positron.text import conversation
 from positron.text.char_word import CharTokenizer, WordTokenizer
 from positron.text.conversation import Message
 from positron.text.factory import load_tokenizer
-from positron.text.tokenizer import SPECIALS, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 from positron.train import train
 from positron.training.objective.preference import PreferenceObjective
 from positron.training.objective.sft import SFTObjective
 from positron.training.objective.tokens import NextToken
 from positron.training.resume import Start
-from positron.training.tuning import _measure_forgetting, replayed_run
+from positron.training.tuning import _measure_forgetting, replayed_run, replayed_text
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz ?.<|>_\n")
 BEGIN, SYSTEM, USER, ASSISTANT, END = (TOKENIZER.special_id(token) for token in SPECIALS)
@@ -114,7 +115,7 @@ def test_exact_batches_through_the_real_loader(tmp_path: Path) -> None:
 
 def test_replayed_windows_are_as_long_as_the_longest_conversation_of_their_step() -> None:
     class Replay:
-        batch_size = 1
+        batch_size, document_start = 1, None
 
         def batch(self, step: int) -> torch.Tensor:
             return torch.arange(100, 133)[None]  # a window and its last target
@@ -490,6 +491,28 @@ def test_the_loss_on_the_pretraining_text_is_measured_per_byte_of_the_original_t
     run = Run(tmp_path / "base")
     _measure_forgetting(run, load_tokenizer(run.tokenizer_folder), tuned(tmp_path))
     assert run.facts().base_bpb_before == pytest.approx(pretrained.best_bpb, rel=1e-6)
+
+
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_the_pretraining_text_is_read_as_in_pretraining(base: Path, tmp_path: Path, is_masked: bool) -> None:
+    shutil.copytree(base / "base", tmp_path / "base")
+    run = Run(tmp_path / "base")
+    stored = json.loads(run.config_path.read_text())
+    data = {**stored["data"], "document_mask": is_masked, "packing": "documents" if is_masked else "windows"}
+    write_record(run.config_path, {key: value for key, value in {**stored, "data": data}.items() if key != "checksum"})
+    tokenizer = load_tokenizer(run.tokenizer_folder)
+    begin = tokenizer.special_id(END_OF_TEXT)
+    replay = replayed_text(
+        run, tuned(base), Start(), "sft.replay_ratio", tokenizer, rows=4, context=stored["model"]["context_length"]
+    )
+    rows = replay.batch(1)
+    assert (replay.starts is not None) == is_masked, "windows begin at documents"
+    conversations = [conversation_of("a", "b", is_val=is_val) for is_val in (False, True)]
+    objective = instruct_data(conversations, replay=replay, batch_size=8)
+    documents = objective.documents(rows)
+    assert (documents is None) != is_masked
+    if documents is not None:
+        assert torch.equal(documents, (rows == begin).cumsum(dim=1))
 
 
 def test_an_imported_model_has_no_text_to_replay_however_small_the_batch(base: Path, tmp_path: Path) -> None:

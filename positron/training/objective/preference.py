@@ -131,7 +131,7 @@ class PreferenceObjective(NextToken):
         """Let all validations compute their loss on `text`, instead of the chosen answers."""
         self.val_parts = text.parts(2 * self.micro_pairs)
         self.val_bits, self.val_bytes, self.token_bytes = text.bits, text.n_bytes, text.token_bytes
-        self.validated_on = text.fingerprint
+        self.validated_on, self.document_start = text.fingerprint, text.document_start
 
     def validate_on_answers(self) -> None:
         """Let all validations compute their loss on the chosen answers of the validation pairs.
@@ -140,7 +140,7 @@ class PreferenceObjective(NextToken):
         """
         self.val_parts = [(x[0::2], y[0::2]) for x, y in self.val_pairs]
         self.val_bits, (self.val_bytes, self.token_bytes) = None, self.chosen_bytes
-        self.validated_on = ANSWERS
+        self.validated_on, self.document_start = ANSWERS, None
 
     @property
     def dependencies(self) -> dict[str, str]:

@@ -32,7 +32,7 @@ from positron.data.windows import Windows
 from positron.inference.decoder import Decoder
 from positron.inference.rollouts import Rollout, rollouts
 from positron.inference.text_model import DTYPES
-from positron.model.gpt import GPT
+from positron.model.gpt import GPT, document_numbers
 from positron.model.kernels.precision import wide
 from positron.rewards.reward import Decided, Reward
 from positron.system.console import printable
@@ -115,7 +115,7 @@ class ReinforceObjective(NextToken):
         self.micro_batch_size, self.seed, self.is_exact = micro_batch_size, seed, is_exact
         self.text, self.replay = text, replay
         self.initial = initial.eval().requires_grad_(False)
-        self.token_bytes = text.token_bytes
+        self.token_bytes, self.document_start = text.token_bytes, text.document_start
         self.val_bits, self.val_bytes = text.bits, text.n_bytes
         self.val_parts = text.parts(micro_batch_size)
         self.bytes_per_token = None
@@ -300,7 +300,8 @@ class ReinforceObjective(NextToken):
         """
         x, y, weights, sampled, _, places = part
         if sampled.ndim == 1:
-            nats: Tensor = model(x, y)
+            assert self.replay is not None
+            nats: Tensor = model(x, y, document_numbers(x, self.replay.document_start))
             return nats * weights[0]
         logits = self._logits(model, x, places)
         nll = F.cross_entropy(logits.to(wide(logits.dtype)), y.flatten()[places], reduction="none")

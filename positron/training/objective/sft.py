@@ -78,7 +78,9 @@ class SFTObjective(NextToken):
         """
         train, val = usable or usable_conversations(conversations, tokenizer, context)
         self.tokenizer, self.patience = tokenizer, patience
-        self.document_start = tokenizer.special_id(END_OF_TEXT) if packing else None
+        # a row that is not packed is one document, so the mask changes only the windows of the pretraining text
+        is_masked = packing or (replay is not None and replay.document_start is not None)
+        self.document_start = tokenizer.special_id(END_OF_TEXT) if is_masked else None
         text = repr([(example.is_val, *_facts_of(m)) for example in conversations for m in example.messages])
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.train = Instructions(

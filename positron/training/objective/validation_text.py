@@ -25,6 +25,7 @@ class ValidationText:
     n_bytes: int
     token_bytes: np.ndarray  # (V,) number of bytes of each token's text
     fingerprint: str  # hash of the pretraining text; ANSWERS if the text consists of the answers of the data
+    document_start: int | None = None  # the id that begins a document, if attention does not cross documents
 
     def parts(self, size: int) -> list[Part]:
         """Divide the windows into micro-batches of `size` windows; the last one may have fewer."""
