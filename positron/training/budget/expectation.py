@@ -10,7 +10,7 @@ L: the lowest validation loss of the run. H2 and H3: the losses of a bigram and 
 text repeats sequences of tokens, which a model learns while it reads its first million tokens. E and F are negative: a longer
 training and a text that repeats itself lower the loss.
 
-The coefficients were fitted to runs with `model=auto` on twelve kinds of text (docs/LOG.md). SPREAD + SPREAD_R R is the
+The coefficients were fitted to runs with `model=auto` on eleven kinds of text (docs/LOG.md). SPREAD + SPREAD_R R is the
 standard deviation of the errors of log L for a kind of text that was left out of the fit.
 """
 
