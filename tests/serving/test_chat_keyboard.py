@@ -248,7 +248,9 @@ def test_conversations_are_opened_and_deleted_with_the_keyboard(page: Page, keys
     go_to_history("button New conversation")
     assert keys.press("Enter") == "textbox Message"
     go_to_history("button hello")
-    assert keys.press("Enter") == "region Conversation"
+    keys.press("Enter")
+    page.wait_for_function("document.activeElement.id === 'thread'")  # after the conversation was read from the store
+    assert keys.focused == "region Conversation"
     assert page.locator(".question .text").all_inner_texts() == ["hello"]
     assert keys.press("Tab") == "button Edit"
 
