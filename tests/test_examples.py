@@ -168,7 +168,7 @@ def test_ones_own_conf_may_hold_any_choice(own, tmp_path):
     "target", [pytest.param("torch.optim.SGD", marks=pytest.mark.slow), "add_an_optimizer.SignDescent"]
 )
 def test_any_torch_optimizer_trains_and_continues_as_if_never_stopped(own, tmp_path, target):
-    words = ("optimizer=custom", f"optimizer._target_={target}", "optimizer.options={weight_decay:0.01}")
+    words = ("optimizer=custom", f"optimizer._target_={target}", "optimizer.options={momentum:0.8}")
     if target == "torch.optim.SGD":
         words = (*words[:2], "optimizer.options.momentum=0.9")
     for name, chunks in (("whole", [()]), ("stopped", [("train.stop_at=2",), ()])):
@@ -241,6 +241,8 @@ def test_a_callback_that_cannot_be_made_is_named(modules, entry, message):
         ("torch.optim.LBFGS", None, "several times per step"),
         ("torch.optim.SGD", {"a": 1}, "refuses its arguments"),
         ("torch.optim.SGD", {"momentum": -1}, "Invalid momentum"),
+        ("torch.optim.SGD", {"weight_decay": 0.01}, "no effect.*: give optimizer.weight_decay=0.01 instead"),
+        ("torch.optim.SGD", {"lr": 0.1}, "no effect.*: give optimizer.lr=0.1 instead"),
     ],
 )
 def test_an_optimizer_that_cannot_be_built_is_named(modules, target, options, message):

@@ -21,9 +21,17 @@ def custom_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> t
     """Build an optimizer of the class that `optimizer._target_` names, with `optimizer.options` as further arguments.
 
     `groups`: the parameter groups; the training loop sets the learning rate of each group before each step. Raises UserError
-    if the class cannot be used (see `optimizer_class`), refuses its arguments, or cannot update sharded weights.
+    if the class cannot be used (see `optimizer_class`), refuses its arguments, or cannot update sharded weights, or if
+    `optimizer.options` contains a value that each parameter group has already.
     """
-    build = functools.partial(optimizer_class(config), lr=config.lr, **(config.options or {}))
+    options = config.options or {}
+    for name in ("lr", "weight_decay"):
+        if name in options:
+            raise UserError(
+                f"optimizer.options.{name}={options[name]} would have no effect, because Positron sets {name} in each "
+                f"parameter group: give optimizer.{name}={options[name]} instead"
+            )
+    build = functools.partial(optimizer_class(config), lr=config.lr, **options)
     try:
         optimizer: torch.optim.Optimizer = build(groups)
     except (TypeError, ValueError) as error:
