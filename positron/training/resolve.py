@@ -7,6 +7,7 @@ is slow on the CPU of its new machine.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,10 +114,13 @@ def make_plan(
         )
     enough = auto_steps(batch_size) if auto_steps else -(-USUAL_TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
     horizon = settle(train.max_steps, None if known is None else known.max_steps, enough)
-    asked = train.micro_batch_size
-    if asked == "auto" and known is not None:
-        asked = known.micro_batch_size
-    micro = choose_micro_batch(gpt, machine, batch_size // world, asked, lambda n: _try_step(model, machine, n))
+    rows, try_step = batch_size // world, functools.partial(_try_step, model, machine)
+    if known is None or train.micro_batch_size != "auto":
+        micro = choose_micro_batch(gpt, machine, rows, train.micro_batch_size, try_step)
+    elif known.accelerator != machine.accelerator:
+        micro = choose_micro_batch(gpt, machine, rows, known.micro_batch_size, try_step)
+    else:
+        micro = min(known.micro_batch_size, rows)  # it has fitted before; the estimate of its memory may be too high
     last_step = min(horizon, train.stop_at or horizon)
     if config.precision.dtype == "auto" and known is None and world == 1:
         machine, reason = faster_precision(model, machine, micro)

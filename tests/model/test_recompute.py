@@ -193,6 +193,22 @@ def test_the_batch_is_halved_until_it_fits_whatever_the_machine_calls_it(acceler
     assert tried == [37, 19, 10, 5]
 
 
+def test_a_micro_batch_that_was_chosen_when_the_run_started_is_kept_whatever_memory_is_free(tmp_path, monkeypatch):
+    settings = {"train__batch_tokens": 8 * BASE.context_length, "train__micro_batch_size": "auto"}
+    config, model = tiny(tmp_path, **settings), GPT(BASE)
+    monkeypatch.setattr(device, "free_memory", lambda _: 1)
+    known = make_plan(config, model, CPU, Start()).resolved()
+    assert known.micro_batch_size > 1
+    assert make_plan(config, model, CPU, Start(is_own=True, resolved=known)).micro_batch_size == known.micro_batch_size
+    elsewhere = Start(is_own=True, resolved=dataclasses.replace(known, accelerator="cuda"))
+    given = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, micro_batch_size=known.micro_batch_size)
+    )
+    for settings, start in ((config, elsewhere), (given, Start(is_own=True, resolved=known))):
+        with pytest.raises(UserError, match="out of memory"):
+            make_plan(settings, model, CPU, start)
+
+
 def test_another_fault_while_trying_is_not_taken_for_a_lack_of_memory():
     def broken(rows):
         raise RuntimeError("no kernel")
