@@ -247,7 +247,18 @@ def test_a_callback_that_cannot_be_made_is_named(modules, entry, message):
 )
 def test_an_optimizer_that_cannot_be_built_is_named(modules, target, options, message):
     with pytest.raises(UserError, match=message):
-        refuse_unusable(OptimizerConfig(kind="custom", weight_decay=0.0, _target_=target, options=options))
+        refuse_unusable(OptimizerConfig(kind="custom", weight_decay=0.0, _target_=target, options=options), "fp32")
+
+
+@pytest.mark.parametrize("target", ["SGD", "AdamW", "Adagrad"])
+def test_a_fused_optimizer_is_refused_in_fp16_where_it_would_clip_scaled_gradients(target):
+    name = f"torch.optim.{target}"
+    plain = OptimizerConfig(kind="custom", weight_decay=0.0, _target_=name)
+    fused = OptimizerConfig(kind="custom", weight_decay=0.0, _target_=name, options={"fused": True})
+    for config, precision in ((plain, "fp16"), (fused, "bf16"), (fused, "fp32")):
+        refuse_unusable(config, precision)
+    with pytest.raises(UserError, match="leave fused out"):
+        refuse_unusable(fused, "fp16")
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Se
         machine = choose_machine(config.device, config.precision)
         use_device(machine)
         logger.info(f"running on {machine.why}")
-        refuse_unusable(config.optimizer)
+        refuse_unusable(config.optimizer, machine.precision)
         refuse_untrainable(config, machine, vocab_size=1)  # the vocabulary is not known yet; it only adds parameters
         yield Session(run, config, machine, decide_start(run, config), is_first, started)
 

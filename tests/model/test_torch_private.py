@@ -156,6 +156,20 @@ def test_a_fused_step_with_the_flag_changes_nothing(kind: type[torch.optim.Optim
     assert not torch.equal(weight, before[0])
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_step_of_a_fused_optimizer_divides_by_the_loss_scale(fused: bool) -> None:
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([weight], lr=1.0, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    weight.grad = scaler.scale(torch.ones(4)).detach()
+    if not torch_private.divides_by_loss_scale(optimizer):
+        scaler.unscale_(optimizer)
+        assert torch.equal(weight.grad, torch.ones(4))
+    scaler.step(optimizer)
+    assert torch.equal(weight, torch.zeros(4))
+    assert torch_private.divides_by_loss_scale(optimizer) == fused
+
+
 def test_nothing_else_uses_what_torch_numpy_and_lightning_keep_private() -> None:
     """By reading every file: an attribute with an underscore that is neither Python's nor defined in our own code."""
     files = [path for part in ("positron", "numpy_ref") for path in sorted((PROJECT / part).rglob("*.py"))]

@@ -88,3 +88,11 @@ def skip_step_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
     moments and the step count stay unchanged.
     """
     optimizer.found_inf = flag  # type: ignore[attr-defined]
+
+
+def divides_by_loss_scale(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether the step of an optimizer divides the gradients by the loss scale (`_step_supports_amp_scaling`).
+
+    The fused optimizers of torch do. torch's gradient scaler then does not divide them before the step.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from positron.config import OptimizerConfig
+from positron.config import OptimizerConfig, Precision
+from positron.model.kernels.torch_private import divides_by_loss_scale
 from positron.system.errors import UserError
 from positron.system.imports import load_object
 
@@ -87,10 +88,17 @@ def optimizer_class(config: OptimizerConfig) -> Any:
     return cls
 
 
-def refuse_unusable(config: OptimizerConfig) -> None:
-    """Raise UserError if `config` names a custom optimizer that cannot be built.
+def refuse_unusable(config: OptimizerConfig, precision: Precision) -> None:
+    """Raise UserError if `config` names a custom optimizer that cannot be built, or that cannot train in this precision.
 
     Call this before the text is prepared, which may take long.
     """
-    if config.is_custom:
-        custom_optimizer([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}], config)
+    if not config.is_custom:
+        return
+    optimizer = custom_optimizer([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}], config)
+    # in fp16, gradients must be divided by the loss scale before they are clipped
+    if precision == "fp16" and divides_by_loss_scale(optimizer):
+        raise UserError(
+            f"{KEY}={config._target_} with fused=true cannot be used in fp16, because it divides the gradients by the loss "
+            "scale only after they are clipped: leave fused out of optimizer.options=, or give precision=bf16 or precision=fp32"
+        )
