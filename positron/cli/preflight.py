@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from positron.cli.unused_settings import OWN_FILES
-from positron.config import EMPTY_NAME, Asked, DataConfig, LoggerConfig, ModelConfig, RunConfig, TokenizerConfig
+from positron.config import (
+    EMPTY_NAME,
+    Asked,
+    DataConfig,
+    LoggerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TokenizerConfig,
+)
 from positron.run.budget_choice import restore_choice
 from positron.run.differences import refuse_differences
 from positron.run.find import find_run
@@ -137,8 +146,8 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
     """Raise UserError if the source run does not exist, or if its architecture differs from that of `config`.
 
     The source run is the run that init_from= or ckpt_path= names. Also raises UserError if `budget=` would choose the size of
-    the model, because the weights of the source run have a fixed size. For a run that fine-tunes, only the existence of the
-    source run is checked.
+    the model, because the weights of the source run have a fixed size, and if ckpt_path= would restore the state of another
+    kind of optimizer. For a run that fine-tunes, only the existence of the source run is checked.
     """
     run = _source_run(config)
     if run is None or config.is_tuning:
@@ -162,6 +171,17 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
             f"the weights of {'init_from' if config.init_from else 'ckpt_path'}={config.init_from or config.ckpt_path} fit "
             f"only a model with {listed}: " + (f"leave {' '.join(wrong)} out" if can_leave_out else f"give {listed}")
         )
+    before, now = (_choice_of_optimizer(settings.optimizer) for settings in (run.settings(), config))
+    if config.ckpt_path is not None and before != now:
+        raise UserError(
+            f"the state of {before} in ckpt_path={config.ckpt_path} does not fit {now}: give {before}, or init_from= instead "
+            "of ckpt_path= to take only the weights"
+        )
+
+
+def _choice_of_optimizer(optimizer: OptimizerConfig) -> str:
+    """Return the settings that choose the class of an optimizer, such as "optimizer=muon"."""
+    return f"optimizer={optimizer.kind}" + (f" optimizer._target_={optimizer._target_}" if optimizer.is_custom else "")
 
 
 def _different_shape(source: ModelConfig, model: ModelConfig) -> dict[str, Any]:

@@ -705,6 +705,35 @@ def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, 
         check(dataclasses.replace(asked, init_from=None, ckpt_path="x.ckpt"), Path("outputs/new"), Asked())
 
 
+OPTIMIZERS = {
+    "optimizer=adamw": OptimizerConfig(),
+    "optimizer=muon": OptimizerConfig(kind="muon"),
+    "optimizer=custom optimizer._target_=torch.optim.SGD": OptimizerConfig(kind="custom", _target_="torch.optim.SGD"),
+    "optimizer=custom optimizer._target_=torch.optim.Adagrad": OptimizerConfig(
+        kind="custom", _target_="torch.optim.Adagrad"
+    ),
+}
+
+
+@pytest.mark.parametrize("before", OPTIMIZERS)
+def test_the_state_of_an_optimizer_is_refused_by_another_optimizer(tmp_path, monkeypatch, before):
+    monkeypatch.chdir(tmp_path)
+    base, new = Path("outputs/base"), Path("outputs/new")
+    base.mkdir(parents=True)
+    made_run(base, tiny(tmp_path, optimizer=OPTIMIZERS[before]))
+    for now, optimizer in OPTIMIZERS.items():
+        config = tiny(tmp_path, optimizer=dataclasses.replace(optimizer, lr=0.5, weight_decay=0.0))
+        check(dataclasses.replace(config, init_from="base"), new, Asked())
+        fork = dataclasses.replace(config, ckpt_path="base")
+        if now == before:
+            check(fork, new, Asked())
+        else:
+            remedy = f"give {before}, or init_from= instead of ckpt_path= to take only the weights"
+            message = f"the state of {before} in ckpt_path=base does not fit {now}: {remedy}"
+            with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+                check(fork, new, Asked())
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
