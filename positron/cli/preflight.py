@@ -63,8 +63,9 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     The source run is the run that init_from= or ckpt_path= names. If there is one, the tokenizer in the result is that of the
     source run (see `with_known_tokenizer`). With init_from=, the architecture is also that of the source run, unless the
     command line chooses an architecture (see `with_source_model`). If `folder` already contains a run, this run takes the place
-    of the source run, and the settings that budget= chose for it are restored (see `restore_choice`). The commands sft, prefer
-    and reinforce get `config` unchanged. Raises UserError if the training cannot start or continue.
+    of the source run, and the settings that budget= chose for it are restored (see `restore_choice`). If the run has a
+    checkpoint, its batch size takes the place of the device's default. The commands sft, prefer and reinforce get `config`
+    unchanged. Raises UserError if the training cannot start or continue.
     """
     check_name(folder)
     run = Run(folder)
@@ -73,6 +74,7 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     if not config.is_tuning:
         config = restore_choice(config, asked, run)
     if run.exists and run.has_checkpoint and config.resume != "never":
+        config = _with_recorded_batch(config, run, asked.given)
         refuse_differences(run, config, asked.given)
     if not run.exists:
         check_files(config.data, asked.given)
@@ -92,6 +94,18 @@ def with_source(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     if not (run.exists and run.has_checkpoint):
         check_source_run(config, asked)
     return config
+
+
+def _with_recorded_batch(config: RunConfig, run: Run, given: Mapping[str, str]) -> RunConfig:
+    """Return `config` with the batch size of the run, if the batch size in `config` is only the default of the device.
+
+    Each device has its own default, but a run may continue on another device.
+    """
+    is_default = config.train.batch_tokens == config.device.batch_tokens
+    if not is_default or "train.batch_tokens" in given or "device.batch_tokens" in given:
+        return config
+    recorded = run.settings().train.batch_tokens
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_tokens=recorded))
 
 
 def check_packages(logger: LoggerConfig) -> None:

@@ -705,6 +705,22 @@ def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, 
         check(dataclasses.replace(asked, init_from=None, ckpt_path="x.ckpt"), Path("outputs/new"), Asked())
 
 
+@pytest.mark.parametrize("began_on", ["cpu", "auto"])
+def test_a_run_keeps_its_batch_on_another_device_unless_the_command_gives_another(tmp_path, monkeypatch, began_on):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("outputs/run")
+    folder.mkdir(parents=True)
+    began = from_dict(RunConfig, compose("train", ["name=run", "model=debug", f"device={began_on}"]))
+    made_run(folder, began)
+    for device in ("mps", "cuda"):
+        config = from_dict(RunConfig, compose("train", ["name=run", "model=debug", f"device={device}"]))
+        assert config.train.batch_tokens != began.train.batch_tokens
+        assert check(config, folder, Asked(given={"device": device})).train.batch_tokens == began.train.batch_tokens
+        for key in ("train.batch_tokens", "device.batch_tokens"):
+            with pytest.raises(UserError, match=r"\(train\.batch_tokens: \d+ -> \d+\)"):
+                check(config, folder, Asked(given={"device": device, key: str(config.train.batch_tokens)}))
+
+
 OPTIMIZERS = {
     "optimizer=adamw": OptimizerConfig(),
     "optimizer=muon": OptimizerConfig(kind="muon"),
