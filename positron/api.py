@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 def train(
-    model: str = "tinygpt",
-    data: Any = "stories",
+    model: str | None = None,
+    data: Any = None,
     *,
     name: str | None = None,
     callbacks: Sequence[Callback] = (),
@@ -41,10 +41,11 @@ def train(
     """Train a new run, or continue the run `name` if it exists, and return the run.
 
     `model` is the name of a preset in conf/model. `data` is the name of a preset in conf/data, a file or folder of text, a list
-    of texts or a `datasets.Dataset`. If `name` is None, the name is MODEL-DATA, such as tinygpt-stories; for a text that is not
-    a preset, DATA is `text`. `callbacks` are Lightning callbacks. `objective` is a subclass of PretrainObjective that changes
-    what is learned (docs/examples/add_an_objective.py). `settings` are further settings of `positron train`. If Ctrl-C ends the
-    training, the run is saved and returned with the status "stopped".
+    of texts or a `datasets.Dataset`. If one of them is None, it is that of the setting `experiment` or, without this setting,
+    tinygpt or stories. If `name` is None, the name is that of the experiment or else MODEL-DATA, such as tinygpt-stories; for a
+    text that is not a preset, DATA is `text`. `callbacks` are Lightning callbacks. `objective` is a subclass of
+    PretrainObjective that changes what is learned (docs/examples/add_an_objective.py). `settings` are further settings of
+    `positron train`. If Ctrl-C ends the training, the run is saved and returned with the status "stopped".
 
     Raises UserError for an error that the caller can correct, and Diverged if the loss diverges.
     """
@@ -53,7 +54,7 @@ def train(
     from positron.train import train as recipe
 
     return run_config(
-        *_composed("train", name, {"model": model, **_data_settings(data, "text", settings), **settings}),
+        *_composed("train", name, {**_preset("model", model), **_data_settings(data, "text", settings), **settings}),
         configure,
         lambda config, folder, config_callbacks, asked: recipe(
             config, folder, [*config_callbacks, *callbacks], asked, objective
@@ -66,7 +67,7 @@ def distill(
     model: str | None = None,
     data: Any = None,
     *,
-    name: str = "distill",
+    name: str | None = None,
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
@@ -74,17 +75,16 @@ def distill(
 
     `teachers` is one trained run or a list of trained runs, each given as a `Run`, its folder or its name. `model` is the name
     of a preset in conf/model, and `data` is the text, as for `train`. If `model` is None, the new model has the architecture of
-    the first teacher. If `data` is None, the text is the training text of the first teacher. `callbacks` are Lightning
-    callbacks, and `settings` are further settings of `positron distill`. Raises the errors of `train`, and UserError if a
-    teacher cannot be used or has changed since the run began.
+    the first teacher. If `data` is None, the text is the training text of the first teacher. The setting `experiment` replaces
+    these defaults. If `name` is None, the new run is named after the experiment or, without one, distill. `callbacks` are
+    Lightning callbacks, and `settings` are further settings of `positron distill`. Raises the errors of `train`, and UserError
+    if a teacher cannot be used or has changed since the run began.
     """
     from positron.cli.sweeps import run_config
     from positron.distill import configure
     from positron.distill import distill as recipe
 
-    chosen: dict[str, Any] = {"teachers": _names_of(teachers)}
-    chosen |= {} if model is None else {"model": model}
-    chosen |= {} if data is None else _data_settings(data, "text", settings)
+    chosen = {"teachers": _names_of(teachers), **_preset("model", model), **_data_settings(data, "text", settings)}
     return run_config(
         *_composed("distill", name, {**chosen, **settings}),
         configure,
@@ -94,7 +94,7 @@ def distill(
 
 def finetune(
     base: str | Path | Run | None = None,
-    data: Any = "story_instruct",
+    data: Any = None,
     *,
     name: str | None = None,
     callbacks: Sequence[Callback] = (),
@@ -104,9 +104,10 @@ def finetune(
 
     `base` is a `Run`, its folder or its name. `data` is the name of a preset in conf/data, a file of conversations, or a list
     of conversations. An item of this list is a list of messages (dicts with `role` and `content`), or a dict with the same
-    fields as a line of a file of conversations, such as `instruction` and `output`. If `name` is None, the new run is named
-    sft-DATA, such as sft-story_instruct. `callbacks` are Lightning callbacks, and `settings` are further settings of `positron
-    sft`. Raises the errors of `train`.
+    fields as a line of a file of conversations, such as `instruction` and `output`. If `data` is None, the data is that of the
+    setting `experiment` or, without this setting, story_instruct. If `name` is None, the new run is named after the experiment
+    or, if this gives no name, sft-DATA, such as sft-story_instruct. `callbacks` are Lightning callbacks, and `settings` are
+    further settings of `positron sft`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.sft import configure, sft
@@ -121,7 +122,7 @@ def finetune(
 
 def prefer(
     base: str | Path | Run | None = None,
-    data: Any = "story_preference",
+    data: Any = None,
     *,
     name: str | None = None,
     callbacks: Sequence[Callback] = (),
@@ -132,8 +133,9 @@ def prefer(
     `base` is the run to start from: a `Run`, its folder or its name. If `base` is None, the training starts from the run that
     was trained last; runs that `prefer` made are not considered. `data` is the name of a preset in conf/data, a file of pairs
     of answers, or a list of pairs. An item of this list is a dict with the same fields as a line of a file of pairs, such as
-    `prompt`, `chosen` and `rejected`. If `name` is None, the new run is named prefer-DATA. `callbacks` are Lightning callbacks,
-    and `settings` are further settings of `positron prefer`. Raises the errors of `train`.
+    `prompt`, `chosen` and `rejected`. If `data` is None, the data is that of the setting `experiment` or, without this setting,
+    story_preference. If `name` is None, the new run is named after the experiment or, if this gives no name, prefer-DATA.
+    `callbacks` are Lightning callbacks, and `settings` are further settings of `positron prefer`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.prefer import configure
@@ -149,8 +151,8 @@ def prefer(
 
 def reinforce(
     base: str | Path | Run | None = None,
-    data: Any = "story_instruct",
-    reward: str = "story_request",
+    data: Any = None,
+    reward: str | None = None,
     *,
     name: str | None = None,
     callbacks: Sequence[Callback] = (),
@@ -162,8 +164,10 @@ def reinforce(
     those with a chat template). `data` is the name of a preset in conf/data, a file of conversations, or a list of
     conversations. The prompts are the messages before the first answer of each conversation. `reward` is the name of a preset
     in conf/reward, or the name of a function, such as `"my_module.my_reward"`, that takes a prompt and an answer and returns a
-    number. If `name` is None, the new run is named reinforce-DATA. `callbacks` are Lightning callbacks, and `settings` are
-    further settings of `positron reinforce`. Raises the errors of `train`, and UserError if the reward cannot be computed.
+    number. If `data` or `reward` is None, it is that of the setting `experiment` or, without this setting, story_instruct or
+    story_request. If `name` is None, the new run is named after the experiment or, if this gives no name, reinforce-DATA.
+    `callbacks` are Lightning callbacks, and `settings` are further settings of `positron reinforce`. Raises the errors of
+    `train`, and UserError if the reward cannot be computed.
     """
     from positron.cli.sweeps import run_config
     from positron.reinforce import configure
@@ -288,21 +292,21 @@ def import_model(
 
 
 def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
-    """Return `recipe` (the name of a command), and the settings as words of its command line, such as `optimizer.lr=0.001`.
-
-    If `name` is None, the run gets a name from its presets: MODEL-DATA for `train`, such as tinygpt-stories, and RECIPE-DATA
-    for other commands, such as sft-story_instruct. If the data is the user's own and not a preset, DATA is the kind of the
-    data: text, instruct or preferences.
-    """
-    from positron.cli.help_text import default_choices
-    from positron.cli.hydra_app import conf_folder
+    """Return `recipe` (the name of a command), and the settings as words of its command line, such as `optimizer.lr=0.001`."""
     from positron.cli.python_arguments import as_word, full_name
 
     words = {full_name(key, recipe): as_word(key, value) for key, value in settings.items()}
-    chosen = {**default_choices(conf_folder() / f"{recipe}.yaml"), **words}
-    if name is None:
-        name = f"{chosen['model']}-{chosen['data']}" if recipe == "train" else f"{recipe}-{chosen['data']}"
-    return recipe, [f"{key}={value}" for key, value in {**words, "name": name}.items()]
+    if name is not None:
+        words["name"] = name
+    return recipe, [f"{key}={value}" for key, value in words.items()]
+
+
+def _preset(group: str, choice: str | None) -> dict[str, Any]:
+    """Return the setting that chooses a preset of a group, or no setting if `choice` is None.
+
+    A default that the user did not type must not replace the choice of an experiment.
+    """
+    return {} if choice is None else {group: choice}
 
 
 def _data_settings(
@@ -310,15 +314,17 @@ def _data_settings(
 ) -> dict[str, Any]:
     """Return the settings that express the argument `data`, which is a preset in conf/data, a path, or Python objects.
 
-    `kind` is the kind of data that the training reads. Python objects, such as a list of texts or conversations, are first
-    written to a file, in the folder data.dir of `settings` or in the default folder. Raises UserError for objects of another
-    type.
+    If `data` is None, there are none. `kind` is the kind of data that the training reads. Python objects, such as a list of
+    texts or conversations, are first written to a file, in the folder data.dir of `settings` or in the default folder. Raises
+    UserError for objects of another type.
     """
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of
     from positron.config import DataConfig
     from positron.data.memory import write_conversations, write_pairs, write_texts
 
+    if data is None:
+        return {}
     if isinstance(data, str) and data in groups_of(conf_folder())["data"]:
         return {"data": data}
     if isinstance(data, (str, Path)):
@@ -340,11 +346,11 @@ def _data_settings(
             assert_never(kind)
 
 
-def _reward_settings(reward: str) -> dict[str, Any]:
+def _reward_settings(reward: str | None) -> dict[str, Any]:
     """Return the settings that express the argument `reward`: a preset in conf/reward, or the name of a function."""
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of
 
     if isinstance(reward, str) and "." in reward and reward not in groups_of(conf_folder())["reward"]:
         return {"reward": "custom", "reward.function": reward}
-    return {"reward": reward}
+    return _preset("reward", reward)

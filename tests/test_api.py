@@ -6,9 +6,11 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
+from composing import composed
 
 import positron
 from positron.cli.python_arguments import full_name
+from positron.cli.request import compose_request
 from positron.system.errors import UserError
 
 TINY = {
@@ -47,6 +49,29 @@ def test_a_run_from_python_is_the_run_of_the_command_line(folder, run_command):
     ours, theirs = run.metrics(), positron.Run(folder / "outputs" / "command").metrics()
     for key in ("train/loss", "val/bpb", "train/lr", "train/grad_norm"):
         np.testing.assert_array_equal(np.asarray(ours[key]), np.asarray(theirs[key]))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "function", "settings"),
+    [
+        ("train", positron.train, {}),
+        ("train", positron.train, {"experiment": "quickstart"}),
+        ("train", positron.train, {"experiment": "shakespeare_char", "max_steps": 3}),
+        ("train", positron.train, {"init_from": "other"}),
+        ("sft", positron.finetune, {"experiment": "story_instruct"}),
+        ("prefer", positron.prefer, {}),
+        ("reinforce", positron.reinforce, {"experiment": "addition_reward"}),
+    ],
+)
+def test_a_call_composes_the_settings_of_the_command_with_the_same_words(monkeypatch, recipe, function, settings):
+    requests = []
+    monkeypatch.setattr(
+        "positron.cli.sweeps.run_config", lambda recipe, words, *_: requests.append(compose_request(recipe, words))
+    )
+    function(**settings)
+    words = [f"{full_name(key, recipe)}={value}" for key, value in settings.items()]
+    assert requests[0].values == composed(*words, recipe=recipe)
+    assert requests[0].asked.given == {full_name(key, recipe): str(value) for key, value in settings.items()}
 
 
 def test_the_same_call_again_continues_and_another_setting_is_refused(capsys):

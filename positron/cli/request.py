@@ -122,13 +122,23 @@ def compose_request(recipe: Recipe, settings: Sequence[str]) -> Request:
     Raises UserError for unknown or contradictory settings.
     """
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     from positron.cli.defaults import register_defaults
 
     overrides = read_settings(settings, recipe, conf_folder())
     register_defaults()
+    state = HydraConfig.instance()
+    caller = state.cfg
     with hydra_errors_as_ours(), hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return read_request(hydra.compose(recipe, overrides), overrides)
+        composed = hydra.compose(recipe, overrides, return_hydra_config=True)
+        try:
+            state.set_config(composed)  # the default of `name` refers to the choices, ${hydra:runtime.choices.data}
+            own_keys = [str(key) for key in composed if key != "hydra"]
+            return read_request(OmegaConf.masked_copy(composed, own_keys), overrides)
+        finally:
+            state.cfg = caller
 
 
 def compose(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
