@@ -54,7 +54,7 @@ def train(
     from positron.train import train as recipe
 
     return run_config(
-        *_composed("train", name, {**_preset("model", model), **_data_settings(data, "text", settings), **settings}),
+        *_composed("train", name, {**_given("model", model), **_data_settings(data, "text", settings), **settings}),
         configure,
         lambda config, folder, config_callbacks, asked: recipe(
             config, folder, [*config_callbacks, *callbacks], asked, objective
@@ -84,7 +84,7 @@ def distill(
     from positron.distill import configure
     from positron.distill import distill as recipe
 
-    chosen = {"teachers": _names_of(teachers), **_preset("model", model), **_data_settings(data, "text", settings)}
+    chosen = {"teachers": _names_of(teachers), **_given("model", model), **_data_settings(data, "text", settings)}
     return run_config(
         *_composed("distill", name, {**chosen, **settings}),
         configure,
@@ -295,18 +295,16 @@ def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> 
     """Return `recipe` (the name of a command), and the settings as words of its command line, such as `optimizer.lr=0.001`."""
     from positron.cli.python_arguments import as_word, full_name
 
-    words = {full_name(key, recipe): as_word(key, value) for key, value in settings.items()}
-    if name is not None:
-        words["name"] = name
-    return recipe, [f"{key}={value}" for key, value in words.items()]
+    values = {full_name(key, recipe): value for key, value in {**settings, **_given("name", name)}.items()}
+    return recipe, [f"{key}={as_word(key, value)}" for key, value in values.items()]
 
 
-def _preset(group: str, choice: str | None) -> dict[str, Any]:
-    """Return the setting that chooses a preset of a group, or no setting if `choice` is None.
+def _given(key: str, value: str | None) -> dict[str, Any]:
+    """Return the setting `key`, or no setting if `value` is None.
 
     A default that the user did not type must not replace the choice of an experiment.
     """
-    return {} if choice is None else {group: choice}
+    return {} if value is None else {key: value}
 
 
 def _data_settings(
@@ -353,4 +351,4 @@ def _reward_settings(reward: str | None) -> dict[str, Any]:
 
     if isinstance(reward, str) and "." in reward and reward not in groups_of(conf_folder())["reward"]:
         return {"reward": "custom", "reward.function": reward}
-    return _preset("reward", reward)
+    return _given("reward", reward)

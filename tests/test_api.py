@@ -74,6 +74,15 @@ def test_a_call_composes_the_settings_of_the_command_with_the_same_words(monkeyp
     assert requests[0].asked.given == {full_name(key, recipe): str(value) for key, value in settings.items()}
 
 
+def test_quotation_marks_and_null_in_a_text_are_characters_of_the_text(monkeypatch):
+    requests = []
+    monkeypatch.setattr(
+        "positron.cli.sweeps.run_config", lambda recipe, words, *_: requests.append(compose_request(recipe, words))
+    )
+    positron.train(sample_prompt='"Hello."', name="null")
+    assert (requests[0].values["train"]["sample_prompt"], requests[0].values["name"]) == ('"Hello."', "null")
+
+
 def test_the_same_call_again_continues_and_another_setting_is_refused(capsys):
     positron.train(**STORIES, stop_at=4, name="again")
     run = positron.train(**STORIES, name="again")

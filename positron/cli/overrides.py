@@ -51,7 +51,10 @@ _OPTIONAL_GROUPS: dict[Recipe, tuple[str, ...]] = {
 _FROM_BASE = "the architecture and tokenizer of the base run, which init_from= names"
 _FROM_OTHER_RUNS: dict[Recipe, str] = {"distill": "the tokenizer of the runs that teachers= names"}
 # arguments of classes that the user names by _target_
-_UNCHECKED_KEYS = ("callbacks.", "optimizer.options.", "data.options", "data._target_")
+UNCHECKED_KEYS = ("callbacks.", "optimizer.options.", "data.options", "data._target_")
+
+# a text in quotes, as Hydra reads it: a backslash is an escape character only before a quote or another backslash
+_QUOTED = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
 
 
 def checked_overrides(
@@ -169,7 +172,8 @@ class _Reader:
             self._check_command(key)
             self._check_group(key, value, parser)
             return f"{key}={value}"
-        if key.startswith(_UNCHECKED_KEYS):
+        if key.startswith(UNCHECKED_KEYS):
+            _refuse_lost_backslash(key, value)
             return f"++{key}={value}"
         if key not in self.keys:
             raise UserError(self._unknown(key, value))
@@ -286,8 +290,9 @@ class _Reader:
         refused without -m, which starts a sweep.
         """
         if is_list_of_texts(key):
-            names = [name.strip().strip("'\"") for name in text.strip().removeprefix("[").removesuffix("]").split(",")]
-            return f"[{','.join(quoted(name) for name in names if name)}]"
+            return f"[{','.join(quoted(name) for name in _listed(key, text, parser) if name)}]"
+        if not is_text(key):
+            _refuse_lost_backslash(key, text)
         parsed = _parsed(parser, key, text)
         if parsed is None:
             if is_text(key):
@@ -427,6 +432,35 @@ def _parsed(parser: OverridesParser, key: str, text: str) -> Any:
         return parser.parse_override(f"{key}={text}")
     except HydraException:
         return None
+
+
+def _listed(key: str, text: str, parser: OverridesParser) -> list[str]:
+    """Return the texts in `text`, such as `a,'b, c'`, with or without brackets around it. A text in quotes may have commas."""
+    inner = text.strip()
+    if inner.startswith("[") and inner.endswith("]"):
+        inner = inner[1:-1]
+    words = (word.strip() for word in re.findall(rf"\s*({_QUOTED}(?=\s*(?:,|\Z))|[^,]*)(?:,|\Z)", inner, re.DOTALL))
+    return [
+        _parsed(parser, key, word).value() if re.fullmatch(_QUOTED, word, re.DOTALL) else word.strip("'\"")
+        for word in words
+    ]
+
+
+def _refuse_lost_backslash(key: str, text: str) -> None:
+    r"""Raise UserError for a text such as `{pattern:\[a\]}`, which Hydra reads without its backslashes.
+
+    In quotes, Hydra keeps them. A single text never gets here, because it is put in quotes for the user.
+    """
+    pieces = re.split(rf"({_QUOTED}|\$\{{[^}}]*\}})", text, flags=re.DOTALL)
+    if any(re.search(r"\\[\\()\[\]{}:=, \t]", piece) for piece in pieces[::2]):
+        pieces[::2] = [re.sub(r"(?:\\.?|[^\\,:\[\]{}])+", _in_quotes, piece) for piece in pieces[::2]]
+        raise UserError(
+            f'{key}={text} would lose a backslash: put the text with the backslash in quotes, as in "{key}={"".join(pieces)}"'
+        )
+
+
+def _in_quotes(match: re.Match[str]) -> str:
+    return quoted(match[0].strip()) if "\\" in match[0] else match[0]
 
 
 def quoted(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FunctionType
@@ -9,8 +10,8 @@ from typing import Any
 
 from positron.cli.hydra_app import conf_folder
 from positron.cli.other_tools import question, same_option
-from positron.cli.overrides import groups_of
-from positron.settings import Recipe, all_keys, keys_read_by, unknown_key
+from positron.cli.overrides import UNCHECKED_KEYS, groups_of, quoted
+from positron.settings import Recipe, all_keys, is_text, keys_read_by, unknown_key
 from positron.system.errors import UserError
 
 
@@ -61,19 +62,32 @@ def _argument(key: str, recipe: Recipe) -> str:
 def as_word(key: str, value: Any) -> str:
     """Return the value of a setting as the command line writes it: None as `null`, a dict as `{key:value}`.
 
-    Raises UserError, which names `key`, for a value that the command line cannot express.
+    A text gets quotation marks where Hydra would read something else, as for "1.10" in a list. Raises UserError, which names
+    `key`, for a value that the command line cannot express.
     """
+    if not isinstance(value, str | Path) or key.startswith(UNCHECKED_KEYS):
+        return _inner_word(key, value)
+    text = str(value)
+    is_misread = text.startswith(("'", '"')) or text.strip().lower() == "null"
+    return quoted(text) if is_misread and key in all_keys() and is_text(key) else text
+
+
+def _inner_word(key: str, value: Any) -> str:
+    """Return a value as `as_word` does, in the form in which it is an item of a list or dict."""
     match value:
         case None:
             return "null"
         case bool():
             return str(value).lower()
-        case str() | Path() | int() | float():
+        case int() | float():
             return str(value)
+        case str() | Path():
+            return str(value) if _is_plain(str(value)) else quoted(str(value))
         case Mapping():
-            return "{" + ",".join(f"{name}:{as_word(key, inner)}" for name, inner in value.items()) + "}"
+            items = (f"{_dict_key(key, name)}:{_inner_word(key, inner)}" for name, inner in value.items())
+            return "{" + ",".join(items) + "}"
         case Iterable():
-            return "[" + ",".join(as_word(key, inner) for inner in value) + "]"
+            return "[" + ",".join(_inner_word(key, inner) for inner in value) + "]"
     if key.endswith(("_target_", "function")) and isinstance(value, type | FunctionType):
         name = f"{value.__module__}.{value.__qualname__}"
         example = "my_module.my_function" if "<" in name or name.startswith("__main__.") else name
@@ -82,3 +96,18 @@ def as_word(key: str, value: Any) -> str:
         f"{key}= cannot hold an object of type {type(value).__name__}: give a Python str, int, float or bool, or a list or "
         "dict of these"
     )
+
+
+def _dict_key(key: str, name: Any) -> str:
+    """Return the key `name` of a dict. Raises UserError for a text that Hydra would not read as this text."""
+    if isinstance(name, str) and not _is_plain(name):  # Hydra has no quotation marks for keys
+        raise UserError(
+            f"{key}= cannot hold a dict with the key {name!r}: give a key of letters, digits and _ that begins with a letter"
+        )
+    return str(name)
+
+
+def _is_plain(text: str) -> bool:
+    """Tell whether Hydra reads a text as itself without quotation marks."""
+    is_word = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) is not None
+    return is_word and text.lower() not in {"null", "true", "false", "inf", "nan"}

@@ -13,14 +13,17 @@ from typing import get_args
 
 import pytest
 from conftest import FAST, PROJECT, tiny
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from positron import __version__
 from positron.cli import COMMANDS, summary
 from positron.cli import main as list_commands
 from positron.cli.command_line import read_command_line
 from positron.cli.help_text import field_comments, first_comment, help_text
-from positron.cli.overrides import groups_of
+from positron.cli.overrides import groups_of, read_settings
 from positron.cli.preflight import check, check_files, check_name, check_packages, with_known_tokenizer
+from positron.cli.python_arguments import as_word
 from positron.cli.request import compose, expand_paths
 from positron.cli.sweeps import claim_folder
 from positron.cli.unused_settings import READ_BY, refuse_unread
@@ -384,6 +387,65 @@ def test_each_text_of_a_sweep_arrives_as_it_was_typed(texts):
     swept = OverridesParser.create().parse_override(line.words[-1])
     jobs = [compose("train", ["name=x", "data=text", f"data.path={value}"]) for value in swept.sweep_string_iterator()]
     assert [job["data"]["path"] for job in jobs] == list(texts)
+
+
+@given(text=st.text() | st.text(alphabet="ab1.0 '\"\\$[](){},:=~#\n", max_size=8))
+@example(text=r"\[\d+\]")
+@example(text="1.10")
+@example(text="null")
+@example(text="my file, v2.txt")
+@example(text="")
+@example(text="'a'")
+@example(text="^(yes|no)$")
+@settings(max_examples=20, deadline=None)
+def test_a_text_from_python_arrives_unchanged_alone_and_in_a_list_and_a_dict(text):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    values = {
+        "train.sample_prompt": text,
+        "data.options": {"a": text, "b": [text, {"c": text}], "d": "1e3"},
+        "data.options.e": text,
+        "reward.terms": [{"kind": "regex", "pattern": text, "weight": 0.5}],
+    }
+    for key, value in values.items():
+        recipe = "reinforce" if key == "reward.terms" else "train"
+        [word] = read_settings([f"{key}={as_word(key, value)}"], recipe, CONF)
+        assert OverridesParser.create().parse_override(word).value() == value
+    names = [text, "a, b", text]  # empty names, and blanks around a name, have no meaning
+    [word] = read_settings([f"teachers={as_word('teachers', names)}"], "distill", CONF)
+    assert OverridesParser.create().parse_override(word).value() == [name for name in names if name]
+
+
+def test_a_dict_key_that_hydra_reads_as_another_key_is_refused():
+    for name in ("42", "true", "a b", "it's"):
+        with pytest.raises(UserError, match="cannot hold a dict with the key"):
+            as_word("data.options", {name: 1})
+
+
+def test_names_in_a_list_may_be_quoted_and_contain_commas():
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for typed, names in [
+        ("a,b", ["a", "b"]),
+        ("[a, 'b, c',\"d\"]", ["a", "b, c", "d"]),
+        ("it's,1.10,", ["it's", "1.10"]),
+        (r"C:\a[1],'it\'s'", [r"C:\a[1]", "it's"]),
+    ]:
+        [word] = read_settings([f"teachers={typed}"], "distill", CONF)
+        assert OverridesParser.create().parse_override(word).value() == names
+
+
+def test_a_list_or_dict_that_would_lose_a_backslash_is_refused():
+    for key, typed, better in [
+        ("reward.terms", r"[{kind:regex,pattern:\[\d+\]}]", r"[{kind:regex,pattern:'\[\d+\]'}]"),
+        ("data.options.path", r"a\ b", r"'a\ b'"),
+    ]:
+        with pytest.raises(UserError, match="would lose a backslash") as error:
+            read_settings([f"{key}={typed}"], "reinforce", CONF)
+        assert str(error.value).endswith(f'as in "{key}={better}"')
+        assert read_settings([f"{key}={better}"], "reinforce", CONF)[0].endswith(f"{key}={better}")
+    for kept in (r"[{kind:regex,pattern:\d+}]", r"[{kind:regex,pattern:'\(a\)'}]"):
+        assert read_settings([f"reward.terms={kept}"], "reinforce", CONF) == [f"reward.terms={kept}"]
 
 
 def test_what_is_quoted_for_hydra_already_stays_so_and_null_is_null():
