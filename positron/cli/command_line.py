@@ -7,6 +7,7 @@ configuration files, conf/.
 from __future__ import annotations
 
 import difflib
+import filecmp
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -73,6 +74,8 @@ def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> Comma
     options, settings = _options(words, recipe, conf)
     is_sweep = CommandLine(options, []).is_sweep
     own_conf = _own_conf(options)
+    if own_conf is not None:
+        _refuse_hidden_files(own_conf, conf)
     return CommandLine(options, checked_overrides(settings, recipe, conf, own_conf=own_conf, is_sweep=is_sweep))
 
 
@@ -89,6 +92,18 @@ def _own_conf(options: Sequence[str]) -> Path | None:
     if not folders[-1].is_dir():
         raise UserError(f"--config-dir: there is no folder {folders[-1]}: correct the path")
     return folders[-1]
+
+
+def _refuse_hidden_files(own_conf: Path, conf: Path) -> None:
+    """Raise UserError for a file of --config-dir that Hydra would not read, because `conf` has another file of this name."""
+    for path in sorted(conf.glob("*/**/*.yaml")):
+        own = own_conf / path.relative_to(conf)
+        if own.is_file() and not filecmp.cmp(own, path, shallow=False):
+            choice = path.relative_to(conf).with_suffix("")
+            raise UserError(
+                f"--config-dir: {own} would not be read, because {choice.parent.as_posix()}={choice.name} chooses a file of "
+                "Positron: rename your file"
+            )
 
 
 def _options(words: Sequence[str], recipe: Recipe, conf: Path) -> tuple[list[str], list[str]]:

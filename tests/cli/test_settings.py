@@ -435,6 +435,19 @@ def test_names_in_a_list_may_be_quoted_and_contain_commas():
         assert OverridesParser.create().parse_override(word).value() == names
 
 
+def test_a_file_of_config_dir_that_a_file_of_positron_hides_is_refused(tmp_path):
+    own = tmp_path / "experiment" / "quickstart.yaml"
+    own.parent.mkdir()
+    own.write_text((CONF / "experiment" / "quickstart.yaml").read_text())
+    words = ["--config-dir", str(tmp_path), "experiment=quickstart"]
+    assert read_command_line(words, "train", CONF).overrides == ["experiment=quickstart"]  # the same file
+    own.write_text(own.read_text() + "seed: 3\n")
+    with pytest.raises(
+        UserError, match=r"quickstart\.yaml would not be read, .* experiment=quickstart .* rename your file"
+    ):
+        read_command_line(words, "train", CONF)
+
+
 def test_a_list_or_dict_that_would_lose_a_backslash_is_refused():
     for key, typed, better in [
         ("reward.terms", r"[{kind:regex,pattern:\[\d+\]}]", r"[{kind:regex,pattern:'\[\d+\]'}]"),
