@@ -20,7 +20,7 @@ from positron.inference.sampling import BALANCED
 from positron.inference.text_model import Writer
 from positron.run.base import find_recorded, tokens_seen
 from positron.run.differences import TEXT_LOCATION, is_changeable
-from positron.run.find import find_run
+from positron.run.find import files_below, find_run
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
@@ -73,7 +73,7 @@ def find_runs(names: Sequence[str], outputs: Path, *, lost_too: bool = False) ->
             # without a name, the message is that of the commands that use the last run
             runs.append(find_run(None if Path(name) == outputs else name, outputs))
             continue
-        contained = [Run(path.parent) for path in sorted(folder.glob(f"**/{CONFIG}"))]
+        contained = [Run(path.parent) for path in sorted(files_below(folder, CONFIG))]
         contained = [run for run in contained if run.has_checkpoint or (lost_too and run.facts().status in LOST)]
         if not contained:
             raise UserError(

@@ -29,7 +29,7 @@ def find_run(
     if the folder of the run contains a symbolic link.
     """
     if name is None:
-        newest_first = sorted(outputs.glob(f"**/{FACTS}"), key=_changed, reverse=True)
+        newest_first = sorted(files_below(outputs, FACTS), key=_changed, reverse=True)
         candidates = (
             run for path in newest_first if is_candidate(run := Run(path.parent))
         )  # lazy: usually one is enough
@@ -92,6 +92,12 @@ def find_run(
 def named_run(name: str, outputs: Path = OUTPUTS) -> Run | None:
     """Return the run whose folder is `name` or `outputs / name`, or None if there is no such run."""
     return next((run for run in (Run(Path(name)), Run(outputs / name)) if run.exists), None)
+
+
+def files_below(folder: Path, name: str) -> list[Path]:
+    """Return the files `name` at any depth below a folder of runs. Of the links to folders, only those in it are followed."""
+    # `**` follows no link, but a run may be a link, for example to another disk
+    return list(dict.fromkeys([*folder.glob(f"**/{name}"), *folder.glob(f"*/{name}")]))
 
 
 def split_names(names: str, outputs: Path = OUTPUTS) -> list[str]:

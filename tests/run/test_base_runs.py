@@ -19,6 +19,7 @@ from positron.evaluation.eval_texts import texts_of_run, token_files
 from positron.evaluation.score import Score
 from positron.evaluation.scoring import total
 from positron.run.base import lineage, pretrained_run, tokens_seen
+from positron.run.find import find_run
 from positron.run.folder import Run
 from positron.sft import configure, sft
 from positron.system.errors import UserError
@@ -290,6 +291,14 @@ def test_a_run_is_compared_once_however_often_it_is_named(here: Path) -> None:
     Path("link").symlink_to("outputs/base")
     names = ["base", "outputs/base", str(here / "outputs" / "base"), "link", "outputs"]
     assert [run.folder.name for run in find_runs(names, Path("outputs"))] == ["base", "s1"]
+
+
+def test_a_run_that_is_a_link_is_found_without_its_name(here: Path) -> None:
+    shutil.move("outputs/s1", "elsewhere")
+    Path("outputs/s1").symlink_to(here / "elsewhere")
+    assert find_run(None).folder == Path("outputs/s1")  # trained last
+    Path("outputs/twin").symlink_to("s1")
+    assert [run.folder.name for run in find_runs([], Path("outputs"))] == ["base", "s1"]
 
 
 @pytest.mark.parametrize("rank", [33, 100_000])
