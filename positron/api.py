@@ -234,13 +234,18 @@ def load(run: str | Path | Run | Sequence[str | Path | Run] | None = None, weigh
 
 
 def _name_of(run: str | Path | Run) -> str:
-    """Return the folder of a `Run`, or the given name or path, as a string. Raises UserError for any other type."""
+    """Return the folder of a `Run`, or the given name or path, as a string.
+
+    A folder below the current folder is returned relative to it, as a run records it, so that both can be moved. Raises
+    UserError for any other type.
+    """
     from positron.inference.arguments import shown
     from positron.run.folder import Run
 
     match run:
         case Run():
-            return str(run.folder)
+            here = Path.cwd()
+            return str(run.folder.relative_to(here) if run.folder.is_relative_to(here) else run.folder)
         case str() | Path():
             return str(run)
     raise UserError(f"{shown(run)} is of type {type(run).__name__}, not a run: give the name or the folder of one run")
@@ -288,7 +293,7 @@ def import_model(
     from positron.import_ import import_model as read
     from positron.run.folder import Run
 
-    return Run(read(path, name, tokenizer, revision))
+    return Run(read(path, name, tokenizer, revision).absolute())
 
 
 def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> tuple[Recipe, list[str]]:

@@ -130,11 +130,20 @@ def test_a_run_is_tuned_in_each_way_on_data_in_memory_loaded_and_evaluated():
     preferred = positron.prefer(run, data=pairs, name="preferred", batch_tokens=512, **settings)
     settings |= {"prompts": 2, "samples": 2, "max_tokens": 4, "val_prompts": 2, "val_samples": 2}
     rewarded = positron.reinforce(run, data=talks, reward="own_rewards.short", name="rewarded", replay=0, **settings)
-    assert [(each.kind, Path(each.base).name, each.facts().status) for each in (preferred, rewarded)] == [
-        ("preference", "tuned", "finished"),
-        ("reinforce", "tuned", "finished"),
+    assert [(each.kind, Path(each.base).as_posix(), each.facts().status) for each in (preferred, rewarded)] == [
+        ("preference", "outputs/tuned", "finished"),
+        ("reinforce", "outputs/tuned", "finished"),
     ]
     assert 0 < np.asarray(rewarded.metrics()["train/reward"])[-1] <= 1
+
+
+def test_a_returned_run_stays_readable_when_the_current_folder_changes(folder, monkeypatch):
+    base = positron.train(**STORIES, name="base")
+    (folder / "sub").mkdir()
+    monkeypatch.chdir(folder / "sub")
+    assert base.facts().status == "finished"
+    assert len(base.metrics()["step"]) == 6
+    assert positron.evaluate(base, limit=500)["bytes"] >= 500
 
 
 def test_a_thread_can_train():

@@ -105,9 +105,10 @@ def run_config(
     with _COMPOSING_LOCK:
         request = compose_request(recipe, overrides)
     config, folder = request.settle(configure)
+    result = folder.absolute()  # the program may change its current folder afterwards, or in a callback
     with contextlib.suppress(Interrupted):
         train(config, folder, make_callbacks(request.callbacks), request.asked)
-    return Run(folder)
+    return Run(result)
 
 
 def _sweep_job(
