@@ -96,6 +96,11 @@ def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str |
             f"data= takes a list or one split of a dataset, not a dict with the keys {listed}: give one of its values, such as "
             "data=splits['train'], or put a single row into a list, as in data=[row]"
         )
+    if hasattr(items, "columns"):  # a DataFrame, whose items are the names of its columns; a Dataset has column_names
+        raise UserError(
+            f"data= takes a list of texts or rows, not a {type(items).__name__}, which is a table: give one column, as in "
+            "data=frame['text'], or its rows, as in data=frame.to_dict('records')"
+        )
     folder = make_folder(expanded(data_dir) / MEMORY, instead="give another data.dir=")
     content, count = hashlib.sha256(), 0
     partial = folder / f".{os.getpid()}-{id(items)}.partial"

@@ -71,6 +71,15 @@ def test_an_item_that_is_not_text_is_named(tmp_path: Path, given: Any, says: str
     assert not list(tmp_path.rglob("*.*"))
 
 
+@pytest.mark.parametrize("write", [write_texts, write_conversations])
+def test_a_table_is_refused_with_the_way_to_give_its_column_or_rows(tmp_path: Path, write: Any) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"id": [1, 2, 3], "text": DOCUMENTS[:3]})
+    with pytest.raises(UserError, match=r"not a DataFrame, .*data=frame\['text'\], .*data=frame.to_dict\('records'\)"):
+        write(frame, tmp_path)
+    assert write_texts(frame["text"], tmp_path) == write_texts(frame.to_dict("records"), tmp_path)
+
+
 def test_an_item_that_is_not_a_conversation_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"item 0 .*must be a conversation, .* but it is of type str"):
         write_conversations(["hello"], tmp_path)
