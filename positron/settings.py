@@ -118,7 +118,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         raise UserError(_not_a_group(key, value))
     if int in options and type(value) is float and value.is_integer():
         raise UserError(f"{key}={value:g} is not written as a whole number: give {key}={int(value)}")
-    raise UserError(f"{key}={value!r} is not a possible value: {_describe(options, value)}")
+    typed = str(value).lower() if isinstance(value, bool) else "null" if value is None else repr(value)
+    raise UserError(f"{key}={typed} is not a possible value: {_describe(options, value)}")
 
 
 def _not_a_group(key: str, value: Any) -> str:

@@ -42,7 +42,7 @@ from positron.config import (
 )
 from positron.run.differences import differences, refuse_differences
 from positron.run.folder import Run
-from positron.settings import BESIDE_VALUES, NOT_READ_BY, all_keys, from_dict, type_of
+from positron.settings import BESIDE_VALUES, NOT_READ_BY, all_keys, check_value, from_dict, type_of
 from positron.system.disk import write_json
 from positron.system.errors import UserError
 
@@ -446,6 +446,12 @@ def test_a_file_of_config_dir_that_a_file_of_positron_hides_is_refused(tmp_path)
         UserError, match=r"quickstart\.yaml would not be read, .* experiment=quickstart .* rename your file"
     ):
         read_command_line(words, "train", CONF)
+
+
+@pytest.mark.parametrize(("value", "typed"), [(None, "null"), (True, "true"), ("x", "'x'")])
+def test_a_value_of_the_wrong_type_is_named_as_it_was_typed(value, typed):
+    with pytest.raises(UserError, match=f"^seed={typed} is not a possible value: give a whole number$"):
+        check_value("seed", value)
 
 
 def test_a_list_or_dict_that_would_lose_a_backslash_is_refused():
