@@ -33,14 +33,13 @@ _OPTIONS_WITH_VALUE = {
     "--experimental-rerun",
 }
 _PRINTED = ("job", "hydra", "all")  # values of --cfg
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # values of --info
 _OPTIONS_WITHOUT_VALUE = {
     "--resolve",
     "--run",
     "-r",
     "--multirun",
     "-m",
-    "--shell-completion",
-    "-sc",
     "--hydra-help",
     "--info",
     "-i",
@@ -117,6 +116,8 @@ def _options(words: Sequence[str], recipe: Recipe, conf: Path) -> tuple[list[str
             settings.append(word)
         elif word in _OPTIONS_WITHOUT_VALUE:
             options.append(word)
+            if word in ("--info", "-i"):  # without a value, Hydra would take the next setting for it
+                options.append(rest.pop(0) if rest and rest[0] in _INFO else "all")
         elif name in _OPTIONS_WITH_VALUE or name.removeprefix("--") in SHORT_KEYS:
             if not equal and not rest:
                 raise UserError(f"{name} needs a value; {command(recipe, '--help')} shows all options")

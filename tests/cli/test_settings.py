@@ -454,6 +454,11 @@ def test_a_value_of_the_wrong_type_is_named_as_it_was_typed(value, typed):
         check_value("seed", value)
 
 
+def test_info_takes_a_value_or_none():
+    assert read_command_line(["--info", "searchpath"], "train", CONF).words == ["--info", "searchpath"]
+    assert read_command_line(["--info", "seed=1"], "train", CONF).words == ["--info", "all", "seed=1"]
+
+
 def test_a_list_or_dict_that_would_lose_a_backslash_is_refused():
     for key, typed, better in [
         ("reward.terms", r"[{kind:regex,pattern:\[\d+\]}]", r"[{kind:regex,pattern:'\[\d+\]'}]"),
