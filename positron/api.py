@@ -297,11 +297,21 @@ def import_model(
 
 
 def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
-    """Return `recipe` (the name of a command), and the settings as words of its command line, such as `optimizer.lr=0.001`."""
+    """Return `recipe` (the name of a command), and the settings as words of its command line, such as `optimizer.lr=0.001`.
+
+    Raises UserError for a setting that is given twice.
+    """
     from positron.cli.python_arguments import as_word, full_name
 
-    values = {full_name(key, recipe): value for key, value in {**settings, **_given("name", name)}.items()}
-    return recipe, [f"{key}={as_word(key, value)}" for key, value in values.items()]
+    given: dict[str, str] = {}  # full name of a setting -> its name in the call
+    words = []
+    for key, value in {**settings, **_given("name", name)}.items():
+        full = full_name(key, recipe)
+        if full in given:
+            raise UserError(f"{given[full]}= and {key}= are the same setting, {full}: give one of them")
+        given[full] = key
+        words.append(f"{full}={as_word(full, value)}")
+    return recipe, words
 
 
 def _given(key: str, value: str | None) -> dict[str, Any]:
