@@ -11,10 +11,12 @@ make --silent -C "$home" install >&2
 python=$home/.venv/bin/python
 export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
 
+name=tiny_llm
+for setting in "$@"; do if [[ $setting = name=* ]]; then name=${setting#name=}; fi; done
 hub=${HF_ENDPOINT:-https://huggingface.co}
-if [ -d outputs/tiny_llm ]; then
+if [ -d "outputs/$name" ]; then
   # a run keeps the text that it was started with
-  text=$("$python" -c "import json; print(json.load(open('outputs/tiny_llm/config.json'))['data']['source'])" 2>/dev/null || echo stories)
+  text=$("$python" -c "import json, sys; print(json.load(open(sys.argv[1]))['data']['source'])" "outputs/$name/config.json" 2>/dev/null || echo stories)
 elif "$python" -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)" "$hub/api/datasets/roneneldan/TinyStories" 2>/dev/null; then
   text=hub
 else
@@ -23,5 +25,5 @@ else
 fi
 data=(data=stories)
 if [ "$text" = hub ]; then data=(data=tinystories data.max_mb=50); fi
-"$python" -m positron.train experiment=quickstart name=tiny_llm "${data[@]}" "$@"
-exec "$python" -m positron.generate "Once upon a time" --run tiny_llm --num-samples 3
+"$python" -m positron.train experiment=quickstart name="$name" "${data[@]}" "$@"
+exec "$python" -m positron.generate "Once upon a time" --run "$name" --num-samples 3

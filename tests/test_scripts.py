@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -108,6 +109,23 @@ def test_bootstrap_without_a_network_trains_on_the_built_in_stories_at_once(tmp_
         assert log.st_size > 0
     ended.set()
     server.shutdown()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script of bash")
+def test_bootstrap_writes_samples_with_the_run_that_it_has_trained_under_another_name(tmp_path):
+    python = tmp_path / ".venv" / "bin" / "python"
+    for folder in (python.parent, tmp_path / "scripts"):
+        folder.mkdir(parents=True)
+    (tmp_path / "Makefile").write_text("install:\n")
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    copy = shutil.copy(PROJECT / "scripts" / "bootstrap_tiny_llm.sh", tmp_path / "scripts")
+    made = subprocess.run(
+        ["bash", copy, "name=mine", "seed=1"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    trained, generated = made.stdout.splitlines()[-2:]
+    assert trained.endswith("name=mine seed=1")
+    assert "--run mine " in generated
 
 
 @pytest.mark.slow
