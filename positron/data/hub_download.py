@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import math
 import os
 import shutil
 import socket
@@ -78,9 +79,19 @@ def _sha256(path: Path) -> str:
 def patience_s() -> float:
     """Return the number of seconds for which a failed request is repeated.
 
-    It is the value of the environment variable POSITRON_PATIENCE_S, or 300 if the variable is not set.
+    It is the value of the environment variable POSITRON_PATIENCE_S, or 300 if the variable is not set or empty. Raises
+    UserError if the value is not a number of seconds.
     """
-    return float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
+    text = os.environ.get("POSITRON_PATIENCE_S") or str(PATIENCE_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise UserError(
+            f"the environment variable POSITRON_PATIENCE_S={text} is not a number of seconds: correct or unset it"
+        )
+    return seconds
 
 
 _OF_THIS_MACHINE = {

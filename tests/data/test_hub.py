@@ -253,3 +253,13 @@ def test_training_on_a_dataset_of_the_hub(stories_hub: Hub, run_command: Any, tm
     gone = run_command("train", "data=hub", "data.repo=other/one", "model=debug", "name=g", HF_ENDPOINT=stories_hub.url)
     assert gone.code == 2
     assert "other/one does not exist" in gone.err.splitlines()[-1]
+
+
+def test_the_patience_with_the_hub_is_a_number_of_seconds_or_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, seconds in [("", hub_download.PATIENCE_S), ("2.5", 2.5), ("0", 0)]:
+        monkeypatch.setenv("POSITRON_PATIENCE_S", text)
+        assert hub_download.patience_s() == seconds
+    for text in ("10min", "-1", "nan"):
+        monkeypatch.setenv("POSITRON_PATIENCE_S", text)
+        with pytest.raises(UserError, match=f"POSITRON_PATIENCE_S={text} is not a number of seconds"):
+            hub_download.patience_s()
