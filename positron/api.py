@@ -54,7 +54,7 @@ def train(
     from positron.train import train as recipe
 
     return run_config(
-        *_composed("train", name, {**_given("model", model), **_data_settings(data, "text", settings), **settings}),
+        *_composed("train", name, {**_given("model", model), **_data_settings(data, "text", settings)}, settings),
         configure,
         lambda config, folder, config_callbacks, asked: recipe(
             config, folder, [*config_callbacks, *callbacks], asked, objective
@@ -86,7 +86,7 @@ def distill(
 
     chosen = {"teachers": _names_of(teachers), **_given("model", model), **_data_settings(data, "text", settings)}
     return run_config(
-        *_composed("distill", name, {**chosen, **settings}),
+        *_composed("distill", name, chosen, settings),
         configure,
         lambda config, folder, config_callbacks, asked: recipe(config, folder, [*config_callbacks, *callbacks], asked),
     )
@@ -114,7 +114,7 @@ def finetune(
 
     origin = {} if base is None else {"init_from": _name_of(base)}
     return run_config(
-        *_composed("sft", name, {**origin, **_data_settings(data, "instruct", settings), **settings}),
+        *_composed("sft", name, {**origin, **_data_settings(data, "instruct", settings)}, settings),
         configure,
         lambda config, folder, config_callbacks, _: sft(config, folder, [*config_callbacks, *callbacks]),
     )
@@ -143,7 +143,7 @@ def prefer(
 
     origin = {} if base is None else {"init_from": _name_of(base)}
     return run_config(
-        *_composed("prefer", name, {**origin, **_data_settings(data, "preferences", settings), **settings}),
+        *_composed("prefer", name, {**origin, **_data_settings(data, "preferences", settings)}, settings),
         configure,
         lambda config, folder, config_callbacks, _: recipe(config, folder, [*config_callbacks, *callbacks]),
     )
@@ -176,7 +176,7 @@ def reinforce(
     origin = {} if base is None else {"init_from": _name_of(base)}
     chosen = {**origin, **_data_settings(data, "instruct", settings), **_reward_settings(reward)}
     return run_config(
-        *_composed("reinforce", name, {**chosen, **settings}),
+        *_composed("reinforce", name, chosen, settings),
         configure,
         lambda config, folder, config_callbacks, _: recipe(config, folder, [*config_callbacks, *callbacks]),
     )
@@ -296,22 +296,23 @@ def import_model(
     return Run(read(path, name, tokenizer, revision).absolute())
 
 
-def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
+def _composed(
+    recipe: Recipe, name: str | None, chosen: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[Recipe, list[str]]:
     """Return `recipe` (the name of a command), and the settings as words of its command line, such as `optimizer.lr=0.001`.
 
-    Raises UserError for a setting that is given twice.
+    `chosen` are the settings that arguments such as `model` and `data` stand for, and `settings` the further ones. Raises
+    UserError for a setting that is given twice.
     """
     from positron.cli.python_arguments import as_word, full_name
 
-    given: dict[str, str] = {}  # full name of a setting -> its name in the call
-    words = []
-    for key, value in {**settings, **_given("name", name)}.items():
+    words: dict[str, str] = {}
+    for key, value in [*chosen.items(), *settings.items(), *_given("name", name).items()]:
         full = full_name(key, recipe)
-        if full in given:
-            raise UserError(f"{given[full]}= and {key}= are the same setting, {full}: give one of them")
-        given[full] = key
-        words.append(f"{full}={as_word(full, value)}")
-    return recipe, words
+        if full in words:
+            raise UserError(f"{key}= sets {full}, which another argument of this call also sets: give one of them")
+        words[full] = f"{full}={as_word(full, value)}"
+    return recipe, list(words.values())
 
 
 def _given(key: str, value: str | None) -> dict[str, Any]:

@@ -161,9 +161,10 @@ def test_a_thread_can_train():
         ({"learning_rate": 1}, r"did you mean lr=\.\.\.\?"),
         ({"patience": 1}, "sft.patience= is read by .*, not by .*: leave sft.patience= out"),
         ({"every": 1, "kind": "x"}, "kind= could mean"),
+        ({"lr": 1e-3, "optimizer.lr": 5e-4}, "optimizer.lr= sets optimizer.lr, which another argument .* also sets"),
         (
-            {"lr": 1e-3, "optimizer.lr": 5e-4},
-            "^lr= and optimizer.lr= are the same setting, optimizer.lr: give one of them",
+            {"data": "a.txt", "data.path": "b.txt"},
+            "data.path= sets data.path, which another argument of this call also sets",
         ),
         ({"model": "quikstart"}, "did you mean model=quickstart"),
         ({"data": 3}, "data= takes a path, a list"),
