@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 A, B, E, F = -0.546, 1.254, -0.074, -1.019
 SPREAD, SPREAD_R = 0.045, 0.25
-NINE_OF_TEN = 1.7  # standard errors on each side of the prediction
+NINE_OF_TEN = 1.7  # standard deviations on each side of the prediction
 MAX_TOKENS = 3e7  # of a run; the longest run of the fit read 25 million tokens
 MAX_COUNTED = 2_000_000  # tokens of the training text that are counted at most; this takes about a second
 ORDER = 3  # of the longest n-grams
@@ -64,9 +64,8 @@ def counting_losses(train: np.ndarray, val: np.ndarray, vocab_size: int) -> list
         counts = np.bincount(ngrams[:n_train], minlength=len(first))
         size = int(contexts.max()) + 1
         totals = np.bincount(contexts[:n_train], minlength=size)
-        followers = np.bincount(
-            contexts[first], weights=counts > 0, minlength=size
-        )  # different tokens after each context
+        # the number of different tokens that follow each context
+        followers = np.bincount(contexts[first], weights=counts > 0, minlength=size)
         context, ngram = contexts[-n_targets:], ngrams[-n_targets:]
         shared = DISCOUNT * followers[context] * probability
         predicted = (np.maximum(counts[ngram] - DISCOUNT, 0) + shared) / np.maximum(totals[context], 1)
