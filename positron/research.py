@@ -132,12 +132,13 @@ def _train(overrides: list[str], folder: Path) -> Facts:
     from positron.cli.user_callbacks import make_callbacks
     from positron.evaluation.research import BASE
     from positron.run.common_precision import with_common_precision
+    from positron.run.find import numbered_folders
     from positron.run.folder import Run
     from positron.train import train
 
     request, config = _settled(overrides, folder)
-    of_base = sorted((folder.parent.parent / BASE).glob("*/"), key=lambda path: int(path.name))
-    config = with_common_precision(config, Run(folder), map(Run, of_base))
+    of_base = map(Run, numbered_folders(folder.parent.parent / BASE))
+    config = with_common_precision(config, Run(folder), of_base)
     return train(config, folder, make_callbacks(request.callbacks), request.asked)
 
 

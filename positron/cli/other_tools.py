@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from positron.config import OptimizerConfig
 from positron.system.commands import command
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def with_other_beta(name: str, value: str | None) -> str | None:
     place = {"beta1": 0, "beta2": 1}.get(name.rpartition(".")[2].removeprefix("adam_"))
     if place is None or value is None or not re.fullmatch(r"[\d.]+", value):
         return None
-    betas = ["0.9", "0.95"]  # the defaults
+    betas = list(map(str, OptimizerConfig().betas))
     betas[place] = value
     return f"optimizer.betas=[{','.join(betas)}]"
 

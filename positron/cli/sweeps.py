@@ -28,6 +28,7 @@ from positron.evaluation.sweep_report import reported_bpb, write_sweep_report
 from positron.run.common_precision import with_common_precision, with_model
 from positron.run.differences import begins_alike, decides_a_new_run, differences
 from positron.run.facts import Facts
+from positron.run.find import numbered_folders
 from positron.run.folder import Run
 from positron.run.paths import JOB
 from positron.settings import Recipe
@@ -132,7 +133,7 @@ def _sweep_job(
             assert refusal is not None
             raise refusal
         known = with_source(config, folder, request.asked)
-        known = with_common_precision(known, Run(folder), with_model(known.model, map(Run, _job_folders(sweep))))
+        known = with_common_precision(known, Run(folder), with_model(known.model, map(Run, numbered_folders(sweep))))
         share = known.device.share * share_of(hydra.launcher)
         wandb = known.logger.wandb
         if wandb is not None:  # wandb shows the jobs of the sweep as one group
@@ -187,7 +188,7 @@ def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: Run
     train.extend=true, train.max_steps may differ. A new folder gets the number that Hydra gave the job, if this number is free.
     """
     with lock(make_folder(sweep) / "jobs.lock", lambda: None):
-        folders = _job_folders(sweep)
+        folders = numbered_folders(sweep)
         overrides_by_folder = {path: _overrides_of(path) for path in folders}
         for ignores_steps in (False, True) if config is not None and config.train.extend else (False,):
             identity = _identity(overrides, ignores_steps)
@@ -206,10 +207,6 @@ def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: Run
         folder = make_folder(sweep / str(new_number))
         write_json(folder / _CLAIM_FILE, list(overrides))
         return folder
-
-
-def _job_folders(sweep: Path) -> list[Path]:
-    return sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def _overrides_of(folder: Path) -> list[str] | None:

@@ -276,7 +276,8 @@ def _is_turns(value: Any) -> bool:
 
 def parsed_turns(value: Any) -> Any:
     """Parse a string that contains a list of messages, as in a cell of a CSV file; return any other value unchanged."""
-    return _parsed(value) if _is_turns(value) else value
+    parsed = _parsed(value)
+    return parsed if _is_turns(parsed) else value
 
 
 def _parsed(value: Any) -> Any:

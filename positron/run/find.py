@@ -94,6 +94,11 @@ def named_run(name: str, outputs: Path = OUTPUTS) -> Run | None:
     return next((run for run in (Run(Path(name)), Run(outputs / name)) if run.exists), None)
 
 
+def numbered_folders(folder: Path) -> list[Path]:
+    """Return the folders in `folder` whose names are numbers, such as the jobs of a sweep, in the order of the numbers."""
+    return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+
+
 def files_below(folder: Path, name: str) -> list[Path]:
     """Return the files `name` at any depth below a folder of runs. Of the links to folders, only those in it are followed."""
     # `**` follows no link, but a run may be a link, for example to another disk

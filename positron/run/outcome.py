@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,8 @@ def read_outcome(path: Path) -> Outcome:
 def canonical(value: Any) -> str:
     """Return the value of a setting as text, in one of its spellings: 1e-3 as 0.001, True as true, [1, 2] as [1,2]."""
     text = _WORDS.get(str(value), str(value)).replace(", ", ",")
-    try:
-        return str(int(text))
-    except ValueError:
-        pass
+    if re.fullmatch(r"[+-]?\d+", text):
+        return str(int(text))  # a float is not exact for a large seed
     try:
         number = float(text)
     except ValueError:

@@ -97,9 +97,8 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     dtype = precision.dtype
     if dtype == "auto":
         dtype = "bf16" if bf16_is_fast(accelerator) else "fp32"
-        if (
-            dtype == "bf16" and accelerator == "cpu"
-        ):  # `faster_precision` may time steps of the model and log its choice
+        # `faster_precision` may time steps of the model and log its choice
+        if dtype == "bf16" and accelerator == "cpu":
             why += ", bf16, or fp32 if steps of this model are faster in fp32 (precision=auto)"
         else:
             faster = "faster" if dtype == "bf16" else "no faster"
