@@ -230,30 +230,26 @@ def choose(
                     "larger sizes are not measured"
                 )
                 break
-            course = course_in(seconds_left(), speed, config, asked, text_tokens)
-            forecast = forecast_bpb(gpt.matmul_params(), course.tokens, text_tokens)
-            candidates.append(Candidate(gpt, speed, course, forecast))
+            candidates.append(_candidate(gpt, speed, seconds_left(), config, asked, text_tokens))
             if larger_gains_nothing(candidates):
                 break
         choice = _settle(config, asked, candidates, seconds_left(), text_tokens)
         is_plain = config.init_from is None and config.distill is None and data.bytes_per_token is not None
         if asked.auto_size and is_plain and data.val_bits is None:  # the built-in stories do not follow the formula
-            longer = _tokens_in(seconds_left() + HOUR, candidates, config, asked, text_tokens)
+            more = seconds_left() + HOUR
+            longer = [_candidate(each.gpt, each.speed, more, config, asked, text_tokens) for each in candidates]
             val_tokens = choice.applied(config, asked).train.val_tokens
-            log_expectation(data, val_tokens, choice.max_steps * choice.batch_tokens, longer)
+            tokens_of_longer = min(longer, key=lambda candidate: candidate.forecast).course.tokens
+            log_expectation(data, val_tokens, choice.max_steps * choice.batch_tokens, tokens_of_longer)
     return choice
 
 
-def _tokens_in(
-    seconds: float, candidates: list[Candidate], config: RunConfig, asked: Asked, text_tokens: float
-) -> float:
-    """Return the number of tokens that the best of `candidates` reads in `seconds`."""
-    courses = [course_in(seconds, candidate.speed, config, asked, text_tokens) for candidate in candidates]
-    forecasts = [
-        forecast_bpb(candidate.gpt.matmul_params(), course.tokens, text_tokens)
-        for candidate, course in zip(candidates, courses, strict=True)
-    ]
-    return courses[forecasts.index(min(forecasts))].tokens
+def _candidate(
+    gpt: GPTConfig, speed: Speed, seconds: float, config: RunConfig, asked: Asked, text_tokens: float
+) -> Candidate:
+    """Return the candidate with the size of `gpt` that is trained for `seconds`."""
+    course = course_in(seconds, speed, config, asked, text_tokens)
+    return Candidate(gpt, speed, course, forecast_bpb(gpt.matmul_params(), course.tokens, text_tokens))
 
 
 def larger_gains_nothing(candidates: list[Candidate]) -> bool:
