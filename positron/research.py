@@ -82,7 +82,8 @@ def main() -> None:
             for trials in research(folder, plan, _train, budget_s):
                 last = trials[-1]
                 gain = f"gain {last.gains[-1]:+.4f}, " if last.gains and last.failure is None else ""
-                logger.info(f"{last.name}, pair {len(last.seeds)}: {gain}{last.verdict} ({last.reason})")
+                pair = "" if last.changes_nothing else f", pair {len(last.seeds)}"
+                logger.info(f"{last.name}{pair}: {gain}{last.verdict} ({last.reason})")
                 if last.verdict != "open":
                     write_report(folder, date, file, plan, trials)
             write_report(folder, date, file, plan, trials)

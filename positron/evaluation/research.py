@@ -71,6 +71,7 @@ class Trial:
     date: str | None = None  # of the latest run
     look: Look | None = None  # result of the statistical tests on the pairs so far; None for fewer than two pairs
     failure: str | None = None  # why a run of the candidate failed
+    changes_nothing: bool = False  # the recipe has the candidate's settings already, so no pairs are trained
 
     @property
     def gains(self) -> list[float]:
@@ -89,11 +90,15 @@ class Trial:
         """
         if self.failure is not None:
             return "failed"
+        if self.changes_nothing:
+            return "rejected"
         return "open" if self.look is None else self.look.verdict
 
     @property
     def reason(self) -> str:
         """Return the reason for the verdict."""
+        if self.changes_nothing:
+            return "the recipe has its settings already"
         return self.failure or (self.look.reason if self.look else counted(len(self.seeds), "pair"))
 
 
@@ -164,6 +169,7 @@ def research(folder: Path, plan: Plan, train: Trainer, budget_s: float = math.in
     one is without the candidate, one with it. A candidate that is adopted becomes part of the base recipe. `train` trains a
     run.
 
+    A candidate whose settings the recipe has already, because an adopted candidate contains them, is rejected without training.
     If the run without the candidate fails, an error is raised. If the run with the candidate fails, the verdict about the
     candidate is "failed", and the next candidate is tested.
 
@@ -177,6 +183,10 @@ def research(folder: Path, plan: Plan, train: Trainer, budget_s: float = math.in
         for name, overrides in plan.candidates.items():
             recipe = merged(base, overrides)
             trials.append(Trial(name, overrides, against))
+            if set(recipe) == set(base):  # such as the better learning rate, after another candidate that contains it
+                trials[-1] = dataclasses.replace(trials[-1], changes_nothing=True)
+                yield list(trials)
+                continue
             for number in range(plan.pairs):
                 trials[-1] = _next_pair(runs, trials[-1], base, recipe, plan, plan.first_seed + number)
                 yield list(trials)

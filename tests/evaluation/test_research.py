@@ -77,6 +77,16 @@ def test_winners_accumulate_and_losers_do_not(tmp_path):
     assert len(trials[0].seeds) < PLAN.pairs
 
 
+def test_a_candidate_whose_settings_were_adopted_before_is_rejected_without_training(tmp_path):
+    machine = Machine()
+    plan = dataclasses.replace(PLAN, candidates={"both": ["good=1", "better=1"], "again": ["good=1"]})
+    trials = last(tmp_path, machine, plan)
+    assert [(trial.verdict, len(trial.seeds)) for trial in trials] == [("adopted", 5), ("rejected", 0)]
+    assert trials[1].reason == "the recipe has its settings already"
+    assert len(machine.trained) == 10
+    write_report(tmp_path, "2026-01-01", "c.yaml", plan, trials)
+
+
 def test_a_candidate_replaces_the_value_of_the_base_in_its_place():
     assert merged(["x=1", "y=2"], ["+x=3", "z=4"]) == ["+x=3", "y=2", "z=4"]
 
