@@ -104,7 +104,7 @@ def token_axis(axes: Any, last: float) -> None:
     axes.set_xlabel("training tokens")
     axes.grid(alpha=0.3)
     if last > 0:
-        axes.set_xlim(0, 1.01 * last)
+        axes.set_xlim(0, 1.03 * last)  # room for the last points, so that a legend does not lie on them
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
