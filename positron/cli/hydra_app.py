@@ -29,6 +29,15 @@ def conf_folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+def conf_folders() -> list[Path]:
+    """Return the folders in which Hydra looks for a file, in its order: `conf/`, and the folder of --config-dir, if given."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():  # called from Python, where there is no --config-dir
+        return [conf_folder()]
+    return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+
+
 @contextmanager
 def hydra_errors_as_ours() -> Iterator[None]:
     """Translate errors of Hydra and OmegaConf to UserError."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,15 +82,17 @@ def given_keys(overrides: Sequence[str]) -> dict[str, str]:
     return {key: value for _, key, value in pairs if value is not None and not key.startswith("hydra")}
 
 
-def experiment_keys(conf: Path, given: Mapping[str, str]) -> dict[str, str]:
+def experiment_keys(folders: Iterable[Path], given: Mapping[str, str]) -> dict[str, str]:
     """Return the settings in the file of the chosen experiment, as a dict from keys, such as optimizer.lr, to values.
 
-    `given` maps the keys of the command line to their values; its key `experiment` names the file in conf/experiment. Without
-    this key, the result is empty. If `given` replaces a whole group, as model=nano does, the experiment's settings of this
-    group are left out. Settings outside a group, such as seed, are always left out.
+    `given` maps the keys of the command line to their values; its key `experiment` names the file, in the subfolder experiment
+    of the first of the `folders` that has it. Without this key, the result is empty. If `given` replaces a whole group, as
+    model=nano does, the experiment's settings of this group are left out. Settings outside a group, such as seed, are always
+    left out.
     """
-    path = conf / "experiment" / f"{given.get('experiment', '')}.yaml"
-    if not path.is_file():
+    paths = (folder / "experiment" / f"{given.get('experiment', '')}.yaml" for folder in folders)
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return {}
     import yaml
 

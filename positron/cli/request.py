@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.cli.custom_data import write_custom_data
-from positron.cli.hydra_app import conf_folder, hydra_errors_as_ours
+from positron.cli.hydra_app import conf_folder, conf_folders, hydra_errors_as_ours
 from positron.cli.overrides import experiment_keys, given_keys, groups_of, read_settings
 from positron.cli.preflight import check
 from positron.cli.teachers import take_from_teachers
@@ -34,7 +34,7 @@ class Request:
 
         In a sweep, `swept` contains the keys with several values.
         """
-        experiment = experiment_keys(conf_folder(), self.asked.given)
+        experiment = experiment_keys(conf_folders(), self.asked.given)
         recipe = recipe_of(self.values)
         refuse_unread(
             self.values, self.asked.given, experiment=experiment, recipe=recipe, is_sweep=is_sweep, swept=swept

@@ -145,3 +145,13 @@ def test_a_preset_of_a_user_may_hold_as_little(run_command, tmp_path):
     values = yaml.safe_load(shown.out)
     assert values["model"]["n_layer"] == 1
     assert values["model"]["norm"] == "layernorm"
+
+
+def test_a_setting_that_an_own_experiment_gives_in_vain_is_refused(run_command, tmp_path):
+    own = tmp_path / "mine" / "experiment" / "x.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\ndata:\n  path: my.txt\n")
+    for more in ([], ["-m", "seed=0,1"]):
+        refused = run_command("train", "--config-dir", "mine", "experiment=x", "model=debug", *more)
+        assert refused.code == 2
+        assert "data.path= is read by data=text, not by data=stories" in refused.err
