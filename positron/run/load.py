@@ -115,12 +115,16 @@ def load_draft(name: str | None, tokenizer: Tokenizer) -> GPT | None:
 
 def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return a LightningModule's weights under the names that `GPT` gives them; LoRA matrices are merged into the weights."""
-    from positron.model.kernels.torch_private import COMPILED_MARK
     from positron.model.lora import merge_lora
 
-    return merge_lora(
-        {name.removeprefix("model.").replace(COMPILED_MARK, ""): value for name, value in state_dict.items()}
-    )
+    return merge_lora(stored_names(state_dict))
+
+
+def stored_names(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a LightningModule's weights under the names that `GPT` gives them, and those of LoRA as they are stored."""
+    from positron.model.kernels.torch_private import COMPILED_MARK
+
+    return {name.removeprefix("model.").replace(COMPILED_MARK, ""): value for name, value in state_dict.items()}
 
 
 def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:

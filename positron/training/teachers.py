@@ -19,8 +19,8 @@ from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import Tokenizer
 from positron.training.from_text import Lesson
 from positron.training.objective.distill import DistillObjective, Teachers
-from positron.training.objective.reference import hash_of_weights
 from positron.training.resume import Session
+from positron.training.tuning import hash_of_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
     config, start = session.config, session.start
     assert config.distill is not None
     if _nothing_is_left(session):
-        return Teachers([], (session.run.facts().teachers or "").split()), load_tokenizer(session.run.tokenizer_folder)
+        hashes = (session.run.facts().teachers or "").split()
+        return Teachers([], hashes), load_tokenizer(session.run.tokenizer_folder)
     runs = find_teachers(config.distill.teachers)
     refuse_shorter_context(runs, config.model.context_length)
     loaded = [load_model(run) for run in runs]
@@ -55,7 +56,8 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
         tokenizers.append((start.tokenizer_from, load_tokenizer(start.tokenizer_from.tokenizer_folder)))
     tokenizer = common_tokenizer(tokenizers)
     models = [model.requires_grad_(False).to(session.machine.device) for model, _, _ in loaded]
-    hashes = [hash_of_weights(model.state_dict()) for model in models]
+    recorded = (session.run.facts().teachers or "").split() if start.is_own else []
+    hashes = [hash_of_checkpoint(path, recorded) for _, _, path in loaded]
     for run, model in zip(runs, models, strict=True):
         facts = run.facts()
         step = facts.best_step or facts.step or 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from positron.run.checkpoint import best_or_newest, load_checkpoint
 from positron.run.facts import Facts
 from positron.run.find import find_run, named_run
 from positron.run.folder import Run
-from positron.run.load import bare_names, load_model, restore
+from positron.run.load import bare_names, load_model, restore, stored_names
 from positron.run.metrics import append_row
 from positron.settings import from_dict
 from positron.system.console import one_line
@@ -137,9 +137,16 @@ def base_run(config: RunConfig) -> Run:
     return find_run(config.init_from)
 
 
-def hash_of_checkpoint(path: Path) -> str:
-    """Return the SHA-256 hash of the weights in a checkpoint, into which LoRA matrices are merged."""
-    return hash_of_weights(bare_names(load_checkpoint(path)["state_dict"]))
+def hash_of_checkpoint(path: Path, known: Collection[str] = ()) -> str:
+    """Return the SHA-256 hash of the weights in a checkpoint as they are stored, LoRA matrices included.
+
+    Earlier versions merged LoRA matrices into the weights first. The last bits of this product depend on the processor, so the
+    hash of unchanged weights could differ on another machine. If one of the hashes `known` is the hash of the merged weights,
+    it is returned.
+    """
+    weights = load_checkpoint(path)["state_dict"]
+    former = hash_of_weights(bare_names(weights)) if known else None
+    return former if former is not None and former in known else hash_of_weights(stored_names(weights))
 
 
 def is_base_changed(config: RunConfig, began_with: str | None) -> bool | None:
@@ -150,7 +157,8 @@ def is_base_changed(config: RunConfig, began_with: str | None) -> bool | None:
     """
     try:
         weights = best_or_newest(base_run(config).checkpoint_folder)
-        return None if weights is None else hash_of_checkpoint(weights) != began_with
+        known = () if began_with is None else (began_with,)
+        return None if weights is None else hash_of_checkpoint(weights, known) != began_with
     except UserError:
         return None
 

@@ -36,6 +36,7 @@ from positron.data.preferences import Pair
 from positron.model.gpt import GPT
 from positron.model.lora import add_lora, merge_lora
 from positron.reinforce import _answers
+from positron.run.checkpoint import load_checkpoint
 from positron.run.facts import write_record
 from positron.run.folder import Run
 from positron.run.load import load_model
@@ -49,10 +50,11 @@ from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 from positron.train import train
 from positron.training.objective.preference import PreferenceObjective
+from positron.training.objective.reference import hash_of_weights
 from positron.training.objective.sft import SFTObjective
 from positron.training.objective.tokens import NextToken
 from positron.training.resume import Start
-from positron.training.tuning import _measure_forgetting, replayed_run, replayed_text
+from positron.training.tuning import _measure_forgetting, hash_of_checkpoint, replayed_run, replayed_text
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz ?.<|>_\n")
 BEGIN, SYSTEM, USER, ASSISTANT, END = (TOKENIZER.special_id(token) for token in SPECIALS)
@@ -577,6 +579,17 @@ def test_lora_runs_resume_and_load_as_plain_models(base: Path, tmp_path: Path) -
     np.testing.assert_array_equal(
         exported["blocks.0.attn.q.weight"], model.state_dict()["blocks.0.attn.q.weight"].numpy()
     )
+
+
+def test_the_hash_of_lora_weights_does_not_depend_on_how_a_processor_multiplies(base: Path, tmp_path: Path) -> None:
+    config = tuned(base, sft=SFTConfig(lora=LoraConfig(rank=2), patience=0))
+    sft(dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=2)), tmp_path / "run")
+    model, _, path = load_model(Run(tmp_path / "run"))
+    stored = {name.removeprefix("model."): value for name, value in load_checkpoint(path)["state_dict"].items()}
+    assert any(name.endswith("lora_b") for name in stored)
+    own, former = hash_of_weights(stored), hash_of_weights(model.state_dict())
+    assert hash_of_checkpoint(path) == hash_of_checkpoint(path, [own, "another"]) == own != former
+    assert hash_of_checkpoint(path, [former]) == former, "a run of an earlier version continues"
 
 
 def test_an_early_stop_ends_the_run_for_good(base: Path, tmp_path: Path) -> None:
