@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Sequence
 
+from positron.run.base import pretrained_run
 from positron.run.ensemble import common_tokenizer
 from positron.run.find import named_run
 from positron.run.folder import Run
@@ -47,7 +48,7 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
     assert config.distill is not None
     if _nothing_is_left(session):
         hashes = (session.run.facts().teachers or "").split()
-        return Teachers([], hashes), load_tokenizer(session.run.tokenizer_folder)
+        return Teachers([], hashes, []), load_tokenizer(session.run.tokenizer_folder)
     runs = find_teachers(config.distill.teachers)
     refuse_shorter_context(runs, config.model.context_length)
     loaded = [load_model(run) for run in runs]
@@ -58,6 +59,7 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
     models = [model.requires_grad_(False).to(session.machine.device) for model, _, _ in loaded]
     recorded = (session.run.facts().teachers or "").split() if start.is_own else []
     hashes = [hash_of_checkpoint(path, recorded) for _, _, path in loaded]
+    masks = [is_masked(run) for run in runs]
     for run, model in zip(runs, models, strict=True):
         facts = run.facts()
         step = facts.best_step or facts.step or 0
@@ -69,9 +71,21 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
             )
     if start.is_own:
         known = _refuse_changed(session.run, runs, hashes)
-        models = [models[hashes.index(before)] for before in known]
-        hashes = known
-    return Teachers(models, hashes), tokenizer
+        order = [hashes.index(before) for before in known]
+        models, masks, hashes = [models[i] for i in order], [masks[i] for i in order], known
+    return Teachers(models, hashes, masks), tokenizer
+
+
+def is_masked(run: Run) -> bool:
+    """Tell whether attention stayed inside documents when the model of `run` was pretrained (data.document_mask).
+
+    If the pretrained run is missing, this is unknown: a warning is logged, and the result is False.
+    """
+    try:
+        return pretrained_run(run).settings().data.document_mask
+    except UserError as error:
+        logger.warning(f"the teacher {run.folder} reads the text with attention across documents: {error}")
+        return False
 
 
 def _nothing_is_left(session: Session) -> bool:

@@ -22,7 +22,7 @@ import positron
 from positron.config import DistillConfig, GPTConfig, RunConfig
 from positron.data.corpus import prepare
 from positron.distill import distill
-from positron.model.gpt import GPT
+from positron.model.gpt import GPT, document_numbers
 from positron.run.base import base_of, tokens_seen
 from positron.run.checkpoint import checkpoints, load_checkpoint
 from positron.run.folder import Run
@@ -31,12 +31,14 @@ from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
+from positron.text.tokenizer import END_OF_TEXT
 from positron.train import train
 from positron.training import teachers
 from positron.training.budget.speed import SpeedMeasurement
 from positron.training.device import choose_machine
 from positron.training.objective.distill import DistillObjective, Teachers
 from positron.training.objective.reference import hash_of_weights
+from positron.training.teachers import is_masked
 
 STEPS = 20
 
@@ -65,12 +67,17 @@ def student(place: Path, *names: str, alpha: float = 0.5, temperature: float = 1
     return tiny(place, train__max_steps=STEPS, seed=7, distill=settings, **changes)
 
 
-def objective_of(place: Path, *teachers: GPT, alpha: float, temperature: float = 1.0) -> DistillObjective:
+def objective_of(
+    place: Path, *teachers: GPT, alpha: float, temperature: float = 1.0, mask: bool = False
+) -> DistillObjective:
+    masks = [mask] * len(teachers)
     config = tiny(place)
     tokenizer, tokens = prepare(config.data, config.tokenizer, None)
     sizes = {"context": 32, "batch_size": 16, "micro_batch_size": 8, "seed": 1, "val_tokens": 1000}
     settings = DistillConfig(("a",), alpha, temperature)
-    return DistillObjective(config.data, tokens, tokenizer, settings=settings, teachers=Teachers(teachers, []), **sizes)
+    return DistillObjective(
+        config.data, tokens, tokenizer, settings=settings, teachers=Teachers(teachers, [], masks), **sizes
+    )
 
 
 @pytest.mark.slow
@@ -106,6 +113,23 @@ def test_teachers_compute_in_the_precision_of_the_training(place: Path) -> None:
         states, _ = objective._states(part[0], None)[0]
         assert objective.loss(model, part).item() / part[1].numel() < 1e-6
     assert not torch.equal(states, exact.flatten(0, 1))
+
+
+def test_a_teacher_that_was_trained_inside_documents_reads_inside_them_for_every_student(
+    place: Path, tmp_path: Path
+) -> None:
+    teacher = load_model(Run(place / "a"))[0]
+    objective = objective_of(place, teacher, alpha=1.0, mask=True)
+    x, _ = objective.batch(1, 0, 1)[0]
+    x[:, 10] = objective.tokenizer.special_id(END_OF_TEXT)  # a document begins in the middle of each window
+    inside = document_numbers(x, objective.tokenizer.special_id(END_OF_TEXT))
+    states, _ = objective._states(x, None)[0]
+    assert torch.equal(states, teacher.hidden(x, inside).flatten(0, 1))
+    assert not torch.equal(states, teacher.hidden(x).flatten(0, 1))
+    shutil.copytree(place / "a", tmp_path / "masked")
+    config = tmp_path / "masked" / "config.json"
+    config.write_text(config.read_text().replace('"document_mask": false', '"document_mask": true'))
+    assert [is_masked(Run(folder)) for folder in (place / "a", tmp_path / "masked")] == [False, True]
 
 
 def test_the_loss_is_the_sum_of_its_terms_and_falls(place: Path, tmp_path: Path) -> None:
@@ -300,7 +324,7 @@ def test_a_time_budget_is_measured_with_the_teachers(place: Path) -> None:
     config = tiny(place)
     tokenizer, tokens = prepare(config.data, config.tokenizer, None)
     gpt: GPTConfig = config.model.with_vocab(tokenizer.vocab_size)
-    teachers = Teachers([Counted(gpt).eval()], [])
+    teachers = Teachers([Counted(gpt).eval()], [], [False])
     learning = functools.partial(DistillObjective, settings=DistillConfig(("a",)), teachers=teachers)
     machine = choose_machine(config.device, config.precision)
     measurement = SpeedMeasurement(config, machine, tokenizer, tokens, learning)

@@ -13,21 +13,23 @@ import torch
 from torch import Tensor
 
 from positron.config import DistillConfig
-from positron.model.gpt import GPT
+from positron.model.gpt import GPT, document_numbers
 from positron.model.kernels.distillation import States, linear_distillation
+from positron.text.tokenizer import END_OF_TEXT
 from positron.training.objective.base import Part
 from positron.training.objective.pretrain import PretrainObjective
 
 
 @dataclass(frozen=True)
 class Teachers:
-    """Hold the frozen models and, for each of them, the SHA-256 of its weights.
+    """Hold the frozen models and, for each of them, the hash of its weights and whether attention stays inside documents.
 
-    The models are in evaluation mode, on the device of the training.
+    The models are in evaluation mode, on the device of the training. The hashes are those of `hash_of_checkpoint`.
     """
 
     models: Sequence[GPT]
     hashes: Sequence[str]
+    masks: Sequence[bool]
 
 
 class DistillObjective(PretrainObjective):
@@ -90,10 +92,15 @@ class DistillObjective(PretrainObjective):
     def _states(self, x: Tensor, documents: Tensor | None) -> list[States]:
         """Return the last hidden states (N, C) and the output matrix (V, C) of each teacher, for the input ids `x` (B, T).
 
-        `documents` (B, T): the number of each token's document, or None if attention crosses documents. N is B T, and C is the
-        width of the teacher.
+        `documents` (B, T): the number of each token's document, or None if the student's attention crosses documents. The
+        attention of a teacher that was trained inside documents stays inside them in both cases: across documents, its
+        probabilities would be much worse. N is B T, and C is the width of the teacher.
         """
-        return [(each.hidden(x, documents).flatten(0, 1), each.head_weight) for each in self.teachers.models]
+        inside = document_numbers(x, self.tokenizer.special_id(END_OF_TEXT))
+        return [
+            (each.hidden(x, inside if is_masked else documents).flatten(0, 1), each.head_weight)
+            for each, is_masked in zip(self.teachers.models, self.teachers.masks, strict=True)
+        ]
 
     def loss_terms(self) -> dict[str, Tensor]:
         """Return the means of the cross-entropy and of the KL divergence over the targets of the last step, in nats."""
