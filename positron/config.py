@@ -308,10 +308,11 @@ class DataConfig:
     files: str = "*"  # pattern that selects files of data.repo
     revision: str | None = None  # branch, tag or commit of data.repo
     config_name: str | None = None  # for a dataset without Parquet files: name of the configuration to read
-    max_mb: Positive | None = None  # largest amount of text to use; null: all of it
+    # largest amount of text to use; null: all of it; for source=hub, about a megabyte more is possible
+    max_mb: Positive | None = None
     # for source=hub: stream the dataset; an epoch is this many tokens of new text
     tokens_per_epoch: int | str | None = None
-    size_mb: Positive = 20.0  # for source=stories: size of the built-in corpus
+    size_mb: Positive = 20.0  # for source=stories: size of the built-in corpus, rounded up to a multiple of 500 stories
     # for source=story_instruct: number of conversations; for source=story_preference: number of pairs
     examples: Count = 20_000
     seed: Seed = 0  # random seed of the built-in corpus and of the train/validation split

@@ -22,6 +22,7 @@ from positron.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+MUCH_LARGER = 1.2  # times the size that was asked for
 UNKNOWN_SAMPLE_TOKENS = 1_000_000  # number of training tokens in which the share of <unk> is measured
 TOKENIZER_SAMPLE_BYTES = 4_000_000  # bytes of text that a tokenizer is trained on
 
@@ -116,6 +117,12 @@ def _report(source: Source, tokens: Path, tokenizer: Tokenizer, *, is_own: bool)
     train, val = (TokenFiles(tokens, split, tokenizer) for split in SPLITS)
     if summary := source.summary():
         logger.info(f"{train.n_bytes:,} bytes for training, {val.n_bytes:,} for validation; {summary}")
+    size = train.n_bytes + val.n_bytes
+    if source.limit_bytes is not None and size > MUCH_LARGER * source.limit_bytes:
+        logger.info(
+            f"{size / 1e6:.2f} MB of text instead of {source.limit_bytes / 1e6:g} MB, because this source is read in pieces of "
+            "about half a megabyte to a megabyte"
+        )
     if tokenizer.kind == "word" and train.n_bytes > MAX_BYTES_PER_TOKEN * train.n_tokens:
         logger.warning(
             f"tokenizer=word finds only {train.n_tokens:,} words in {train.n_bytes:,} bytes, because this text "

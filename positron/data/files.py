@@ -81,6 +81,10 @@ class FileSource:
         self._split = self._find_split(f"data.path={path}" if config.url is None else f"data.url={config.url}")
         changes = [file.name for file, changed in zip(self.files, reads_differ, strict=True) if changed]
         changes += [f"split at {self._split.place}"] if self._split.is_new else []
+        packed = any(compression_of(path) or format_of(path) == "parquet" for path in self.files)
+        self.total_bytes = None if packed else sum(path.stat().st_size for path in self.files)
+        if self._limit is not None and (self.total_bytes is None or self.total_bytes > self._limit):
+            changes += ["exact max_mb"]  # earlier versions read up to a million characters more
         self.fingerprint = hash_facts([*facts, changes]) if changes else self.earlier_fingerprint
         stem = portable_name(Path(path).stem.strip("*")) or "files"
         stem = (
@@ -89,8 +93,6 @@ class FileSource:
             else hashlib.sha256(stem.encode("utf-8", "replace")).hexdigest()[:20]
         )
         self.name = f"text-{stem}-{self.fingerprint[:8]}"
-        packed = any(compression_of(path) or format_of(path) == "parquet" for path in self.files)
-        self.total_bytes = None if packed else sum(path.stat().st_size for path in self.files)
 
     def content_fingerprint(self) -> str | None:
         """Return a fingerprint that does not depend on the times of modification of large files.
@@ -197,21 +199,22 @@ class FileSource:
                 yield text, ends
 
     def _first_pieces(self, limit: int) -> Iterator[Piece]:
-        """Yield the first pieces of the text, as pairs (piece, whether its document ends with it), up to about `limit` bytes.
+        """Yield the first `limit` bytes of the text as pairs (piece, whether its document ends with it).
 
-        After about every million characters (CHARS_PER_TASK), the size so far is compared with `limit`. If it has reached the
-        limit, no further piece is yielded. So the pieces may have about a million characters too many.
+        The last piece is cut after a line end or, if there is none in its last 1,000 characters, after a space.
         """
-        size = in_task = 0
+        left = limit
         for text, ends in self._all_pieces():
-            if self._is_cut_short:
+            content = text.encode("utf-8")
+            if len(content) > left:
+                self._is_cut_short = True
+                kept = content[:left].decode("utf-8", "ignore")
+                near = max(0, len(kept) - 1000)
+                if kept := kept[: kept.rfind("\n", near) + 1 or kept.rfind(" ", near) + 1 or len(kept)]:
+                    yield kept, True
                 return
             yield text, ends
-            size += len(text.encode("utf-8"))
-            in_task += len(text)
-            if in_task >= CHARS_PER_TASK:
-                in_task = 0
-                self._is_cut_short = size >= limit
+            left -= len(content)
 
     def _documents(self) -> Iterator[Document]:
         if self._split.place is None:

@@ -70,6 +70,19 @@ def test_a_limit_leaves_the_end_of_what_it_takes_for_validation(
         assert sum(counts) <= max_mb * 1e6 + 10_000
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize("max_mb", [0.01, 0.05, 0.2, 0.9, 2.0])
+def test_a_limit_is_exact_to_the_line_and_a_larger_one_changes_nothing(
+    tmp_path: Path, name: str, max_mb: float
+) -> None:
+    documents = [f"{i}: {LINE}" * 100 for i in range(200)]
+    (tmp_path / name).write_bytes(as_text(documents) if name == "a.txt" else as_jsonl(documents))
+    whole, size = sum(sides(tmp_path / name)), sum(sides(tmp_path / name, max_mb=max_mb))
+    assert min(whole, max_mb * 1e6) - 1000 < size <= max_mb * 1e6
+    now, earlier = fingerprints(tmp_path / name, max_mb=max_mb)
+    assert (now != earlier) == (size < whole)
+
+
 @pytest.mark.parametrize("val_fraction", [0.02, 0.1])
 @pytest.mark.parametrize("n", [20, 25, 60])
 def test_no_draw_leaves_a_side_empty(tmp_path: Path, n: int, val_fraction: float) -> None:
