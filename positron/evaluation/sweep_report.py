@@ -21,6 +21,7 @@ from positron.run.folder import SFT, Run
 from positron.run.metrics import read_metrics
 from positron.run.outcome import canonical, read_outcome
 from positron.run.paths import JOB
+from positron.system.commands import command
 from positron.system.disk import whole_file, write_text
 from positron.system.errors import UserError
 from positron.system.formatting import aligned, counted, representative_bpb
@@ -172,9 +173,9 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
 
     A variant consists of the jobs that differ only in their seed. Only variants with scores for at least two seeds count. The
     list is empty if there are fewer than two such variants, if one of the two was started without a choice such as model=,
-    which no setting of the run tells, or if the jobs are supervised fine-tuning: the sweep ranks them by their loss on answers,
-    and `compare` would measure the loss on the pretraining text. Otherwise the list has an argument for each variant,
-    FOLDER:KEY=VALUE, with the overrides of this variant.
+    which no setting of the run tells, if their texts differ, or if the jobs are supervised fine-tuning: the sweep ranks them by
+    their loss on answers, and `compare` would measure the loss on the pretraining text. Otherwise the list has an argument for
+    each variant, FOLDER:KEY=VALUE, with the overrides of this variant.
 
     The option --differ-in, with the names of the settings in which the two variants differ, is added in three cases: if the
     variants differ in several settings, in a key without a dot such as model, or in a setting that changes the order of the
@@ -189,7 +190,7 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
         return []
     keys.remove(SEED)
     first, second = (group.members[0] for group in groups)
-    if any(key not in job.choices for job in (first, second) for key in keys):
+    if any(key not in job.choices for job in (first, second) for key in keys) or _remark([first, second]):
         return []
     names = [f"{folder}:" + ",".join(f"{key}={job.choices[key]}" for key in keys) for job in (first, second)]
     differing = [key for key in keys if key != "experiment" and first.variant[key] != second.variant[key]]
@@ -198,13 +199,24 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
     return names
 
 
+def _remark(jobs: Sequence[Job]) -> str:
+    """Return a remark about scores that cannot be compared, or an empty string."""
+    if len({job.facts.data_fingerprint for job in jobs} - {None}) < 2:
+        return ""
+    return (
+        "These jobs had different texts, and each was validated on a part of its own text, so their scores cannot be "
+        f"compared. To score them on one text: {command('compare', 'RUNS', '--text', 'FILE')}"
+    )
+
+
 def as_text(jobs: Sequence[Job]) -> str:
     """Format the table of jobs with aligned columns for the terminal.
 
-    If the jobs have different seeds, the table of variants (see `variant_table`) comes before the table of jobs.
+    If the jobs have different seeds, the table of variants (see `variant_table`) comes before the table of jobs. If the jobs
+    had different texts, a remark says that their scores cannot be compared.
     """
-    rows = variant_table(jobs)
-    return (f"{aligned(rows)}\n\n" if rows else "") + aligned(table(jobs))
+    tables = [aligned(rows) for rows in (variant_table(jobs), table(jobs)) if rows]
+    return "\n\n".join(filter(None, [*tables, _remark(jobs)]))
 
 
 def as_markdown(jobs: Sequence[Job], title: str) -> str:
@@ -219,8 +231,9 @@ def as_markdown(jobs: Sequence[Job], title: str) -> str:
         if all(key in job.choices and canonical(job.choices[key]) == canonical(value) for job in jobs)
     }
     overrides = "".join(f"- {key} = {value}\n" for key, value in shared.items())
-    tables = "\n\n".join(_as_markdown(rows) for rows in (variant_table(jobs), table(jobs)) if rows)
-    return f"# {title}\n\n{overrides}\n{tables}\n\n![curves and scores](sweep.png)\n"
+    tables = [_as_markdown(rows) for rows in (variant_table(jobs), table(jobs)) if rows]
+    content = "\n\n".join(filter(None, [*tables, _remark(jobs)]))
+    return f"# {title}\n\n{overrides}\n{content}\n\n![curves and scores](sweep.png)\n"
 
 
 def _as_markdown(table: Sequence[Sequence[str]]) -> str:

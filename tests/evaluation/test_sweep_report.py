@@ -122,6 +122,18 @@ def test_a_sweep_that_ranks_answers_is_not_compared_on_the_pretraining_text(tmp_
         assert bool(paired_arguments(write_sweep_report(tmp_path / kind), Path("s"))) == says
 
 
+def test_jobs_with_different_texts_are_not_compared_and_the_table_says_so(tmp_path: Path) -> None:
+    for number, (path, seed) in enumerate(itertools.product(("a.txt", "b.txt"), (0, 1))):
+        words = [f"data.path={path}", f"seed={seed}"]
+        job(tmp_path, number, words, 0.3 + number / 100, data_fingerprint=path)
+    jobs = write_sweep_report(tmp_path)
+    assert paired_arguments(jobs, Path("s")) == []
+    remark = "These jobs had different texts"
+    assert remark in as_text(jobs)
+    assert remark in (tmp_path / "sweep.md").read_text()
+    assert remark not in as_text(jobs[:2])
+
+
 def test_fine_tuning_is_ranked_by_the_model_that_is_kept(tmp_path: Path) -> None:
     results = []
     for number, (last, best) in enumerate(((0.5, 0.2), (0.4, 0.3))):
