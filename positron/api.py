@@ -334,6 +334,7 @@ def _data_settings(
     """
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of
+    from positron.cli.python_arguments import full_name
     from positron.config import DataConfig
     from positron.data.memory import write_conversations, write_pairs, write_texts
 
@@ -348,10 +349,13 @@ def _data_settings(
         raise UserError(
             f"data= takes a path, a list of {items}, a Dataset, or the name of a preset, not {type(data).__name__}"
         )
-    folder = settings.get("data.dir", DataConfig.dir)
+    readers: dict[str, Recipe] = {"text": "train", "instruct": "sft", "preferences": "prefer"}
+    given = {full_name(key, readers[kind]): value for key, value in settings.items()}
+    folder = given.get("data.dir", DataConfig.dir)
     match kind:
         case "text":
-            return {"data": kind, "data.path": write_texts(data, folder)}
+            path = write_texts(data, folder, given.get("data.field", DataConfig.field))
+            return {"data": kind, "data.path": path}
         case "instruct":
             return {"data": kind, "data.path": write_conversations(data, folder)}
         case "preferences":

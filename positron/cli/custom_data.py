@@ -56,7 +56,7 @@ def write_custom_data(values: dict[str, Any]) -> None:
     with _naming(target):  # a generator runs while its rows are written
         match recipe_of(values):
             case "train" | "distill":
-                data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}
+                data |= {"source": "text", "path": str(write_texts(rows, data["dir"], data["field"]))}
             case "sft" | "reinforce":
                 data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
             case "prefer":

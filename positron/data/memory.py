@@ -35,7 +35,7 @@ def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text")
             elif field in item:
                 fault = f"has a value of type {type(text).__name__} in this field"
             else:
-                fault = f"has the fields {', '.join(map(str, item))}"
+                fault = f"has the fields {', '.join(map(str, item))}: name the field of the text by data.field="
             raise UserError(
                 f"data=: item {number} (counted from 0) must be a text, or a row with a text in the field `{field}`, but it "
                 f"{one_line(fault, 200)}"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from text_files import DOCUMENTS, as_jsonl, source
 
+from positron.api import _data_settings
 from positron.config import DataConfig
 from positron.data.conversations import read_conversations
 from positron.data.memory import write_conversations, write_texts
@@ -69,6 +70,15 @@ def test_an_item_that_is_not_text_is_named(tmp_path: Path, given: Any, says: str
     with pytest.raises(UserError, match=says):
         write_texts(given, tmp_path)
     assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("key", ["field", "data.field"])
+def test_rows_are_read_from_the_field_that_is_named(tmp_path: Path, key: str) -> None:
+    rows = [{"text": f"title {i}", "body": f"the long article {i}"} for i in range(30)]
+    settings = _data_settings(rows, "text", {key: "body", "data.dir": str(tmp_path)})
+    content = settings["data.path"].read_text()
+    assert "the long article 7" in content
+    assert "title" not in content
 
 
 @pytest.mark.parametrize("write", [write_texts, write_conversations])
