@@ -141,9 +141,11 @@ def refuse_before_start(session: Session, *, last_step: int, fingerprint: str) -
     if start.is_own and known and known != fingerprint:
         before, now = run.settings().data.path, session.config.data.path
         if before != now:
+            is_renamed = before is not None and now is not None and Path(before).name != Path(now).name
             raise UserError(
                 f"{run.folder} was trained on another text, data.path={before}: give this path to continue the run, or another "
                 "name= to start a new one"
+                + (" (a file with another name counts as another text: undo a renaming)" if is_renamed else "")
             )
         raise UserError(
             f"the training text of {run.folder} has changed since the run started: restore the text, or give another name="
