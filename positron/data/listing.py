@@ -220,7 +220,7 @@ def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing
             listing.skip(path, "hidden")
             continue
         try:
-            facts = entry.stat()
+            facts = path.stat()  # entry.stat() has no inode on Windows
         except OSError as error:
             listing.skip(path, "a link to a missing file" if entry.is_symlink() else error.strerror or "unreadable")
             continue

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import sys
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -366,6 +367,27 @@ def write(path: Path, content: str = "text\n") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     return path
+
+
+def test_on_windows_every_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, `os.DirEntry.stat` sets the device and the inode of what is not a link to 0, as its documentation says."""
+
+    class Entry:
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.name, self.path, self.is_symlink, self._entry = entry.name, entry.path, entry.is_symlink, entry
+
+        def stat(self) -> os.stat_result:
+            mode, _, _, _, *others = self._entry.stat()
+            return os.stat_result((mode, 0, 0, 0, *others))
+
+    original = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: map(Entry, original(folder)))
+    for name in ("a/one.txt", "a/deep/two.txt", "b/three.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    listing = list_files(str(tmp_path))
+    assert {path.name for path in listing.files} == {"one.txt", "two.txt", "three.txt"}
+    assert not listing.skipped
 
 
 def test_linked_folders_are_followed_once_and_broken_links_are_named(tmp_path: Path) -> None:
