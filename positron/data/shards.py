@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import mmap
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from positron.data.sources import WAIT, Source
-from positron.system.children import CHILDREN, end_with_parent, leave_interrupts_to_parent
+from positron.system.children import CHILDREN, end_with_parent, leave_interrupts_to_parent, worker_processes
 from positron.system.disk import make_folder, read_json, replace_folder, whole_file, write_json
 from positron.system.errors import UserError
 from positron.system.progress import Meter
@@ -219,7 +218,7 @@ def write_tokens(
     with Meter("tokenizing", source.total_bytes, n_bytes, unit=1e-6) as meter:
         # an interrupted call may have saved its progress after the last task
         is_complete = source.limit_bytes is not None and n_bytes >= source.limit_bytes
-        workers = os.cpu_count() or 1
+        workers = worker_processes()
         for parts in () if is_complete else encode_all(source, tokenizer, tokenizer_folder, tasks, workers):
             tasks += 1
             for split, part in parts.items():

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from positron.config import DataConfig
 from positron.data import shards
 from positron.data.hub import HubSource, text_digest
 from positron.data.shards import Encoded, SplitWriter, TokenFiles, encode_all, encode_task, token_dtype
+from positron.system.children import worker_processes
 from positron.system.disk import make_folder, read_json, replace_folder, write_json
 from positron.system.errors import UserError
 from positron.system.locks import lock, remove_unless_locked
@@ -224,14 +224,15 @@ class Stream:
 def open_stream(config: DataConfig, tokenizer_folder: Path) -> Path:
     """Prepare the token files of a streamed dataset and return their folder.
 
-    If the validation split does not exist, it is written. If no epoch exists, the first epoch is written with all CPU cores.
-    Raises Unreachable if the network fails, UserError if the dataset has fewer than two Parquet files or no text.
+    If the validation split does not exist, it is written. If no epoch exists, the first epoch is written by several processes
+    (see `worker_processes`). Raises Unreachable if the network fails, UserError if the dataset has fewer than two Parquet files
+    or no text.
     """
     stream = Stream(config, tokenizer_folder)
     stream.make_validation()
     if not any(stream.folder.glob("epoch-*/tokens.json")):
         logger.info(f"writing the first {stream.size:,} tokens of {config.repo} to {stream.folder}")
-        stream.make(0, workers=os.cpu_count() or 1)
+        stream.make(0, workers=worker_processes())
     if not (stream.folder / "tokenizer").exists():
         stream.tokenizer.save(make_folder(stream.folder / "tokenizer"))
     return stream.folder

@@ -1,4 +1,4 @@
-"""Start child processes, make them ignore Ctrl-C, and make them end when their parent ends.
+"""Start child processes, say how many, make them ignore Ctrl-C, and make them end when their parent ends.
 
 The module also defines `PipeEnd`, the type of the two objects that `multiprocessing.Pipe` returns.
 
@@ -23,7 +23,9 @@ if sys.platform == "win32":
 else:
     from multiprocessing.connection import Connection as PipeEnd
 
-__all__ = ["CHILDREN", "PipeEnd", "end_with_parent", "leave_interrupts_to_parent"]
+__all__ = ["CHILDREN", "PipeEnd", "end_with_parent", "leave_interrupts_to_parent", "worker_processes"]
+
+_MAX_ON_WINDOWS = 61  # ProcessPoolExecutor refuses more, because Windows waits for at most 63 objects at a time
 
 
 class _ProcessWithoutMain(SpawnProcess):
@@ -50,6 +52,17 @@ class _ContextWithoutMain(SpawnContext):
 
 
 CHILDREN = _ContextWithoutMain()
+
+
+def worker_processes() -> int:
+    """Return how many processes can compute at the same time: the number of cores, and on Windows at most 61.
+
+    On Linux, only the cores that this process may use are counted, which `taskset` and job schedulers restrict.
+    """
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    cores = os.cpu_count() or 1
+    return min(cores, _MAX_ON_WINDOWS) if sys.platform == "win32" else cores
 
 
 def leave_interrupts_to_parent() -> None:

@@ -384,7 +384,7 @@ def test_workers_of_a_killed_prepare_do_not_stay(tmp_path: Path) -> None:
 
 def _prepare_by_all_cores(folder: str, text: str) -> None:
     shards.SMALL_CORPUS_BYTES = 0
-    os.cpu_count = lambda: 2
+    vars(shards)["worker_processes"] = lambda: 2
     prepare(DataConfig("text", text, dir=folder), TokenizerConfig("char"), None)
 
 

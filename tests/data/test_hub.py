@@ -60,7 +60,7 @@ def test_the_buffer_on_the_disk_is_never_exceeded(stories_hub: Hub, tmp_path: Pa
         return real(self, task)
 
     monkeypatch.setattr(hub.HubSource, "read", watched)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(shards, "worker_processes", lambda: 1)
     prepare(config(tmp_path), TokenizerConfig("word", 1000), None)
     assert 1 <= most[0] <= 2
 
@@ -70,9 +70,9 @@ def test_several_processes_write_what_one_writes_with_a_full_buffer(
     stories_hub: Hub, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(hub, "BUFFER_FILES", 1)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(shards, "worker_processes", lambda: 1)
     _, single = prepare(config(tmp_path / "a"), CHAR, None)
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(shards, "worker_processes", lambda: 3)
     _, three = prepare(config(tmp_path / "b"), CHAR, None)
     assert contents(single) == contents(three)
 
@@ -203,7 +203,7 @@ def test_a_fault_of_this_machine_is_not_taken_for_one_of_the_network() -> None:
 def _prepare(folder: str, endpoint: str) -> None:
     os.environ["HF_ENDPOINT"] = endpoint
     hub_download.SPARE_BYTES, shards.SHARD_TOKENS = 0, 3000
-    os.cpu_count = lambda: 1
+    vars(shards)["worker_processes"] = lambda: 1
     prepare(config(Path(folder)), CHAR, None)
 
 

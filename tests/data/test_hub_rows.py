@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import queue
 import socket
 import sys
@@ -22,7 +21,7 @@ from hub_server import CHAR, Hub
 from test_hub import documents
 
 from positron.config import DataConfig
-from positron.data import hub, hub_download, hub_rows
+from positron.data import hub, hub_download, hub_rows, shards
 from positron.data.conversations import read_conversations
 from positron.data.corpus import prepare
 from positron.data.hub import Repository
@@ -45,7 +44,7 @@ def rows_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(shards, "worker_processes", lambda: 1)
     monkeypatch.setattr(hub_download, "SPARE_BYTES", 0)
     monkeypatch.setattr(hub_download, "time", FakeClock())
     yield server

@@ -78,7 +78,7 @@ def test_preparing_again_takes_what_is_there(tmp_path):
 def test_several_processes_write_what_one_writes(tmp_path, monkeypatch):
     _, single, _ = prepared(tmp_path / "a")
     monkeypatch.setattr(shards, "SMALL_CORPUS_BYTES", 0)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(shards, "worker_processes", lambda: 2)
     tokenizer, parallel, _ = prepared(tmp_path / "b")
     for split in ("train", "val"):
         a, b = TokenFiles(single, split, tokenizer), TokenFiles(parallel, split, tokenizer)

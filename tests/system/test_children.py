@@ -1,10 +1,13 @@
 """Child processes: they do not run the script of the user that starts them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from positron.system.children import worker_processes
 
 SCRIPT = """
 print("the script runs")
@@ -31,6 +34,14 @@ def test_a_child_does_not_run_a_script_that_has_no_main_guard(tmp_path: Path) ->
     (tmp_path / "script.py").write_text(SCRIPT)
     result = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
     assert sorted(result.stdout.splitlines()) == ["exit code 0", "the child runs", "the script runs"], result.stderr
+
+
+def test_no_more_processes_than_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 96)
+    for system, number in (("linux", 2), ("darwin", 96), ("win32", 61)):
+        monkeypatch.setattr(sys, "platform", system)
+        assert worker_processes() == number
 
 
 @pytest.mark.slow
