@@ -339,9 +339,13 @@ def expanded(path: str | Path) -> Path:
 
 
 def write_text(path: Path, text: str, root: Path | None = None) -> None:
-    """Write a UTF-8 file atomically. See `whole_file` for `root` and the errors."""
+    r"""Write a UTF-8 file atomically. See `whole_file` for `root` and the errors.
+
+    A lone surrogate, with which Python represents a byte of a file's name that is not UTF-8, is written as its JSON escape,
+    such as \udce9. So `read_json` returns the same name.
+    """
     with whole_file(path, root) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any, root: Path | None = None) -> None:

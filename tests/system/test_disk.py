@@ -108,6 +108,14 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
         disk.write_text(tmp_path, "{}")
 
 
+def test_a_name_that_is_not_utf8_comes_back_from_a_json_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    value = {"path": b"/t\xe9xts/caf\xc3\xa9.txt".decode("utf-8", "surrogateescape"), "a \udce9": "😀 \\udce9"}
+    disk.write_json(path, value)
+    assert disk.read_json(path) == value
+    assert "café" in path.read_text(encoding="utf-8")
+
+
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r": rename the file \S+file$"):
