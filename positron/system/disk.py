@@ -49,7 +49,7 @@ if sys.platform == "win32":
 else:
     _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     _MODE_TO_SYNC = "rb"
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+_TEMPORARY = re.compile(r"\..+\.(\d+)(?:-[0-9a-f]{8})?\.tmp")  # older versions wrote only the number of the process
 
 
 def open_descriptor(path: Path, mode: str, root: Path | None = None) -> int:
@@ -178,12 +178,10 @@ def whole_file(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
     Raises UserError if the disk is full or not writable, or if a component of `path` below the folder `root` (default: the
     folder of the file) is a symbolic link.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary_path(path)
     root = path.parent if root is None else root
     refuse_links(path, root)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()  # left by a dead process with the same id, or planted
         with open_inside(temporary, "xb", root) as file:
             recorder = _Recorder(file)
             try:
@@ -228,9 +226,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     elif path.exists() or path.is_symlink():
         raise UserError(f"cannot write to {path}, because it exists already: give the path of a new folder")
     make_folder(path.parent)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = _temporary_path(path)
     try:
-        shutil.rmtree(draft, ignore_errors=True)  # left by a dead process with the same id
         draft.mkdir()
         yield draft
         for file in (path for path in draft.rglob("*") if path.is_file()):
@@ -244,6 +241,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}; give another path") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _temporary_path(path: Path) -> Path:
+    """Return a path beside `path` that no other process or thread uses.
+
+    The number of the process, by which `sweep_temporary_files` finds what dead processes left, is not enough, because two
+    containers that share a folder may have the same one.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
 
 
 def rename(source: Path, target: Path) -> None:

@@ -98,13 +98,17 @@ def test_a_file_beyond_its_limit_is_not_read_into_memory(tmp_path: Path) -> None
 
 
 def test_temporary_files_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
-    dead = [tmp_path / f".run.json.{2**30}.tmp", tmp_path / "checkpoints" / ".step-000010.ckpt.999999999999.tmp"]
-    alive = [tmp_path / f".run.json.{os.getppid()}.tmp", tmp_path / ".notes.tmp"]
+    dead = [
+        tmp_path / f".run.json.{2**30}-0123abcd.tmp",
+        tmp_path / f".run.json.{2**30}.tmp",  # of an older version
+        tmp_path / "checkpoints" / ".step-000010.ckpt.999999999999-01234567.tmp",
+    ]
+    alive = [tmp_path / f".run.json.{os.getppid()}-0123abcd.tmp", tmp_path / ".notes.tmp"]
     (tmp_path / "checkpoints").mkdir()
     for path in (*dead, *alive):
         path.write_text("half")
     disk.sweep_temporary_files(tmp_path)
-    assert [path.exists() for path in (*dead, *alive)] == [False, False, True, True]
+    assert [path.exists() for path in (*dead, *alive)] == [False, False, False, True, True]
 
 
 @pytest.fixture(scope="module")

@@ -116,6 +116,17 @@ def test_a_name_that_is_not_utf8_comes_back_from_a_json_file(tmp_path: Path) -> 
     assert "café" in path.read_text(encoding="utf-8")
 
 
+def test_two_writers_of_a_file_with_the_same_process_id_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """As two threads, or two containers that share a folder."""
+    path = tmp_path / "file"
+    with disk.whole_file(path) as first:
+        first.write(b"1" * 100_000)
+        with disk.whole_file(path) as second:
+            second.write(b"2" * 100_000)
+        assert path.read_bytes() == b"2" * 100_000
+    assert path.read_bytes() == b"1" * 100_000
+
+
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r": rename the file \S+file$"):
