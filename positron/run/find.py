@@ -55,7 +55,7 @@ def find_run(
             + "name one of these runs (evaluate, generate and chat can use several runs as one model, as --run A,B; compare, "
             "scaling and serve take several runs, separated by spaces)"
         )
-    if folder := next((path for path in (outputs / name, Path(name)) if path.is_dir()), None):
+    if folder := next((path for path in (outputs / name, Path(name)) if os.path.isdir(path)), None):
         if inner := min((path.parent for path in folder.glob(f"*/{FACTS}") if Run(path.parent).exists), default=None):
             raise UserError(
                 one_line(f"{folder} contains runs, but is not a run itself: name one of them, such as {inner}")
@@ -73,7 +73,7 @@ def find_run(
                 one_line(f"{folder} has no {CONFIG}, so it cannot be read as a run: ")
                 + "restore the file from a copy, or name another run"
             )
-    if Path(name).is_file() and (inside := next((path for path in Path(name).parents if Run(path).exists), None)):
+    if os.path.isfile(name) and (inside := next((path for path in Path(name).parents if Run(path).exists), None)):
         raise UserError(one_line(f"{name} is a file of the run {inside}: name the run, {inside}"))
     known = _names(outputs)
     similar = _similar(name, known)

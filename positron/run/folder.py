@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,12 @@ class Run(RunPaths):
         be missing in a damaged run.
         """
         others = (self.facts_path, self.tokenizer_folder, self.checkpoint_folder)
-        return self.config_path.exists() and any(path.exists() for path in others)
+        try:
+            return self.config_path.exists() and any(path.exists() for path in others)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # for example a list of runs, read as one name
+                return False
+            raise
 
     @property
     def has_checkpoint(self) -> bool:

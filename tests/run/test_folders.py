@@ -18,7 +18,7 @@ from positron.config import LoggerConfig, RunConfig, TensorboardConfig
 from positron.evaluation.eval_texts import texts_of_run
 from positron.run.checkpoint import load_checkpoint
 from positron.run.facts import Facts, read_record
-from positron.run.find import find_run
+from positron.run.find import find_run, split_names
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import best_so_far, read_metrics
@@ -463,6 +463,19 @@ def test_a_missing_checkpoint_is_not_said_to_be_damaged(tmp_path):
         UserError, match=r"0200\.ckpt does not exist: correct the path.*folder contains step-000020\.ckpt\)$"
     ):
         load_checkpoint(tmp_path / "step-000200.ckpt")
+
+
+def test_a_list_of_runs_may_be_longer_than_the_name_of_a_file(tmp_path):
+    names = [f"{number}-{'x' * 100}" for number in range(5)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "run.json"):
+            (tmp_path / name / file).write_text("{}")
+    assert split_names(",".join(names), tmp_path) == names
+    with pytest.raises(UserError, match="names 5 runs, but only one run can be named here"):
+        find_run(",".join(names), tmp_path)
+    with pytest.raises(UserError, match="there is no run x"):
+        find_run("x" * 300, tmp_path)
 
 
 def test_a_misspelt_run_is_answered_with_the_nearest(tmp_path):
