@@ -17,10 +17,15 @@ _DEVICES |= {f"{device}{number}" for device in ("COM", "LPT") for number in "012
 
 
 def without_home(value: Any) -> Any:
-    """Replace the user's home folder by `~` in all strings of a JSON value."""
+    """Replace the user's home folder by `~` in all strings of a JSON value, which may be paths or sentences.
+
+    A string that begins with the home folder is taken to be a path that will be read again, so it is changed only if a
+    separator or nothing follows: `/home/ann@work/t.txt` is not in the folder `/home/ann`. Inside a string, the home folder may
+    also end a quotation or a part of a sentence, and it is replaced unless the next character probably belongs to its name.
+    """
     if isinstance(value, str):
-        for home in _homes():
-            value = re.sub(rf"(?<![\w.~/-]){re.escape(home)}(?![\w.-])", "~", value)
+        for home in map(re.escape, _homes()):
+            value = re.sub(rf"\A{home}(?=[/\\]|\Z)|(?<=[^\w.~/-]){home}(?![\w.@+~=#%&-])", "~", value)
         return value
     if isinstance(value, dict):
         return {key: without_home(inner) for key, inner in value.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 
@@ -37,3 +37,29 @@ def test_a_home_folder_of_windows_is_replaced_in_every_spelling(monkeypatch: pyt
     monkeypatch.setattr(Path, "home", lambda: PureWindowsPath(r"C:\Users\ann"))
     texts = [r"C:\Users\ann\my.txt", "C:/Users/ann/my.txt", r"'C:\\Users\\ann\\my.txt'", r"C:\Users\anna\my.txt"]
     assert without_home(texts) == [r"~\my.txt", "~/my.txt", r"'~\\my.txt'", r"C:\Users\anna\my.txt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("/home/ann", "~"),
+        ("/home/ann/my.txt", "~/my.txt"),
+        ("/home/ann@work/my.txt", None),
+        ("/home/ann (old)/my.txt", None),
+        ("/home/ann,b/my.txt", None),
+        ("/home/ann+backup", None),
+        ("/home/anna/my.txt", None),
+        ("/home/ann.txt", None),
+        ("/backup/home/ann/my.txt", None),
+        ("data.path=/home/ann/my.txt", "data.path=~/my.txt"),
+        ("data.path=/home/ann@work/my.txt", None),
+        ("cannot read /home/ann: it is a folder", "cannot read ~: it is a folder"),
+        ("'/home/ann', (/home/ann) or /home/ann, or /home/ann", "'~', (~) or ~, or ~"),
+        ("train 'data.path=/home/ann/a b.txt' --out /home/ann", "train 'data.path=~/a b.txt' --out ~"),
+    ],
+)
+def test_only_what_is_in_the_home_folder_is_written_with_a_tilde(
+    text: str, masked: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: PurePosixPath("/home/ann"))
+    assert without_home({"value": [text]}) == {"value": [masked or text]}
