@@ -65,7 +65,7 @@ def open_descriptor(path: Path, mode: str, root: Path | None = None) -> int:
     refuse_links(path, root)
     flags = _MODES[mode] | _FLAGS
     if sys.platform == "win32":  # which cannot open a path relative to an open folder
-        handle = os.open(path, flags, 0o644)
+        handle = os.open(path, flags, 0o666)
     else:
         folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -73,7 +73,7 @@ def open_descriptor(path: Path, mode: str, root: Path | None = None) -> int:
                 inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
                 os.close(folder)
                 folder = inner
-            handle = os.open(parts[-1], flags, 0o644, dir_fd=folder)
+            handle = os.open(parts[-1], flags, 0o666, dir_fd=folder)
         finally:
             os.close(folder)
     if not stat.S_ISREG(os.fstat(handle).st_mode):

@@ -116,6 +116,17 @@ def test_a_name_that_is_not_utf8_comes_back_from_a_json_file(tmp_path: Path) -> 
     assert "café" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+def test_the_umask_decides_who_may_write_a_file(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        disk.write_text(tmp_path / "run.json", "{}")
+        disk.append_text(tmp_path / "train.log", "a line")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o664}
+
+
 def test_two_writers_of_a_file_with_the_same_process_id_do_not_disturb_each_other(tmp_path: Path) -> None:
     """As two threads, or two containers that share a folder."""
     path = tmp_path / "file"
