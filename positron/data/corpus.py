@@ -22,6 +22,7 @@ from positron.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+_ELSEWHERE = "give another data.dir="
 MUCH_LARGER = 1.2  # times the size that was asked for
 UNKNOWN_SAMPLE_TOKENS = 1_000_000  # number of training tokens in which the share of <unk> is measured
 TOKENIZER_SAMPLE_BYTES = 4_000_000  # bytes of text that a tokenizer is trained on
@@ -60,23 +61,45 @@ def prepare(
         and (known == source.earlier_fingerprint or is_made_of(existing, source))
     ):
         return tokenizer, existing
-    corpus = make_folder(expanded(data.dir) / source.name, instead="give another data.dir=")
-    with lock(corpus / "lock", lambda: logger.info(f"waiting for another process that prepares {corpus}")):
+    corpus = make_folder(expanded(data.dir) / source.name, instead=_ELSEWHERE)
+    own_home = corpus / "-".join(str(part) for part in (choice.kind, choice.name, choice.vocab_size) if part)
+    streams = data.tokens_per_epoch is not None
+    if not streams and (complete := _complete(corpus, tokenizer, own_home)):  # also on a disk that cannot be written
+        return complete
+
+    def wait() -> None:
+        logger.info(f"waiting for another process that prepares {corpus}")
+
+    with lock(corpus / "lock", wait, instead=_ELSEWHERE):
         is_own = tokenizer is None
         if tokenizer is None:
-            home = corpus / "-".join(str(part) for part in (choice.kind, choice.name, choice.vocab_size) if part)
-            tokenizer = _own_tokenizer(source, choice, home, streams=data.tokens_per_epoch is not None)
+            home = own_home
+            tokenizer = _own_tokenizer(source, choice, home, streams)
         else:
             home = make_folder(corpus / f"tokenizer-{tokenizer.hash[:12]}")
             tokenizer.save(home)
-        tokens = corpus / f"tokens-{tokenizer.hash[:12]}"
-        if data.tokens_per_epoch is None and not (tokens / "tokens.json").exists():
+        tokens = _tokens_folder(corpus, tokenizer)
+        if not streams and not (tokens / "tokens.json").exists():
             logger.info(f"writing the text as tokens to {tokens}")
             write_tokens(source, tokenizer, home, tokens, _content(source))
             _report(source, tokens, tokenizer, is_own=is_own)
-    if data.tokens_per_epoch is not None:
-        return tokenizer, open_stream(data, home)
-    return tokenizer, tokens
+    return tokenizer, open_stream(data, home) if streams else tokens
+
+
+def _complete(corpus: Path, tokenizer: Tokenizer | None, own_home: Path) -> tuple[Tokenizer, Path] | None:
+    """Return the tokenizer and the folder of the token files if both are complete in the folder `corpus`, otherwise None.
+
+    `tokenizer`: the given tokenizer, or None for the one in the folder `own_home`.
+    """
+    if tokenizer is None and (own_home / "tokenizer.json").exists():
+        tokenizer = load_tokenizer(own_home)
+    if tokenizer is None or not (_tokens_folder(corpus, tokenizer) / "tokens.json").exists():
+        return None
+    return tokenizer, _tokens_folder(corpus, tokenizer)
+
+
+def _tokens_folder(corpus: Path, tokenizer: Tokenizer) -> Path:
+    return corpus / f"tokens-{tokenizer.hash[:12]}"
 
 
 def find_token_files(data: DataConfig, tokenizer: Tokenizer | None, known: str | None) -> Path | None:

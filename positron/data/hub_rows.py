@@ -87,9 +87,13 @@ def fetch_rows(config: DataConfig) -> Path:
     """
     repository = Repository(config)
     path = repository.folder / ROWS_FILE
-    with lock(
-        repository.folder / "lock", lambda: logger.info(f"waiting for another process that downloads {config.repo}")
-    ):
+    if path.exists():  # perhaps on a disk that cannot be written
+        return path
+
+    def wait() -> None:
+        logger.info(f"waiting for another process that downloads {config.repo}")
+
+    with lock(repository.folder / "lock", wait, instead="give another data.dir="):
         if not path.exists():
             logger.info(f"downloading the rows of {config.repo}")
             with whole_file(path) as file:

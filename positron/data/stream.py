@@ -217,7 +217,10 @@ class Stream:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with lock(self._lock, lambda: logger.info(f"waiting for another process that prepares {self.source.folder}")):
+        def wait() -> None:
+            logger.info(f"waiting for another process that prepares {self.source.folder}")
+
+        with lock(self._lock, wait, instead="give another data.dir="):
             yield
 
 

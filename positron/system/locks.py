@@ -74,16 +74,16 @@ else:
 
 
 @contextlib.contextmanager
-def lock(path: Path, on_busy: Callable[[], None]) -> Iterator[None]:
+def lock(path: Path, on_busy: Callable[[], None], *, instead: str = "give another folder") -> Iterator[None]:
     """Hold an exclusive lock on `path` during the block; create the file if it does not exist.
 
     If another process holds the lock, `on_busy` is called. It may raise an error to give up; if it returns, the function waits
-    for the lock. Raises UserError if the file cannot be opened.
+    for the lock. Raises UserError if the file cannot be opened; `instead` is the advice for this case.
     """
     try:
         handle = open_descriptor(path, "lock")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {path} ({error.strerror or error}): {instead}") from error
     try:
         if not _acquire(handle):
             time.sleep(0.05)  # `is_locked` in another process holds a lock for microseconds

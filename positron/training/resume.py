@@ -48,7 +48,7 @@ def hold_run(run: Run, processes: int) -> Iterator[None]:
         raise UserError(f"another process is training {run.folder}: wait until it ends, or give another name=")
 
     if first_rank(processes):
-        with lock(run.lock_path, refuse):
+        with lock(run.lock_path, refuse, instead="give another name="):
             yield
     else:
         yield

@@ -74,6 +74,19 @@ def test_preparing_again_takes_what_is_there(tmp_path):
     assert not second
 
 
+def test_complete_token_files_are_used_where_no_lock_can_be_taken(tmp_path):
+    """As on a disk that this user cannot write, where the lock cannot be opened."""
+    tokenizer, folder, _ = prepared(tmp_path)
+    (folder.parent / "lock").unlink()
+    (folder.parent / "lock").mkdir()
+    again, found, lines = prepared(tmp_path)
+    assert (again.hash, found, lines) == (tokenizer.hash, folder, [])
+    config = DataConfig("stories", dir=str(tmp_path / "data"), size_mb=0.2)
+    assert prepare(config, CHAR, tokenizer)[1] == folder
+    with pytest.raises(UserError, match=r"cannot write \S+lock .*: give another data\.dir=$"):
+        prepared(tmp_path, choice=TokenizerConfig("word", vocab_size=300))
+
+
 @pytest.mark.slow
 def test_several_processes_write_what_one_writes(tmp_path, monkeypatch):
     _, single, _ = prepared(tmp_path / "a")
