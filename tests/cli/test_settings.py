@@ -939,6 +939,16 @@ def test_a_fault_in_the_users_experiment_is_reported_with_its_file(run_command, 
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize(
+    ("encoding", "said"), [("utf-8-sig", "begins with a byte order mark"), ("utf-16", "is not UTF-8")]
+)
+def test_an_own_experiment_in_another_encoding_is_named_with_what_to_do(tmp_path, encoding, said):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\nseed: 3\n", encoding=encoding)
+    with pytest.raises(UserError, match=rf"mine\.yaml {said}: save it as UTF-8 without a byte order mark$"):
+        read_command_line(["--config-dir", str(tmp_path), "experiment=mine"], "train", CONF)
+
+
 # Sweeps
 
 
