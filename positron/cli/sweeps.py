@@ -34,7 +34,7 @@ from positron.run.paths import JOB
 from positron.settings import Recipe
 from positron.system.disk import make_folder, read_json, write_json
 from positron.system.errors import Interrupted, LeftAtOnce, UserError
-from positron.system.exits import describe
+from positron.system.exits import describe, despite_closed_output
 from positron.system.locks import lock
 from positron.system.paths import relative_to_here
 from positron.system.ranks import first_rank
@@ -81,11 +81,13 @@ def run_job(
         print(f"loading PyTorch for {folder}", file=sys.stderr, flush=True)
     facts = job(config, folder)
     if is_first:
-        show_result(folder)
+        with despite_closed_output():  # the runs that follow must not depend on it
+            show_result(folder)
     result = Run(folder)
     if follow is not None:
         for run in follow(config, result, lambda: make_callbacks(request.callbacks), asked):
-            show_result(run.folder)
+            with despite_closed_output():
+                show_result(run.folder)
             result, facts = run, run.facts()
     bpb = reported_bpb(result, facts)
     return math.nan if bpb is None else bpb

@@ -72,7 +72,15 @@ def _flush_output() -> None:
 
     Python would otherwise print a BrokenPipeError when it flushes stdout at exit.
     """
+    with despite_closed_output():
+        pass
+
+
+@contextmanager
+def despite_closed_output() -> Iterator[None]:
+    """Go on after the block if it prints to stdout and the reader of stdout has ended; discard the rest of the output."""
     try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

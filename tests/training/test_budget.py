@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +22,7 @@ from positron.config import Asked, DataConfig, RunConfig
 from positron.data.corpus import prepare
 from positron.run.budget_choice import restore_choice
 from positron.run.differences import differences
-from positron.run.facts import write_record
+from positron.run.facts import Facts, write_record
 from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.system.errors import UserError
@@ -408,6 +410,30 @@ def test_values_of_the_command_line_reach_the_choice(monkeypatch):
     assert list(asked.given) == ["model", "model.n_layer", "optimizer.lr", "train.keep_last"]
     chosen = Choice(2, 64, 1, 512, 200, 7e-3, 0.5, 0.0).applied(config, asked)
     assert (chosen.model.n_layer, chosen.model.d_model, chosen.optimizer.lr) == (1, 64, 0.0123)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows reports a closed pipe as another error")
+def test_the_student_follows_although_nobody_reads_the_output_any_more(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hydra = SimpleNamespace(mode=RunMode.RUN, overrides=OmegaConf.create({"task": ["model=debug"]}))
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    values = compose("train", ["model=debug", "name=teacher"])
+    trained: list[str] = []
+
+    def train_nothing(config, folder, callbacks, asked):
+        trained.append(config.name)
+        return Facts(val_bpb=2.0)
+
+    def follow(config, run, make, asked):
+        trained.append("student")
+        yield Run(tmp_path / "student")
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        run_job(OmegaConf.create(values), lambda values: from_dict(RunConfig, values), train_nothing, follow)
+    assert trained == ["teacher", "student"]
 
 
 def test_auto_size_works_with_any_architecture():
