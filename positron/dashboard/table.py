@@ -297,7 +297,7 @@ def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str], i
 def is_live(folder: Path) -> bool:
     """Tell whether a process trains this run, that is, whether a process holds the run's lock.
 
-    If the lock file cannot be opened, tell instead whether run.json or metrics.jsonl was written within the last 60 seconds
+    If this cannot be found out, tell instead whether run.json or metrics.jsonl was written within the last 60 seconds
     (LIVE_SECONDS).
     """
     run = Run(folder)

@@ -45,7 +45,7 @@ if sys.platform == "win32":
 
     def _close(handle: int) -> None:
         os.lseek(handle, _POSITION, os.SEEK_SET)
-        with contextlib.suppress(PermissionError):  # this process does not hold the lock
+        with contextlib.suppress(OSError):  # this process does not hold the lock, or the file system has no locks
             msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)  # closing would free it too, but possibly later
         os.close(handle)
 
@@ -78,18 +78,25 @@ def lock(path: Path, on_busy: Callable[[], None], *, instead: str = "give anothe
     """Hold an exclusive lock on `path` during the block; create the file if it does not exist.
 
     If another process holds the lock, `on_busy` is called. It may raise an error to give up; if it returns, the function waits
-    for the lock. Raises UserError if the file cannot be opened; `instead` is the advice for this case.
+    for the lock. Raises UserError if the file cannot be opened, and `instead` is the advice for this case; also raises
+    UserError if the file system has no locks, as on some network drives.
     """
     try:
         handle = open_descriptor(path, "lock")
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error}): {instead}") from error
     try:
-        if not _acquire(handle):
-            time.sleep(0.05)  # `is_locked` in another process holds a lock for microseconds
+        try:
             if not _acquire(handle):
-                on_busy()
-                _wait_and_acquire(handle)
+                time.sleep(0.05)  # `is_locked` in another process holds a lock for microseconds
+                if not _acquire(handle):
+                    on_busy()
+                    _wait_and_acquire(handle)
+        except OSError as error:
+            raise UserError(
+                f"cannot lock {path} ({error.strerror or error}): use a folder on a local disk, because some network drives "
+                "have no locks"
+            ) from error
         yield
     finally:
         _close(handle)
@@ -99,7 +106,7 @@ def lock(path: Path, on_busy: Callable[[], None], *, instead: str = "give anothe
 def try_lock(path: Path) -> Iterator[bool]:
     """Try to lock an existing file while a `with` block runs; yield whether this succeeded.
 
-    Yields False if another process holds the lock, or if the file cannot be opened.
+    Yields False if another process holds the lock, or if the file cannot be opened or locked.
     """
     try:
         handle = open_descriptor(path, "locked")
@@ -107,13 +114,17 @@ def try_lock(path: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        yield _acquire(handle)
+        try:
+            is_acquired = _acquire(handle)
+        except OSError:  # the file system has no locks
+            is_acquired = False
+        yield is_acquired
     finally:
         _close(handle)
 
 
 def is_locked(path: Path) -> bool | None:
-    """Tell whether a living process holds the lock on `path`; return None if the file exists but cannot be opened."""
+    """Tell whether a living process holds the lock on `path`; return None if this cannot be found out."""
     try:
         handle = open_descriptor(path, "rb")
     except FileNotFoundError:
@@ -122,6 +133,8 @@ def is_locked(path: Path) -> bool | None:
         return None
     try:
         return not _is_free(handle)
+    except OSError:  # the file system has no locks
+        return None
     finally:
         _close(handle)
 

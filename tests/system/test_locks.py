@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -132,6 +133,28 @@ def test_a_lock_of_a_missing_file_cannot_be_tried(locks: ModuleType, tmp_path: P
     with locks.try_lock(tmp_path / "missing") as succeeded:
         assert not succeeded
     assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named_and_nothing_is_known_about_its_locks(
+    locks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    if sys.platform == "win32" or locks is not posix_locks:
+        monkeypatch.setattr(locks.msvcrt, "locking", refuse)
+    else:
+        monkeypatch.setattr("fcntl.flock", refuse)
+    path = tmp_path / "lock"
+    with (
+        pytest.raises(UserError, match=r"cannot lock \S+lock \(.+\): use a folder on a local disk"),
+        locks.lock(path, fail),
+    ):
+        pytest.fail("nothing can be locked")
+    with locks.try_lock(path) as succeeded:
+        assert not succeeded
+    assert locks.is_locked(path) is None
 
 
 def test_a_lock_file_is_removed_only_if_no_process_holds_it(tmp_path: Path) -> None:
