@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,6 +242,9 @@ def _refuse_binary(head: bytes, path: Path) -> None:
 def _convert(path: Path, encoding: str) -> str:
     target = path.with_name(f"{path.stem}-utf8{path.suffix}")
     condition = "" if encoding.startswith("UTF") else f"if its encoding is {encoding}, "
+    if sys.platform == "win32":  # which has no iconv
+        unpack = "unpack it, " if compression_of(path) is not None else ""
+        return f"{condition}{unpack}open it in a text editor, such as Notepad, and save it with the encoding UTF-8"
     if compression_of(path) is not None:
         return f"{condition}unpack it, convert it by iconv -f {encoding} -t UTF-8, and use the new file instead"
     conversion = f"iconv -f {encoding} -t UTF-8 {_quoted_path(path)} > {_quoted_path(target)}"

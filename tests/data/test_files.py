@@ -117,7 +117,7 @@ def test_another_field_is_read_and_its_absence_names_the_fields_with_text(tmp_pa
         (
             "a.txt",
             b"ok " * 700_000 + b"\xff",
-            r"byte 2100000 is 0xff\): if its encoding is WINDOWS-1252, convert it by iconv .* data\.on_invalid=replace",
+            r"byte 2100000 is 0xff\): if its encoding is WINDOWS-1252, .* data\.on_invalid=replace",
         ),
         ("a.txt", "né".encode()[:-1], "byte 1 is 0xc3"),
         ("a.txt", b"a\0b", "binary"),

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ import pytest
 from test_files import texts
 from text_files import DOCUMENTS, as_jsonl, as_parquet, as_text, source, zst
 
+from positron.data import decoding
 from positron.data.decoding import Reading
 from positron.data.files import SEPARATOR
 from positron.data.listing import by_name, list_files
@@ -247,12 +249,35 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_with_what_to_do(
-    tmp_path: Path, name: str, content: bytes, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, said: str
 ) -> None:
+    monkeypatch.setattr(decoding, "sys", SimpleNamespace(platform="linux"))  # which has iconv
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said) as error:
         source(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", "plain text\n".encode("utf-16"), "is UTF-16, not UTF-8: open it in a text editor"),
+        (
+            "a.txt.gz",
+            gzip.compress("plain text\n".encode("utf-16")),
+            "is UTF-16, not UTF-8: unpack it, open it in a text",
+        ),
+        ("a.txt", "naïve café\n".encode("latin-1"), "if its encoding is WINDOWS-1252, open it in a text editor"),
+    ],
+)
+def test_on_windows_no_program_that_it_lacks_is_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(decoding, "sys", SimpleNamespace(platform="win32"))
+    with pytest.raises(UserError, match=said) as error:
+        source(tmp_path / name)
+    assert "iconv" not in str(error.value)
 
 
 def test_an_error_in_a_later_row_group_names_the_row_of_the_file(tmp_path: Path) -> None:
@@ -277,7 +302,9 @@ def test_the_field_of_one_file_is_not_advised_for_several(tmp_path: Path) -> Non
 )
 def test_replacing_much_of_a_text_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(UserError, match=r"is not UTF-8 text: \d+ of its first .* are invalid, too many.*iconv"):
+    with pytest.raises(
+        UserError, match=r"is not UTF-8 text: \d+ of its first .* are invalid, too many.*if its encoding is"
+    ):
         source(tmp_path / "a.txt", on_invalid="replace")
 
 
