@@ -96,8 +96,9 @@ class Repository:
         siblings = sorted(info.siblings or [], key=lambda s: s.rfilename)
         names = [s.rfilename for s in siblings if not _is_description(s.rfilename)]
         parquet = [s for s in siblings if s.rfilename.endswith(".parquet")]
-        chosen = [s for s in parquet if fnmatch.fnmatch(s.rfilename, config.files)]
-        others = [name for name in names if fnmatch.fnmatch(name, config.files)]
+        # fnmatch would ignore the case of letters on Windows
+        chosen = [s for s in parquet if fnmatch.fnmatchcase(s.rfilename, config.files)]
+        others = [name for name in names if fnmatch.fnmatchcase(name, config.files)]
         if not names:
             raise UserError(f"data.repo={self.repo} contains no data: give another dataset")
         if not chosen and not others:

@@ -181,6 +181,14 @@ def test_what_does_not_exist_is_named(stories_hub: Hub, tmp_path: Path, options:
         prepare(config(tmp_path, **options), CHAR, None)
 
 
+def test_a_pattern_of_files_distinguishes_the_case_of_letters_on_windows_too(
+    stories_hub: Hub, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("os.path.normcase", str.lower)  # as on Windows
+    with pytest.raises(UserError, match=r"no Parquet files that match data\.files=DATA"):
+        prepare(config(tmp_path, files="DATA/*"), CHAR, None)
+
+
 def test_a_full_disk_is_reported_before_the_download(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(hub_download, "SPARE_BYTES", 10**15)
     with pytest.raises(UserError, match=r"GB free, but data/train-00000\.parquet needs"):
