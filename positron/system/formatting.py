@@ -117,17 +117,17 @@ def aligned(rows: Sequence[Sequence[str]], *, underline: bool = False) -> str:
 def side_by_side(columns: Sequence[tuple[str, str]], width: int) -> str:
     """Format (title, text) pairs as columns, as many beside each other as fit into `width` characters.
 
-    A column has at least 24 characters, or `width` - 2 if `width` is less than 26.
+    A column has at least 24 characters, or `width` - 2 if `width` is less than 26, but at least 1.
     """
     import textwrap
 
     per_row = max(1, min(len(columns), width // 26))
-    column_width = width // per_row - 2
+    column_width = max(1, width // per_row - 2)
     blocks = []
     for start in range(0, len(columns), per_row):
         cells = []
         for title, text in columns[start : start + per_row]:
-            title = title if len(title) <= column_width else "..." + title[3 - column_width :]
+            title = title if len(title) <= column_width else ("..." + title[3 - column_width :])[:column_width]
             wrapped = [row for line in text.splitlines() for row in textwrap.wrap(line, column_width) or [""]]
             cells.append([title, "-" * len(title), *wrapped])
         height = max(map(len, cells))

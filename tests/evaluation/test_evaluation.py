@@ -331,6 +331,13 @@ def test_texts_side_by_side_lose_no_word(count: int) -> None:
             assert shown.count(word) == text.count(word)
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 10])
+def test_texts_side_by_side_in_a_very_narrow_terminal_lose_no_character(width: int) -> None:
+    shown = side_by_side([("a long name", "some text")], width)
+    assert "".join(shown.split()).endswith("sometext")
+    assert max(map(len, shown.splitlines())) <= max(1, width - 2)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of two tokenizers on one corpus, and one of another corpus."""
