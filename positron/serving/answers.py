@@ -165,7 +165,8 @@ class Answer:
         likeliest: list[dict[str, float] | None] = []
         for token in tokens:
             number = token if isinstance(token, int) else token.id
-            names.append(self.vocabulary.name(number))
+            skips_space = self.decoders[i].skips_space  # so that the names are the text, as in `_chat_logprob`
+            names.append(self.vocabulary.name(number, skips_space))
             offsets.append(self.offsets[i])
             self.offsets[i] += len(self.decoders[i].push(number))
             if isinstance(token, int):
@@ -175,7 +176,8 @@ class Answer:
                 logprobs.append(max(token.logprob, MIN_LOGPROB))
                 named: dict[str, float] = {}
                 for other, value in [*token.likeliest, (token.id, token.logprob)]:
-                    named.setdefault(self.vocabulary.name(other), max(value, MIN_LOGPROB))  # names may occur twice
+                    name = self.vocabulary.name(other, skips_space)
+                    named.setdefault(name, max(value, MIN_LOGPROB))  # names may occur twice
                 likeliest.append(named)
         return {
             "tokens": names,

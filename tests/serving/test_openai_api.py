@@ -440,9 +440,19 @@ def test_text_offsets_do_not_count_the_space_that_the_tokenizer_puts_first(site)
     call = completion_call({"prompt": "Tom saw the ball.", "echo": True, "logprobs": 0, "max_tokens": 0}, served)
     ids = call.requests[0].ids[call.hidden :]
     facts = Answer(call, served, False)._completion_logprobs(0, ids)
-    for token, offset in list(zip(facts["tokens"], facts["text_offset"], strict=True))[1:]:
+    for token, offset in zip(facts["tokens"], facts["text_offset"], strict=True):
         assert call.echoed[0][offset:].startswith(token)
-    assert facts["text_offset"][1] == len(facts["tokens"][0].removeprefix(" "))
+
+
+def test_the_tokens_of_an_echoed_text_are_this_text_if_the_tokenizer_puts_a_space_first(site):
+    tokenizer = imported_pieces()
+    served = dataclasses.replace(site.models.get("writer"), tokenizer=tokenizer)
+    call = completion_call({"prompt": "Tom saw the ball.", "echo": True, "logprobs": 2, "max_tokens": 0}, served)
+    first, *others = call.requests[0].ids[call.hidden :]
+    likeliest = [(first, -0.5), (others[0], -1.5)]
+    facts = Answer(call, served, False)._completion_logprobs(0, [Token(first, -0.5, likeliest), *others])
+    assert "".join(facts["tokens"]) == call.echoed[0] == "Tom saw the ball."
+    assert facts["top_logprobs"][0] == {facts["tokens"][0]: -0.5, tokenizer.bytes_of(others[0]).decode().lstrip(): -1.5}
 
 
 @pytest.mark.parametrize("name", ["word", "char"])
