@@ -8,6 +8,7 @@ pairs (i, i + D/2). Therefore the rows of the query and key matrices are reorder
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +226,8 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     architecture = choose(config)
     writer = GGUFWriter(folder / FILE, architecture.name)
     add_tokenizer(writer, source.tokenizer, is_chat=source.is_chat)
-    writer.add_name(source.name)
+    # if the name contains phi3 or phi-3, llama.cpp removes spaces after special tokens, and fails if there is no token </s>
+    writer.add_name(re.sub("(?i)(phi)-?3", r"\1 3", source.name))
     types = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
     writer.add_file_type(types[precision])
     writer.add_vocab_size(config.vocab_size)

@@ -118,6 +118,14 @@ def test_a_way_to_split_a_text_has_a_name_only_if_all_its_settings_are_known(ste
     assert pre_tokenizer_name({"pre_tokenizer": step, "normalizer": normalizer}) == name
 
 
+def test_the_name_in_the_file_is_none_by_which_llama_cpp_changes_the_tokenizer(tmp_path):
+    config = gpt_config(sentencepiece().vocab_size, **SHAPES["llama"])
+    source = open_source(save_run(tmp_path / "My-Phi-3_phi3", random_model(config), sentencepiece()))
+    export(source, "gguf", tmp_path / "out")
+    name = gguf.GGUFReader(tmp_path / "out" / gguf_file.FILE).fields["general.name"].contents()
+    assert name == "My-Phi 3_phi 3"
+
+
 def test_characters_are_written_as_byte_level_tokens(tmp_path):
     _, reader = written(tmp_path, SHAPES["gpt2"], char())
     assert reader.fields["tokenizer.ggml.tokens"].contents()[char().encode(" ")[0]] == "Ġ"
