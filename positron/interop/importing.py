@@ -27,11 +27,12 @@ from positron.interop.hf_folder import read_folder
 from positron.interop.hub_models import fetch_model
 from positron.interop.imported import Imported
 from positron.interop.llama2c_reading import read_llama2c
-from positron.interop.names import is_repository, run_name
+from positron.interop.names import files_of, is_repository, place_of, run_name
 from positron.run.checkpoint import BEST
 from positron.run.facts import write_record
 from positron.run.folder import OUTPUTS, PRETRAIN, Run
 from positron.run.paths import RunPaths
+from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.disk import expanded, refuse_lfs_pointer, whole_file, whole_folder, write_json
 from positron.system.errors import UserError
@@ -67,19 +68,42 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
 def import_source_run(name: str) -> str:
     """Return the run folder of the model that `init_from=name` names, and import the model if this folder does not exist.
 
-    Raises UserError if the folder exists but is not a run. Raises the errors of `import_run` if the import fails.
+    Raises UserError if the folder exists but is not a run, or if it is a run that was not imported from this model or from the
+    present state of its files. Raises the errors of `import_run` if the import fails.
     """
     folder = OUTPUTS / run_name(name)
-    if not Run(folder).exists:
-        if folder.exists():
-            raise UserError(
-                one_line(f"cannot import {name} as {folder}, because this folder exists and is not a run: ")
-                + "rename or delete the folder"
-            )
-        # printed, because a run has no log before it is opened
-        print(f"{name} is not a run yet: importing it as {folder}", file=sys.stderr, flush=True)
-        import_run(name, folder)
+    if Run(folder).exists:
+        _refuse_other_model(Run(folder), name)
+        return str(folder)
+    if folder.exists():
+        raise UserError(
+            one_line(f"cannot import {name} as {folder}, because this folder exists and is not a run: ")
+            + "rename or delete the folder"
+        )
+    # printed, because a run has no log before it is opened
+    print(f"{name} is not a run yet: importing it as {folder}", file=sys.stderr, flush=True)
+    import_run(name, folder)
     return str(folder)
+
+
+def _refuse_other_model(run: Run, name: str) -> None:
+    """Raise UserError if `run` was not imported from the model `name`, or if the files of the model were changed since then."""
+    facts = run.facts()
+    if facts.imported is None:
+        reason = "was not imported"
+    elif place_of(facts.imported) != place_of(name):
+        reason = f"was imported from {facts.imported}"
+    elif facts.imported_files not in (None, files_of(name)):  # None in runs of older versions
+        reason = f"was imported before the files in {name} were changed"
+    else:
+        return
+    raise UserError(
+        one_line(
+            f"cannot import {name} as {run.folder}, because this run {reason}: import the model under another name with "
+            f"{command('import', name, '--name', 'NEW')} and give init_from=NEW, or give init_from={run.folder} to begin with "
+            "this run"
+        )
+    )
 
 
 def read_model(path: Path, vocabulary: Path | None = None) -> Imported:
@@ -133,6 +157,7 @@ def write_run(model: Imported, folder: Path) -> Run:
             "status": "finished",
             "step": 0,
             "imported": model.origin,
+            "imported_files": files_of(model.origin),
         }
         write_record(paths.facts_path, facts)
         model.tokenizer.save(paths.tokenizer_folder)

@@ -1,4 +1,4 @@
-"""Decide from its name whether a model must be converted to a run folder before it is used, and choose the run's name.
+"""Decide from its name whether a model must be converted to a run folder before it is used, and identify model and run.
 
 Such a model is a repository of the Hugging Face hub or a folder of transformers. This module does not need torch.
 """
@@ -35,12 +35,31 @@ def run_name(name: str) -> str:
 
 
 def needs_import(name: str) -> bool:
-    """Tell whether `init_from=name` names a model that must be imported first.
+    """Tell whether `init_from=name` names a model that must be imported first, or whose import must be compared with it.
 
     This is the case if `name` is not a run, and if it is either a repository (see `is_repository`) or a folder that contains
-    a tokenizer.json.
+    a tokenizer.json. If such a folder has the same name as a run below outputs/, the result is True only if this run was
+    imported; otherwise `name` means the run.
     """
-    path = expanded(name)
-    if any(Run(folder).exists for folder in (path, OUTPUTS / name)):
+    path, run = expanded(name), Run(OUTPUTS / name)
+    if Run(path).exists:
         return False
-    return is_repository(name) or (path / "tokenizer.json").is_file()
+    is_model = (path / "tokenizer.json").is_file()
+    if run.exists:
+        return is_model and run.facts().imported is not None
+    return is_repository(name) or is_model
+
+
+def place_of(name: str) -> str:
+    """Return the absolute path of the model `name`, or the name of its repository if there is no such file or folder."""
+    path = expanded(name)
+    return str(path.resolve()) if path.exists() else ORIGINAL.get(name, name)
+
+
+def files_of(name: str) -> dict[str, list[int]]:
+    """Return the size and the modification time of each file that an import of the folder `name` may read.
+
+    Returns an empty dict if `name` is not a folder.
+    """
+    files = [path for path in expanded(name).glob("*") if path.suffix in (".json", ".safetensors", ".bin", ".jinja")]
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -24,7 +25,9 @@ from positron.interop.source import open_source
 from positron.interop.tokenizer_json import tokenizer_json
 from positron.model.gpt import GPT
 from positron.run.differences import refuse_differences
+from positron.run.facts import read_record, write_record
 from positron.run.find import find_run
+from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.system.errors import UserError
 from positron.text.conversation import MARKERS
@@ -516,9 +519,41 @@ def test_a_folder_of_transformers_is_not_a_run_and_is_imported_where_init_from_n
     with pytest.raises(UserError, match=r"theirs is not a run.*import the model first with .*theirs$"):
         find_run(name)
     assert needs_import(name)
-    assert importing.import_source_run(name) == "outputs/theirs"
-    assert not needs_import(name)
+    assert importing.import_source_run(name) == importing.import_source_run(name) == "outputs/theirs"
     assert find_run(name).folder == Path("outputs/theirs")
+
+
+@pytest.mark.parametrize("name", ["b/theirs", "owner/theirs"])
+def test_init_from_refuses_the_run_of_another_model_of_the_same_name(name, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        shutil.copytree(whole, tmp_path / folder / "theirs")
+    assert importing.import_source_run("a/theirs") == importing.import_source_run(str(tmp_path / "a" / "theirs"))
+    advice = f" {name} --name NEW and give init_from=NEW, or give init_from=outputs/theirs to begin with this run"
+    with pytest.raises(UserError, match=f"because this run was imported from a/theirs: .*{advice}$"):
+        importing.import_source_run(name)
+    Run(Path("outputs/theirs")).facts_path.write_text("{}")  # a run that was trained here
+    with pytest.raises(UserError, match="as outputs/theirs, because this run was not imported: "):
+        importing.import_source_run(name)
+
+
+def test_init_from_refuses_the_import_of_older_files(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "theirs", tmp_path / "models" / "gpt2"):
+        shutil.copytree(whole, folder)
+    for name in ("theirs", "models/gpt2"):
+        run = Run(Path(importing.import_source_run(name)))
+        shutil.copy(whole / "config.json", tmp_path / name / "README.md")  # not read by an import
+        assert importing.import_source_run(name) == str(run.folder)
+        os.utime(tmp_path / name / "model.safetensors", (1, 1))
+        assert needs_import(name)
+        assert not needs_import(str(run.folder))
+        with pytest.raises(UserError, match=f"was imported before the files in {name} were changed: import the model"):
+            importing.import_source_run(name)
+        record = read_record(run.facts_path)[0]
+        write_record(run.facts_path, {key: value for key, value in record.items() if key != "imported_files"})
+        assert importing.import_source_run(name) == str(run.folder)  # a run of an older version
+    assert not needs_import("gpt2")
 
 
 def test_a_vocabulary_without_special_tokens_begins_a_text_with_the_token_of_config_json(whole, tmp_path):
