@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from positron.interop.source import Source
+from positron.interop.tokenizer_json import spelled
 from positron.run.provenance import read_provenance, start_of
 from positron.system.formatting import above_floor, amount, representative_bpb
 from positron.text.conversation import stop_ids
+from positron.text.tokenizer import END_OF_TEXT
 from positron.version import __version__
 
 _TEXT = """---
@@ -40,7 +42,7 @@ from tokenizers import Tokenizer
 
 tokenizer = Tokenizer.from_file("tokenizer.json")
 session = onnxruntime.InferenceSession("model_cached.onnx")
-ids = tokenizer.encode({prompt!r}).ids  # begins with <|endoftext|>
+ids = tokenizer.encode({prompt!r}).ids  # begins with {begin}
 new = np.array([ids])
 keys = values = np.zeros({shape}, np.float32)
 {first}while len(ids) < {context}:
@@ -96,6 +98,7 @@ def onnx_card(source: Source, precision: str) -> str:
     stops = stop_ids(tokenizer) if source.is_chat else list(tokenizer.end_ids)
     use = _ONNX_USE.format(
         prompt="<|user|>Tell me a story about a dog.<|end|><|assistant|>" if source.is_chat else "Once upon a time",
+        begin=spelled(tokenizer, tokenizer.special_id(END_OF_TEXT)),
         shape=(config.n_layer, 1, config.kv_heads, 0, config.d_head),
         context=config.context_length,
         stops=tuple(stops) if len(stops) > 1 else stops,

@@ -53,7 +53,6 @@ def tokenizer_json(tokenizer: Tokenizer, *, is_chat: bool = False) -> dict[str, 
             raise UserError(
                 f"tokenizer.kind={tokenizer.kind} cannot be written as tokenizer.json: use --to safetensors"
             )
-    begin = tokenizer.special_id(END_OF_TEXT)
     return {
         "version": "1.0",
         "truncation": None,
@@ -61,27 +60,30 @@ def tokenizer_json(tokenizer: Tokenizer, *, is_chat: bool = False) -> dict[str, 
         "added_tokens": [_added(i, token) for i, token in sorted(_special_ids(tokenizer).items())],
         "normalizer": None,
         "pre_tokenizer": None,
-        "post_processor": {  # a text begins with <|endoftext|>, as in training
-            "type": "TemplateProcessing",
-            "single": [
-                {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-            ],
-            "pair": [
-                {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 0}},
-            ],
-            "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [begin], "tokens": [END_OF_TEXT]}},
-        },
+        "post_processor": _beginning(tokenizer),
         **parts,
+    }
+
+
+def _beginning(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the post-processor that begins a text, as in training, with <|endoftext|>, which a vocabulary may spell `<s>`."""
+    i = tokenizer.special_id(END_OF_TEXT)
+    token = spelled(tokenizer, i)
+    first = {"SpecialToken": {"id": token, "type_id": 0}}
+    texts = [{"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B")]
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, texts[0]],
+        "pair": [first, *texts],
+        "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]}},
     }
 
 
 def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     """Return the content of the imported tokenizer.json, extended by the special tokens that the import added.
 
-    Ids beyond the imported vocabulary that still have no token get a placeholder such as `<|unused_300|>`. Raises the error of
+    Ids beyond the imported vocabulary that still have no token get a placeholder such as `<|unused_300|>`. If the file does not
+    put the token that begins a text before a text, as Positron does, its post-processor is replaced. Raises the error of
     `refuse_repeated_tokens`.
     """
     refuse_repeated_tokens(tokenizer)
@@ -92,6 +94,8 @@ def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     ids = {i: token for i, token in ids.items() if i >= size}
     fillers = {i: f"<|unused_{i}|>" for i in range(size, tokenizer.vocab_size) if i not in ids}
     facts["added_tokens"] = [*added, *(_added(i, token) for i, token in sorted({**ids, **fillers}.items()))]
+    if not tokenizer.file_begins_texts:
+        facts["post_processor"] = _beginning(tokenizer)
     return facts
 
 

@@ -107,6 +107,12 @@ class LibraryTokenizer:
         return self._content
 
     @property
+    def file_begins_texts(self) -> bool:
+        """Tell whether other programs, which follow the whole file, put `<|endoftext|>` before a text and nothing after it."""
+        ids: list[int] = self._library.encode("a").ids
+        return ids == [self._specials[END_OF_TEXT], *self.encode("a")]
+
+    @property
     def spelling(self) -> Spelling:
         """Return how the vocabulary writes its tokens.
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from saved_runs import (
     corpus,
     gpt_config,
     greedy,
+    imported_bytes,
     imported_pieces,
     odd_lines,
     random_model,
@@ -28,6 +30,7 @@ from positron.interop.tokenizer_json import tokenizer_json
 from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.conversation import Message
+from positron.text.library_json import LibraryTokenizer
 from positron.text.tiktoken_bpe import TiktokenTokenizer
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
@@ -145,6 +148,48 @@ def test_a_chat_with_an_imported_vocabulary_has_the_ids_of_positron_and_so_has_a
     rendered = template.render(messages=[vars(message) for message in said], add_generation_prompt=True)
     assert library.encode(rendered, add_special_tokens=False).ids == conversation.prompt_ids(said, tok)
     assert [library.encode(line, add_special_tokens=False).ids for line in corpus()] == tok.encode_batch(corpus())
+
+
+def put_around_a_text(*names: str) -> dict[str, Any]:
+    """A post-processor that puts <s> or </s> where `names` has it, and the text where it has A."""
+    ids = {"<s>": 1, "</s>": 2}
+    return {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken" if name in ids else "Sequence": {"id": name, "type_id": 0}} for name in names],
+        "pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"],
+        "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in ids.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    "create",
+    [
+        imported_pieces,
+        lambda: imported_pieces(post_processor=put_around_a_text("A", "</s>")),
+        lambda: imported_pieces(post_processor=put_around_a_text("<s>", "A", "</s>")),
+        lambda: imported_bytes("gpt-2"),
+    ],
+    ids=["nothing", "an end", "both", "offsets"],
+)
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_an_exported_imported_tokenizer_begins_a_text_as_positron_does_whatever_its_file_puts_there(create, is_chat):
+    import tokenizers
+
+    tok = create()
+    facts = tokenizer_json(tok, is_chat=is_chat)
+    begin = tok.special_id(END_OF_TEXT)
+    library = tokenizers.Tokenizer.from_str(json.dumps(facts))
+    assert library.encode("Once upon").ids == [begin, *tok.encode("Once upon")]
+    assert library.encode("Once", "upon").ids == [begin, *tok.encode("Once"), *tok.encode("upon")]
+    specials = {token: tok.special_id(token) for token in SPECIALS}
+    again = LibraryTokenizer(json.dumps(facts).encode(), specials, tok.vocab_size, tok.end_ids)  # imported again
+    assert again.encode("Once upon") == tok.encode("Once upon")
+    assert tokenizer_json(again)["post_processor"] == facts["post_processor"]
+
+
+def test_an_imported_tokenizer_that_begins_a_text_as_positron_does_keeps_its_post_processor():
+    step = put_around_a_text("<s>", "A")
+    assert tokenizer_json(imported_pieces(post_processor=step))["post_processor"] == step
 
 
 @pytest.mark.parametrize(("before", "is_chat"), [([], False), ([{"type": "WhitespaceSplit"}], True)])
