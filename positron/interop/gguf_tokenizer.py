@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any, assert_never
 
 from positron.interop.huggingface import chat_template
@@ -10,13 +11,15 @@ from positron.interop.tokenizer_json import PATTERNS, byte_level, refuse_repeate
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 from positron.text.conversation import END
-from positron.text.library_json import BYTE_PIECE, LibraryTokenizer
+from positron.text.library_json import BYTE_PIECE, LibraryTokenizer, steps_of
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tiktoken_bpe import TiktokenTokenizer
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+
+logger = logging.getLogger(__name__)
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # GGUF's numbers for types of tokens
 _TYPES = {"normal": _NORMAL, "unknown": _UNKNOWN, "control": _CONTROL, "byte": _BYTE}
@@ -46,6 +49,7 @@ _SPLITTING: dict[tuple[tuple[Any, ...], ...], str] = {
     (("Split", _pattern_of(r"\p{N}{1,3}"), "Isolated", False), _BYTES): "llama-bpe",
     (("Split", _pattern_of(r"\p{N}"), "Isolated", False), _BYTES): "qwen2",
 }
+_LACKS_BYTES = "llama.cpp needs one token for each byte, and the imported tokenizer lacks such tokens: use --to hf"
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) -> None:
@@ -93,9 +97,10 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
     """Write an imported vocabulary, which consists of SentencePiece pieces or of byte-level tokens.
 
     A byte-level tokenizer splits a text by a rule before it merges bytes. llama.cpp knows such rules by names, which
-    tokenizer.json does not contain. Raises UserError if the name of the rule is not known (see `pre_tokenizer_name`). Also
-    raises UserError if the vocabulary is of neither kind, because llama.cpp needs a token for each byte, if the tokenizer does
-    not merge pairs (Unigram), and the error of `refuse_repeated_tokens`.
+    tokenizer.json does not contain. Raises UserError if the name of the rule is not known (see `pre_tokenizer_name`), or if
+    llama.cpp would not encode a text with pieces as this tokenizer does (see `pieces_fit`). Also raises UserError if the
+    vocabulary lacks a token for a byte, if the tokenizer does not merge pairs (Unigram), and the error of
+    `refuse_repeated_tokens`.
     """
     refuse_repeated_tokens(tokenizer)
     facts = json.loads(tokenizer.content)
@@ -110,13 +115,25 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
     ]
     specials = {tokenizer.special_id(token): token for token in SPECIALS}
     tokens = [tokenizer.token(i) or specials.get(i, f"<|unused_{i}|>") for i in range(tokenizer.vocab_size)]
+    added = {token["id"] for token in facts.get("added_tokens") or ()}
     control = set(specials) | {token["id"] for token in facts.get("added_tokens") or () if token.get("special")}
     match tokenizer.spelling:
         case "pieces":
+            if not pieces_fit(facts):
+                raise UserError(
+                    "the imported tokenizer changes or splits texts by another rule than Llama 2 and Mistral, so llama.cpp "
+                    "would read other tokens: use --to hf"
+                )
+            if not {f"<0x{byte:02X}>" for byte in range(256)} <= set(tokens):
+                raise UserError(_LACKS_BYTES)
+            if tokenizer.puts_space_first and facts.get("pre_tokenizer"):
+                logger.info(
+                    "llama.cpp puts a space before every text, so a text that begins with a space gets one more token there"
+                )
             ranks: dict[str, int] = {}
             for rank, (left, right) in enumerate(merges):
                 ranks.setdefault(left + right, rank)
-            kinds = [_kind_of_piece(token, i in control) for i, token in enumerate(tokens)]
+            kinds = [_kind_of_piece(token, i in control, i in added) for i, token in enumerate(tokens)]
             writer.add_tokenizer_model("llama")
             writer.add_tokenizer_pre("default")
             writer.add_token_list(tokens)
@@ -131,7 +148,6 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
                     "does not know llama.cpp's name for this rule: use --to hf, and convert the exported folder with "
                     "llama.cpp's convert_hf_to_gguf.py"
                 )
-            added = {token["id"] for token in facts.get("added_tokens") or ()}
             kinds = [_NORMAL if tokenizer.token(i) is not None else _UNUSED for i in range(len(tokens))]
             for i in (*added, *control):  # special tokens are among both
                 kinds[i] = _CONTROL if i in control else _USER_DEFINED
@@ -141,11 +157,33 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
             writer.add_token_types(kinds)
             writer.add_token_merges([" ".join(merge) for merge in merges])
         case "characters":
-            raise UserError(
-                "llama.cpp needs one token for each byte, and the imported tokenizer has no tokens for bytes: use --to hf"
-            )
+            raise UserError(_LACKS_BYTES)
         case _:
             assert_never(tokenizer.spelling)
+
+
+def pieces_fit(facts: dict[str, Any]) -> bool:
+    """Tell whether llama.cpp gives the tokens of a tokenizer.json whose vocabulary consists of SentencePiece pieces.
+
+    `facts`: the content of tokenizer.json. llama.cpp replaces each space by ▁, and does not split the text. It can put a space
+    before the text; then it also puts one after each added token. With Metaspace, one difference is accepted: llama.cpp puts
+    a space first even if the text begins with a space.
+    """
+    model = facts["model"]
+    changes = ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+    if not model.get("byte_fallback") or any(model.get(key) for key in changes):
+        return False
+    added = [token for token in facts.get("added_tokens") or () if not token.get("special")]
+    steps = [_settings(step) for key in ("normalizer", "pre_tokenizer") for step in steps_of(facts.get(key))]
+    match steps:
+        case [("Replace", " ", "▁")] | [("Metaspace", "▁", "always" | "never", False)]:
+            return True
+        case [("Prepend", "▁"), ("Replace", " ", "▁")]:
+            return not any(token.get("normalized") for token in added)
+        case [("Metaspace", "▁", "first", False)]:
+            return not added
+        case _:
+            return False
 
 
 def pre_tokenizer_name(facts: dict[str, Any]) -> str | None:
@@ -164,7 +202,10 @@ def pre_tokenizer_name(facts: dict[str, Any]) -> str | None:
 
 
 def _settings(step: dict[str, Any]) -> tuple[Any, ...]:
-    """Return type and settings of a pre-tokenizer step. A missing setting gets the default of the tokenizers library."""
+    """Return type and settings of a step of a normalizer or pre-tokenizer.
+
+    A missing setting gets the default of the tokenizers library.
+    """
     match step:
         case {"type": "ByteLevel"}:
             return ("ByteLevel", step.get("add_prefix_space", True), step.get("use_regex", True))
@@ -172,15 +213,24 @@ def _settings(step: dict[str, Any]) -> tuple[Any, ...]:
             return ("Digits", step.get("individual_digits", False))
         case {"type": "Split", "pattern": {"Regex": str(pattern)}}:
             return ("Split", pattern, step.get("behavior"), step.get("invert", False))
+        case {"type": "Prepend"}:
+            return ("Prepend", step.get("prepend"))
+        case {"type": "Replace", "pattern": {"String": str(pattern)}}:
+            return ("Replace", pattern, step.get("content"))
+        case {"type": "Metaspace"}:
+            settings = (step.get("replacement"), step.get("prepend_scheme", "always"), step.get("split", True))
+            return ("Metaspace", *settings)
         case _:
             return (str(step),)
 
 
-def _kind_of_piece(token: str, is_control: bool) -> int:
+def _kind_of_piece(token: str, is_control: bool, is_added: bool) -> int:
     if token == "<unk>":
         return _UNKNOWN
     if is_control or token.startswith("<|unused_"):
         return _CONTROL
+    if is_added:
+        return _USER_DEFINED
     return _BYTE if BYTE_PIECE.fullmatch(token) else _NORMAL
 
 

@@ -6,11 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from saved_runs import QWEN2, SHAPES, byte_pairs, char, gpt_config, pieces, random_model, save_run, sentencepiece, word
+from saved_runs import (
+    QWEN2,
+    SHAPES,
+    byte_pairs,
+    char,
+    gpt_config,
+    imported_pieces,
+    pieces,
+    random_model,
+    save_run,
+    sentencepiece,
+    word,
+)
 
 from positron.interop import gguf_file
 from positron.interop.formats import export
-from positron.interop.gguf_tokenizer import pre_tokenizer_name
+from positron.interop.gguf_tokenizer import pieces_fit, pre_tokenizer_name
 from positron.interop.source import open_source
 from positron.system.errors import UserError
 from positron.text.library_json import LibraryTokenizer
@@ -116,6 +128,91 @@ SPLITTING = [
 @pytest.mark.parametrize(("step", "normalizer", "name"), SPLITTING)
 def test_a_way_to_split_a_text_has_a_name_only_if_all_its_settings_are_known(step, normalizer, name):
     assert pre_tokenizer_name({"pre_tokenizer": step, "normalizer": normalizer}) == name
+
+
+PREPEND, REPLACE = {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+
+
+def metaspace(scheme: str | None = None, **changes: Any) -> dict[str, Any]:
+    settings = {"replacement": "▁", "split": False} | ({} if scheme is None else {"prepend_scheme": scheme})
+    return {"normalizer": None, "pre_tokenizer": {"type": "Metaspace", **settings, **changes}}
+
+
+def normalizers(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"normalizer": {"type": "Sequence", "normalizers": list(steps)}}
+
+
+def with_token(*, normalized: bool) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": normalized, "special": False}
+    return {
+        "added_tokens": [*pieces()["added_tokens"], {"id": len(pieces()["model"]["vocab"]), "content": "<t>", **flags}]
+    }
+
+
+PIECES: list[tuple[dict[str, Any], bool]] = [
+    ({}, True),  # Prepend, then Replace
+    ({"normalizer": REPLACE}, True),
+    *((metaspace(scheme), True) for scheme in ("first", "always", "never")),
+    (metaspace(), True),
+    (metaspace(add_prefix_space=False), True),
+    (with_token(normalized=False), True),
+    ({**metaspace("always"), **with_token(normalized=True)}, True),
+    (with_token(normalized=True), False),
+    ({**metaspace("first"), **with_token(normalized=False)}, False),
+    ({"normalizer": None}, False),  # a space stays a space
+    ({"normalizer": PREPEND}, False),
+    (normalizers(REPLACE, PREPEND, PREPEND), False),
+    (normalizers({"type": "NFKC"}, PREPEND, REPLACE), False),
+    (normalizers({"type": "Lowercase"}, PREPEND, REPLACE), False),
+    (normalizers({**PREPEND, "prepend": "▁▁"}, REPLACE), False),
+    (normalizers(PREPEND, {**REPLACE, "pattern": {"String": "a"}}), False),
+    (normalizers(PREPEND, {**REPLACE, "pattern": {"Regex": " +"}}), False),
+    ({"pre_tokenizer": {"type": "Digits", "individual_digits": True}}, False),
+    (metaspace("first", split=True), False),
+    (metaspace("first", replacement="_"), False),
+    ({**metaspace("first"), "normalizer": PREPEND}, False),
+    *(
+        ({"model": {**pieces()["model"], key: value}}, False)
+        for key, value in {
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "dropout": 0.1,
+            "end_of_word_suffix": "w",
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "fits"), PIECES)
+def test_pieces_fit_llama_cpp_only_if_all_steps_and_their_settings_are_known(changes, fits):
+    assert pieces_fit({**pieces(), **changes}) is fits
+
+
+def test_an_imported_vocabulary_of_pieces_that_llama_cpp_would_read_otherwise_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"another rule than Llama 2 and Mistral, so llama\.cpp would read other tokens"
+    ):
+        written(tmp_path / "a", SHAPES["llama"], imported_pieces(**normalizers({"type": "NFKC"}, PREPEND, REPLACE)))
+    model = pieces()["model"]
+    vocab = {token: i for token, i in model["vocab"].items() if token != "<0xE9>"} | {"other": model["vocab"]["<0xE9>"]}
+    with pytest.raises(UserError, match="needs one token for each byte"):
+        written(tmp_path / "b", SHAPES["llama"], imported_pieces(model={**model, "vocab": vocab}))
+
+
+def test_an_added_token_of_a_vocabulary_of_pieces_that_is_not_special_is_found_in_texts(tmp_path):
+    size = len(pieces()["model"]["vocab"])
+    specials = {END_OF_TEXT: 1, **{token: size + 1 + i for i, token in enumerate(SPECIALS[1:])}}
+    content = json.dumps({**pieces(), **with_token(normalized=False)}).encode()
+    _, reader = written(tmp_path, SHAPES["llama"], LibraryTokenizer(content, specials, size + 5, (2, 1)))
+    types = reader.fields["tokenizer.ggml.token_type"].contents()
+    assert types[size] == 4  # user-defined
+    assert [types[i] for i in (0, 1, 2, *range(size + 1, size + 5))] == [2, *[3] * 6]
+
+
+@pytest.mark.parametrize(("scheme", "tells"), [("first", True), ("never", False)])
+def test_an_export_of_metaspace_tells_which_texts_get_another_token(scheme, tells, tmp_path, logged):
+    written(tmp_path, SHAPES["llama"], imported_pieces(**metaspace(scheme)))
+    assert ("a text that begins with a space gets one more token" in " ".join(logged)) is tells
 
 
 def test_the_name_in_the_file_is_none_by_which_llama_cpp_changes_the_tokenizer(tmp_path):
