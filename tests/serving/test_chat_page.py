@@ -238,6 +238,32 @@ def test_a_conversation_that_is_deleted_while_it_answers_stays_deleted(page: Pag
     assert page.locator("#conversations .title").all_inner_texts() == ["hello"]
 
 
+def test_a_page_with_an_older_state_of_a_conversation_saves_a_copy_and_keeps_the_turns_of_another_page(
+    page: Page, site: Running
+) -> None:
+    def opened_again() -> list[str]:
+        other.goto(site.url)
+        other.locator("#conversations").get_by_text("hello", exact=True).click()
+        other.locator(".question").first.wait_for()
+        return other.locator(".question .text").all_inner_texts()
+
+    limit(page, 4)
+    send(page, "hello")
+    wait_for_end(page)
+    other = page.context.new_page()
+    other.route("**/completions", without_end)
+    assert opened_again() == ["hello"]
+    send(other, "and again")
+    wait_for_end(other)
+    for tokens in (5, 6):  # each change of a setting is saved; the second one belongs to the copy
+        limit(page, tokens)
+        page.locator("#conversations .open", has_text="hello (copy)").wait_for()
+    assert page.locator("#trouble").inner_text().endswith("so this tab has saved it as “hello (copy)”.")
+    assert opened_again() == ["hello", "and again"]
+    assert other.locator("#conversations .title").all_inner_texts() == ["hello (copy)", "hello"]
+    other.close()
+
+
 def test_regenerated_answers_are_kept_beside_the_first(page: Page) -> None:
     limit(page, 10)
     page.click("#show-settings")

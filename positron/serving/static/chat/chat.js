@@ -68,7 +68,8 @@ async function save() {
 async function put(changed) {
   if (!changed.turns.length || deleted.has(changed.id)) return;
   try {
-    await store.put(changed);
+    const isCopy = await store.put(changed);
+    if (isCopy) trouble(`This conversation was changed in another tab, so this tab has saved it as “${changed.title}”.`);
   } catch (error) {
     trouble(`This conversation cannot be saved in this browser: ${error.message}`);
   }

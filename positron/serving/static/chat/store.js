@@ -43,11 +43,20 @@ class Store {
     return this.database ? promised(this.objects("readonly").get(id)) : structuredClone(this.memory.get(id));
   }
 
+  // Save a conversation, and return whether it was saved as a copy because another page has saved it since this page read it.
   async put(conversation) {
+    const read = conversation.updated;
     conversation.updated = Date.now();
-    const copy = structuredClone(conversation);
-    if (this.database) await promised(this.objects("readwrite").put(copy));
-    else this.memory.set(copy.id, copy);
+    if (!this.database) {
+      this.memory.set(conversation.id, structuredClone(conversation));
+      return false;
+    }
+    const objects = this.objects("readwrite"); // one transaction: no other page saves between its two requests
+    const stored = await promised(objects.get(conversation.id));
+    const isCopy = stored?.updated > read;
+    if (isCopy) Object.assign(conversation, { id: newId(), title: `${conversation.title} (copy)` });
+    await promised(objects.put(conversation));
+    return isCopy;
   }
 
   async delete(id) {
