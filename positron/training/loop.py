@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 class Records:
     """Hold the metrics from before this process started, and the trackers, such as wandb, that receive the new metrics."""
 
-    rows: list[dict[str, Any]]  # the rows of metrics.jsonl when the process started
+    rows: list[dict[str, Any]]  # the rows of metrics.jsonl up to the step after which this training begins
     trackers: list[Tracker]
 
 
@@ -97,7 +97,9 @@ def fit(
                     _record_beginning(session, plan, objective)
                 # also if nothing is trained: wandb, asked for afterwards, gets the rows of the run
                 trackers = _open_trackers(session)
-            records = Records(read_metrics(run.metrics_path), trackers)
+            # the other processes may read the file before the first has cut it, but all of them must begin with the same rows
+            rows = [row for row in read_metrics(run.metrics_path) if row["step"] <= session.start.step]
+            records = Records(rows, trackers)
             ends = open_ends(session, plan, objective, records.rows, signals)
             if reason is not None:
                 logger.info(reason)

@@ -4,11 +4,16 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import tiny
 
 from positron.config import DeviceConfig, GPTConfig, PrecisionConfig
 from positron.run.facts import Resolved
+from positron.run.folder import Run
+from positron.run.metrics import append_row, read_metrics
+from positron.system.disk import make_folder
 from positron.system.errors import UserError
 from positron.system.ranks import first_rank, local_rank
+from positron.train import train
 from positron.training.callbacks.agreement import refuse_different_plans
 from positron.training.device import Machine, choose_machine, choose_micro_batch, micro_batch_bytes
 from positron.training.timing import MatmulPeak
@@ -114,3 +119,23 @@ def test_processes_that_chose_different_numbers_are_refused_with_a_value_that_fi
         refuse_different_plans([first, first, dataclasses.replace(first, precision="fp32")])
     with pytest.raises(UserError, match="start all processes with device=cpu"):
         refuse_different_plans([first, dataclasses.replace(first, accelerator="mps")])
+
+
+def test_a_process_that_reads_the_metrics_before_the_first_one_cuts_them_begins_with_the_same_rows(
+    tmp_path, monkeypatch
+):
+    """Early stopping and the best validation would otherwise depend on which process is faster."""
+    run = Run(make_folder(tmp_path / "run"))
+    append_row(run.metrics_path, {"step": 1, "val/bpb": 99.0})  # from a process that was killed before it saved
+    seen = []
+
+    def open_ends(session, plan, objective, rows, signals):
+        seen.extend(rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("positron.training.loop.open_ends", open_ends)
+    monkeypatch.setattr("positron.training.resume.first_rank", lambda _: False)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(tmp_path), run.folder)
+    assert seen == []
+    assert len(read_metrics(run.metrics_path)) == 1
