@@ -8,6 +8,20 @@ from positron.system.errors import UserError
 
 # Lightning finds the other machines itself if one of these variables is set by a launcher: SLURM's srun, LSF, MPI
 _SET_BY_LAUNCHERS = ("SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# the variables in which Lightning looks for launchers, for the place of this process, and for the first process
+_OF_PLACES = (
+    *("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "SLURM_NTASKS"),
+    *("SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_NODEID", "SLURM_PROCID", "SLURM_LOCALID", "LSB_JOBID"),
+    *("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
+
+
+def is_torchrun() -> bool:
+    """Tell whether torchrun has started this process.
+
+    Another program may have set RANK, which torchrun sets, too. Lightning ignores RANK without torchrun.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def first_rank(processes: int) -> bool:
@@ -15,14 +29,14 @@ def first_rank(processes: int) -> bool:
 
     The first process prints and writes for all of them. `processes` is the number of processes. A single process is always the
     first, even if a container, a notebook, a launcher or SLURM has set rank variables for another program. Of several
-    processes, the first is the one with RANK=0 in its environment (torchrun sets the variable RANK). If RANK is not set, the
-    first process is the one whose LOCAL_RANK, NODE_RANK and SLURM_PROCID are 0 or not set. RANK takes precedence, because
+    processes that torchrun has started, the first is the one with RANK=0 in its environment. Without torchrun, the first
+    process is the one whose LOCAL_RANK, NODE_RANK and SLURM_PROCID are 0 or not set. RANK takes precedence, because
     torchrun may number the machines in another order than SLURM.
     """
     if processes == 1:
         return True
-    if rank := os.environ.get("RANK"):
-        return rank == "0"
+    if is_torchrun():
+        return os.environ.get("RANK") == "0"
     return all((os.environ.get(key) or "0") == "0" for key in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
@@ -38,6 +52,18 @@ def local_rank(processes: int) -> int:
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
+def started_together() -> int:
+    """Return the number of processes that a launcher has started together with this one; 1 if there is no launcher."""
+    names = ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]  # srun sets the first; sbatch does not
+    numbers = [os.environ.get(name, "") for name in (*names, *(["WORLD_SIZE"] if is_torchrun() else []))]
+    return max((int(number) for number in numbers if number.isdecimal()), default=1)
+
+
+def variables_of_places() -> str:
+    """Return the variables of the environment from which Lightning reads the place of this process: `RANK=0, LOCAL_RANK=0`."""
+    return ", ".join(f"{name}={os.environ[name]}" for name in _OF_PLACES if name in os.environ)
+
+
 def refuse_unknown_machines(machines: int) -> None:
     """Raise UserError if a training on several machines lacks the address of the first machine or this machine's number.
 
@@ -48,8 +74,7 @@ def refuse_unknown_machines(machines: int) -> None:
     """
     if machines == 1 or any(name in os.environ for name in _SET_BY_LAUNCHERS):
         return
-    is_torchrun = "RANK" in os.environ  # torchrun numbers each process
-    needed = ("MASTER_ADDR", "MASTER_PORT", *(() if is_torchrun else ("NODE_RANK",)))
+    needed = ("MASTER_ADDR", "MASTER_PORT", *(() if is_torchrun() else ("NODE_RANK",)))
     missing = [name for name in needed if not os.environ.get(name)]
     if missing:
         raise UserError(

@@ -14,7 +14,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins import Precision as LightningPrecision
 
-from positron.config import RunConfig
+from positron.config import DeviceConfig, RunConfig
 from positron.model.gpt import GPT
 from positron.run.facts import Facts
 from positron.run.history import cut_after
@@ -22,6 +22,7 @@ from positron.run.metrics import best_so_far, read_metrics
 from positron.run.provenance import read_provenance, record_start
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, UserError
 from positron.system.formatting import counted
+from positron.system.ranks import variables_of_places
 from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks.agreement import Agreement
 from positron.training.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
@@ -176,9 +177,11 @@ def _train(
     _without_notices()
     module = _module(session.config, plan, model, objective, tokenizer)
     trainer = _trainer(session, plan, _callbacks(session, plan, objective, tokenizer, records, ends, callbacks))
-    others = session.config.device.num_nodes - 1
+    others = plan.world_size - 1
     if others:
-        logger.info(f"waiting for {counted(others, 'other machine')}; Ctrl-C ends the run")
+        variables = variables_of_places()
+        reason = f" (the environment has {variables})" if variables else ""
+        logger.info(f"waiting for {counted(others, 'other process', 'other processes')}{reason}; Ctrl-C ends the run")
         ends.stopping.signals.release()
     trainer.fit(module, Steps(objective, trainer), ckpt_path=session.start.checkpoint)
     return trainer.global_step
@@ -314,7 +317,37 @@ def _callbacks(
 
 
 def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
-    """Return a Lightning Trainer that only runs the training steps; Positron's callbacks validate, log and write files."""
+    """Return a Lightning Trainer that only runs the training steps; Positron's callbacks validate, log and write files.
+
+    Raises UserError if the environment gives this process another place among the processes than the settings do. Otherwise
+    the processes would wait for each other forever, or no process or each of them would write the run.
+    """
+    device = session.config.device
+    try:
+        trainer = _new_trainer(session, plan, callbacks)
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        if environment is not None:
+            environment.validate_settings(num_devices=device.devices, num_nodes=device.num_nodes)
+    except (ValueError, RuntimeError) as error:
+        if plan.world_size == 1 or not variables_of_places():
+            raise
+        raise _misplaced(device) from error
+    is_one_of_them = trainer.global_rank < trainer.world_size == plan.world_size
+    if not is_one_of_them or trainer.is_global_zero != session.is_first_rank:
+        raise _misplaced(device)
+    return trainer
+
+
+def _misplaced(device: DeviceConfig) -> UserError:
+    """Return the error for a process whose environment does not fit `device.devices` and `device.num_nodes`."""
+    return UserError(
+        f"device.devices={device.devices} device.num_nodes={device.num_nodes} do not fit the environment of this process "
+        f"({variables_of_places()}): start one process for each device with torchrun --nproc-per-node={device.devices} or srun "
+        f"--ntasks-per-node={device.devices}, or unset these variables"
+    )
+
+
+def _new_trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
     device = session.config.device
     return L.Trainer(
         accelerator=plan.machine.accelerator,

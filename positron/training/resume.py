@@ -29,7 +29,7 @@ from positron.system.disk import expanded, make_folder, refuse_links_in, sweep_t
 from positron.system.errors import Diverged, UserError
 from positron.system.locks import lock
 from positron.system.log import run_log
-from positron.system.ranks import first_rank
+from positron.system.ranks import first_rank, started_together
 from positron.training.device import Machine, choose_machine, set_threads, use_device
 from positron.training.optim.custom import refuse_unusable
 
@@ -45,6 +45,13 @@ def hold_run(run: Run, processes: int) -> Iterator[None]:
     """
 
     def refuse() -> None:
+        together = started_together()
+        if together > processes:
+            raise UserError(
+                f"a launcher has started {together} processes, and with device.devices={processes} each of them would train "
+                f"{run.folder} on its own: give device.devices= (processes per machine), device.num_nodes= (machines) and "
+                "device.strategy=ddp, or start a single process"
+            )
         raise UserError(f"another process is training {run.folder}: wait until it ends, or give another name=")
 
     if first_rank(processes):

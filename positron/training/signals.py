@@ -66,7 +66,7 @@ class Signals:
     def release(self) -> None:
         """Let signals end the process at once until `install` is called.
 
-        This is necessary while torch waits for other machines: it then runs no Python code, so no Python handler could react.
+        This is necessary while torch waits for other processes: it then runs no Python code, so no Python handler could react.
         """
         for signum in self._handlers:
             signal.signal(signum, signal.SIG_DFL)

@@ -82,11 +82,12 @@ MACHINES = ("model=debug", *FAST, "device=cpu", "device.num_nodes=2", "device.st
         ({}, "MASTER_ADDR, MASTER_PORT, NODE_RANK"),
         ({"MASTER_ADDR": "10.0.0.1", "NODE_RANK": "0"}, "MASTER_PORT"),
         ({"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}, "NODE_RANK"),
-        ({"MASTER_ADDR": "10.0.0.1", "RANK": "0"}, "MASTER_PORT"),
+        ({"MASTER_ADDR": "10.0.0.1", "TORCHELASTIC_RUN_ID": "x", "RANK": "0"}, "MASTER_PORT"),
+        ({"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "RANK": "0"}, "NODE_RANK"),
     ],
 )
 def test_machines_without_an_address_are_refused_instead_of_waiting_for_each_other(monkeypatch, environment, missing):
-    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK"):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -96,13 +97,23 @@ def test_machines_without_an_address_are_refused_instead_of_waiting_for_each_oth
         positron.train("debug", device="cpu", **{"device.num_nodes": 2, "device.strategy": "ddp"})
 
 
-def test_a_signal_ends_a_command_that_waits_for_other_machines(tmp_path):
-    command, environment = with_node_ranks(free_port(), "0")
+@pytest.mark.parametrize(
+    ("settings", "environment"),
+    [
+        (MACHINES, {"NODE_RANK": "0"}),
+        pytest.param(("model=debug", *FAST, *TWO), {"LOCAL_RANK": "0"}, marks=pytest.mark.slow),
+    ],
+    ids=["machines", "left over"],
+)
+def test_a_signal_ends_a_command_that_waits_for_other_processes(tmp_path, settings, environment):
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **environment}
+    command = [sys.executable, "-m", "positron.train", *settings]
     process = subprocess.Popen(
-        [*command, *MACHINES], cwd=tmp_path, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    line = next(line for line in process.stderr if "waiting for 1 other machine" in line)
+    line = next(line for line in process.stderr if "waiting for 1 other process" in line)
+    assert all(f"{name}={value}" in line for name, value in environment.items())
     time.sleep(1)  # torch listens at the port, and does not return to Python
     process.terminate()
     said = process.communicate(timeout=PATIENCE)[1]

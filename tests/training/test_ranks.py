@@ -1,6 +1,7 @@
 """Each process of a run uses its own device, and all of them agree on the numbers that replace `auto`."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,20 +13,23 @@ from positron.run.folder import Run
 from positron.run.metrics import append_row, read_metrics
 from positron.system.disk import make_folder
 from positron.system.errors import UserError
-from positron.system.ranks import first_rank, local_rank
+from positron.system.ranks import _OF_PLACES, first_rank, local_rank
 from positron.train import train
+from positron.training import loop
 from positron.training.callbacks.agreement import refuse_different_plans
 from positron.training.device import Machine, choose_machine, choose_micro_batch, micro_batch_bytes
+from positron.training.resume import hold_run
 from positron.training.timing import MatmulPeak
 
-VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID")
+SLURM = {"SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}
 FOUR = DeviceConfig("cuda", devices=4, strategy="ddp")
 FP32 = PrecisionConfig("fp32")
 
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for key in VARIABLES:
+    for key in (*_OF_PLACES, "SLURM_STEP_NUM_TASKS", "SLURM_JOB_NAME"):
         monkeypatch.delenv(key, raising=False)
 
 
@@ -65,6 +69,7 @@ def test_more_devices_than_the_machine_has_are_refused(four_gpus, monkeypatch):
 
 def test_torchrun_numbers_the_processes_and_not_slurm(monkeypatch):
     """Its rendezvous may make the second SLURM task rank 0. If both rules had to hold, no process would write."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert first_rank(2)
@@ -72,6 +77,63 @@ def test_torchrun_numbers_the_processes_and_not_slurm(monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "0")
     assert not first_rank(2)
     assert local_rank(2) == 0
+
+
+def trainer_of_two(folder):
+    """Build the trainer of a run on two devices, as the loop does, before it starts or joins the other process."""
+    config = tiny(folder, device=DeviceConfig("cpu", devices=2, strategy="ddp"))
+    session = SimpleNamespace(config=config, run=Run(folder), is_first_rank=first_rank(2))
+    return loop._trainer(session, SimpleNamespace(machine=Machine("cpu", "fp32", ""), world_size=2), [])
+
+
+@pytest.mark.parametrize("left", [{}, {"RANK": "1"}, {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}])
+def test_variables_of_torchrun_without_torchrun_are_ignored(tmp_path, monkeypatch, left):
+    for key, value in left.items():
+        monkeypatch.setenv(key, value)
+    trainer = trainer_of_two(tmp_path)
+    assert first_rank(2)
+    assert (trainer.is_global_zero, trainer.world_size) == (True, 2)
+    assert not trainer.strategy.cluster_environment.creates_processes_externally
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {**TORCHRUN, "WORLD_SIZE": "4"},
+        {**TORCHRUN, "WORLD_SIZE": "1"},
+        {"NODE_RANK": "1"},  # this process would wait for another one with a lower number
+        {**SLURM, "SLURM_NTASKS": "1"},  # it would train everything alone
+        {**SLURM, "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"},
+        {**SLURM, "SLURM_NTASKS": "2"},
+        {**SLURM, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2"},
+        {**SLURM, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "LOCAL_RANK": "1"},  # no process would write
+    ],
+)
+def test_an_environment_that_does_not_fit_the_devices_is_refused_and_named(tmp_path, monkeypatch, environment):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match=r"device\.devices=2 device\.num_nodes=1 do not fit the environment") as error:
+        trainer_of_two(tmp_path)
+    for key, value in environment.items():
+        assert key == "SLURM_JOB_NAME" or f"{key}={value}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "environment", [{**TORCHRUN, "WORLD_SIZE": "2"}, {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}]
+)
+def test_a_launcher_without_device_devices_is_named_in_place_of_another_training(tmp_path, monkeypatch, environment):
+    run = Run(tmp_path)
+    with hold_run(run, 1):
+        monkeypatch.setenv("SLURM_NTASKS", "2")  # sbatch without srun starts one process
+        with pytest.raises(UserError, match="another process is training"), hold_run(run, 1):
+            pass
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        with (
+            pytest.raises(UserError, match=r"a launcher has started 2 processes, .*give device\.devices="),
+            hold_run(run, 1),
+        ):
+            pass
 
 
 def test_the_peak_of_matrix_products_is_measured_on_the_own_device(monkeypatch):

@@ -181,12 +181,12 @@ def test_one_device_is_the_only_process_whatever_the_environment_says(tmp_path, 
 
 
 def test_of_several_devices_the_first_rank_speaks(monkeypatch):
-    for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+    for key in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(key, raising=False)
     assert first_rank(2)
-    monkeypatch.setenv("RANK", "")
+    monkeypatch.setenv("RANK", "1")  # of another program, because there is no torchrun
     assert first_rank(2)
-    for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+    for key in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.setenv(key, "1")
         assert not first_rank(2)
         assert first_rank(1)
