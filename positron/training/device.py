@@ -159,14 +159,18 @@ def precision_named(name: str) -> Precision:
 
 
 def set_threads(config: DeviceConfig) -> None:
-    """Set the number of CPU threads of this process to `device.threads` or, if that is auto, to `device.share` x all cores.
+    """Set the number of CPU threads of this process to `device.threads`.
 
-    If `device.threads` is auto and `device.share` is 1, the number that torch has chosen is kept.
+    If `device.threads` is auto, the processes of this machine divide `device.share` x all cores among themselves. One process
+    with the whole machine keeps the number that torch has chosen, and several processes keep that of OMP_NUM_THREADS.
     """
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
     elif config.share < 1:
-        torch.set_num_threads(max(1, round((os.cpu_count() or 1) * config.share)))
+        torch.set_num_threads(max(1, round((os.cpu_count() or 1) * config.share) // config.devices))
+    elif config.devices > 1 and "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it
+        usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        torch.set_num_threads(max(1, usable // config.devices))
 
 
 def bf16_is_fast(accelerator: Accelerator) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins import Precision as LightningPrecision
@@ -183,6 +185,9 @@ def _train(
         reason = f" (the environment has {variables})" if variables else ""
         logger.info(f"waiting for {counted(others, 'other process', 'other processes')}{reason}; Ctrl-C ends the run")
         ends.stopping.signals.release()
+    if session.config.device.strategy != "auto":
+        # if this variable were not set, Lightning would change the number of threads
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     trainer.fit(module, Steps(objective, trainer), ckpt_path=session.start.checkpoint)
     return trainer.global_step
 

@@ -1,11 +1,14 @@
 """Each process of a run uses its own device, and all of them agree on the numbers that replace `auto`."""
 
 import dataclasses
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
-from conftest import tiny
+from conftest import apart, tiny
 
 from positron.config import DeviceConfig, GPTConfig, PrecisionConfig
 from positron.run.facts import Resolved
@@ -17,7 +20,7 @@ from positron.system.ranks import _OF_PLACES, first_rank, local_rank
 from positron.train import train
 from positron.training import loop
 from positron.training.callbacks.agreement import refuse_different_plans
-from positron.training.device import Machine, choose_machine, choose_micro_batch, micro_batch_bytes
+from positron.training.device import Machine, choose_machine, choose_micro_batch, micro_batch_bytes, set_threads
 from positron.training.resume import hold_run
 from positron.training.timing import MatmulPeak
 
@@ -84,6 +87,53 @@ def trainer_of_two(folder):
     config = tiny(folder, device=DeviceConfig("cpu", devices=2, strategy="ddp"))
     session = SimpleNamespace(config=config, run=Run(folder), is_first_rank=first_rank(2))
     return loop._trainer(session, SimpleNamespace(machine=Machine("cpu", "fp32", ""), world_size=2), [])
+
+
+@pytest.fixture
+def restored_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def train_with_three_threads(folder: str) -> None:
+    os.environ.pop("OMP_NUM_THREADS", None)
+    used = []
+
+    class Threads(L.Callback):
+        def on_train_batch_start(self, *_):
+            used.append(torch.get_num_threads())
+
+    config = tiny(Path(folder), device=DeviceConfig("cpu", strategy="ddp", threads=3), train__max_steps=1)
+    train(config, Path(folder) / "run", [Threads()])
+    assert used == [3]
+    assert Run(Path(folder) / "run").resolved().threads == 3
+
+
+@pytest.mark.slow
+def test_a_process_that_lightning_starts_trains_with_the_threads_that_the_run_records(tmp_path):
+    """Lightning chooses another number when it starts the processes if OMP_NUM_THREADS is not set."""
+    apart(train_with_three_threads, str(tmp_path))  # because torch keeps the processes connected
+
+
+def test_the_processes_of_a_machine_divide_its_cores_unless_the_user_says_otherwise(monkeypatch, restored_threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+
+    def threads(**settings):
+        torch.set_num_threads(7)
+        set_threads(DeviceConfig("cpu", strategy="ddp", **settings))
+        return torch.get_num_threads()
+
+    assert threads() == 7
+    assert threads(devices=5) == 2
+    assert threads(devices=5, threads=6) == 6
+    assert threads(devices=2, share=0.5) == 4
+    assert threads(devices=64) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert threads(devices=5) == 7
 
 
 @pytest.mark.parametrize("left", [{}, {"RANK": "1"}, {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}])
