@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from positron.config import DataConfig
 from positron.data.shards import TokenFiles
@@ -86,7 +86,7 @@ class StreamWindows:
         epochs, windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
         first = int(epochs[0])
         self._enter(first, fills=rank == 0)
-        files = {epoch: self._open(epoch, fills=rank == 0) for epoch in range(first, int(epochs[-1]) + 1)}
+        files = {epoch: self._open(epoch) for epoch in range(first, int(epochs[-1]) + 1)}
         self._files = files
         rows = [
             files[int(epoch)].read(int(window) * self.context, self.context + 1)
@@ -117,19 +117,29 @@ class StreamWindows:
         self._filler.at(epoch)
         self._filler.listen()
 
-    def _open(self, epoch: int, fills: bool) -> TokenFiles:
+    def _open(self, epoch: int) -> TokenFiles:
+        """Return the files of an epoch, as soon as all processes of the training find them on the disk.
+
+        Only the process with rank 0 knows why files cannot be written. All processes raise its error, because the others would
+        wait forever.
+        """
         if epoch in self._files:
             return self._files[epoch]
         has_logged = False
-        while not self.stream.has(epoch):
-            if not has_logged:
-                logger.info(f"waiting for the text of epoch {epoch}")
-                has_logged = True
-            error = self._filler.listen(waits=True) if self._filler else None
-            if error is not None and not self.stream.has(epoch):
-                raise error
+        while True:
+            error = None
+            if not self.stream.has(epoch):
+                if not has_logged:
+                    logger.info(f"waiting for the text of epoch {epoch}")
+                    has_logged = True
+                error = self._filler.listen(waits=True) if self._filler else None
+            reports = _of_all_processes((self.stream.has(epoch), error))
+            if all(is_there for is_there, _ in reports):
+                return TokenFiles(self.stream.path(epoch), "train", self.stream.tokenizer)
+            for is_there, error in reports:
+                if error is not None and not is_there:
+                    raise error
             time.sleep(0.05)
-        return TokenFiles(self.stream.path(epoch), "train", self.stream.tokenizer)
 
     def close(self) -> None:
         """End the process that writes the token files of the next epochs, and unlock the files of the epoch in use.
@@ -138,6 +148,15 @@ class StreamWindows:
         """
         self._user.close()
         self._filler, self._note, self._noted = None, None, None
+
+
+def _of_all_processes(value: Any) -> list[Any]:
+    """Return what each process of the training has given to this call, by rank; all of them must call it together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values = [value] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 class _Filler:

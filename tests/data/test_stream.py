@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import itertools
 import json
 import os
@@ -15,8 +16,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import _SERVER, apart, tiny
+from conftest import _SERVER, apart, side_by_side, tiny
 from hub_server import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
+from torch import distributed
 
 from positron import cache
 from positron.config import DataConfig
@@ -29,7 +31,7 @@ from positron.data.window_order import windows_of_step
 from positron.evaluation.eval_texts import token_files
 from positron.run.folder import Run
 from positron.system.disk import make_folder, write_json
-from positron.system.errors import UserError
+from positron.system.errors import Unreachable, UserError
 from positron.system.locks import lock
 from positron.text.char_word import CharTokenizer
 from positron.text.tokenizer import END_OF_TEXT
@@ -295,6 +297,25 @@ def test_training_survives_an_outage_with_the_same_result(
     assert resumed.code == 0, resumed.err
     assert f"resuming outputs/s at step {done['step']}" in resumed.err
     assert losses(cut) == losses(whole)
+
+
+def wait_for_an_epoch_that_cannot_be_fetched(rank: int, folder: str) -> None:
+    """Wait as one of two processes, of which only the first knows that the network has failed."""
+    patience = datetime.timedelta(seconds=60)
+    distributed.init_process_group("gloo", f"{folder}/meet", patience, world_size=2, rank=rank)
+    windows = StreamWindows.__new__(StreamWindows)
+    windows._files, windows._filler = {}, None
+    windows.stream = mock.Mock(has=lambda _: False)
+    if rank == 0:
+        heard = [Unreachable("the hub did not answer"), None]
+        windows._filler = mock.Mock(listen=lambda waits: heard.pop())
+    with pytest.raises(Unreachable, match="the hub did not answer"):
+        windows._open(1)
+    distributed.destroy_process_group()
+
+
+def test_all_processes_end_when_the_text_cannot_be_fetched(tmp_path: Path) -> None:
+    side_by_side(wait_for_an_epoch_that_cannot_be_fetched, [(rank, tmp_path.as_uri()) for rank in range(2)])
 
 
 @pytest.mark.slow
