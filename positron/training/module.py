@@ -16,7 +16,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.fsdp import FSDPModule
 
 from positron.config import OptimizerConfig, ScheduleConfig
@@ -79,8 +79,8 @@ class TrainingModule(L.LightningModule):
         self.metrics: dict[str, float] = {}
         self.before_micro_batch: Callable[[], None] = lambda: None  # may raise an error to give up the step in progress
         self.updating = False  # True while the optimizer changes the weights, which must not be saved then
-        self.tokens = 0  # input positions of the last step's micro-batches on this rank, with padding
-        self.loss = torch.zeros(())  # loss of the last step on this rank (see `_accumulate`), on the device
+        self.tokens = 0  # input positions of the last step's micro-batches on all ranks, with padding
+        self.loss = torch.zeros(())  # loss of the last step on all ranks (see `_accumulate`), on the device
         self.grad_norm = torch.zeros(())
         self.bad_in_a_row = torch.zeros((), dtype=torch.int64)
         self.longest_bad_streak = torch.zeros((), dtype=torch.int64)  # largest value of bad_in_a_row in this process
@@ -117,7 +117,6 @@ class TrainingModule(L.LightningModule):
         parts = self.objective.examples(
             self.model, batch, step, self.global_rank, self.trainer.world_size, self.before_micro_batch
         )
-        self.tokens = sum(part[0].numel() for part in parts)
         self.loss = self._accumulate(parts)
         self.metrics = self.objective.step_metrics()
         self.updating = True
@@ -126,15 +125,19 @@ class TrainingModule(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
 
     def _accumulate(self, parts: list[Part]) -> Tensor:
-        """Add up the gradients of all micro-batches and return this rank's loss.
+        """Add up the gradients of all micro-batches, count the tokens of all ranks, and return the loss of the whole batch.
 
-        The loss is (sum of the losses on this rank) / (number of losses on all ranks) x (number of ranks). The last factor is
-        necessary because DDP and FSDP average the gradients over the ranks. The mean of the ranks' losses is the batch's loss.
+        A rank's loss is (sum of the losses on this rank) / (number of losses on all ranks) x (number of ranks). The last factor
+        is necessary because DDP and FSDP average the gradients over the ranks. The mean of the ranks' losses is the batch's
+        loss.
         """
         world = self.trainer.world_size
+        self.tokens = sum(part[0].numel() for part in parts)
         count = torch.stack([self.objective.count(part) for part in parts]).sum()
         if world > 1:
-            count = self.trainer.strategy.reduce(count, reduce_op="sum")
+            sums = torch.stack([count, count.new_tensor(self.tokens)])
+            distributed.all_reduce(sums)
+            count, self.tokens = sums[0], int(sums[1])
         total = torch.zeros((), device=self.device)
         for i, part in enumerate(parts):
             self.before_micro_batch()
@@ -142,6 +145,9 @@ class TrainingModule(L.LightningModule):
                 loss = self.objective.loss(self.model, part) * (world / count)
                 self.manual_backward(loss)
             total += loss.detach()
+        if world > 1:
+            distributed.all_reduce(total)  # Lightning's `reduce` would wait until a GPU has computed the gradients
+            total /= world
         return total
 
     def _synchronise(self, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -162,8 +168,6 @@ class TrainingModule(L.LightningModule):
         scaled = self.trainer.precision == "16-mixed"
         self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
         is_bad = ~torch.isfinite(self.loss if scaled else self.grad_norm)
-        if scaled and self.trainer.world_size > 1:  # all ranks have the same gradient, but each has a loss of its own
-            is_bad = self.trainer.strategy.reduce(is_bad.int(), reduce_op="max").bool()
         self.bad_in_a_row = (self.bad_in_a_row + 1) * is_bad
         self.longest_bad_streak = torch.maximum(self.longest_bad_streak, self.bad_in_a_row)
         self.bad_steps = self.bad_steps + is_bad

@@ -1,6 +1,8 @@
 """Each process of a run uses its own device, and all of them agree on the numbers that replace `auto`."""
 
+import contextlib
 import dataclasses
+import datetime
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +10,8 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from conftest import apart, tiny
+from conftest import apart, side_by_side, tiny
+from torch import distributed
 
 from positron.config import DeviceConfig, GPTConfig, PrecisionConfig
 from positron.run.facts import Resolved
@@ -21,6 +24,7 @@ from positron.train import train
 from positron.training import loop
 from positron.training.callbacks.agreement import refuse_different_plans
 from positron.training.device import Machine, choose_machine, choose_micro_batch, micro_batch_bytes, set_threads
+from positron.training.module import TrainingModule
 from positron.training.resume import hold_run
 from positron.training.timing import MatmulPeak
 
@@ -184,6 +188,35 @@ def test_a_launcher_without_device_devices_is_named_in_place_of_another_training
             hold_run(run, 1),
         ):
             pass
+
+
+def accumulate_as_one_of_two(rank: int, folder: str) -> None:
+    """Take the step of a module with a linear model, in which each rank has other micro-batches."""
+    patience = datetime.timedelta(seconds=60)
+    distributed.init_process_group("gloo", f"{folder}/meet", patience, world_size=2, rank=rank)
+    weight = torch.nn.Parameter(torch.tensor(2.0))
+    of_ranks = [[torch.ones(2, 3)], [torch.full((1, 5), 2.0), torch.full((1, 1), 4.0)]]
+    module = SimpleNamespace(
+        trainer=SimpleNamespace(world_size=2),
+        objective=SimpleNamespace(
+            count=lambda part: torch.tensor(part[0].numel()), loss=lambda model, part: (model * part[0]).sum()
+        ),
+        model=weight,
+        device=torch.device("cpu"),
+        before_micro_batch=lambda: None,
+        manual_backward=lambda loss: loss.backward(),
+        _synchronise=lambda last: contextlib.nullcontext(),
+    )
+    loss = TrainingModule._accumulate(module, [(part,) for part in of_ranks[rank]])
+    assert module.tokens == 12
+    assert loss.item() == pytest.approx(2.0 * (6 + 10 + 4) / 12)
+    distributed.all_reduce(weight.grad)
+    assert weight.grad.item() / 2 == pytest.approx((6 + 10 + 4) / 12)  # DDP and FSDP average the gradients
+    distributed.destroy_process_group()
+
+
+def test_tokens_and_loss_of_a_step_are_those_of_all_processes_with_unequal_shares(tmp_path):
+    side_by_side(accumulate_as_one_of_two, [(rank, tmp_path.as_uri()) for rank in range(2)])
 
 
 def test_the_peak_of_matrix_products_is_measured_on_the_own_device(monkeypatch):

@@ -17,9 +17,9 @@ class Clock(L.Callback):
     A GPU computes in the background. Every `log_every` steps, the callback waits for the GPU, so that the GPU's time is
     counted.
 
-    The tokens of a step are the input positions of its forward passes, with padding, on all devices. All devices are assumed
-    to process the same number of tokens. `batch_tokens`: the number of tokens of a step if all its windows are full.
-    This number is used only for a checkpoint of an older version, which does not store the number of tokens.
+    The tokens of a step are the input positions of its forward passes, with padding, on all devices. `batch_tokens`: the number
+    of tokens of a step if all its windows are full. This number is used only for a checkpoint of an older version, which does
+    not store the number of tokens.
     """
 
     def __init__(self, log_every: int, batch_tokens: int) -> None:
@@ -60,5 +60,5 @@ class Clock(L.Callback):
         self.time_s += passed
         self.step_s += passed
         self.steps += 1
-        self.tokens += module.tokens * trainer.world_size
-        self.step_tokens += module.tokens * trainer.world_size
+        self.tokens += module.tokens
+        self.step_tokens += module.tokens

@@ -82,7 +82,7 @@ class Divergence(L.Callback):
                 f"the validation loss of step {step} is {loss:.4g} nats per token, more than {MAX_LOSS_RATIO:g} times the "
                 f"loss of random guessing, {self.guessing:.4g}"
             )
-            if is_last and _mean(trainer, module.loss) > self.guessing:
+            if is_last and module.loss.item() > self.guessing:
                 raise diverged(trainer, cause)
             if not self._has_warned:
                 logger.warning(
@@ -124,7 +124,3 @@ def _any_rank(trainer: L.Trainer, decision: bool) -> bool:
     if trainer.world_size == 1:
         return decision
     return trainer.strategy.reduce_boolean_decision(decision, all=False)
-
-
-def _mean(trainer: L.Trainer, value: torch.Tensor) -> float:
-    return float(value if trainer.world_size == 1 else trainer.strategy.reduce(value, reduce_op="mean"))

@@ -37,7 +37,7 @@ class MetricsLog(L.Callback):
         the model FLOPs utilisation.
 
         `intervals`: a row is written after each step that is a multiple of one of these numbers, among which is the interval of
-        the checkpoints. They must be the same on all ranks, because all ranks together compute the mean loss of a row.
+        the checkpoints. They must be the same on all ranks, because all ranks together compute the terms of the loss of a row.
         """
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
@@ -67,9 +67,8 @@ class MetricsLog(L.Callback):
 
     def _append(self, trainer: L.Trainer, module: TrainingModule, terms: dict[str, Tensor]) -> None:
         step = self._row_step = trainer.global_step
-        losses = {"train/loss": module.loss, **terms}
         if trainer.world_size > 1:
-            losses = {name: trainer.strategy.reduce(loss, reduce_op="mean") for name, loss in losses.items()}
+            terms = {name: trainer.strategy.reduce(term, reduce_op="mean") for name, term in terms.items()}
         if not trainer.is_global_zero:
             return
         tokens, seconds = self.clock.step_tokens - self._since[0], self.clock.step_s - self._since[1]
@@ -81,7 +80,7 @@ class MetricsLog(L.Callback):
             "step": step,
             "tokens": self.clock.tokens,
             "time_s": round(self.clock.time_s, 3),
-            **{name: loss.item() for name, loss in losses.items()},
+            **{name: loss.item() for name, loss in {"train/loss": module.loss, **terms}.items()},
             "train/lr": module.lr(step),
             "train/grad_norm": module.grad_norm.item(),
             "train/skipped_steps": int(module.bad_steps),
