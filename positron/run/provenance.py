@@ -1,8 +1,8 @@
 """Record in `provenance.json` the code, versions, hardware and command of each start of a run.
 
-The record holds the commit and diff of Positron's checkout, versions, hardware, threads, seed and command. It never holds
-environment variables, the name of the machine or the name of its user. What several starts have in common, such as code and
-hardware, is stored once in the list `environments`. Each entry of the list `starts` contains an index into `environments`.
+The record holds the commit and diff of Positron's checkout, versions, hardware, threads, devices, seed and command. It never
+holds environment variables, the name of the machine or the name of its user. What several starts have in common, such as code
+and hardware, is stored once in the list `environments`. Each entry of the list `starts` contains an index into `environments`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from positron.config import DeviceConfig
 from positron.run.facts import Resolved, read_record, warn_of_damage, write_record
 from positron.run.paths import RunPaths
 from positron.settings import flat
@@ -38,6 +39,7 @@ QUERY_TIMEOUT_S = 5.0  # maximum time of all queries to git together
 CHECKOUT = Path(__file__).parents[2]
 # fields of a start that do not change the losses; the diff is compared by its checksum
 _IGNORED_FIELDS = ("time", "step", "command", "environment", "weights.path", "git.diff")
+_PROCESSES = ("devices", "num_nodes", "strategy")  # the settings of device.* that older versions did not record
 PACKAGES = ("positron", "torch", "lightning", "hydra-core", "numpy", "sentencepiece", "tiktoken", "datasets")
 
 
@@ -87,9 +89,19 @@ def _fault(record: dict[str, Any]) -> str | None:
     return None
 
 
-def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weights: Path | None, **facts: str) -> None:
+def record_start(
+    folder: Path,
+    *,
+    step: int,
+    seed: int,
+    device: DeviceConfig,
+    resolved: Resolved,
+    weights: Path | None,
+    **facts: str,
+) -> None:
     """Record in the run's provenance that this process starts to train the run at `step`.
 
+    `device` says how many processes train the run together: each number of processes adds the gradients in another order.
     `resolved` holds the values that the training uses for the settings that can be `auto`. `weights` is the checkpoint of
     another run whose weights this run starts from (None: the weights are random, or from this run's own checkpoint). `facts`
     are further values that the run depends on, such as the tokenizer's hash.
@@ -103,6 +115,7 @@ def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weig
         "step": step,
         "seed": seed,
         "command": command(),
+        "device": {key: getattr(device, key) for key in _PROCESSES},
         "environment": known["environments"].index(surroundings),
     }
     if weights is not None:
@@ -129,10 +142,11 @@ def recorded_changes(first_start: dict[str, Any], second_start: dict[str, Any]) 
     """Return the differences between two starts of a training, as lines `key: value in the first -> value in the second`.
 
     `first_start` and `second_start` describe one start each: its commit, versions and machine (see `start_of`). Values that
-    cannot change the losses, such as time and step, are left out.
+    cannot change the losses, such as time and step, are left out. So is a value that an older version did not record.
     """
     a, b = flat(first_start), flat(second_start)
-    keys = [key for key in {**a, **b} if key not in _IGNORED_FIELDS]
+    unknown = {f"device.{key}" for key in _PROCESSES} - (a.keys() & b.keys())
+    keys = [key for key in {**a, **b} if key not in _IGNORED_FIELDS and key not in unknown]
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
 
 

@@ -226,6 +226,7 @@ def _record_start(session: Session, plan: Plan, objective: Objective, tokenizer:
         session.run.folder,
         step=start.step,
         seed=session.config.seed,
+        device=session.config.device,
         resolved=plan.resolved(),
         weights=None if start.is_own else start.weights or start.checkpoint,
         text=objective.fingerprint,

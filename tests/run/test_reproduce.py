@@ -23,7 +23,7 @@ from positron.evaluation.report import write_report
 from positron.run import provenance
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
-from positron.run.provenance import checkout, command, read_provenance, start_of
+from positron.run.provenance import checkout, command, read_provenance, recorded_changes, start_of
 from positron.run.samples import Sample, append_sample
 from positron.sft import sft
 from positron.train import train
@@ -93,6 +93,15 @@ def test_a_run_is_reproduced_and_an_edited_trace_is_said_to_differ_at_its_step(p
     finally:
         shutil.rmtree("outputs/x")
         Path("outputs/kept").rename("outputs/x")
+
+
+def test_another_number_of_processes_is_a_recorded_difference(place) -> None:
+    first = start_of(read_provenance(place / "outputs" / "x"), 1)
+    assert first["device"] == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    second = {**first, "device": {"devices": 2, "num_nodes": 1, "strategy": "ddp"}}
+    assert recorded_changes(first, second) == ["device.devices: 1 -> 2", "device.strategy: auto -> ddp"]
+    older = {key: value for key, value in first.items() if key != "device"}
+    assert recorded_changes(older, second) == recorded_changes(second, older) == []
 
 
 @pytest.fixture(scope="module")
