@@ -30,7 +30,10 @@ class Diverged(Exception):
 
 
 class Unreachable(Exception):
-    """Report that a server failed or did not answer, after several attempts; commands print one line and exit with code 1."""
+    """Report that a server failed or did not answer, after several attempts, or that another process of a run ended.
+
+    Commands print one line and exit with code 1.
+    """
 
 
 class Interrupted(Exception):

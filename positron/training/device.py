@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 import torch
+from torch import distributed
 
 from positron.config import Accelerator, DeviceConfig, GPTConfig, Precision, PrecisionConfig
 from positron.model.kernels.attention import BLOCK_QUERIES, MAX_BLOCKED_KEYS
@@ -377,6 +379,15 @@ def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
         f"out of memory: train.micro_batch_size={size} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
         f"try {remedy}"
     )
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Tell whether an error says that this process has lost the connection to the other processes of its run."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    # gloo raises a RuntimeError that names the line of its source
+    is_from_gloo = isinstance(error, RuntimeError) and re.search(r"gloo[/\\]transport", str(error)) is not None
+    return is_from_gloo or isinstance(error, distributed.DistError)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -22,7 +22,7 @@ from positron.run.facts import Facts
 from positron.run.history import cut_after
 from positron.run.metrics import best_so_far, read_metrics
 from positron.run.provenance import read_provenance, record_start
-from positron.system.errors import Diverged, Interrupted, LeftAtOnce, UserError
+from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachable, UserError
 from positron.system.formatting import counted
 from positron.system.ranks import variables_of_places
 from positron.text.tokenizer import Tokenizer
@@ -41,6 +41,7 @@ from positron.training.conclude import conclude, log_how_to_continue
 from positron.training.device import (
     Machine,
     batch_remedy,
+    is_lost_connection,
     is_out_of_memory,
     memory_remedy,
 )
@@ -86,7 +87,8 @@ def fit(
     recorded.
 
     Raises Interrupted or LeftAtOnce after a signal, Diverged if the loss diverges, and UserError if the memory is too small.
-    Any other error that ends the training is raised again.
+    If another process of the run ended, all processes but the first raise Unreachable. Any other error that ends the training
+    is raised again.
     """
     run = session.run
     trackers: list[Tracker] = []
@@ -127,6 +129,8 @@ def fit(
                     session.config.device.checkpoint_activations, batch_remedy(size, max(1, size // 2))
                 )
                 raise UserError(f"out of memory: try {remedy}") from fault
+            if not session.is_first_rank and is_lost_connection(fault):
+                raise Unreachable("another process of this run ended; see its message") from fault
             raise
         finally:
             signals.can_save = False

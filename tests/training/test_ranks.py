@@ -10,20 +10,28 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from conftest import apart, side_by_side, tiny
+from conftest import FAST, apart, side_by_side, tiny
 from torch import distributed
+from two_processes import TWO, as_torchrun
 
 from positron.config import DeviceConfig, GPTConfig, PrecisionConfig
 from positron.run.facts import Resolved
 from positron.run.folder import Run
 from positron.run.metrics import append_row, read_metrics
 from positron.system.disk import make_folder
-from positron.system.errors import UserError
+from positron.system.errors import Unreachable, UserError
 from positron.system.ranks import _OF_PLACES, first_rank, local_rank
 from positron.train import train
 from positron.training import loop
 from positron.training.callbacks.agreement import refuse_different_plans
-from positron.training.device import Machine, choose_machine, choose_micro_batch, micro_batch_bytes, set_threads
+from positron.training.device import (
+    Machine,
+    choose_machine,
+    choose_micro_batch,
+    is_lost_connection,
+    micro_batch_bytes,
+    set_threads,
+)
 from positron.training.module import TrainingModule
 from positron.training.resume import hold_run
 from positron.training.timing import MatmulPeak
@@ -217,6 +225,54 @@ def accumulate_as_one_of_two(rank: int, folder: str) -> None:
 
 def test_tokens_and_loss_of_a_step_are_those_of_all_processes_with_unequal_shares(tmp_path):
     side_by_side(accumulate_as_one_of_two, [(rank, tmp_path.as_uri()) for rank in range(2)])
+
+
+def lose_the_other(rank: int, folder: str) -> None:
+    patience = datetime.timedelta(seconds=60)
+    distributed.init_process_group("gloo", f"{folder}/meet", patience, world_size=2, rank=rank)
+    distributed.barrier()
+    if rank == 0:
+        os._exit(0)
+    with pytest.raises(RuntimeError) as error:
+        distributed.all_reduce(torch.ones(1))
+    assert is_lost_connection(error.value)
+    assert not is_lost_connection(RuntimeError("another one"))
+
+
+def test_the_end_of_another_process_is_told_from_other_errors(tmp_path):
+    side_by_side(lose_the_other, [(rank, tmp_path.as_uri()) for rank in range(2)])
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_only_the_first_process_shows_the_error_of_a_lost_connection(tmp_path, monkeypatch, is_first):
+    def fail(*_):
+        raise distributed.DistBackendError("NCCL communicator was aborted")
+
+    monkeypatch.setattr("positron.training.resume.first_rank", lambda _: is_first)
+    monkeypatch.setattr("positron.training.loop._train", fail)
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    expected = distributed.DistBackendError if is_first else Unreachable
+    with pytest.raises(expected, match="NCCL" if is_first else "another process of this run ended; see its message"):
+        train(tiny(tmp_path), tmp_path / "run")
+
+
+FAILING = """
+import lightning
+
+
+class Failing(lightning.Callback):
+    def on_train_batch_end(self, trainer, module, *_):
+        if trainer.global_rank == 0:
+            raise ValueError("the reason")
+"""
+
+
+def test_the_last_line_of_the_other_processes_points_to_the_one_that_failed(tmp_path, start):
+    (tmp_path / "failing.py").write_text(FAILING)
+    settings = ("model=debug", *FAST, *TWO, "name=run", "callbacks.failing._target_=failing.Failing")
+    first, second = as_torchrun(start, "train", *settings, code=1)
+    assert "positron: ValueError: the reason" in first.err.splitlines()[-1]
+    assert second.err.splitlines()[-1] == "positron: another process of this run ended; see its message"
 
 
 def test_the_peak_of_matrix_products_is_measured_on_the_own_device(monkeypatch):
