@@ -79,7 +79,8 @@ class TrainingModule(L.LightningModule):
         self.metrics: dict[str, float] = {}
         self.before_micro_batch: Callable[[], None] = lambda: None  # may raise an error to give up the step in progress
         self.updating = False  # True while the optimizer changes the weights, which must not be saved then
-        self.tokens = 0  # input positions of the last step's micro-batches on all ranks, with padding
+        # input positions of the last step's micro-batches on all ranks, with padding; on several ranks a tensor on the device
+        self.tokens: int | Tensor = 0
         self.loss = torch.zeros(())  # loss of the last step on all ranks (see `_accumulate`), on the device
         self.grad_norm = torch.zeros(())
         self.bad_in_a_row = torch.zeros((), dtype=torch.int64)
@@ -137,7 +138,7 @@ class TrainingModule(L.LightningModule):
         if world > 1:
             sums = torch.stack([count, count.new_tensor(self.tokens)])
             distributed.all_reduce(sums)
-            count, self.tokens = sums[0], int(sums[1])
+            count, self.tokens = sums.unbind()
         total = torch.zeros((), device=self.device)
         for i, part in enumerate(parts):
             self.before_micro_batch()

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import lightning as L
+from torch import Tensor
 
 from positron.training.device import wait_for
 from positron.training.module import TrainingModule
@@ -25,11 +26,31 @@ class Clock(L.Callback):
     def __init__(self, log_every: int, batch_tokens: int) -> None:
         self.log_every, self.batch_tokens = log_every, batch_tokens
         self.time_s = 0.0  # seconds of the whole run, including earlier processes
-        self.tokens = 0  # tokens of the whole run
         self.step_s = 0.0  # seconds of this process
-        self.step_tokens = 0  # tokens of this process
         self.steps = 0  # steps of this process
         self._started = 0.0
+        self._tokens = self._step_tokens = 0
+        self._new: list[
+            int | Tensor
+        ] = []  # tokens of the last steps, not yet in the sums: a GPU may still compute them
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens of the whole run, including earlier processes."""
+        self._add_up()
+        return self._tokens
+
+    @property
+    def step_tokens(self) -> int:
+        """Return the number of tokens of the steps of this process."""
+        self._add_up()
+        return self._step_tokens
+
+    def _add_up(self) -> None:
+        new = sum(int(tokens) for tokens in self._new)
+        self._new.clear()
+        self._tokens += new
+        self._step_tokens += new
 
     def state_dict(self) -> dict[str, float]:
         """Return the seconds and tokens of training so far, for the checkpoint."""
@@ -41,12 +62,12 @@ class Clock(L.Callback):
         The estimate assumes that all windows of the earlier steps were full. Lightning then calls `load_state_dict`, which
         replaces the estimate if the checkpoint stores the number.
         """
-        self.tokens = checkpoint["global_step"] * self.batch_tokens
+        self._tokens = checkpoint["global_step"] * self.batch_tokens
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Continue counting from the sums in the checkpoint."""
         self.time_s = state_dict["time_s"]
-        self.tokens = int(state_dict.get("tokens", self.tokens))
+        self._tokens = int(state_dict.get("tokens", self._tokens))
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Note the time at which the step starts."""
@@ -60,5 +81,4 @@ class Clock(L.Callback):
         self.time_s += passed
         self.step_s += passed
         self.steps += 1
-        self.tokens += module.tokens
-        self.step_tokens += module.tokens
+        self._new.append(module.tokens)
