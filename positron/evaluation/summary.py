@@ -72,12 +72,18 @@ def own_measure(rows: list[dict[str, Any]]) -> str | None:
 def without_advantages(rows: list[dict[str, Any]]) -> str | None:
     """Return a warning if the rewards of a run could not teach it anything, otherwise None.
 
-    This is so if all answers to a prompt had the same reward, for all prompts of all steps in `rows`, the rows of
-    metrics.jsonl. Returns None for a run without rewards.
+    This is so if all answers to a prompt had the same reward, or if they were cut off and therefore left out
+    (reinforce.mask_truncated), for all prompts of all steps in `rows`, the rows of metrics.jsonl. Returns None for a run
+    without rewards.
     """
     steps = [row for row in rows if row.get("train/silent_prompts") is not None]
     if not steps or any(row["train/silent_prompts"] < 1 for row in steps):
         return None
+    if all(row.get("train/truncated") == 1 for row in steps):
+        return (
+            "every answer was cut off, so the model learned nothing from the rewards: give a larger reinforce.max_tokens=, or "
+            "first fine-tune it on answers that end"
+        )
     rewards = {row["train/reward"] for row in steps}
     cause = (
         f"every answer had the reward {rewards.pop():g}"

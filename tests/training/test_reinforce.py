@@ -353,3 +353,35 @@ def test_the_standard_error_is_that_of_the_means_of_the_prompts():
     means = [0.5, 1.0, 0.0, 0.5]
     measured = AnswerTotals.of(answers, rewards, 2, 1.0).measures(2)
     assert measured["reward_se"] == pytest.approx(statistics.stdev(means) / 2)
+    far = AnswerTotals.of(answers, 1000 + 0.01 * rewards.double(), 2, 1.0).measures(2)
+    assert far["reward_se"] == pytest.approx(0.01 * measured["reward_se"], rel=1e-3)
+
+
+def test_the_reward_of_a_validation_far_from_0_has_the_standard_error_of_one_near_0():
+    near, far = (
+        objective_of(lambda prompt, answer, base=base: base + 0.01 * len(answer)).measures(model_of(), 0, 1)
+        for base in (0.0, 10_000.0)
+    )
+    assert far["val/reward_se"] == pytest.approx(near["val/reward_se"], rel=1e-2)
+
+
+def test_a_step_whose_answers_were_all_cut_off_and_left_out_is_silent():
+    objective = objective_of(lambda prompt, answer: float(hash(answer)), mask_truncated=True, max_tokens=1)
+    while objective.step_metrics().get("train/truncated") != 1:
+        objective.seed += 1
+        list(objective.examples(model_of(), objective.batch(1, 0, 1), 1, 0, 1, lambda: None))
+    assert objective.step_metrics()["train/silent_prompts"] == 1
+
+
+def test_the_gap_between_two_precisions_is_the_mean_over_the_tokens_of_one_step():
+    gaps = []
+    for size in (1, 3, 100):
+        objective, model = objective_of(), model_of()
+        objective.is_exact, objective.micro_batch_size = False, size
+        for _ in range(2):  # the first step may be one whose time is measured
+            for part in objective.examples(model, objective.batch(1, 0, 1), 1, 0, 1, lambda: None):
+                with torch.no_grad():
+                    part = (*part[:3], part[3] + 0.1 * torch.arange(part[3].shape[1]), *part[4:])
+                    objective.loss(model, part)
+        gaps.append(objective.step_metrics()["train/ratio_gap"])
+    assert gaps == pytest.approx([gaps[0]] * 3, rel=1e-5)

@@ -108,6 +108,8 @@ def test_rewards_that_teach_nothing_are_called_so_at_the_end() -> None:
     assert (without_advantages(rows) or "").startswith("every answer had the reward 0, so the model learned nothing")
     different = [*rows, {"train/silent_prompts": 1.0, "train/reward": 1.0}]
     assert (without_advantages(different) or "").startswith("all answers to a prompt had the same reward, so")
+    cut = [{"train/silent_prompts": 1.0, "train/reward": float(i), "train/truncated": 1.0} for i in range(3)]
+    assert "every answer was cut off" in (without_advantages(cut) or "")
     assert without_advantages([*rows, {"train/silent_prompts": 0.75, "train/reward": 0.0}]) is None
     assert without_advantages([{"step": 1, "val/bpb": 2.0}]) is None
 

@@ -33,11 +33,13 @@ class AnswerTotals:
     prompts: float = 0.0
     passed_prompts: float = 0.0  # number of prompts for which at least one answer passed
     distinct: float = 0.0  # sum over the prompts of (number of different answers / number of answers)
-    silent: float = 0.0  # number of prompts whose answers all have the same reward, so that all advantages are 0
+    silent: float = 0.0  # number of prompts whose answers all have the same reward or, in training, no advantage
 
     @classmethod
     def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full_reward: float) -> AnswerTotals:
-        """Compute the sums for N answers and their rewards (N,).
+        """Compute the sums for N answers and their rewards (N,), which should be float64.
+
+        In fp32, the variance of rewards such as 1000.1 and 999.9 would be lost in the sum of their squares.
 
         `copies`: the number of answers to each prompt. The answers to a prompt follow each other in `answers`. `full_reward`:
         an answer with at least this reward has passed. The fields `kl` and `kl_tokens` of the result are 0; in a validation,
@@ -64,7 +66,7 @@ class AnswerTotals:
         """Return the sums over the answers of all ranks, which are exchanged on the device of `model`."""
         if not torch.distributed.is_initialized():
             return self
-        values = torch.tensor(list(vars(self).values()), device=model.wte.weight.device)
+        values = torch.tensor(list(vars(self).values()), dtype=torch.float64, device=model.wte.weight.device)
         torch.distributed.all_reduce(values)
         return AnswerTotals(*values.tolist())
 
@@ -73,7 +75,7 @@ class AnswerTotals:
 
         The shares, from 0 to 1: answers that passed (`pass_1`), prompts with at least one answer that passed (`pass_8` if each
         prompt has `copies` = 8 answers), answers that the limit of tokens cut off (`truncated`), different answers among all
-        answers to a prompt (`distinct`), and prompts whose answers all have the same reward (`silent_prompts`).
+        answers to a prompt (`distinct`), and prompts from whose answers nothing can be learned (`silent_prompts`).
         """
         mean = self.reward / self.answers
         variance = max(0.0, self.squares / self.prompts - mean**2)

@@ -127,7 +127,9 @@ class ReinforceObjective(NextToken):
         ]  # identifies the prompts of which `_hard` has indices
         self._hard = HardPrompts()
         self._last: dict[str, float] = {}  # metrics of the answers of the last step
-        self._ratio_gaps: list[Tensor] = []  # one for each micro-batch of the last step
+        self._ratio_gap = torch.zeros(
+            2
+        )  # sum of |ratio - 1| over the tokens of the last step, and the number of tokens
 
     @property
     def dependencies(self) -> dict[str, str]:
@@ -176,6 +178,7 @@ class ReinforceObjective(NextToken):
         With `config.replay`, the last micro-batches contain pretraining text. Instead of advantages they have a constant, the
         weight of this text in the loss, and instead of log-probabilities an empty tensor (0,), because no token was sampled.
         """
+        self._ratio_gap = torch.zeros(2, device=model.wte.weight.device)
         numbers = self._scheduled(step)
         hard = self._hard.draw(step, round(self.config.hard_share * len(numbers)), self.seed)
         numbers[: len(hard)] = hard
@@ -183,17 +186,21 @@ class ReinforceObjective(NextToken):
         K = self.config.samples
         seeds = [_seed(self.seed, step, rank + i * world_size) for i in range(len(asked))]
         answers = self._answers(model, asked, K, seeds, pause)
-        rewards = torch.tensor([self._reward_of(asked[answer.prompt], answer, pause) for answer in answers])
-        weights = advantages(rewards.view(-1, K), self.config.advantage).flatten()
+        rewards = torch.tensor(
+            [self._reward_of(asked[answer.prompt], answer, pause) for answer in answers], dtype=torch.float64
+        )
+        weights = advantages(rewards.float().view(-1, K), self.config.advantage).flatten()
+        if self.config.mask_truncated:
+            weights *= torch.tensor([float(answer.ended) for answer in answers])
         if self.config.hard_share:
             passed = (rewards.view(-1, K) >= self.rule.full).all(dim=1)
             self._hard.record(step, numbers, of_all_ranks(passed, rank, world_size, model.wte.weight.device))
         totals = AnswerTotals.of(answers, rewards, K, self.rule.full)
+        is_silent = (rewards.view(-1, K) == rewards.view(-1, K)[:, :1]) | (weights.view(-1, K) == 0)
+        totals.silent = float(is_silent.all(dim=1).sum())
         self._last = {f"train/{name}": value for name, value in totals.over_ranks(model).measures(K).items()}
         if self.config.hard_share:
             self._last["train/hard_prompts"] = len(hard) / len(numbers)
-        if self.config.mask_truncated:
-            weights *= torch.tensor([float(answer.ended) for answer in answers])
         chosen = [i for i, weight in enumerate(weights.tolist()) if weight or self.config.kl] or [0]
         rows = [
             (asked[answers[i].prompt].ids, self._decisive(asked[answers[i].prompt], answers[i]), float(weights[i]))
@@ -308,7 +315,7 @@ class ReinforceObjective(NextToken):
         advantage = weights.repeat_interleave(x.shape[1])[places]
         if not self.is_exact:
             ratio = (-nll.detach() - sampled.flatten()[places]).exp()
-            self._ratio_gaps.append((ratio - 1).abs().mean())
+            self._ratio_gap = self._ratio_gap + torch.stack([(ratio - 1).abs().sum(), ratio.new_tensor(ratio.numel())])
             advantage = advantage * ratio.clamp(max=self.config.max_ratio)
         total = (nll * advantage).sum()
         if self.config.kl:
@@ -350,11 +357,8 @@ class ReinforceObjective(NextToken):
         `train/ratio_gap` is the mean of |ratio - 1|, where ratio is a token's probability in training divided by its
         probability when it was sampled.
         """
-        if not self._ratio_gaps:
-            return self._last
-        gap = float(torch.stack(self._ratio_gaps).mean())
-        self._ratio_gaps = []
-        return {**self._last, "train/ratio_gap": gap}
+        total, n_tokens = self._ratio_gap.tolist()
+        return {**self._last, "train/ratio_gap": total / n_tokens} if n_tokens else self._last
 
     def progress(self, metrics: dict[str, float], loss: float) -> str:
         """Return metrics of the last step's answers as text, without the loss, which does not show progress."""
@@ -375,7 +379,9 @@ class ReinforceObjective(NextToken):
         if asked:
             seeds = [_seed(self.seed, 0, rank + i * world_size) for i in range(len(asked))]  # training steps begin at 1
             answers = self._answers(model, asked, K, seeds, lambda: None)
-            rewards = torch.tensor([self._reward_of(asked[answer.prompt], answer, lambda: None) for answer in answers])
+            rewards = torch.tensor(
+                [self._reward_of(asked[answer.prompt], answer, lambda: None) for answer in answers], dtype=torch.float64
+            )
             totals = AnswerTotals.of(answers, rewards, K, self.rule.full)
             # one answer to each prompt: two forward passes over all answers would take most of the time
             first = answers[::K]
