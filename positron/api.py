@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
+from positron.system.caller import unchanged_state
 from positron.system.errors import UserError
 from positron.system.threads import SPIN_WRITING, spin
 
@@ -211,7 +212,8 @@ def evaluate(
     words += ["--split", split] if text is None else ["--text", str(text)]
     words += ["--limit", str(limit), "--count", str(count)]
     words += ["--stories"] * stories + ["--instruct"] * instruct
-    return figures(arguments().parse_args(words))
+    with unchanged_state():
+        return figures(arguments().parse_args(words))
 
 
 def load(run: str | Path | Run | Sequence[str | Path | Run] | None = None, weights: str = "fp32") -> Writer:
@@ -229,7 +231,8 @@ def load(run: str | Path | Run | Sequence[str | Path | Run] | None = None, weigh
 
     names = None if run is None else ",".join(_names_of(run))
     weights_of(weights)
-    model, tokenizer, _ = load_models(find_runs(names))
+    with unchanged_state():
+        model, tokenizer, _ = load_models(find_runs(names))
     return Writer(model, tokenizer, weights=weights)
 
 
@@ -276,7 +279,8 @@ def export(
     """
     from positron.export import export as write
 
-    return write(None if run is None else _name_of(run), to, folder, precision)
+    with unchanged_state():
+        return write(None if run is None else _name_of(run), to, folder, precision)
 
 
 def import_model(

@@ -1,15 +1,20 @@
 """Positron from Python: runs like those of the command line, callable from notebooks and threads."""
 
+import os
+import random
+import signal
+import sys
 import threading
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
+import torch
 from composing import composed
 
 import positron
-from positron.cli.python_arguments import full_name
+from positron.cli.python_arguments import as_word, full_name
 from positron.cli.request import compose_request
 from positron.system.errors import UserError
 
@@ -144,6 +149,52 @@ def test_a_returned_run_stays_readable_when_the_current_folder_changes(folder, m
     assert base.facts().status == "finished"
     assert len(base.metrics()["step"]) == 6
     assert positron.evaluate(base, limit=500)["bytes"] >= 500
+
+
+def test_a_call_leaves_the_random_generators_and_the_threads_of_its_caller_as_they_were():
+    def draws():
+        return random.random(), float(np.random.rand()), torch.rand(1).item(), torch.get_num_threads()
+
+    def seed():
+        random.seed(1)
+        np.random.seed(2)
+        torch.manual_seed(3)
+
+    seed()
+    wanted = [draws() for _ in range(4)]
+    seed()
+    got = [draws()]
+    run = positron.train(**STORIES, name="caller", threads=torch.get_num_threads() + 1)
+    got.append(draws())
+    positron.load(run)
+    got.append(draws())
+    positron.evaluate(run, limit=2000)
+    got.append(draws())
+    assert got == wanted
+
+
+class Stop(L.Callback):
+    def __init__(self, signum):
+        self.signum = signum
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), self.signum)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends a process on Windows")
+def test_ctrl_c_ends_a_training_and_another_signal_the_whole_program():
+    assert positron.train(**STORIES, name="c", callbacks=[Stop(signal.SIGINT)]).facts().status == "stopped"
+    with pytest.raises(SystemExit) as end:
+        positron.train(**STORIES, name="t", callbacks=[Stop(signal.SIGTERM)])
+    assert end.value.code == 128 + signal.SIGTERM
+    assert positron.Run(Path("outputs/t")).facts().status == "stopped"
+
+
+@pytest.mark.parametrize("value", [np.int64(3), np.array(3), torch.tensor(3)])
+def test_a_number_of_numpy_or_torch_is_a_setting(value):
+    assert as_word("seed", value) == "3"
+    assert as_word("optimizer.lr", torch.tensor(0.5)) == "0.5"
 
 
 def test_a_thread_can_train():

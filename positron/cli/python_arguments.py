@@ -74,6 +74,8 @@ def as_word(key: str, value: Any) -> str:
 
 def _inner_word(key: str, value: Any) -> str:
     """Return a value as `as_word` does, in the form in which it is an item of a list or dict."""
+    if getattr(value, "ndim", None) == 0:  # a scalar of NumPy or torch
+        value = value.item()
     match value:
         case None:
             return "null"

@@ -7,7 +7,6 @@ command line, and not by its number. So finished jobs stay finished if the user 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -32,6 +31,7 @@ from positron.run.find import numbered_folders
 from positron.run.folder import Run
 from positron.run.paths import JOB
 from positron.settings import Recipe
+from positron.system.caller import unchanged_state
 from positron.system.disk import make_folder, read_json, write_json
 from positron.system.errors import Interrupted, LeftAtOnce, UserError
 from positron.system.exits import describe, despite_closed_output
@@ -102,15 +102,19 @@ def run_config(
     """Run one training for a Python program, with the checks of the command line, and return the trained run.
 
     `overrides` are settings of the form key=value, as on the command line. `configure` builds a RunConfig from the composed
-    settings, and `train` trains the run. A run that Ctrl-C ends is saved and returned. Raises UserError if the run cannot
-    start, and the errors of `train`.
+    settings, and `train` trains the run. A run that Ctrl-C ends is saved and returned. Another signal, such as SIGTERM, ends
+    the program after the run is saved. Raises UserError if the run cannot start, and the errors of `train`.
     """
     with _COMPOSING_LOCK:
         request = compose_request(recipe, overrides)
     config, folder = request.settle(configure)
     result = folder.absolute()  # the program may change its current folder afterwards, or in a callback
-    with contextlib.suppress(Interrupted):
-        train(config, folder, make_callbacks(request.callbacks), request.asked)
+    try:
+        with unchanged_state():
+            train(config, folder, make_callbacks(request.callbacks), request.asked)
+    except Interrupted as stop:
+        if not stop.is_ctrl_c:
+            raise SystemExit(stop.exit_code) from stop
     return Run(result)
 
 

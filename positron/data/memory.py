@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str |
         )
     folder = make_folder(expanded(data_dir) / MEMORY, instead="give another data.dir=")
     content, count = hashlib.sha256(), 0
-    partial = folder / f".{os.getpid()}-{id(items)}.partial"
+    partial = folder / f".{uuid.uuid4().hex}.partial"  # another thread may write the same items
     try:
         with whole_file(partial) as file:
             for line in _lines(items, row):

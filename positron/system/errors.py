@@ -42,6 +42,7 @@ class Interrupted(Exception):
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.exit_code = 128 + signum
+        self.is_ctrl_c = signum == signal.SIGINT
 
 
 def why_unreadable(error: OSError, remedy: str = "check the spelling of the path") -> str:
