@@ -481,7 +481,7 @@ class PrecisionConfig:
 # the keys that each kind of optimizer reads besides lr and weight_decay
 OPTIMIZER_READS = {
     "adamw": ("betas", "eps"),
-    "muon": ("betas", "eps", "embedding_ratio"),
+    "muon": ("betas", "eps", "momentum", "embedding_ratio"),
     "custom": ("_target_", "options"),
 }
 
@@ -496,17 +496,20 @@ class OptimizerConfig:
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decay rates of AdamW's averages of the gradient and of its square
     eps: Positive = 1e-8  # constant that AdamW adds to its denominator
     weight_decay: NotNegative = 0.1  # weight decay, applied to matrices only
+    momentum: BelowOne = (
+        0.95  # for muon: decay rate of the averages of the gradients of matrices; small steps need less
+    )
     embedding_ratio: Positive = 1.0  # for muon: learning rate of embeddings and head, as a multiple of lr
     _target_: str | None = None  # for custom: module.Class of any torch optimizer, such as torch.optim.RAdam
     options: dict[str, Any] | None = None  # for custom: further arguments of the class, such as {momentum:0.9}
 
     def __post_init__(self) -> None:
         check_ranges(self, "optimizer")
-        if self.embedding_ratio != 1 and not self.has_embedding_ratio:
-            raise UserError(
-                "optimizer.embedding_ratio= is read only with optimizer=muon: give optimizer=muon, or leave "
-                "optimizer.embedding_ratio= out"
-            )
+        for key, default in (("momentum", 0.95), ("embedding_ratio", 1.0)):
+            if getattr(self, key) != default and key not in OPTIMIZER_READS[self.kind]:
+                raise UserError(
+                    f"optimizer.{key}= is read only with optimizer=muon: give optimizer=muon, or leave optimizer.{key}= out"
+                )
         if self.is_custom and not self._target_:
             raise UserError("optimizer=custom needs optimizer._target_=module.Class, such as torch.optim.RAdam")
 
@@ -517,17 +520,6 @@ class OptimizerConfig:
             case "custom":
                 return True
             case "adamw" | "muon":
-                return False
-            case _:
-                assert_never(self.kind)
-
-    @property
-    def has_embedding_ratio(self) -> bool:
-        """Tell whether the embeddings and the output head have their own learning rate."""
-        match self.kind:
-            case "muon":
-                return True
-            case "adamw" | "custom":
                 return False
             case _:
                 assert_never(self.kind)

@@ -77,6 +77,7 @@ UNITS = {
     "optimizer.betas": "two shares, 0 to 1",
     "optimizer.eps": "",
     "optimizer.weight_decay": "",
+    "optimizer.momentum": "share, 0 to 1",
     "optimizer.embedding_ratio": "multiple of lr",
     "schedule.warmup_steps": "steps",
     "schedule.decay_share": "share of the steps",

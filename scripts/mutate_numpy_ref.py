@@ -225,6 +225,7 @@ MUTANTS: list[Mutant] = [
         "math.sin(_progress(step, warmup_steps, horizon))",
         "cosine: another curve",
     ),
+    ("optimizers", "step = orthogonalize(momentum * m", "step = orthogonalize(0.95 * m", "Muon: the default momentum"),
     ("optimizers", "embedding_ratio * lr, betas", "lr, betas", "Muon: embeddings at the matrices' rate"),
     ("optimizers", "(1 - decay_share) * horizon", "decay_share * horizon", "trapezoid: falls too early"),
     ("sampling", "np.where(z > 0, z / penalty, z * penalty)", "z / penalty", "penalty: negative logits get likelier"),

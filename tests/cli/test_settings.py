@@ -80,6 +80,7 @@ def composed(*words: str, recipe: str = "train") -> dict:
         (("tokenizer=char", "tokenizer.vocab_size=10"), "tokenizer.vocab_size= is read by tokenizer=word"),
         (("tokenizer=gpt2", "tokenizer.vocab_size=500"), "not by tokenizer=gpt2"),
         (("optimizer.embedding_ratio=2",), "optimizer=muon"),
+        (("optimizer.momentum=0.9",), "optimizer=muon"),
         (("schedule.decay_share=0.5",), "schedule=trapezoid"),
         (("schedule=constant", "schedule.final_ratio=0.5"), "not by schedule=constant"),
         (("sweep.prune=median",), "add -m"),

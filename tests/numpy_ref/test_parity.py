@@ -215,7 +215,8 @@ def covering() -> list[dict[str, Any]]:
 def ten_steps(options: dict[str, Any], seed: int, kind: Literal["adamw", "muon"] = "adamw") -> None:
     """With clipping, warmup and cosine: parameters after each of ten steps."""
     config, schedule = gpt_config(**options), ScheduleConfig(kind="cosine", warmup_steps=3, final_ratio=0.1)
-    law = OptimizerConfig(kind, lr=0.01, weight_decay=0.1, embedding_ratio=3.0 if kind == "muon" else 1.0)
+    more = {"momentum": 0.8, "embedding_ratio": 3.0} if kind == "muon" else {}
+    law = OptimizerConfig(kind, lr=0.01, weight_decay=0.1, **more)
     init, one_step = {
         "adamw": (theirs.adamw_init, theirs.adamw_step),
         "muon": (theirs.muon_init, theirs.muon_step),
@@ -233,7 +234,6 @@ def ten_steps(options: dict[str, Any], seed: int, kind: Literal["adamw", "muon"]
         optimizer.step()
         _, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
         assert error(np.array(theirs.clip_gradients(grads, 0.5)), norm) < 1e-8
-        more = {"embedding_ratio": law.embedding_ratio} if kind == "muon" else {}
         one_step(params, grads, state, lr, law.betas, law.eps, law.weight_decay, **more)
         for name, parameter in model.named_parameters():
             assert note(f"weights after {kind}", error(params[name], parameter)) < 1e-8, (options, step, name)

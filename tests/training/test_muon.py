@@ -47,16 +47,19 @@ def test_typical_gradients_end_between_07_and_12() -> None:
     assert 0.65 < values.min() < values.max() < 1.25
 
 
-def test_ten_steps_equal_the_library_s_muon() -> None:
+@pytest.mark.parametrize("momentum", [0.95, 0.8])
+def test_ten_steps_equal_the_library_s_muon(momentum: float) -> None:
     """Up to the rounding of bf16, in which both iterate."""
     torch.manual_seed(0)
     shapes = [(16, 16), (16, 16), (64, 16), (16, 64)]
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     others = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     named = [(f"blocks.0.{i}", p) for i, p in enumerate(ours)]
-    a = build_optimizer(named, OptimizerConfig("muon", lr=0.02, weight_decay=0.1), fused=False, bf16=True)
+    a = build_optimizer(
+        named, OptimizerConfig("muon", lr=0.02, weight_decay=0.1, momentum=momentum), fused=False, bf16=True
+    )
     b = torch.optim.Muon(
-        others, lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True, ns_steps=5, adjust_lr_fn="match_rms_adamw"
+        others, lr=0.02, weight_decay=0.1, momentum=momentum, nesterov=True, ns_steps=5, adjust_lr_fn="match_rms_adamw"
     )
     for _ in range(10):
         for p, q in zip(ours, others, strict=True):

@@ -84,6 +84,7 @@ def build_optimizer(
                 config.lr,
                 config.betas,
                 config.eps,
+                momentum=config.momentum,
                 fused=fused,
                 dtype=torch.bfloat16 if bf16 else torch.float32,
             )

@@ -29,7 +29,6 @@ from positron.training.sharded_tensors import shard_like, whole
 # and 1 are between 0.68 and 1.21
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-MOMENTUM = 0.95
 EPS = 1e-7
 
 
@@ -50,9 +49,10 @@ def orthogonalize(x: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Update parameter groups with the role `matrix` by Muon, and all other groups by AdamW.
 
-    `betas` and `eps` are those of AdamW. `fused`: AdamW updates all its parameters in one kernel. `dtype`: the number format in
-    which `orthogonalize` iterates, unless the weights are float64. bf16 is precise enough for this iteration, but a CPU without
-    instructions for bf16 multiplies matrices up to a hundred times more slowly in bf16 than in fp32.
+    `betas` and `eps` are those of AdamW, and `momentum` is that of Muon. `fused`: AdamW updates all its parameters in one
+    kernel. `dtype`: the number format in which `orthogonalize` iterates, unless the weights are float64. bf16 is precise enough
+    for this iteration, but a CPU without instructions for bf16 multiplies matrices up to a hundred times more slowly in bf16
+    than in fp32.
     """
 
     def __init__(
@@ -62,11 +62,12 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float,
         *,
+        momentum: float,
         fused: bool,
         dtype: torch.dtype,
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "fused": fused})
-        self.dtype = dtype
+        self.dtype, self.momentum = dtype, momentum
         self.found_inf: Tensor | None = None  # if it is 1.0, the next step changes nothing; `skip_step_if` sets it
         self._adamw = torch.optim.AdamW([torch.zeros(1)], lr=lr, betas=betas, eps=eps, fused=fused)
         self._adamw_defaults = {k: v for k, v in self._adamw.param_groups[0].items() if k != "params"}
@@ -112,10 +113,10 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(p)
         mean = state["momentum"]
         if self.found_inf is None:
-            mean.lerp_(p.grad, 1 - MOMENTUM)
+            mean.lerp_(p.grad, 1 - self.momentum)
         else:
-            mean.copy_(torch.where(self.found_inf > 0, mean, mean.lerp(p.grad, 1 - MOMENTUM)))
-        return p.grad.lerp(mean, MOMENTUM)
+            mean.copy_(torch.where(self.found_inf > 0, mean, mean.lerp(p.grad, 1 - self.momentum)))
+        return p.grad.lerp(mean, self.momentum)
 
 
 def _as_wide(x: Tensor, dtype: torch.dtype) -> Tensor:
