@@ -246,6 +246,11 @@ def test_parity_of_ten_adamw_steps_where_all_pairs_of_options_meet() -> None:
         ten_steps(options, seed)
 
 
+def test_parity_of_ten_muon_steps() -> None:
+    for seed, options in enumerate(covering()[:2]):
+        ten_steps(options, seed, "muon")
+
+
 @pytest.mark.slow
 def test_parity_of_ten_muon_steps_where_all_pairs_of_options_meet() -> None:
     for seed, options in enumerate(covering()):
