@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from positron.evaluation.eval_texts import Lossy, texts_of_file, texts_of_run, up_to
+from positron.evaluation.eval_texts import Lossy, has_unknown, texts_of_file, texts_of_run, up_to
 from positron.evaluation.scoring import interval, sampling_units, score_windows, total
 from positron.evaluation.seed_groups import seed_groups
 from positron.inference.sampling import BALANCED
@@ -127,7 +127,14 @@ def common_text(
     # a tokenizer with unknown tokens does not decode the text completely, so another run's text is preferred
     first, texts = next((each for each in available if not _is_lossy(each[1])), available[0])
     for run, other in available:
-        if other != texts and not (_is_lossy(other) and text_facts(first)[0] and text_facts(first) == text_facts(run)):
+        is_same = text_facts(first)[0] is not None and text_facts(first) == text_facts(run)
+        if other != texts and is_same and any(map(has_unknown, texts)):
+            raise UserError(
+                f"the tokenizers of {first.folder} and {run.folder} know different words, and neither knows all words of the "
+                "validation text, so there is no text to compare them on"
+                + (f": {GIVE_ANOTHER_TEXT}" if takes_file else ": name another run")
+            )
+        if other != texts and not (is_same and _is_lossy(other)):
             raise UserError(
                 f"{first.folder} and {run.folder} have different validation texts, so their scores cannot be compared: "
                 "name runs that were trained on the same text" + (f", or {GIVE_ANOTHER_TEXT}" if takes_file else "")

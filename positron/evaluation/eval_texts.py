@@ -161,6 +161,11 @@ def common_texts(runs: Sequence[Run], split: str, limit: int) -> list[str]:
     return texts
 
 
+def has_unknown(text: str) -> bool:
+    """Tell whether a text that was decoded from tokens has � in place of unknown tokens."""
+    return isinstance(text, Lossy) and text.n_bytes is not None
+
+
 def size_of(text: str) -> int:
     """Return the size of a text in bytes of UTF-8.
 
@@ -223,6 +228,8 @@ def floor_of(texts: list[str]) -> float:
     except ValueError as error:
         if any(isinstance(text, Beginning) for text in texts):
             reason = "--stories needs whole built-in stories, but --limit cuts a document: give a larger --limit, or --limit 0"
+        elif any(map(has_unknown, texts)):
+            reason = "--stories needs a tokenizer that knows all words of the stories: name another run"
         else:
             reason = "--stories needs built-in stories as the text: name a run trained with data=stories, and leave --text out"
         raise UserError(reason) from error
@@ -234,9 +241,12 @@ def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:
     `texts` are documents of the text of `run`. They belong to the part `split` of this text, "train" or "val". If `texts` are
     the whole part, the result is the entropy that the token files of this part record. If `texts` are only some documents of
     the part, the entropy is computed from them, which is possible only for whole built-in stories. The entropy is unknown in
-    all other cases, and if the token files record no entropy. Raises UserError if the text of the run is not available.
+    all other cases, and if the token files record no entropy. It is no lower bound, and None is returned, if the run's
+    tokenizer does not know all words of the texts. Raises UserError if the text of the run is not available.
     """
     files = token_files(run, split)
+    if any(map(has_unknown, texts)):
+        return None
     if files.floor_bpb is None or sum(map(size_of, texts)) == files.n_bytes:
         return files.floor_bpb
     try:

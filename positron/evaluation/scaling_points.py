@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from positron.evaluation.comparison import common_text, read_runs, text_facts
+from positron.evaluation.eval_texts import token_files
 from positron.run.folder import PRETRAIN, Run
 from positron.run.load import gpt_config
 from positron.system.errors import UserError
@@ -87,7 +88,29 @@ def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
                 f"a scaling law needs at least {MIN_RUNS} runs of the same text, not {len(runs)}: "
                 "name more runs, or train some of other sizes on the same text"
             )
+    _refuse_different_beginnings(runs)
     return list(runs)
+
+
+def _refuse_different_beginnings(runs: Sequence[Run]) -> None:
+    """Raise UserError if the runs were validated on beginnings of different length of their common validation text.
+
+    The length depends on `train.val_tokens` and the tokenizer; `model=auto` and `budget=` choose `train.val_tokens`.
+    """
+    limits = [(run.settings().train.val_tokens, load_tokenizer(run.tokenizer_folder).hash) for run in runs]
+    if len(set(limits)) == 1:
+        return
+    read = [
+        "whole" if token_files(run, "val", "name other runs").n_tokens <= limit[0] + 1 else limit
+        for run, limit in zip(runs, limits, strict=True)
+    ]
+    for run, part in zip(runs, read, strict=True):
+        if part != read[0]:
+            raise UserError(
+                f"{runs[0].folder} and {run.folder} were validated on beginnings of different length of the validation text "
+                f"(train.val_tokens={limits[0][0]} and {run.settings().train.val_tokens}, or other tokenizers), so their "
+                "losses cannot be compared: train them with the same tokenizer and train.val_tokens="
+            )
 
 
 def _size(run: Run, tokens: int, bpb: float) -> Size:

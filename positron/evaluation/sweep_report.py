@@ -201,10 +201,12 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
 
 def _remark(jobs: Sequence[Job]) -> str:
     """Return a remark about scores that cannot be compared, or an empty string."""
-    if len({job.facts.data_fingerprint for job in jobs} - {None}) < 2:
+    decide = ("data.seed", "data.val_fraction", "train.val_tokens")
+    splits = {tuple(job.deciding.get(key) for key in decide) for job in jobs}
+    if len({job.facts.data_fingerprint for job in jobs} - {None}) < 2 and len(splits) < 2:
         return ""
     return (
-        "These jobs had different texts, and each was validated on a part of its own text, so their scores cannot be "
+        "These jobs were validated on different texts, so their scores cannot be "
         f"compared. To score them on one text: {command('compare', 'RUNS', '--text', 'FILE')}"
     )
 

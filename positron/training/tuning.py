@@ -40,7 +40,7 @@ from positron.training.loop import fit
 from positron.training.objective.base import Objective
 from positron.training.objective.pretrain import windows_start_after
 from positron.training.objective.reference import hash_of_weights
-from positron.training.objective.validation_text import ANSWERS, ValidationText
+from positron.training.objective.validation_text import ANSWERS, ValidationText, entropy_of
 from positron.training.resolve import Plan
 from positron.training.resume import Session, Start, refuse_before_start, refuse_untrainable
 
@@ -297,7 +297,8 @@ def validation_text(session: Session, plan: Plan, tokenizer: Tokenizer, instead:
     )
     document_start = _document_start(base, tokenizer)
     token_bytes = files.token_bytes(tokenizer)
-    return ValidationText(x, y, files.bits, files.n_bytes, token_bytes, files.fingerprint, document_start)
+    bits, n_bytes = entropy_of(files, tokenizer, config.train.val_tokens)
+    return ValidationText(x, y, bits, n_bytes, token_bytes, files.fingerprint, document_start)
 
 
 def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> None:

@@ -367,6 +367,20 @@ def test_a_tokenizer_that_does_not_know_all_words_has_the_same_text_as_others(tm
         assert common_text(runs, None, 0) == (runs, texts_of_run(char, "val", 0))
 
 
+def test_two_runs_that_know_different_words_are_not_compared_on_what_one_of_them_knows(tmp_path: Path) -> None:
+    path = tmp_path / "my.txt"
+    path.write_text("".join(f"often often word{n % 150} rare{n}\n" for n in range(1500)))
+    data = DataConfig("text", str(path), val_fraction=0.2, dir=str(tmp_path / "data"))
+    for size in (50, 200):
+        tokenizer = TokenizerConfig("word", vocab_size=size)
+        name = f"word{size}"
+        train(tiny(tmp_path, name=name, data=data, tokenizer=tokenizer, train__max_steps=1), tmp_path / name)
+    runs = [Run(tmp_path / "word50"), Run(tmp_path / "word200")]
+    for pair in (runs, runs[::-1]):
+        with pytest.raises(UserError, match=r"know different words, and neither knows all words .*give --text FILE"):
+            common_text(pair, None, 0)
+
+
 def test_evaluate_prints_what_a_run_is_worth(run_command: Callable[..., Result], runs: Path) -> None:
     shown = run_command("evaluate", "--run", "chars", folder=runs)
     assert shown.code == 0, shown.err

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from positron import scaling
 from positron.config import GPTConfig
+from positron.evaluation import scaling_points
 from positron.evaluation.run_plots import scaling_picture
 from positron.evaluation.scaling_law import fit_law, log_excess
 from positron.evaluation.statistics import t95
@@ -288,6 +290,17 @@ def test_runs_of_different_texts_are_refused_as_in_a_comparison(tmp_path, monkey
     assert code == 2
     assert "different validation texts" in err.splitlines()[-1]
     assert "--text" not in err  # scaling has no such option
+
+
+def test_runs_that_were_validated_on_beginnings_of_different_length_are_refused(tmp_path, monkeypatch, capsys) -> None:
+    folder = sweep(tmp_path / "sizes")
+    config = json.loads((folder / "1" / "config.json").read_text())
+    limit, config["train"]["val_tokens"] = config["train"]["val_tokens"], 7
+    (folder / "1" / "config.json").write_text(json.dumps(config))
+    for tokens, refused in ((limit + 2, True), (limit + 1, True), (8, False)):
+        monkeypatch.setattr(scaling_points, "token_files", lambda *_, n=tokens: SimpleNamespace(n_tokens=n))
+        code, _, err = said(monkeypatch, capsys, str(folder))
+        assert (code, f"train.val_tokens={limit} and 7" in err) == ((2, True) if refused else (0, False))
 
 
 def test_numbers_are_read_and_written_short() -> None:

@@ -128,10 +128,13 @@ def test_jobs_with_different_texts_are_not_compared_and_the_table_says_so(tmp_pa
         job(tmp_path, number, words, 0.3 + number / 100, data_fingerprint=path)
     jobs = write_sweep_report(tmp_path)
     assert paired_arguments(jobs, Path("s")) == []
-    remark = "These jobs had different texts"
+    remark = "These jobs were validated on different texts"
     assert remark in as_text(jobs)
     assert remark in (tmp_path / "sweep.md").read_text()
     assert remark not in as_text(jobs[:2])
+    for number, share in enumerate(("0.1", "0.2")):
+        job(tmp_path / "shares", number, [f"data.val_fraction={share}"], 0.3, data_fingerprint="same")
+    assert remark in as_text(write_sweep_report(tmp_path / "shares"))
 
 
 def test_fine_tuning_is_ranked_by_the_model_that_is_kept(tmp_path: Path) -> None:

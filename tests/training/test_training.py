@@ -16,12 +16,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from conftest import FAST, PATIENCE, tiny
 from faults import full_disk
 from traces import same, trace, weights
 
+from positron import stories
 from positron.cli.preflight import check
 from positron.config import (
     Asked,
@@ -32,6 +34,9 @@ from positron.config import (
     SweepConfig,
     TensorboardConfig,
 )
+from positron.data.corpus import prepare
+from positron.data.shards import TokenFiles
+from positron.data.sources import is_validation
 from positron.evaluation import plots, report
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
@@ -40,12 +45,14 @@ from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.system.errors import Diverged, UserError
+from positron.text.tokenizer import END_OF_TEXT
 from positron.train import train
 from positron.training.callbacks.checkpoints import Checkpoints
 from positron.training.callbacks.stopping import Stopping
 from positron.training.device import Machine
 from positron.training.module import TrainingModule
 from positron.training.objective.pretrain import PretrainObjective
+from positron.training.objective.validation_text import entropy_of
 from positron.training.resolve import default_batch_tokens, too_long_warmup
 from positron.training.resume import decide_start
 
@@ -808,3 +815,19 @@ def test_a_new_checkpoint_is_kept_beside_damaged_ones_of_later_steps(tmp_path):
     Checkpoints(tmp_path, every=5, keep_last=1, best=None, note_best=lambda *_: None).save(trainer)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-0000{n}.ckpt" for n in (15, 20, 30)]
     assert (tmp_path / "best.ckpt").read_bytes() == b"new"
+
+
+def test_the_floor_is_the_entropy_of_the_stories_that_are_validated(tmp_path):
+    config = tiny(tmp_path)
+    tokenizer, folder = prepare(config.data, config.tokenizer, None)
+    files = TokenFiles(folder, "val", tokenizer)
+    whole = (files.bits, files.n_bytes)
+    assert entropy_of(files, tokenizer, files.n_tokens) == whole
+    end = tokenizer.special_id(END_OF_TEXT)
+    cut = int(np.flatnonzero(files.read(0, files.n_tokens) == end)[3])
+    texts = [story.text for story in stories.documents(config.data.seed, 0, 500)]
+    held = [text for text in texts if is_validation(text, config.data.seed, config.data.val_fraction)][:3]
+    bits, size = entropy_of(files, tokenizer, cut + 20)  # three stories and the beginning of the fourth
+    assert size == sum(len(text.encode()) for text in held)
+    assert bits == pytest.approx(sum(map(stories.bits, held)))
+    assert entropy_of(files, tokenizer, 20) == whole, "no whole story is read"

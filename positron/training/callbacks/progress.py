@@ -12,6 +12,7 @@ from collections import deque
 from typing import Any
 
 import lightning as L
+import torch
 
 from positron.system.console import shows_bars
 from positron.system.progress import clock
@@ -71,6 +72,8 @@ class Progress(L.Callback):
         self._started = (time.perf_counter(), trainer.global_step)
         self._left = TimeLeft(*self._started)
         self._others.cores()
+        if module.device.type == "cuda":  # the peak of this training, not of the trials before it
+            torch.cuda.reset_peak_memory_stats(module.device)
         if shows_bars() and trainer.is_global_zero and self.is_alone:
             with warnings.catch_warnings():
                 # a notebook without ipywidgets gets a bar of letters, which is sufficient

@@ -17,6 +17,7 @@ from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.objective.base import Part, Prompt
 from positron.training.objective.tokens import NextToken
+from positron.training.objective.validation_text import entropy_of
 
 SAMPLE_PROMPT = "Once upon a time"
 SAMPLE_POSITIONS, SAMPLE_TOKENS = 64, 65_536  # in a long text, tokens are counted in 64 pieces of 65,536 tokens
@@ -88,7 +89,7 @@ class PretrainObjective(NextToken):
         self.document_start = end_id if config.document_mask else None
         self.token_bytes = self.val.token_bytes(tokenizer)  # for the bits per byte of the validation text
         self.val_x, self.val_y = validation_windows(self.val, context=context, end_id=end_id, limit=val_tokens)
-        self.val_bits, self.val_bytes = self.val.bits, self.val.n_bytes
+        self.val_bits, self.val_bytes = entropy_of(self.val, tokenizer, val_tokens)
         self.micro_batch_size = micro_batch_size
 
     @property

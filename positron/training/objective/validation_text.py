@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
 
+from positron import stories
+from positron.data.shards import TokenFiles
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.objective.base import Part
 
 ANSWERS = "answers"
@@ -16,7 +20,7 @@ ANSWERS = "answers"
 class ValidationText:
     """Hold windows of a text: inputs x and targets y (N, T), and the text's entropy in bits, or None if it is unknown.
 
-    A target of -100 has no loss. `n_bytes` is the length of the text in bytes.
+    A target of -100 has no loss. `n_bytes` is the length of the text in bytes to which `bits` belongs.
     """
 
     x: Tensor
@@ -30,3 +34,23 @@ class ValidationText:
     def parts(self, size: int) -> list[Part]:
         """Divide the windows into micro-batches of `size` windows; the last one may have fewer."""
         return list(zip(self.x.split(size), self.y.split(size), strict=True))
+
+
+def entropy_of(files: TokenFiles, tokenizer: Tokenizer, limit: int) -> tuple[float | None, int]:
+    """Return the entropy in bits of the text that a validation on at most `limit` targets reads, and its length in bytes.
+
+    The entropy is None if it is not known. If only the beginning of the built-in stories is read, both numbers are those of its
+    whole stories, whose entropy per byte may differ by some percent from that of all stories. For the beginning of another text
+    of known entropy, and if the tokenizer does not know all words of the stories, they are those of the whole text.
+    """
+    whole = files.bits, files.n_bytes
+    if files.bits is None or limit + 1 >= files.n_tokens:
+        return whole
+    ids = files.read(0, limit + 1)
+    starts = np.flatnonzero(ids == tokenizer.special_id(END_OF_TEXT))
+    texts = [tokenizer.decode(ids[start + 1 : end].tolist()) for start, end in pairwise(starts)]
+    try:
+        bits = sum(map(stories.bits, texts))
+    except ValueError:  # not a built-in story
+        return whole
+    return (bits, sum(len(text.encode("utf-8")) for text in texts)) if texts else whole
