@@ -13,7 +13,7 @@ from positron.run.folder import OUTPUTS, Run
 from positron.run.paths import CHECKPOINTS, CONFIG, FACTS
 from positron.system.commands import command
 from positron.system.console import one_line
-from positron.system.disk import read_json, refuse_links_in
+from positron.system.disk import is_temporary, read_json, refuse_links_in
 from positron.system.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def find_run(
             "scaling and serve take several runs, separated by spaces)"
         )
     if folder := next((path for path in (outputs / name, Path(name)) if os.path.isdir(path)), None):
-        if inner := min((path.parent for path in folder.glob(f"*/{FACTS}") if Run(path.parent).exists), default=None):
+        if inner := next((folder / name for name in _names(folder) if Run(folder / name).exists), None):
             raise UserError(
                 one_line(f"{folder} contains runs, but is not a run itself: name one of them, such as {inner}")
             )
@@ -100,9 +100,13 @@ def numbered_folders(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path, name: str) -> list[Path]:
-    """Return the files `name` at any depth below a folder of runs. Of the links to folders, only those in it are followed."""
+    """Return the files `name` at any depth below a folder of runs, except those of runs that are not complete.
+
+    Of the links to folders, only those in `folder` are followed.
+    """
     # `**` follows no link, but a run may be a link, for example to another disk
-    return list(dict.fromkeys([*folder.glob(f"**/{name}"), *folder.glob(f"*/{name}")]))
+    paths = dict.fromkeys([*folder.glob(f"**/{name}"), *folder.glob(f"*/{name}")])
+    return [path for path in paths if not is_temporary(path.relative_to(folder))]
 
 
 def split_names(names: str, outputs: Path = OUTPUTS) -> list[str]:
@@ -152,7 +156,9 @@ def _similar(name: str, known: list[str]) -> str | None:
 
 
 def _names(outputs: Path) -> list[str]:
-    return sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
+    """Return the names of the runs that are directly in a folder and complete."""
+    names = (path.parent.name for path in outputs.glob(f"*/{FACTS}"))
+    return sorted(name for name in names if not is_temporary(Path(name)))
 
 
 def _is_preferred(run: Run) -> bool:

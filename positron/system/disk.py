@@ -286,6 +286,11 @@ def replace_folder(source: Path, target: Path) -> None:
         ) from error
 
 
+def is_temporary(path: Path) -> bool:
+    """Tell whether `path` is, or is in, a file or folder that `whole_file` or `whole_folder` has not completed."""
+    return any(_TEMPORARY.fullmatch(part) for part in path.parts)
+
+
 def sweep_temporary_files(folder: Path) -> None:
     """Remove the temporary files of ended processes and of this process from `folder` and the folders directly in it.
 

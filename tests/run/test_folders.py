@@ -15,6 +15,8 @@ import torch
 from conftest import Loopback, tiny
 
 from positron.config import LoggerConfig, RunConfig, TensorboardConfig
+from positron.dashboard.table import Outputs
+from positron.evaluation.comparison import find_runs
 from positron.evaluation.eval_texts import texts_of_run
 from positron.run.checkpoint import load_checkpoint
 from positron.run.facts import Facts, read_record
@@ -401,6 +403,22 @@ def test_runs_of_which_none_is_used_by_default_are_not_said_to_be_missing(tmp_pa
         UserError, match=r"this command accepts none of the runs in .* as its default: give init_from=RUN"
     ):
         find_run(None, tmp_path, is_candidate=lambda run: False)
+
+
+def test_what_a_killed_import_left_is_no_run(tmp_path):
+    outputs = tmp_path / "outputs"
+    for name in ("mine", f".newer.{2**30}-0123abcd.tmp"):
+        (outputs / name / "checkpoints").mkdir(parents=True)
+        for file in ("config.json", "run.json", "checkpoints/step-000000.ckpt"):
+            (outputs / name / file).write_text("{}")
+    os.utime(outputs / "mine" / "run.json", (0, 0))
+    assert find_run(None, outputs).folder.name == "mine"
+    assert [run.folder.name for run in find_runs([], outputs)] == ["mine"]
+    assert [row["id"] for row in Outputs(outputs).rows()] == ["mine"]
+    with pytest.raises(UserError, match=r"name one of them, such as .*mine$"):
+        find_run(str(outputs), outputs)
+    with pytest.raises(UserError, match=r"\(its runs: mine\)$"):
+        find_run("other", outputs)
 
 
 def test_a_folder_without_its_settings_is_not_said_to_be_missing(tmp_path):
