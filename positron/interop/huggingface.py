@@ -13,6 +13,7 @@ from torch import Tensor
 from positron.interop import hf_architectures
 from positron.interop.card import model_card
 from positron.interop.rules import to_ours, to_theirs
+from positron.interop.safetensors_file import write_tensors
 from positron.interop.source import Source, largest_difference
 from positron.interop.tokenizer_json import spelled, tokenizer_json
 from positron.run.paths import CONFIG  # transformers gives this file the same name
@@ -86,8 +87,6 @@ def write_shards(tensors: dict[str, Tensor], folder: Path, limit: int = MAX_SHAR
 
     A single tensor that is larger than `limit` gets a file of its own.
     """
-    from safetensors.torch import save_file
-
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -97,12 +96,12 @@ def write_shards(tensors: dict[str, Tensor], folder: Path, limit: int = MAX_SHAR
         shards[-1][name] = tensor
         size += tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(folder / "model.safetensors", shards[0])
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        write_tensors(folder / file, shard)
         places |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})

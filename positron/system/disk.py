@@ -201,9 +201,7 @@ def whole_file(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
             ) from error
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder; give the name of a file") from error
-        remedy = "the existing file is unchanged" if path.exists() else "give another path"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "free disk space, and give the same command again"
+        remedy = _remedy(error, "the existing file is unchanged" if path.exists() else "give another path")
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or on a disk that refuses everything
@@ -238,9 +236,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
         rename(draft, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; give another path") from error
+        remedy = _remedy(error, "give another path")
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remedy(error: OSError, otherwise: str) -> str:
+    """Return what to do after a failed write: `otherwise`, unless the disk is full or may be full."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free disk space, and give the same command again"
+    if error.errno is None:  # NumPy's `tofile` says only how much of an array was written
+        return "the disk may be full: free disk space, and give the same command again"
+    return otherwise
 
 
 def _temporary_path(path: Path) -> Path:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import stat
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import full_disk
 from safetensors import safe_open
 from saved_runs import SHAPES, char, gpt_config, random_model, save_run, sentencepiece
 
@@ -77,6 +80,30 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(UserError, match="cannot write"):
         export(source(tmp_path, {}, char()), "hf", tmp_path / "closed" / "out")
+
+
+@pytest.mark.parametrize("to", ["safetensors", "hf", "gguf", "llama2c"])
+def test_a_full_disk_is_one_line_in_every_format(to, tmp_path):
+    full = pytest.importorskip("resource", reason="Windows has no limit for the size of a file")
+    run, old = source(tmp_path, SHAPES["llama"], sentencepiece()), full.getrlimit(full.RLIMIT_FSIZE)
+    try:
+        full_disk(60_000)
+        with pytest.raises(UserError, match=r"cannot write .*: (File too large|\d+ requested .* the disk may be full)"):
+            export(run, to, tmp_path / "out")
+    finally:
+        full.setrlimit(full.RLIMIT_FSIZE, old)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+@pytest.mark.parametrize("to", ["safetensors", "hf"])
+def test_the_umask_decides_who_may_read_the_weights(to, tmp_path):
+    run, before = source(tmp_path, SHAPES["llama"], sentencepiece()), os.umask(0o002)
+    try:
+        export(run, to, tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()} == {0o664}
 
 
 def test_rounding_is_refused_where_the_format_has_none(tmp_path):

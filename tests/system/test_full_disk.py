@@ -62,6 +62,21 @@ def test_a_full_disk_is_named_whichever_library_writes(tmp_path, writer):
         assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device; free disk space, and give the same command"),
+        (OSError("9 requested and 4 written"), "9 requested and 4 written; the disk may be full: free disk space"),
+        (OSError(27, "File too large"), "File too large; give another path"),
+    ],
+)
+@pytest.mark.parametrize("whole", [disk.whole_file, disk.whole_folder])
+def test_a_file_and_a_folder_on_a_full_disk_have_the_same_remedy(tmp_path, whole, error, says):
+    with pytest.raises(UserError, match=f"cannot write .*new: {says}"), whole(tmp_path / "new"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device"), LeftAtOnce(15)])
 def test_torch_does_not_hide_what_interrupted_a_checkpoint(tmp_path, monkeypatch, fault):
     """An error or a signal in the middle of a write: torch.save itself would raise a RuntimeError about positions."""
