@@ -23,7 +23,7 @@ from positron.cli.request import compose
 from positron.data.sources import MEMORY, ROWS_FILE
 from positron.system.command_parser import CommandParser
 from positron.system.commands import command
-from positron.system.disk import expanded
+from positron.system.disk import expanded, sweep_temporary_files
 from positron.system.download import CacheKind, cache_folder
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
@@ -92,6 +92,7 @@ def _clean(folder: Path) -> str:
         paths = [folder] if folder.exists() else []
         if lock_file.exists():
             (folder / ROWS_FILE).unlink(missing_ok=True)
+            sweep_temporary_files(folder)
             patterns = ("raw", "tokens-*", ".tokens-*", "stream-*/epoch-*", "stream-*/.epoch-*")
             paths = [path for pattern in patterns for path in folder.glob(pattern)]
         for path in paths:

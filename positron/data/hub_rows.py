@@ -26,7 +26,7 @@ from positron.data.records import parquet_rows
 from positron.data.sources import ROWS_FILE, WAIT, Document, is_validation
 from positron.system.children import CHILDREN, PipeEnd, end_with_parent, leave_interrupts_to_parent
 from positron.system.console import one_line
-from positron.system.disk import make_folder, whole_file
+from positron.system.disk import make_folder, sweep_drafts_of, whole_file
 from positron.system.errors import UserError
 from positron.system.locks import lock
 
@@ -95,6 +95,7 @@ def fetch_rows(config: DataConfig) -> Path:
 
     with lock(repository.folder / "lock", wait, instead="give another data.dir="):
         if not path.exists():
+            sweep_drafts_of(path)
             logger.info(f"downloading the rows of {config.repo}")
             with whole_file(path) as file:
                 for row in _all_rows(repository, config):

@@ -35,6 +35,7 @@ MAX_TEXT_BYTES = 2_000_000_000
 MAX_POINTER_BYTES = 1024  # of a git-lfs pointer, by its specification
 _POINTER_START = b"version https://git-lfs.github.com/spec/"
 RENAME_S = 2.0
+ABANDONED_S = 3600.0  # a folder of a dead process that did not change for this time is deleted
 _MODES = {
     "rb": os.O_RDONLY,
     "wb": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
@@ -49,7 +50,8 @@ if sys.platform == "win32":
 else:
     _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     _MODE_TO_SYNC = "rb"
-_TEMPORARY = re.compile(r"\..+\.(\d+)(?:-[0-9a-f]{8})?\.tmp")  # older versions wrote only the number of the process
+# older versions wrote no random number
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(?:-(?P<random>[0-9a-f]{8}))?\.tmp")
 
 
 def open_descriptor(path: Path, mode: str, root: Path | None = None) -> int:
@@ -224,6 +226,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     elif path.exists() or path.is_symlink():
         raise UserError(f"cannot write to {path}, because it exists already: give the path of a new folder")
     make_folder(path.parent)
+    _sweep_drafts(path.parent)
     draft = _temporary_path(path)
     try:
         draft.mkdir()
@@ -300,16 +303,41 @@ def is_temporary(path: Path) -> bool:
 
 
 def sweep_temporary_files(folder: Path) -> None:
-    """Remove the temporary files of ended processes and of this process from `folder` and the folders directly in it.
+    """Remove what killed processes left of files and folders in `folder` and the folders directly in it.
 
-    Call this function only while this process is not writing a file.
+    The temporary files of this process are removed, too. Call this function only while this process is not writing a file.
     """
+    _sweep_drafts(folder)
     for directory in (folder, *(entry for entry in _entries(folder) if entry.is_dir() and not entry.is_symlink())):
         for path in _entries(directory):
             match = _TEMPORARY.fullmatch(path.name)
-            if match and (int(match[1]) == os.getpid() or not is_alive(int(match[1]))):
+            if match and (int(match["process"]) == os.getpid() or not is_alive(int(match["process"]))):
                 with contextlib.suppress(OSError):  # another process removed it, or the disk is read-only
                     path.unlink()
+
+
+def sweep_drafts_of(path: Path) -> None:
+    """Remove what killed processes left of a file. Call this function only if no one else can be writing the file `path`."""
+    for entry in _entries(path.parent):
+        match = _TEMPORARY.fullmatch(entry.name)
+        if match and match["name"] == path.name:
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+
+def _sweep_drafts(folder: Path) -> None:
+    """Remove the folders that killed calls of `whole_folder` left in `folder`.
+
+    No lock protects these folders: another thread may be writing one, or a process of another machine that shares `folder`,
+    whose number means nothing here. Therefore only what another process began and did not change for an hour is removed.
+    """
+    for path in _entries(folder):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and match["random"] and not is_alive(int(match["process"])):
+            with contextlib.suppress(OSError):
+                newest = max(os.lstat(inner).st_mtime for inner in (path, *path.rglob("*")))
+                if path.is_dir() and time.time() - newest > ABANDONED_S:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_files import DOCUMENTS, as_arrow, as_jsonl, as_parquet, as_text, source, zst
 
+from positron import cache
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import files, shards
 from positron.data.corpus import prepare
@@ -332,6 +333,13 @@ def test_only_what_positron_keeps_in_the_shared_folder_is_freed(
     freed = run_command("cache", "--clean", POSITRON_CACHE=str(shared))
     assert (freed.code, freed.out.count("freed")) == (0, 1)
     assert sorted(path.name for path in shared.rglob("*")) == ["a.jpg", "photos", "thesis.txt"]
+
+
+def test_what_killed_processes_left_in_a_corpus_is_freed(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    (tmp_path / f".tokenizer.json.{2**30}-0123abcd.tmp").write_text("half")
+    assert cache._clean(tmp_path) == "  freed"
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_files_of_an_interrupted_call_of_another_version_do_not_stay(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from positron.data.corpus import prepare
 from positron.data.hub import Repository
 from positron.data.hub_download import retry_network
 from positron.data.hub_rows import HubRowsSource, fetch_rows, row_chunks
-from positron.data.sources import is_validation
+from positron.data.sources import ROWS_FILE, is_validation
 from positron.system.errors import Unreachable, UserError
 
 TEXTS = [f"Row {i}: {'once upon a time ' * (i % 4 + 1)}é😀" for i in range(40)]
@@ -438,6 +438,13 @@ def test_rows_that_cannot_all_be_fetched_leave_no_file_and_are_fetched_again(
     files = [path.name for path in Repository(config).folder.iterdir() if path.is_file()]
     assert sorted(files) == ["lock", "source.json"]
     assert [json.loads(line)["text"] for line in fetch_rows(config).read_bytes().splitlines()] == TEXTS
+
+
+def test_what_a_killed_download_of_rows_left_is_removed_by_the_next(library: Library, tmp_path: Path) -> None:
+    config = chosen(tmp_path)
+    (Repository(config).folder / f".{ROWS_FILE}.{2**30}-0123abcd.tmp").write_text("half")
+    fetch_rows(config)
+    assert sorted(path.name for path in Repository(config).folder.iterdir()) == ["lock", ROWS_FILE, "source.json"]
 
 
 def test_rows_of_parquet_files_are_fetched_with_one_file_on_the_disk(

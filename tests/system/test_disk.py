@@ -138,6 +138,30 @@ def test_two_writers_of_a_file_with_the_same_process_id_do_not_disturb_each_othe
     assert path.read_bytes() == b"1" * 100_000
 
 
+def test_a_new_folder_removes_what_killed_processes_left_of_others_and_nothing_else(tmp_path: Path) -> None:
+    dead, other_machine = f".a.{2**30}-0123abcd.tmp", f".b.{2**30}-0123abcd.tmp"
+    kept = [f".a.{os.getpid()}-0123abcd.tmp", f".a.{os.getppid()}-0123abcd.tmp", f".a.{2**30}.tmp", ".a.tmp", "a"]
+    for name in (dead, other_machine, *kept):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "weights").write_text("half")
+        for old in (tmp_path / name, *(tmp_path / name).rglob("*")):
+            os.utime(old, (0, 0))
+    (tmp_path / other_machine / "model" / "weights").touch()  # a process of another machine writes it
+    with disk.whole_folder(tmp_path / "new"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["new", other_machine, *kept])
+    os.utime(tmp_path / other_machine / "model" / "weights", (0, 0))
+    disk.sweep_temporary_files(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["new", *kept])
+
+
+def test_what_is_left_of_one_file_is_removed_and_what_is_left_of_others_stays(tmp_path: Path) -> None:
+    for name in (f".rows.{os.getppid()}-0123abcd.tmp", f".rows.1.{2**30}-0123abcd.tmp", "rows"):
+        (tmp_path / name).write_text("half")
+    disk.sweep_drafts_of(tmp_path / "rows")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".rows.1.{2**30}-0123abcd.tmp", "rows"]
+
+
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r": rename the file \S+file$"):
