@@ -21,7 +21,7 @@ from typing import Any
 
 from positron.config import DataConfig
 from positron.data.decoding import Reading
-from positron.data.hub_download import download, retry_network
+from positron.data.hub_download import ask_hub, download
 from positron.data.rows import parquet_texts
 from positron.data.sources import WAIT, Document, is_validation
 from positron.system.commands import quoted
@@ -89,7 +89,7 @@ class Repository:
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-        info = retry_network(
+        info = ask_hub(
             lambda: api.dataset_info(self.repo, revision=config.revision, files_metadata=True, timeout=10),
             f"the dataset {self.repo}",
         )

@@ -13,18 +13,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from positron.system.console import one_line
 from positron.system.disk import make_folder
 from positron.system.errors import Unreachable, UserError
 from positron.system.locks import lock
 
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import DatasetInfo, ModelInfo
+
 logger = logging.getLogger(__name__)
 
 SPARE_BYTES = 1_000_000_000  # disk space that must stay free after a download
 PATIENCE_S = 300.0  # seconds for which a failed request is repeated before the hub counts as unreachable
 Answer = TypeVar("Answer")
+Info = TypeVar("Info", "DatasetInfo", "ModelInfo")
 
 
 def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: dict[str, Any], folder: Path) -> Path:
@@ -165,6 +169,32 @@ def retry_network(
             logger.info(f"{label}: {reason}; trying again in {pause:.0f} s")
             time.sleep(pause)
             pause = min(60.0, 2 * pause)
+
+
+def ask_hub(ask: Callable[[], Info], label: str, *, remedy: str = _CONTINUES, waits_for_name: bool = True) -> Info:
+    """Call `ask`, which asks the hub for the commit and the files of a repository, and return the answer.
+
+    Repeats a failed request, and has the parameters and errors of `retry_network`. Raises Unreachable at once if the answer is
+    not that of a hub, for example the login page of a network.
+    """
+    from huggingface_hub.errors import HFValidationError
+
+    def answer() -> Info:
+        try:
+            info = ask()
+            if not isinstance(info.sha, str):
+                raise ValueError("the answer states no commit")
+        except HFValidationError:  # a ValueError about the name, before anything is sent
+            raise
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+            raise Unreachable(
+                f"{label} cannot be downloaded: {host} does not answer as the Hugging Face hub: log in to the network, or "
+                "check HF_ENDPOINT"
+            ) from error
+        return info
+
+    return retry_network(answer, label, remedy=remedy, waits_for_name=waits_for_name)
 
 
 def is_of_this_machine(error: BaseException) -> TypeGuard[OSError]:

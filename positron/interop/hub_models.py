@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from positron.data.hub_download import download, retry_network
+from positron.data.hub_download import ask_hub, download
 from positron.interop.names import ORIGINAL
 from positron.system.download import cache_folder
 from positron.system.errors import UserError
@@ -30,7 +30,7 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
     repo = ORIGINAL.get(name, name)
     logger.info(f"there is no folder {name} here: looking for the model {repo} on the hub")
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    info = retry_network(
+    info = ask_hub(
         lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=10),
         f"the model {repo}",
         remedy="Run the same command again when the network is back; if you meant a folder, correct the path",

@@ -12,7 +12,9 @@ import pytest
 from conftest import FakeClock, Loopback
 from saved_runs import SHAPES, char, corpus, gpt_config, random_model, save_run
 
+from positron.config import DataConfig
 from positron.data import hub_download
+from positron.data.hub import Repository
 from positron.interop.formats import export
 from positron.interop.hub_models import fetch_model
 from positron.interop.importing import read_model
@@ -111,6 +113,26 @@ def test_a_file_that_is_not_what_the_repository_states_is_not_kept(model_hub, tm
 def test_a_repository_that_does_not_exist_is_one_line(model_hub):
     with pytest.raises(UserError, match="the model no/body does not exist"):
         fetch_model("no/body")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html>Log in to the network</html>",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"id": "some/model", "siblings": []}',
+        b'{"id": "some/model", "sha": "c0ffee", "siblings": [3]}',
+    ],
+)
+def test_an_answer_that_is_not_that_of_a_hub_names_the_server(content, model_hub, monkeypatch, tmp_path):
+    monkeypatch.setattr(model_hub, "answer", lambda request: model_hub._send(request, 200, content))
+    says = f"cannot be downloaded: {model_hub.url} does not answer as the Hugging Face hub: log in to the network, or check"
+    with pytest.raises(Unreachable, match=f"^the model some/model {says} HF_ENDPOINT$"):
+        fetch_model(REPO)
+    with pytest.raises(Unreachable, match=f"^the dataset some/data {says} HF_ENDPOINT$"):
+        Repository(DataConfig("hub", repo="some/data", dir=str(tmp_path / "data")))
 
 
 def test_a_mistyped_path_without_a_network_is_named_at_once(model_hub, monkeypatch, logged):
