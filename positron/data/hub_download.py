@@ -174,8 +174,8 @@ def retry_network(
 def ask_hub(ask: Callable[[], Info], label: str, *, remedy: str = _CONTINUES, waits_for_name: bool = True) -> Info:
     """Call `ask`, which asks the hub for the commit and the files of a repository, and return the answer.
 
-    Repeats a failed request, and has the parameters and errors of `retry_network`. Raises Unreachable at once if the answer is
-    not that of a hub, for example the login page of a network.
+    Repeats a failed request, and has the parameters and errors of `retry_network`. Raises UserError if a repository cannot have
+    the name, and Unreachable at once if the answer is not that of a hub, for example the login page of a network.
     """
     from huggingface_hub.errors import HFValidationError
 
@@ -184,8 +184,10 @@ def ask_hub(ask: Callable[[], Info], label: str, *, remedy: str = _CONTINUES, wa
             info = ask()
             if not isinstance(info.sha, str):
                 raise ValueError("the answer states no commit")
-        except HFValidationError:  # a ValueError about the name, before anything is sent
-            raise
+        except HFValidationError as error:  # a ValueError, raised before anything is sent
+            raise UserError(
+                f"{label} cannot exist: {one_line(str(error).rstrip('.'), 200)}: correct the name"
+            ) from error
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
             raise Unreachable(

@@ -135,6 +135,11 @@ def test_an_answer_that_is_not_that_of_a_hub_names_the_server(content, model_hub
         Repository(DataConfig("hub", repo="some/data", dir=str(tmp_path / "data")))
 
 
+def test_a_name_that_no_repository_can_have_is_one_line(model_hub):
+    with pytest.raises(UserError, match=r"^the model a--b/c cannot exist: .*repo_id: 'a--b/c': correct the name$"):
+        fetch_model("a--b/c")
+
+
 def test_a_mistyped_path_without_a_network_is_named_at_once(model_hub, monkeypatch, logged):
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")  # a name that no server resolves (RFC 6761)
     with pytest.raises(
