@@ -505,11 +505,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "optimizer")
-        for key, default in (("momentum", 0.95), ("embedding_ratio", 1.0)):
-            if getattr(self, key) != default and key not in OPTIMIZER_READS[self.kind]:
-                raise UserError(
-                    f"optimizer.{key}= is read only with optimizer=muon: give optimizer=muon, or leave optimizer.{key}= out"
-                )
+        if self.embedding_ratio != 1 and "embedding_ratio" not in OPTIMIZER_READS[self.kind]:
+            raise UserError(
+                "optimizer.embedding_ratio= is read only with optimizer=muon: give optimizer=muon, or leave "
+                "optimizer.embedding_ratio= out"
+            )
         if self.is_custom and not self._target_:
             raise UserError("optimizer=custom needs optimizer._target_=module.Class, such as torch.optim.RAdam")
 
