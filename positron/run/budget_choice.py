@@ -47,7 +47,8 @@ def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
             instead = "leave train.extend and train.max_steps out, and the budget chooses the steps"
             raise no_checkpoint(run, "train.extend=true", instead)
         return config
-    saved, keys = run.config(), set(CHOSEN_KEYS)
+    # model=auto gave another momentum in earlier versions, and their runs keep it
+    saved, keys = run.config(), {*CHOSEN_KEYS, "optimizer.momentum"}
     if extends:
         keys.remove("train.max_steps")
     if not asked.auto_size:

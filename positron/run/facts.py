@@ -32,6 +32,7 @@ _PATHS = (("data", "path"), ("data", "dir"), ("init_from",), ("ckpt_path",))  # 
 # Defaults before they were changed in config.py. A key that is missing in an older config.json has this value.
 _FORMER_DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"packing": "windows"},
+    "optimizer": {"momentum": 0.95},
     "schedule": {"final_ratio": 0.1},
     "train": {"sample_tokens": 160},
     "sft": {"replay_ratio": 0.0},

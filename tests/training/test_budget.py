@@ -1,6 +1,7 @@
 """`budget=10m` and `model=auto`: the ranking of sizes, the choice, the time that it takes, and that it is made once."""
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -379,6 +380,22 @@ def test_a_restored_choice_equals_the_original(ended):
         saved.model.dropout,
     )
     assert choice.applied(asked(folder), AUTO) == saved
+
+
+def test_a_run_of_an_earlier_version_keeps_the_momentum_with_which_it_began(ended):
+    config = asked(ended)
+    now = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, momentum=0.9))
+    record = ended / "run" / "config.json"
+    whole = record.read_bytes()
+    values = json.loads(whole)
+    del values["optimizer"]["momentum"], values["checksum"]
+    record.write_text(json.dumps(values))
+    try:
+        assert restore_choice(now, AUTO, Run(ended / "run")).optimizer.momentum == 0.95
+        given = dataclasses.replace(AUTO, given={"optimizer.momentum": "0.9"})
+        assert restore_choice(now, given, Run(ended / "run")).optimizer.momentum == 0.9
+    finally:
+        record.write_bytes(whole)
 
 
 def test_given_values_take_precedence_over_the_choice(tmp_path):
