@@ -18,6 +18,8 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from positron.system.threads import usable_cores
+
 if sys.platform == "win32":
     from multiprocessing.connection import PipeConnection as PipeEnd
 else:
@@ -55,13 +57,8 @@ CHILDREN = _ContextWithoutMain()
 
 
 def worker_processes() -> int:
-    """Return how many processes can compute at the same time: the number of cores, and on Windows at most 61.
-
-    On Linux, only the cores that this process may use are counted, which `taskset` and job schedulers restrict.
-    """
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    cores = os.cpu_count() or 1
+    """Return how many processes can compute at the same time: the number of usable cores, and on Windows at most 61."""
+    cores = usable_cores()
     return min(cores, _MAX_ON_WINDOWS) if sys.platform == "win32" else cores
 
 

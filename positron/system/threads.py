@@ -22,6 +22,13 @@ SPIN_WRITING = 10_000
 _IS_USERS_CHOICE = any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"))
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use. Only Linux tells how `taskset` and job schedulers restrict it."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def spin(count: int) -> None:
     """Set for how many iterations an idle OpenMP thread of this process or its children spins before it sleeps.
 

@@ -20,6 +20,7 @@ from positron.system import memory
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.system.ranks import local_rank
+from positron.system.threads import usable_cores
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TURNS = 5  # largest number of times that `speed_on_cpu` measures each precision, for 0.07 s each time
@@ -171,8 +172,7 @@ def set_threads(config: DeviceConfig) -> None:
     elif config.share < 1:
         torch.set_num_threads(max(1, round((os.cpu_count() or 1) * config.share) // config.devices))
     elif config.devices > 1 and "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it
-        usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        torch.set_num_threads(max(1, usable // config.devices))
+        torch.set_num_threads(max(1, usable_cores() // config.devices))
 
 
 def bf16_is_fast(accelerator: Accelerator) -> bool:
