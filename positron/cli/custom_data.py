@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, assert_never
 
+from positron.config import DataConfig
 from positron.settings import recipe_of
 from positron.system.console import one_line
 from positron.system.errors import UserError
@@ -56,7 +57,10 @@ def write_custom_data(values: dict[str, Any]) -> None:
     with _naming(target):  # a generator runs while its rows are written
         match recipe_of(values):
             case "train" | "distill":
-                data |= {"source": "text", "path": str(write_texts(rows, data["dir"], data["field"]))}
+                data |= {
+                    "source": "text",
+                    "path": str(write_texts(rows, data["dir"], data.get("field", DataConfig.field))),
+                }
             case "sft" | "reinforce":
                 data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
             case "prefer":

@@ -407,9 +407,15 @@ def test_given_values_take_precedence_over_the_choice(tmp_path):
     assert (choice.optimizer.weight_decay, choice.train.max_steps, choice.model.d_model) == (0.5, 200, 64)
 
 
+def hydra_of(given):
+    """What Hydra tells about a command with these settings."""
+    runtime = SimpleNamespace(config_sources=[])
+    return SimpleNamespace(mode=RunMode.RUN, overrides=OmegaConf.create({"task": given}), runtime=runtime)
+
+
 def test_values_of_the_command_line_reach_the_choice(monkeypatch):
     given = ["model=auto", "model.n_layer=1", "optimizer.lr=0.0123", "+train.keep_last=3"]
-    hydra = SimpleNamespace(mode=RunMode.RUN, overrides=OmegaConf.create({"task": given}))
+    hydra = hydra_of(given)
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     reached: list[tuple[RunConfig, Asked]] = []
 
@@ -432,7 +438,7 @@ def test_values_of_the_command_line_reach_the_choice(monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows reports a closed pipe as another error")
 def test_the_student_follows_although_nobody_reads_the_output_any_more(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    hydra = SimpleNamespace(mode=RunMode.RUN, overrides=OmegaConf.create({"task": ["model=debug"]}))
+    hydra = hydra_of(["model=debug"])
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     values = compose("train", ["model=debug", "name=teacher"])
     trained: list[str] = []
