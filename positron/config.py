@@ -496,9 +496,7 @@ class OptimizerConfig:
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decay rates of AdamW's averages of the gradient and of its square
     eps: Positive = 1e-8  # constant that AdamW adds to its denominator
     weight_decay: NotNegative = 0.1  # weight decay, applied to matrices only
-    momentum: BelowOne = (
-        0.95  # for muon: decay rate of the averages of the gradients of matrices; small steps need less
-    )
+    momentum: BelowOne = 0.95  # for muon: decay rate of its averages of the gradients; small steps need less
     embedding_ratio: Positive = 1.0  # for muon: learning rate of embeddings and head, as a multiple of lr
     _target_: str | None = None  # for custom: module.Class of any torch optimizer, such as torch.optim.RAdam
     options: dict[str, Any] | None = None  # for custom: further arguments of the class, such as {momentum:0.9}

@@ -206,8 +206,8 @@ def _remark(jobs: Sequence[Job]) -> str:
     if len({job.facts.data_fingerprint for job in jobs} - {None}) < 2 and len(splits) < 2:
         return ""
     return (
-        "These jobs were validated on different texts, so their scores cannot be "
-        f"compared. To score them on one text: {command('compare', 'RUNS', '--text', 'FILE')}"
+        "These jobs were validated on different texts, so their scores cannot be compared. To score them on one text: "
+        + command("compare", "RUNS", "--text", "FILE")
     )
 
 

@@ -196,8 +196,7 @@ class ReinforceObjective(NextToken):
             passed = (rewards.view(-1, K) >= self.rule.full).all(dim=1)
             self._hard.record(step, numbers, of_all_ranks(passed, rank, world_size, model.wte.weight.device))
         totals = AnswerTotals.of(answers, rewards, K, self.rule.full)
-        is_silent = (rewards.view(-1, K) == rewards.view(-1, K)[:, :1]) | (weights.view(-1, K) == 0)
-        totals.silent = float(is_silent.all(dim=1).sum())
+        totals.silent = float((weights.view(-1, K) == 0).all(dim=1).sum())  # also if all answers were cut off
         self._last = {f"train/{name}": value for name, value in totals.over_ranks(model).measures(K).items()}
         if self.config.hard_share:
             self._last["train/hard_prompts"] = len(hard) / len(numbers)
