@@ -110,20 +110,32 @@ def token_axis(axes: Any, last: float) -> None:
 
 def fit_range(axes: Any, values: list[float]) -> None:
     """Fit the y axis to the values without starting at zero; it is logarithmic if they span more than a factor of three."""
-    from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
-
     low, high = min(values), max(values)
     if low > 0 and high > 3 * low:
-        axes.set_yscale("log")
-        axes.set_ylim(low / 1.1, high * 1.15)
-        exponents = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
-        marks = (1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 4, 6, 8)
-        axes.yaxis.set_major_locator(FixedLocator([m * 10.0**e for e in exponents for m in marks]))
-        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        use_log_scale(axes, low / 1.1, high * 1.15)
         return
     margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
     axes.set_ylim(low - margin, high + margin)
+
+
+def use_log_scale(axes: Any, low: float, high: float) -> None:
+    """Make the y axis logarithmic, from `low` to `high`, with at most about a dozen labels."""
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
+
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    exponents = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
+    marks: tuple[float, ...]
+    match high / low:
+        case ratio if ratio < 20:
+            marks = (1, 1.5, 2, 3, 4, 6, 8)
+        case ratio if ratio < 1e4:
+            marks = (1, 2, 5)
+        case _:
+            marks = (1,)
+    axes.yaxis.set_major_locator(FixedLocator([m * 10.0**e for e in exponents for m in marks]))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def say_why_empty(axes: Any, reason: str) -> None:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from positron.evaluation.plots import as_png, dots, fit_range, say_why_empty, token_axis
+from positron.evaluation.plots import as_png, dots, fit_range, say_why_empty, token_axis, use_log_scale
 from positron.evaluation.statistics import half_interval
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     """
     import numpy as np
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     kinds = {"N": "parameters", "D": "training tokens", None: "training operations, 6 N D"}
     sizes: dict[str | None, Callable[[Any, Any], Any]]
@@ -258,12 +258,10 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     left, right = figure.axes
-    left.set(yscale="log", ylabel="bits per byte above E", title=name)
+    left.set(ylabel="bits per byte above E", title=name)
     above = [value - e for value in (*curve, *bpb) if value > e]  # a fitted E may lie above a run
     lowest = min(above) if interval is None else min(*above, max(interval[0] - e, min(above) / 10))
-    left.set_ylim(0.8 * lowest, 1.25 * max(above))
-    for axis_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
-        axis_formatter(ScalarFormatter())
+    use_log_scale(left, 0.8 * lowest, 1.25 * max(above))
     right.axhline(e, color="tab:green", linestyle="--", label=f"E = {e:.4f}")
     right.set(ylabel="bits per byte", title="loss")
     fit_range(right, [*map(float, bpb), *map(float, curve), e])

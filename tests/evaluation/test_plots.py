@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from numpy_ref import plots as numpy_plots
 from numpy_ref.explain import outlier_channels
@@ -197,3 +198,14 @@ def test_the_name_of_a_run_may_contain_dollars() -> None:
     """Matplotlib would read what is between them as a formula, and refuse this one."""
     loss_curve: Any = plots.loss_curve(rows(30, lambda i: 1.0), None, "outputs/$x_$")
     assert loss_curve.axes[0].get_title() == "outputs/$x_$"
+
+
+@pytest.mark.parametrize("low", [0.00033, 0.9, 70.0])
+@pytest.mark.parametrize("ratio", [3.5, 19.0, 21.0, 2_000.0, 9_999.0, 1e7])
+def test_a_logarithmic_axis_has_some_labels_but_not_more_than_fit(low: float, ratio: float) -> None:
+    axes = Figure().subplots()
+    plots.use_log_scale(axes, low, ratio * low)
+    inside = [mark for mark in axes.get_yticks() if low <= mark <= ratio * low]
+    assert 2 <= len(inside) <= 13
+    assert axes.get_ylim() == (low, ratio * low)
+    assert not axes.get_yticks(minor=True).size
