@@ -58,13 +58,13 @@ def best_bpb(rows: list[dict[str, Any]]) -> float:
     return best_row(rows)[0]
 
 
-def best_so_far(rows: list[dict[str, Any]], facts: Facts, step: int) -> float:
-    """Return the lowest validation bits per byte up to `step`, or inf if none was measured.
+def best_so_far(rows: list[dict[str, Any]], facts: Facts, step: int) -> tuple[float, int]:
+    """Return the lowest validation bits per byte up to `step`, and its step; inf and 0 if none was measured.
 
     `rows`: the rows of metrics.jsonl. `facts`: the contents of run.json. The lowest value may be missing in one of the two
     files.
     """
-    best = best_row([row for row in rows if row["step"] <= step])[0]
+    best = best_row([row for row in rows if row["step"] <= step])
     if facts.best_bpb is None or facts.best_step is None or facts.best_step > step:
         return best
-    return min(best, facts.best_bpb)
+    return min(best, (facts.best_bpb, facts.best_step))

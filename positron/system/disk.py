@@ -281,6 +281,24 @@ def rename(source: Path, target: Path) -> None:
     source.replace(target)
 
 
+def replace_by_link(source: Path, target: Path) -> None:
+    """Make `target` a hard link to the file `source`, or a copy of it if the disk does not support links.
+
+    A file at `target` is replaced. Raises UserError if the disk is full or not writable.
+    """
+    link = _temporary_path(target)
+    try:
+        os.link(source, link)
+        rename(link, target)
+        _sync_folder(target.parent)
+    except OSError:
+        with whole_file(target) as file, open_inside(source, "rb") as content:
+            shutil.copyfileobj(content, file)
+    finally:
+        with contextlib.suppress(OSError):  # already renamed
+            link.unlink()
+
+
 def replace_folder(source: Path, target: Path) -> None:
     """Rename the folder `source` to `target`; a folder that exists at `target` is deleted first. Raises UserError on failure.
 

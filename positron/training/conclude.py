@@ -10,7 +10,7 @@ from positron.run.checkpoint import BEST, checkpoint_fault, checkpoints, load_ch
 from positron.run.folder import Run
 from positron.run.kept_weights import write_weights
 from positron.run.load import bare_names
-from positron.run.metrics import best_row, read_metrics
+from positron.run.metrics import best_so_far, read_metrics
 from positron.system.disk import make_folder, write_json, write_text
 from positron.system.errors import UserError
 from positron.training.signals import Signals
@@ -36,7 +36,8 @@ def conclude(run: Run, status: str, error: str | None, signals: Signals, *, keep
     val = [row for row in rows if row.get("val/bpb") is not None]  # NaN is stored as null
     facts = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "time_s": rows[-1]["time_s"]} if rows else {}
     if val:
-        best, step = best_row(rows) if keeps_best else (val[-1]["val/bpb"], val[-1]["step"])
+        last = (val[-1]["val/bpb"], val[-1]["step"])
+        best, step = best_so_far(rows, run.facts(), rows[-1]["step"]) if keeps_best else last
         facts |= {"val_bpb": val[-1]["val/bpb"], "val_loss": val[-1]["val/loss"], "best_bpb": best, "best_step": step}
     try:
         with signals.held():

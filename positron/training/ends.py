@@ -52,9 +52,17 @@ def open_ends(session: Session, plan: Plan, objective: Objective, rows: list[dic
     )
 
 
-def is_pruned(session: Session) -> bool:
-    """Tell whether an earlier process has ended the run by pruning, and the command still asks for pruning."""
-    return session.run.facts().status == "pruned" and session.config.sweep.prune is not None
+def is_pruned(session: Session, plan: Plan) -> bool:
+    """Tell whether an earlier process has ended the run by pruning, and the command still asks for pruning.
+
+    If this process was killed before it recorded this, the run is compared with the other runs of the sweep again.
+    """
+    run, start, sweep = session.run, session.start, session.config.sweep
+    if not start.is_own or sweep.prune is None or run.facts().status == "pruned":
+        return start.is_own and sweep.prune is not None
+    rows = [row for row in read_metrics(run.metrics_path) if row["step"] <= start.step]
+    pruning = open_pruning(sweep, run, session.config.train.val_every, plan.last_step, rows)
+    return pruning is not None and pruning.is_hopeless_at(start.step)
 
 
 def why_it_is_over(session: Session, plan: Plan, objective: Objective) -> str | None:
@@ -72,7 +80,7 @@ def why_it_is_over(session: Session, plan: Plan, objective: Objective) -> str | 
         if patience.is_over:
             reason = f"nothing to do: early stopping ended {run.folder} at step {step}, {patience.why}"
             return f"{reason}; give another name= to train again"
-    if is_pruned(session):
+    if is_pruned(session, plan):
         return (
             f"nothing to do: sweep.prune=median ended {run.folder} at step {step}; give another name= to train with these "
             "settings to the end"

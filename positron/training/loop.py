@@ -18,6 +18,7 @@ from lightning.pytorch.plugins import Precision as LightningPrecision
 
 from positron.config import DeviceConfig, RunConfig
 from positron.model.gpt import GPT
+from positron.run.checkpoint import checkpoints
 from positron.run.facts import Facts
 from positron.run.history import cut_after
 from positron.run.metrics import best_so_far, read_metrics
@@ -27,7 +28,7 @@ from positron.system.formatting import counted
 from positron.system.ranks import variables_of_places
 from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks.agreement import Agreement
-from positron.training.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
+from positron.training.callbacks.checkpoints import Checkpoints, WholeCheckpointIO, complete_best
 from positron.training.callbacks.clock import Clock
 from positron.training.callbacks.divergence import Divergence
 from positron.training.callbacks.kept_weights import WeightHistory
@@ -95,9 +96,12 @@ def fit(
     status, error, reason = "failed", None, None
     with Signals() as signals:
         try:
-            was_pruned, reason = is_pruned(session), why_it_is_over(session, plan, objective)
+            was_pruned, reason = is_pruned(session, plan), why_it_is_over(session, plan, objective)
             if session.is_first_rank:
-                cut_after(run, session.start.step)  # a killed run may have written rows after its last checkpoint
+                # a killed run may have written rows after its last checkpoint; without a checkpoint, all rows are such rows
+                cut_after(run, session.start.step if session.start.is_own else 0)
+                if session.start.is_own and session.start.checkpoint in checkpoints(run.checkpoint_folder):
+                    complete_best(run, session.start.checkpoint, keeps_best=objective.keeps_best)
                 if reason is None:
                     _record_beginning(session, plan, objective)
                 # also if nothing is trained: wandb, asked for afterwards, gets the rows of the run
@@ -303,7 +307,7 @@ def _callbacks(
         run.checkpoint_folder,
         every=train.save_every,
         keep_last=train.keep_last,
-        best=best_so_far(records.rows, run.facts(), session.start.step) if objective.keeps_best else None,
+        best=best_so_far(records.rows, run.facts(), session.start.step)[0] if objective.keeps_best else None,
         note_best=lambda step, bpb: run.update(best_step=step, best_bpb=bpb),
     )
     monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights)

@@ -142,7 +142,7 @@ def test_a_link_at_any_name_that_a_run_writes_changes_nothing_outside(
 ) -> None:
     """Continue, and begin, a run whose folder has a planted link in the place of each file and folder."""
     train(settings(tmp_path / "outputs"), run.folder)
-    names = {*names_in(run.folder), *names_in(trained / "tiny"), ".best.ckpt.tmp"}
+    names = {*names_in(run.folder), *names_in(trained / "tiny")}
     assert {"train.log", "metrics.jsonl", "lock", "checkpoints/best.ckpt", "model", "attention", "tensorboard"} <= names
     empty = tmp_path / "elsewhere"
     empty.mkdir()
@@ -234,9 +234,9 @@ def test_a_torn_last_line_of_the_metrics_is_written_again(tmp_path: Path, run: R
 def test_the_best_model_is_known_without_the_metrics(run: Run) -> None:
     facts = run.facts()
     assert facts.best_step == 20
-    assert best_so_far([], facts, 20) == facts.best_bpb
-    assert best_so_far([], facts, 19) == float("inf")
-    assert best_so_far([], Facts(best_bpb=2.0), 20) == float("inf")  # of an older version, which knows no step
+    assert best_so_far([], facts, 20) == (facts.best_bpb, 20)
+    assert best_so_far([], facts, 19) == (float("inf"), 0)
+    assert best_so_far([], Facts(best_bpb=2.0), 20) == (float("inf"), 0)  # of an older version, which knows no step
 
 
 def test_a_damaged_best_checkpoint_is_told_and_all_damaged_are_an_error(run: Run, logged: list[str]) -> None:

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -44,7 +45,9 @@ from positron.run.find import find_run
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
-from positron.system.errors import Diverged, UserError
+from positron.run.paths import JOB
+from positron.system.disk import replace_by_link
+from positron.system.errors import Diverged, LeftAtOnce, UserError
 from positron.text.tokenizer import END_OF_TEXT
 from positron.train import train
 from positron.training.callbacks.checkpoints import Checkpoints
@@ -212,6 +215,73 @@ def test_the_newest_checkpoint_is_the_result_if_the_objective_says_so(tmp_path):
     assert rows[3]["val/bpb"] > rows[1]["val/bpb"]
     assert (facts.best_step, facts.best_bpb) == (4, rows[3]["val/bpb"])
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["global_step"] == 4
+
+
+class NewestCounts(PretrainObjective):
+    keeps_best = False
+
+
+@pytest.mark.parametrize("objective", [PretrainObjective, NewestCounts])
+def test_a_checkpoint_is_marked_as_the_best_one_although_the_process_that_saved_it_was_killed(
+    tmp_path, monkeypatch, objective
+):
+    config = tiny(tmp_path, train__max_steps=4, train__save_every=2, train__val_every=2)
+    train(config, tmp_path / "whole", objective=objective)
+
+    def killed(source, target):
+        if source.name == "step-000004.ckpt":
+            raise LeftAtOnce(signal.SIGTERM)
+        replace_by_link(source, target)
+
+    name = "positron.training.callbacks.checkpoints.replace_by_link"
+    monkeypatch.setattr(name, killed)
+    with pytest.raises(LeftAtOnce):
+        train(config, tmp_path / "run", objective=objective)
+    monkeypatch.setattr(name, replace_by_link)
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    assert load_checkpoint(best)["global_step"] == 2
+    assert load_checkpoint(newest_checkpoint(best.parent))["global_step"] == 4
+    facts = train(config, tmp_path / "run", objective=objective)
+    assert (facts.status, facts.best_step) == ("finished", 4)
+    assert load_checkpoint(best)["global_step"] == 4
+    exported = [tmp_path / name / "model" / "weights.safetensors" for name in ("run", "whole")]
+    assert exported[0].read_bytes() == exported[1].read_bytes()
+
+
+def test_the_best_step_stays_that_of_the_best_checkpoint_after_the_metrics_were_lost(tmp_path, whole):
+    run = Run(shutil.copytree(whole, tmp_path / "run"))
+    shutil.copy(run.checkpoint_folder / "step-000030.ckpt", run.checkpoint_folder / "best.ckpt")
+    (run.checkpoint_folder / "step-000040.ckpt").unlink()
+    run.metrics_path.unlink()
+    run.update(status="stopped", step=30, best_step=30, best_bpb=0.5)  # lower than what step 40 reaches
+    facts = train(tiny(whole.parent), run.folder)
+    assert (facts.step, facts.best_step, facts.best_bpb) == (40, 30, 0.5)
+    assert load_checkpoint(run.checkpoint_folder / "best.ckpt")["global_step"] == 30
+
+
+def test_a_run_that_begins_again_from_another_checkpoint_keeps_no_row_of_its_first_attempt(tmp_path, whole):
+    config = tiny(whole.parent, train__max_steps=42)
+    folder = tmp_path / "run"
+    first = dataclasses.replace(config, ckpt_path=str(whole / "checkpoints" / "step-000030.ckpt"))
+    train(dataclasses.replace(first, train=dataclasses.replace(first.train, stop_at=33)), folder)
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [31, 32, 33]
+    shutil.rmtree(folder / "checkpoints")
+    train(dataclasses.replace(config, ckpt_path=str(whole)), folder)
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [41, 42]
+
+
+def test_a_job_that_was_killed_before_it_recorded_its_pruning_is_pruned_again(tmp_path):
+    config = tiny(tmp_path, train__max_steps=4, train__val_every=2)
+    config = dataclasses.replace(config, sweep=SweepConfig(prune="median", startup_jobs=1))
+    better, worse = Run(tmp_path / "sweep" / "0"), Run(tmp_path / "sweep" / "1")
+    train(config, better.folder)
+    (better.folder / JOB).write_text('{"overrides": []}')
+    rate = dataclasses.replace(config.optimizer, lr=1e-6)
+    config = dataclasses.replace(config, optimizer=rate)
+    assert train(config, worse.folder).status == "pruned"
+    worse.update(status="running")
+    facts = train(config, worse.folder)
+    assert (facts.status, facts.step) == ("pruned", 2)
 
 
 @pytest.mark.slow

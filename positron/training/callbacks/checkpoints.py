@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,9 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from positron.run.checkpoint import BEST, checkpoints, load_checkpoint, run_of, step_of
-from positron.system.disk import open_inside, whole_file
+from positron.run.folder import Run
+from positron.run.metrics import best_so_far, read_metrics
+from positron.system.disk import replace_by_link, whole_file
 from positron.system.errors import Diverged, LeftAtOnce, UserError
 from positron.training.callbacks.divergence import diverged, has_finite_state
 from positron.training.module import TrainingModule
@@ -83,7 +83,7 @@ class Checkpoints(L.Callback):
             if is_best:
                 self.best = bpb
                 if trainer.is_global_zero:
-                    self._mark_best(path)
+                    replace_by_link(path, self.folder / BEST)  # remains when `path` is deleted
                     self.note_best(step, bpb)
         self.complete_step = step
 
@@ -98,7 +98,7 @@ class Checkpoints(L.Callback):
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
             if self.best is None:
-                self._mark_best(path)
+                replace_by_link(path, self.folder / BEST)  # remains when `path` is deleted
             # later steps exist if their files are damaged and the run continued before them; the run will write them again
             earlier = [old for old in checkpoints(self.folder) if step_of(old) <= trainer.global_step]
             for old in earlier[: -self.keep_last]:
@@ -126,19 +126,19 @@ class Checkpoints(L.Callback):
         if can_save and has_finite_state(trainer, module):
             self.save(trainer)
 
-    def _mark_best(self, path: Path) -> None:
-        """Make best.ckpt a hard link to the checkpoint `path`, or a copy of it if the disk does not support links.
 
-        best.ckpt remains when `path` is deleted.
-        """
-        link = self.folder / f".{BEST}.tmp"
-        link.unlink(missing_ok=True)
-        try:
-            os.link(path, link)
-            link.replace(self.folder / BEST)
-        except OSError:
-            with whole_file(self.folder / BEST) as file, open_inside(path, "rb") as source:
-                shutil.copyfileobj(source, file)
+def complete_best(run: Run, newest: Path, *, keeps_best: bool) -> None:
+    """Make best.ckpt the checkpoint `newest` if a process was killed between saving it and doing so.
+
+    `keeps_best`: False if the newest checkpoint counts as the best one whatever its validation loss.
+    """
+    step, best = step_of(newest), run.checkpoint_folder / BEST
+    if keeps_best and best_so_far(read_metrics(run.metrics_path), run.facts(), step)[1] != step:
+        return
+    with contextlib.suppress(UserError):  # missing or damaged
+        if load_checkpoint(best)["global_step"] == step:
+            return
+    replace_by_link(newest, best)
 
 
 def _plain(value: Any, place: str) -> Any:

@@ -80,12 +80,18 @@ class Pruning(L.Callback):
         The runs are compared only after a validation, at a multiple of `self.every` steps and before `self.last_step`.
         """
         step = trainer.global_step
-        if "val/bpb" not in module.metrics or step % self.every or step >= self.last_step:
+        if "val/bpb" not in module.metrics or step % self.every:
             return
         self.curve[step] = module.metrics["val/bpb"]
-        self.pruned = is_hopeless(self.curve, finished_curves(self.sweep, self.own), self.startup_jobs)
+        self.pruned = self.is_hopeless_at(step)
         if self.pruned:
             trainer.should_stop = True
+
+    def is_hopeless_at(self, step: int) -> bool:
+        """Tell whether this run, whose newest step is `step`, was validated there and should end there (see `is_hopeless`)."""
+        if step not in self.curve or step >= self.last_step:
+            return False
+        return is_hopeless(self.curve, finished_curves(self.sweep, self.own), self.startup_jobs)
 
 
 def open_pruning(
