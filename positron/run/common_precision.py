@@ -16,10 +16,14 @@ def with_common_precision(config: RunConfig, run: Run, group: Iterable[Run]) -> 
     """Return `config` with the recorded precision of the first run of `group` that has one, in place of precision=auto.
 
     precision=auto measures each new run, so without this function, the runs of a group could differ in their precision.
-    `config` is returned unchanged if it has another precision than auto, if no run of `group` has recorded one, or if `run`,
-    the run that is to be trained, has a checkpoint: it then keeps its own precision. A damaged run is skipped.
+    `config` is returned unchanged if it has another precision than auto, or if no run of `group` has recorded one. If `run`,
+    the run that is to be trained, has a checkpoint, it keeps its own setting. A damaged run is skipped.
     """
-    if config.precision.dtype != "auto" or run.has_checkpoint:
+    if config.precision.dtype != "auto":
+        return config
+    if run.has_checkpoint:
+        with contextlib.suppress(UserError):  # the training names the damage
+            return dataclasses.replace(config, precision=run.settings().precision)
         return config
     for other in group:
         with contextlib.suppress(UserError):

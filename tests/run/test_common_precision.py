@@ -61,10 +61,13 @@ def test_jobs_of_a_sweep_with_another_model_choose_their_own_precision(tmp_path:
 
 
 def test_a_run_with_a_checkpoint_keeps_its_own_precision(tmp_path: Path) -> None:
-    first, own = recorded(tmp_path / "first", "bf16"), recorded(tmp_path / "own", "fp32")
-    own.checkpoint_folder.mkdir()
-    (own.checkpoint_folder / "step-000002.ckpt").touch()
-    assert with_common_precision(AUTO, own, [first]) == AUTO
+    fp32 = dataclasses.replace(AUTO, precision=PrecisionConfig("fp32"))
+    first = recorded(tmp_path / "first", "bf16")
+    for name, at_start in (("auto", AUTO), ("common", fp32)):
+        own = recorded(tmp_path / name, "fp32", at_start)
+        own.checkpoint_folder.mkdir()
+        (own.checkpoint_folder / "step-000002.ckpt").touch()
+        assert with_common_precision(AUTO, own, [first]) == at_start
 
 
 @pytest.mark.parametrize(("asked", "differs"), [("auto", False), ("bf16", False), ("fp32", True)])
