@@ -104,7 +104,9 @@ class Facts:
     data_fingerprint: str | None = _fact(_TEXT)  # hash of the training data
     # the values that training used for the settings that can be `auto`
     resolved: Resolved | None = dataclasses.field(default=None, metadata={"type": _GROUP, "key": None})
-    step: int | None = _fact(_COUNT)  # number of optimizer steps done when training last started or ended
+    step: int | None = _fact(
+        _COUNT
+    )  # number of optimizer steps when training last started, saved a checkpoint or ended
     tokens: int | None = _fact(_COUNT)  # number of training tokens, not counting a base run
     time_s: float | None = _fact(_NUMBER)  # seconds of training, over all starts of the run
     val_bpb: float | None = _fact(_NUMBER, "val/bpb")  # bits per byte of the last validation

@@ -308,6 +308,7 @@ def _callbacks(
         every=train.save_every,
         keep_last=train.keep_last,
         best=best_so_far(records.rows, run.facts(), session.start.step)[0] if objective.keeps_best else None,
+        note_saved=lambda step: run.update(step=step, tokens=clock.tokens, time_s=round(clock.time_s, 3)),
         note_best=lambda step, bpb: run.update(best_step=step, best_bpb=bpb),
     )
     monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights)

@@ -248,6 +248,18 @@ def test_a_checkpoint_is_marked_as_the_best_one_although_the_process_that_saved_
     assert exported[0].read_bytes() == exported[1].read_bytes()
 
 
+def test_the_progress_of_a_killed_run_is_that_of_its_newest_checkpoint(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise SystemExit
+
+    monkeypatch.setattr("positron.training.loop.conclude", killed)
+    with pytest.raises(SystemExit):
+        train(tiny(tmp_path, train__max_steps=4, train__stop_at=2), tmp_path / "run")
+    facts = Run(tmp_path / "run").facts()
+    assert (facts.status, facts.step, facts.tokens) == ("running", 2, 1024)
+    assert 0 < facts.time_s < 60
+
+
 def test_the_best_step_stays_that_of_the_best_checkpoint_after_the_metrics_were_lost(tmp_path, whole):
     run = Run(shutil.copytree(whole, tmp_path / "run"))
     shutil.copy(run.checkpoint_folder / "step-000030.ckpt", run.checkpoint_folder / "best.ckpt")
@@ -879,12 +891,16 @@ def test_fp16_on_a_cpu_scales_the_loss_and_continues_with_the_same_scale(tmp_pat
 def test_a_new_checkpoint_is_kept_beside_damaged_ones_of_later_steps(tmp_path):
     for name in ("step-000010.ckpt", "step-000020.ckpt", "step-000030.ckpt"):
         (tmp_path / name).write_bytes(b"whole" if name == "step-000010.ckpt" else b"torn")
+    seen: list[int] = []
     trainer = SimpleNamespace(
         global_step=15, is_global_zero=True, save_checkpoint=lambda path: Path(path).write_bytes(b"new")
     )
-    Checkpoints(tmp_path, every=5, keep_last=1, best=None, note_best=lambda *_: None).save(trainer)
+    Checkpoints(tmp_path, every=5, keep_last=1, best=None, note_saved=seen.append, note_best=lambda *_: None).save(
+        trainer
+    )
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-0000{n}.ckpt" for n in (15, 20, 30)]
     assert (tmp_path / "best.ckpt").read_bytes() == b"new"
+    assert seen == [15]
 
 
 def test_the_floor_is_the_entropy_of_the_stories_that_are_validated(tmp_path):

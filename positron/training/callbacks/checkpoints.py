@@ -51,7 +51,14 @@ class Checkpoints(L.Callback):
     """Save a checkpoint every `every` steps, after each new best validation, at the last step, and when an error ends a run."""
 
     def __init__(
-        self, folder: Path, *, every: int, keep_last: int, best: float | None, note_best: Callable[[int, float], None]
+        self,
+        folder: Path,
+        *,
+        every: int,
+        keep_last: int,
+        best: float | None,
+        note_saved: Callable[[int], None],
+        note_best: Callable[[int, float], None],
     ) -> None:
         """Store the arguments.
 
@@ -60,11 +67,12 @@ class Checkpoints(L.Callback):
         `best`: the lowest validation loss so far, in bits per byte, or None if the newest checkpoint counts as the best one
         whatever its validation loss.
 
-        `note_best(step, bits_per_byte)` is called after each new best validation. It records both numbers in run.json, because
-        metrics.jsonl may be damaged later.
+        `note_saved(step)` is called after each checkpoint. It records the step in run.json, so that the progress of a run that
+        is killed is known. `note_best(step, bits_per_byte)` is called after each new best validation. It records both numbers
+        in run.json, because metrics.jsonl may be damaged later.
         """
         self.folder, self.every, self.keep_last, self.best = folder, every, keep_last, best
-        self.note_best = note_best
+        self.note_saved, self.note_best = note_saved, note_best
         self.saved_step = -1
         self.complete_step = -1  # the last step after which all callbacks before this one have measured and written
 
@@ -99,6 +107,7 @@ class Checkpoints(L.Callback):
         if trainer.is_global_zero:
             if self.best is None:
                 replace_by_link(path, self.folder / BEST)  # remains when `path` is deleted
+            self.note_saved(trainer.global_step)
             # later steps exist if their files are damaged and the run continued before them; the run will write them again
             earlier = [old for old in checkpoints(self.folder) if step_of(old) <= trainer.global_step]
             for old in earlier[: -self.keep_last]:
