@@ -24,6 +24,7 @@ from positron.data.open import open_source
 from positron.evaluation.sequential import Look, look
 from positron.run.facts import Facts
 from positron.run.folder import Run
+from positron.run.outcome import canonical
 from positron.run.paths import JOB
 from positron.system.disk import is_number, make_folder, read_json, write_json
 from positron.system.errors import Diverged, Interrupted, Unreachable, UserError
@@ -183,7 +184,9 @@ def research(folder: Path, plan: Plan, train: Trainer, budget_s: float = math.in
         for name, overrides in plan.candidates.items():
             recipe = merged(base, overrides)
             trials.append(Trial(name, overrides, against))
-            if set(recipe) == set(base):  # such as the better learning rate, after another candidate that contains it
+            if _in_one_spelling(recipe) == _in_one_spelling(
+                base
+            ):  # such as the better learning rate, after another candidate that contains it
                 trials[-1] = dataclasses.replace(trials[-1], changes_nothing=True)
                 yield list(trials)
                 continue
@@ -196,6 +199,12 @@ def research(folder: Path, plan: Plan, train: Trainer, budget_s: float = math.in
                 base, against = recipe, name
     except _BudgetUsed:
         yield list(trials)
+
+
+def _in_one_spelling(overrides: Sequence[str]) -> set[tuple[str, str]]:
+    """Return the pairs of key and value, in which 1e-2 and 0.01 are the same value."""
+    pairs = (override.partition("=") for override in overrides)
+    return {(key, canonical(value)) for key, _, value in pairs}
 
 
 def _next_pair(runs: _Runs, trial: Trial, base: list[str], recipe: list[str], plan: Plan, seed: int) -> Trial:

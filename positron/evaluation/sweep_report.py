@@ -17,6 +17,7 @@ from positron.evaluation.run_plots import sweep_picture
 from positron.evaluation.seed_groups import SeedGroup, seed_groups
 from positron.run.differences import decides_a_new_run, deciding_settings
 from positron.run.facts import Facts
+from positron.run.find import numbered_folders
 from positron.run.folder import SFT, Run
 from positron.run.metrics import read_metrics
 from positron.run.outcome import canonical, read_outcome
@@ -27,6 +28,7 @@ from positron.system.errors import UserError
 from positron.system.formatting import aligned, counted, representative_bpb
 
 SEED = "seed"  # the key whose values are repetitions of a variant and not variants
+SAME_LENGTH = 1.01  # ratio of the lengths of two validation texts up to which they count as the same text
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ def reported_bpb(run: Run, facts: Facts) -> float | None:
 def sweep_jobs(folder: Path) -> list[Job]:
     """Return the ended jobs of the sweep in `folder`: the jobs of the best variant first, the jobs without a score last."""
     jobs = []
-    for path in folder.glob(f"*/{JOB}"):
+    for path in (job / JOB for job in numbered_folders(folder)):
+        if not path.exists():
+            continue
         number = path.parent.name
         try:
             outcome, facts = read_outcome(path), Run(path.parent).facts()
@@ -201,13 +205,23 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
 
 def _remark(jobs: Sequence[Job]) -> str:
     """Return a remark about scores that cannot be compared, or an empty string."""
-    decide = ("data.seed", "data.val_fraction", "train.val_tokens")
-    splits = {tuple(job.deciding.get(key) for key in decide) for job in jobs}
-    if len({job.facts.data_fingerprint for job in jobs} - {None}) < 2 and len(splits) < 2:
+    splits = {(job.deciding.get("data.seed"), job.deciding.get("data.val_fraction")) for job in jobs}
+    if len({job.facts.data_fingerprint for job in jobs} - {None}) > 1 or len(splits) > 1:
+        return (
+            "These jobs were validated on different texts, so their scores cannot be compared. To score them on one text: "
+            + command("compare", "RUNS", "--text", "FILE")
+        )
+    lengths = [job.facts.val_bytes for job in jobs if job.facts.val_bytes is not None]
+    if lengths:  # the first token of a text is not predicted, so the lengths for two tokenizers differ a little
+        is_same = max(lengths) <= SAME_LENGTH * min(lengths)
+    else:  # jobs of older versions
+        is_same = len({job.deciding.get("train.val_tokens") for job in jobs}) < 2
+    if is_same:
         return ""
     return (
-        "These jobs were validated on different texts, so their scores cannot be compared. To score them on one text: "
-        + command("compare", "RUNS", "--text", "FILE")
+        "These jobs were validated on beginnings of different length of the validation text (train.val_tokens=, which budget= "
+        "chooses, or other tokenizers), so their scores cannot be compared. To score them on the same text: "
+        + command("compare", "RUNS")
     )
 
 

@@ -114,6 +114,7 @@ class Facts:
     # step of the validation with the lowest bits per byte; in preference tuning and reinforcement learning, of the last one
     best_step: int | None = _fact(_COUNT, "best/step")
     best_bpb: float | None = _fact(_NUMBER, "best/bpb")  # bits per byte of the validation at best_step
+    val_bytes: int | None = _fact(_COUNT, "val/bytes")  # length of the text on which the run is validated
     floor_bpb: float | None = _fact(_NUMBER)  # the entropy of the text in bits per byte, if it is known
     base_tokens: int | None = _fact(_COUNT, "base/tokens")  # training tokens of the base run and of its base runs
     # bits per byte on the pretraining text, before this run (of the base run) and after it (of this run)

@@ -96,7 +96,7 @@ def named_run(name: str, outputs: Path = OUTPUTS) -> Run | None:
 
 def numbered_folders(folder: Path) -> list[Path]:
     """Return the folders in `folder` whose names are numbers, such as the jobs of a sweep, in the order of the numbers."""
-    return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+    return sorted((path for path in folder.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
 def files_below(folder: Path, name: str) -> list[Path]:

@@ -25,6 +25,7 @@ from positron.run.metrics import best_so_far, read_metrics
 from positron.run.provenance import read_provenance, record_start
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachable, UserError
 from positron.system.formatting import counted
+from positron.system.paths import without_home
 from positron.system.ranks import variables_of_places
 from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks.agreement import Agreement
@@ -154,14 +155,19 @@ def fit(
 
 def _record_beginning(session: Session, plan: Plan, objective: Objective) -> None:
     """Record in run.json that the run is being trained."""
-    facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective), **objective.dependencies}
+    facts = {
+        "data_fingerprint": objective.fingerprint,
+        "floor_bpb": floor_bpb(objective),
+        "val_bytes": round(objective.val_bytes),
+        **objective.dependencies,
+    }
     session.run.update(status="running", step=session.start.step, resolved=plan.resolved(), **facts)
 
 
 def _open_trackers(session: Session) -> list[Tracker]:
     """Open the trackers of the run, such as wandb."""
     run, config = session.run, session.config
-    settings = {**dataclasses.asdict(config), "resolved": dataclasses.asdict(run.resolved())}
+    settings = without_home({**dataclasses.asdict(config), "resolved": dataclasses.asdict(run.resolved())})
     return open_trackers(config.logger, run.folder, settings, session.start.step + 1)
 
 

@@ -77,9 +77,10 @@ def test_winners_accumulate_and_losers_do_not(tmp_path):
     assert len(trials[0].seeds) < PLAN.pairs
 
 
-def test_a_candidate_whose_settings_were_adopted_before_is_rejected_without_training(tmp_path):
+@pytest.mark.parametrize("spelling", ["1", "1.0", "1e0"])
+def test_a_candidate_whose_settings_were_adopted_before_is_rejected_without_training(tmp_path, spelling):
     machine = Machine()
-    plan = dataclasses.replace(PLAN, candidates={"both": ["good=1", "better=1"], "again": ["good=1"]})
+    plan = dataclasses.replace(PLAN, candidates={"both": ["good=1", "better=1"], "again": [f"good={spelling}"]})
     trials = last(tmp_path, machine, plan)
     assert [(trial.verdict, len(trial.seeds)) for trial in trials] == [("adopted", 5), ("rejected", 0)]
     assert trials[1].reason == "the recipe has its settings already"

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,12 @@ def sweep(folder: Path, scores: dict[str, tuple[float | None, ...]], **statuses:
             job(folder, number, [f"optimizer.lr={rate}", f"seed={seed}", "model=debug"], bpb, status)
             number += 1
     return folder
+
+
+def finished_curves_of(folder: Path) -> list[dict[int, float]]:
+    for number in range(6):
+        write_record(Run(folder / str(number)).config_path, dataclasses.asdict(tiny(folder)))
+    return finished_curves(folder, folder / "0")
 
 
 def test_the_best_variant_has_the_best_mean_and_not_the_luckiest_seed(tmp_path: Path) -> None:
@@ -135,6 +142,24 @@ def test_jobs_with_different_texts_are_not_compared_and_the_table_says_so(tmp_pa
     for number, share in enumerate(("0.1", "0.2")):
         job(tmp_path / "shares", number, [f"data.val_fraction={share}"], 0.3, data_fingerprint="same")
     assert remark in as_text(write_sweep_report(tmp_path / "shares"))
+
+
+@pytest.mark.parametrize(("lengths", "says"), [((200_000, 820_000), True), ((300_000, 299_996), False)])
+def test_jobs_validated_on_beginnings_of_different_length_are_not_compared(
+    tmp_path: Path, lengths: tuple[int, int], says: bool
+) -> None:
+    for number, (name, length) in enumerate(zip(("char", "spm_2k"), lengths, strict=True)):
+        facts = {"data_fingerprint": "same", "val/bytes": length}
+        job(tmp_path, number, [f"tokenizer={name}"], 0.3, **facts)
+    assert ("beginnings of different length" in as_text(write_sweep_report(tmp_path))) == says
+
+
+def test_a_copy_of_a_job_is_no_further_seed(tmp_path: Path) -> None:
+    jobs = write_sweep_report(sweep(tmp_path, LUCKY))
+    curves = finished_curves_of(tmp_path)
+    shutil.copytree(tmp_path / "4", tmp_path / "4 (copy)")
+    assert write_sweep_report(tmp_path) == jobs
+    assert finished_curves_of(tmp_path) == curves
 
 
 def test_fine_tuning_is_ranked_by_the_model_that_is_kept(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_a_run_leaves_everything_that_the_readme_promises(whole):
     assert [row["tokens"] for row in rows] == [512 * s for s in range(1, 41)]
     assert rows[-1]["train/loss"] < 0.8 * rows[0]["train/loss"]
     assert facts.val_bpb > facts.floor_bpb > 0
+    assert facts.val_bytes > 1_000
     assert (whole / "loss.png").read_bytes().startswith(b"\x89PNG")
     page = (whole / "report.html").read_text(encoding="utf-8")
     assert "http" not in page.replace("http-equiv", "")
@@ -380,6 +381,19 @@ def test_a_command_that_extends_a_pruned_run_changes_no_record_of_it(tmp_path):
         again = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
         train(again, run.folder)
         assert (run.config(), dataclasses.replace(run.facts(), updated=None)) == before
+
+
+def test_the_forecast_of_a_run_that_continues_is_that_of_its_further_steps(tmp_path, caplog):
+    config = tiny(tmp_path, train__max_steps=45, train__save_every=22, train__val_every=45)
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=22)), tmp_path / "run")
+    train(config, tmp_path / "run")
+    train(config, tmp_path / "at_once")
+    forecasts = [line for line in caplog.messages if "matrix products" in line]
+    assert [line.partition("at most; ")[2].split(" for ")[1].split(";")[0] for line in forecasts] == [
+        "steps 1 to 22",
+        "steps 23 to 45",
+        "the whole run",
+    ]
 
 
 def test_the_newest_whole_checkpoint_wins_over_a_corrupt_one(tmp_path, whole, logged):

@@ -473,6 +473,15 @@ def test_tables_are_staged_in_the_run_unless_the_user_names_a_folder(chosen, sta
     assert os.environ["WANDB_DATA_DIR"] == (chosen or str(begun / "wandb"))
 
 
+def test_the_settings_of_a_run_contain_no_path_of_the_home_folder(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("positron.training.loop.open_trackers", lambda *arguments: given.append(arguments[2]) or [])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train(tiny(tmp_path, train__max_steps=1), tmp_path / "run")
+    assert given[0]["data"]["dir"] == "~/data"
+    assert str(tmp_path) not in str(given)
+
+
 def test_a_run_that_is_refused_for_another_tracker_does_not_begin_in_wandb(stand_in, begun, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if tensorboard were not installed
     made = stand_in()

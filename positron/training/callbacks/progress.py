@@ -118,11 +118,13 @@ class Progress(L.Callback):
 
     def _forecast(self, module: TrainingModule, now: float) -> str:
         speed, busy = self._tokens_per_s(), describe_others(self._others.cores())
-        whole = now - self._started[0] + self._left.seconds(self.last_step)
+        (began, first), last = self._started, self.last_step
+        whole = now - began + self._left.seconds(last)
+        steps = "the whole run" if (first, last) == (0, module.horizon) else f"steps {first + 1} to {last}"
         return (
             f"{speed:,.0f} tokens/s, {self.speed.mfu(speed):.0%} of the {self.speed.peak.flops / 1e9:,.0f} GFLOP/s that this "
             f"machine reaches in matrix products, {peak_memory(module.device) / 1e9:.1f} GB of memory at most; "
-            f"{clock(whole)} for the whole run" + (f"; {busy}, so the training may be faster later" if busy else "")
+            f"{clock(whole)} for {steps}" + (f"; {busy}, so the training may be faster later" if busy else "")
         )
 
     def close(self) -> None:

@@ -10,10 +10,10 @@ from typing import Any, assert_never
 import lightning as L
 
 from positron.config import SweepConfig
+from positron.run.find import numbered_folders
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics, validation_curve
 from positron.run.outcome import read_outcome
-from positron.run.paths import JOB
 from positron.system.errors import UserError
 from positron.training.module import TrainingModule
 
@@ -26,10 +26,11 @@ def finished_curves(sweep: Path, own_folder: Path) -> list[dict[int, float]]:
     """
     curves = []
     seed = Run(own_folder).config().get("seed")
-    for path in sorted(sweep.glob(f"*/{JOB}")):
-        run = Run(path.parent)
+    for run in map(Run, numbered_folders(sweep)):
+        if not run.job_path.exists():
+            continue
         with contextlib.suppress(UserError):
-            if run.folder == own_folder or read_outcome(path).failed or run.facts().status != "finished":
+            if run.folder == own_folder or read_outcome(run.job_path).failed or run.facts().status != "finished":
                 continue
             if run.config().get("seed") != seed:
                 continue
