@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 from positron.run.paths import CONFIG, FACTS, JOB, METRICS
 from positron.system.console import one_line
-from positron.system.disk import expanded, refuse_lfs_pointer
+from positron.system.disk import expanded, read_json, refuse_lfs_pointer
 from positron.system.errors import UserError
 
 # Suffix -> format. A suffix may be in upper case. Except for .parquet, it may be followed by one of COMPRESSED. A file with
@@ -31,7 +31,8 @@ FORMATS = {
 }
 COMPRESSED = (".gz", ".zst")
 # Files that Dataset.save_to_disk writes beside its .arrow files, and DatasetDict.save_to_disk above its splits' folders.
-DATASET_FILES = ("dataset_info.json", "state.json")
+STATE_FILE = "state.json"  # names the .arrow files of the dataset
+DATASET_FILES = ("dataset_info.json", STATE_FILE)
 SPLITS_FILE = "dataset_dict.json"
 CHECK_SPELLING = "; check the spelling of the path"
 MAX_NAMES = 3  # number of skipped files that are named for each reason
@@ -212,9 +213,15 @@ def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing
     names = {entry.name for entry in entries}
     metadata = {*DATASET_FILES, SPLITS_FILE} if names.issuperset(DATASET_FILES) or SPLITS_FILE in names else set()
     has_train_split = SPLITS_FILE in names and "train" in names
+    arrow_files = {name for name in names if _inner_suffix(Path(name)) == ".arrow"}
+    is_dataset = names.issuperset(DATASET_FILES) and bool(arrow_files)
+    unsaved = arrow_files - _saved_files(folder, names) if is_dataset else set()
     for entry in entries:
         path = Path(entry.path)
         if entry.name in metadata:
+            continue
+        if entry.name in unsaved:
+            listing.skip(path, f"not part of the dataset that {STATE_FILE} describes")
             continue
         if entry.name.startswith("."):
             listing.skip(path, "hidden")
@@ -240,6 +247,31 @@ def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing
             yield from _walk(path, root, seen, listing)
         else:
             listing.skip(path, "a link to a folder that is read already")
+
+
+def _saved_files(folder: Path, names: Collection[str]) -> set[str]:
+    """Return the names of the files of a dataset that `Dataset.save_to_disk` wrote into `folder`, as state.json lists them.
+
+    The folder may also hold .arrow files of an earlier save, and those in which `Dataset.map` keeps its results. `names`: the
+    names of all files in the folder. Raises UserError if state.json is damaged, or if it names a file that is not there.
+    """
+    path = folder / STATE_FILE
+    state = read_json(path.resolve())
+    try:
+        saved = [file["filename"] for file in state["_data_files"]]
+    except (KeyError, TypeError):
+        saved = []
+    if not saved or not all(isinstance(name, str) for name in saved):
+        raise UserError(
+            f"{one_line(str(path))} does not list the files of its dataset: save the dataset again, or give the files as a "
+            "pattern that ends in data-*.arrow"
+        )
+    if missing := sorted(set(saved).difference(names)):
+        raise UserError(
+            f"{one_line(str(path))} names {one_line(missing[0], 80)}, which is not in its folder: copy or save the dataset "
+            "again"
+        )
+    return set(saved)
 
 
 def _identity(facts: os.stat_result) -> tuple[int, int]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from positron.data.listing import format_of, list_files
 from positron.data.rows import arrow_reader, csv_rows
 from positron.system.commands import command
 from positron.system.errors import UserError, where_not_json
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (
     ".jsonl",
@@ -64,9 +67,13 @@ def read_records(path: str, on_invalid: OnInvalid, is_record: Callable[[Any], bo
 
     `on_invalid`: what to do with bytes that are not UTF-8, "error" or "replace". `is_record` tells whether a JSON value is a
     row. If a whole file is one JSON value and this value is not a row, rows are looked for inside it (see
-    `_rows_of_document`). Raises UserError, with the file's name, if a file cannot be read at all.
+    `_rows_of_document`). The files of a folder or pattern that are skipped are logged. Raises UserError, with the file's
+    name, if a file cannot be read at all.
     """
-    for file in list_files(path, f"data.path={path}", SUFFIXES).files:
+    listing = list_files(path, f"data.path={path}", SUFFIXES)
+    if skipped := listing.describe_skipped():
+        logger.info(f"skipped files: {skipped}")
+    for file in listing.files:
         try:
             yield from _records_of_file(file, on_invalid, is_record)
         except (OSError, EOFError, zlib.error) as error:

@@ -169,7 +169,8 @@ def test_a_folder_and_a_glob_give_the_rows_of_all_files_and_leave_notes_alone(tm
     (tmp_path / "README.md").write_text("Two files of questions.\n")
     conversations, said = read(tmp_path)
     assert [texts(conversation)[0][1] for conversation in conversations] == [q for q, _ in PAIRS[:2] + PAIRS]
-    assert said[0].startswith("Alpaca and question and answer format: 6 conversations")
+    assert said[0] == "skipped files: README.md (another format)"
+    assert said[1].startswith("Alpaca and question and answer format: 6 conversations")
     assert len(read(tmp_path / "*.jsonl")[0]) == 2
     for path in (tmp_path, tmp_path / "*.jsonl", tmp_path / "**" / "*.csv"):
         check_files(DataConfig("instruct", str(path)), {})  # what a command refuses before it loads anything
@@ -187,6 +188,10 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
         [("user", q), ("assistant", a)] for q, a in PAIRS
     ]
     assert said == ["messages format: 4 conversations"]
+    (tmp_path / "cache-1.arrow").write_bytes((tmp_path / "data-00000-of-00001.arrow").read_bytes())
+    conversations, said = read(tmp_path)
+    assert len(conversations) == len(PAIRS)
+    assert said[0] == "skipped files: cache-1.arrow (not part of the dataset that state.json describes)"
 
 
 @pytest.mark.parametrize("extra", ["\u2028", "\x85", "\u2029\u000b\u001c"])

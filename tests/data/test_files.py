@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import json
 import os
 import random
 import re
@@ -95,6 +96,44 @@ def test_a_folder_of_save_to_disk_gives_its_rows_and_of_several_splits_those_of_
     text_source = source(tmp_path / "d")
     assert texts(text_source) == DOCUMENTS
     assert text_source.summary() == "read 3 files" + "; skipped test (not the split train)" * as_splits
+
+
+def test_a_folder_of_save_to_disk_gives_only_the_files_that_its_state_names(tmp_path: Path) -> None:
+    names = ["data-00000-of-00001.arrow", "cache-8e708b0776c34bd2.arrow", "data-00000-of-00003.arrow"]
+    for name in names:
+        (tmp_path / name).write_bytes(as_arrow(DOCUMENTS))
+    (tmp_path / "dataset_info.json").write_text("{}")
+    state = tmp_path / "state.json"
+    state.write_text(json.dumps({"_data_files": [{"filename": names[0]}]}))
+    text_source = source(tmp_path)
+    assert texts(text_source) == DOCUMENTS
+    reason = "not part of the dataset that state.json describes"
+    assert text_source.summary() == f"read 1 file; skipped {names[1]}, {names[2]} ({reason})"
+    state.unlink()
+    assert len(texts(source(tmp_path))) == 3 * len(DOCUMENTS)  # a folder of files that belong together
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("{", r"state\.json: it is not valid JSON .*restore it from a copy$"),
+        ("[]", r"state\.json does not list the files of its dataset: save the dataset again"),
+        ('{"_data_files": [{"filename": 1}]}', r"state\.json does not list the files of its dataset"),
+        (
+            '{"_data_files": [{"filename": "../a.arrow"}]}',
+            r"state\.json names \.\./a\.arrow, which is not in its folder",
+        ),
+    ],
+)
+def test_a_damaged_state_of_save_to_disk_is_refused(tmp_path: Path, state: str, said: str) -> None:
+    (tmp_path / "a.arrow").write_bytes(as_arrow(DOCUMENTS))
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name, content in {"dataset_info.json": "{}", "state.json": state}.items():
+        (folder / name).write_text(content)
+    (folder / "a.arrow").write_bytes(as_arrow(DOCUMENTS))
+    with pytest.raises(UserError, match=said):
+        list_files(str(folder))
 
 
 def test_another_field_is_read_and_its_absence_names_the_fields_with_text(tmp_path: Path) -> None:
