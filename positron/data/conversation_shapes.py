@@ -291,10 +291,19 @@ def _parsed(value: Any) -> Any:
 
 
 def _text(value: Any, field: str) -> str:
-    """Return a text unchanged, or join a list of text parts to one text. Raises Malformed for other values."""
+    """Return a text unchanged, or join a list of text parts to one text.
+
+    Raises Malformed for other values, and for a list of several strings, because these are usually alternatives, such as all
+    correct answers to a question. Only in a field `parts` are they parts of one text.
+    """
     if isinstance(value, str):
         return _checked(value, field)
     if isinstance(value, list):
+        if len(value) > 1 and field != "parts" and all(isinstance(part, str) for part in value):
+            raise Malformed(
+                f"with several texts in `{field}`",
+                f"has {len(value):,} texts in `{field}`: keep one, or join them to one text",
+            )
         return "".join(_part(part, field) for part in value)
     kind = _kind_of(value)
     shown = "" if value is None else f" ({_brief(value)})"

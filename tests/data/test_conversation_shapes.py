@@ -238,6 +238,9 @@ BAD: list[tuple[Any, str]] = [
     ({"instruction": "q", "output": 42}, "with a number in `output`"),
     ({"instruction": "q", "output": True}, "with true or false in `output`"),
     ({"instruction": "q", "output": {"a": 1}}, "with an object in `output`"),
+    ({"instruction": "q", "output": ["a", "b"]}, "with several texts in `output`"),
+    ({"instruction": "q", "context": ["a", "b"], "response": "c"}, "with several texts in `context`"),
+    ({"messages": turns("q", ["a", "b"])}, "with several texts in `content`"),
     ({"instruction": " ", "input": "", "output": "a"}, "without a question"),
     ({"instruction": "q", "output": "a", "history": [["only one"]]}, "with an unknown `history`"),
     ({"text": "### Human: q ### Assistant: a"}, "with `text`"),
@@ -366,6 +369,18 @@ def test_a_list_that_holds_no_messages_does_not_replace_the_question_and_the_ans
 def test_messages_come_before_a_question_and_an_answer(tmp_path: Path) -> None:
     (read_row,), _ = rows(tmp_path, {"prompt": "shortened", "completion": "shortened", "messages": turns(*PAIRS[0])})
     assert texts(read_row) == [("user", PAIRS[0][0]), ("assistant", PAIRS[0][1])]
+
+
+def test_a_list_of_alternative_answers_is_no_text_but_a_list_of_one_text_and_of_parts_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="line 1 has 3 texts in `answer`: keep one"):
+        rows(tmp_path, {"question": "Where?", "answer": ["Paris", "paris", "City of Paris"]})
+    one = {"question": ["Where?"], "answer": ["Paris"]}
+    in_texts = [
+        {"role": "user", "parts": ["Whe", "re?"]},
+        {"role": "model", "parts": [{"text": "Par"}, {"text": "is"}]},
+    ]
+    for conversation in rows(tmp_path, one, {"contents": in_texts})[0]:
+        assert texts(conversation) == [("user", "Where?"), ("assistant", "Paris")]
 
 
 def test_turns_of_weight_0_and_answers_in_prompts_are_not_learned_from(tmp_path: Path) -> None:

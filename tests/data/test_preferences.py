@@ -107,6 +107,8 @@ WRONG = {
     "with an empty `rejected`": {"prompt": ASK, "chosen": GOOD, "rejected": "  "},
     "with different prompts": {"chosen": TALK, "rejected": [message("user", "other?"), message("assistant", BAD)]},
     "with a number in `chosen`": {"prompt": ASK, "chosen": 3, "rejected": BAD},
+    "with several texts in `chosen`": {"prompt": ASK, "chosen": [GOOD, GOOD], "rejected": BAD},
+    "with several texts in `rejected`": {"prompt": ASK, "chosen": GOOD, "rejected": [BAD, BAD]},
     "that are not an object": [1, 2],
     "not JSON": "{broken\n",
 }
