@@ -46,8 +46,9 @@ class ParsedPair:
 def parse_pair(value: Any) -> ParsedPair:
     """Convert a row, as parsed from JSON, to a prompt with a chosen and a rejected answer.
 
-    The fields `chosen` and `rejected` are texts, messages or lists of messages. Either both contain the prompt and differ
-    only in the answer, or the prompt is in other fields. Raises Malformed if the row is not a pair of answers.
+    The fields `chosen` and `rejected` are texts, messages or lists of messages. Either both contain at least the last message
+    of the prompt and differ only in the answer, or the prompt is in other fields. Raises Malformed if the row is not a pair of
+    answers.
     """
     if not isinstance(value, dict):
         raise Malformed(
@@ -60,9 +61,10 @@ def parse_pair(value: Any) -> ParsedPair:
             raise Malformed(f"without `{side}`", f"has no answer in the field `{side}`: {_FORMATS}")
     sides = [_as_turns(row[side]) for side in _SIDES]
     if all(_is_whole(side) for side in sides):
+        earlier = _earlier_turns(row.get("prompt"), sides)
+        sides = [[*(earlier or ()), *side] for side in sides]
         shape, parsed = "chosen and rejected conversations", _whole(row, sides)
-        # `prompt` only repeats the beginning of both conversations
-        unread = row.keys() - {*_SIDES, *SYSTEM_FIELDS, "prompt"}
+        unread = row.keys() - {*_SIDES, *SYSTEM_FIELDS, *(() if earlier is None else ("prompt",))}
     else:
         parsed = _answers(row, sides)
         shape = f"{parsed[0].shape.removesuffix(f' and {_ANSWER}')}, chosen and rejected"
@@ -104,6 +106,30 @@ def _is_whole(side: Any) -> bool:
     roles = {str(name).lower(): str(cell).lower() for turn in side for name, cell in turn.items()}
     speakers = [str(turn.get("role", turn.get("from", ""))).lower() for turn in side]
     return any(ROLE_NAMES.get(speaker) == "user" for speaker in speakers) or "user" in roles
+
+
+def _earlier_turns(prompt: Any, sides: Sequence[Any]) -> list[dict[str, str]] | None:
+    """Return the messages of the field `prompt` that come before the conversations `sides`.
+
+    Usually, `prompt` repeats the beginning of both conversations, so that no message comes before them. If both begin with only
+    the last messages of `prompt`, the others are returned. Returns None if not even its last message is the first of both.
+    White space around a text is not compared.
+    """
+    turns = _as_turns(prompt)
+    try:
+        turns = [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
+        messages = list(parse_conversation({"messages": turns}).messages)
+    except Malformed:
+        return None
+    if messages[-1].role == "assistant" and not messages[-1].content.strip():  # a transcript that ends in "Assistant:"
+        messages.pop()
+    texts = [(message.role, message.content.strip()) for message in messages]
+    parsed = [parse_conversation({"messages": side}).messages for side in sides]
+    starts = [[(message.role, message.content.strip()) for message in side] for side in parsed]
+    for first in range(len(texts)):
+        if all(start[: len(texts) - first] == texts[first:] for start in starts):
+            return [{"role": message.role, "content": message.content} for message in messages[:first]]
+    return None
 
 
 def _whole(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversation]:

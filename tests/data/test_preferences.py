@@ -30,6 +30,7 @@ def said(who: str, text: str) -> dict[str, str]:
 
 TALK = [message("user", ASK), message("assistant", GOOD)]
 BAD_TALK = [message("user", ASK), message("assistant", BAD)]
+ANSWERS = {"chosen": TALK[1], "rejected": BAD_TALK[1]}
 ONE_TURN: dict[str, dict[str, Any]] = {
     "texts": {"prompt": ASK, "chosen": GOOD, "rejected": BAD},
     "capitals": {"Prompt": ASK, "Chosen": GOOD, "Rejected": BAD},
@@ -97,6 +98,39 @@ def test_the_material_of_an_instruction_and_a_system_field_are_part_of_the_promp
     row = {"system": "be kind", "instruction": "Add", "input": "1 and 1", "chosen": GOOD, "rejected": BAD}
     (pair,) = read_pairs(written(tmp_path, row))
     assert [(m.role, m.content) for m in pair.prompt] == [("system", "be kind"), ("user", "Add\n\n1 and 1")]
+
+
+EARLIER = [message("system", "be kind"), message("user", "Hello!"), message("assistant", "Hi.")]
+
+
+@pytest.mark.parametrize("repeated", [1, 2, 4])
+def test_messages_of_the_prompt_that_both_conversations_leave_out_come_first(repeated: int, tmp_path: Path) -> None:
+    prompt = [*EARLIER, *TALK[:1]]
+    row = {"prompt": prompt, **{side: [*prompt[-repeated:], end] for side, end in ANSWERS.items()}}
+    (pair,) = read_pairs(written(tmp_path, row))
+    assert [(m.role, m.content) for m in pair.prompt] == [(m["role"], m["content"]) for m in prompt]
+    assert (pair.chosen, pair.rejected) == ((Message("assistant", GOOD),), (Message("assistant", BAD),))
+
+
+@pytest.mark.parametrize("prompt", ["another text", [message("system", "be kind")], [message("tool", "x")], 3])
+def test_a_prompt_that_is_not_part_of_the_conversations_is_named_as_not_used(
+    prompt: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = written(tmp_path, {"prompt": prompt, "chosen": TALK, "rejected": BAD_TALK})
+    assert summary(config, capsys).rstrip().endswith("fields not used: prompt")
+    (pair,) = read_pairs(config)
+    assert pair.prompt == (Message("user", ASK, learn=False),)
+
+
+def test_a_prompt_is_compared_without_a_system_field_and_without_the_spaces_around_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"system": "be kind", "chosen": TALK, "rejected": BAD_TALK}
+    prompts = [f"{ASK}\n", f"\n\nHuman: {ASK}\n\nAssistant:", TALK[:1]]
+    config = written(tmp_path, *[{**row, "prompt": prompt} for prompt in prompts])
+    assert "not used" not in summary(config, capsys)
+    for pair in read_pairs(config):
+        assert [(m.role, m.content) for m in pair.prompt] == [("system", "be kind"), ("user", ASK)]
 
 
 WRONG = {
