@@ -48,7 +48,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
     tune_allocator()
 
     from positron.data.preferences import read_pairs
-    from positron.training.objective.preference import PreferenceObjective, usable_pairs
+    from positron.training.objective.preference import PreferenceObjective, fingerprint_of, usable_pairs
     from positron.training.reference import open_reference
     from positron.training.resolve import log_plan, make_plan
     from positron.training.resume import open_session
@@ -59,7 +59,8 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
     assert settings is not None
     with open_session(folder, config, started) as session:
         model, tokenizer = base_model(session)
-        pairs = read_pairs(config.data)
+        known = session.run.facts().data_fingerprint
+        pairs = read_pairs(config.data, lambda former: fingerprint_of(former) == known)
         usable = usable_pairs(pairs, tokenizer, model.config.context_length)
         plan = make_plan(
             config,

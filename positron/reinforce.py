@@ -58,7 +58,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
     from positron.data.conversations import read_conversations
     from positron.rewards import open_reward
     from positron.run.load import load_model
-    from positron.training.objective.reinforce import ReinforceObjective, RewardRule
+    from positron.training.objective.reinforce import ReinforceObjective, RewardRule, fingerprint_of
     from positron.training.resolve import log_plan, make_plan
     from positron.training.resume import open_session
     from positron.training.tuning import (
@@ -79,8 +79,15 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         start = session.start
         model, tokenizer = base_model(session)
         base = base_run(config)
-        conversations = read_conversations(config.data)
-        questions = _questions(conversations, tokenizer, base.is_chat, model.config.context_length)
+        known = session.run.facts().data_fingerprint
+
+        def questions_of(conversations: list[Conversation]) -> tuple[list[Question], list[Question]]:
+            return _questions(conversations, tokenizer, base.is_chat, model.config.context_length)
+
+        conversations = read_conversations(
+            config.data, lambda former: known is not None and fingerprint_of(questions_of(former)) == known
+        )
+        questions = questions_of(conversations)
         reward = open_reward(config.reward, (question.text for question in (*questions[0], *questions[1])))
         plan = make_plan(config, model, session.machine, start, lambda _: DEFAULT_STEPS)
         if start.step < plan.last_step:

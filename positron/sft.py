@@ -42,7 +42,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
     tune_allocator()
 
     from positron.data.conversations import read_conversations
-    from positron.training.objective.sft import SFTObjective, usable_conversations
+    from positron.training.objective.sft import SFTObjective, fingerprint_of, usable_conversations
     from positron.training.resolve import log_plan, make_plan
     from positron.training.resume import open_session
     from positron.training.tuning import and_replayed, base_model, replayed_run, replayed_text, train_further
@@ -53,7 +53,8 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
         start = session.start
         model, tokenizer = base_model(session)
         context = model.config.context_length
-        conversations = read_conversations(config.data)
+        known = session.run.facts().data_fingerprint
+        conversations = read_conversations(config.data, lambda former: fingerprint_of(former) == known)
         epochs, key = config.sft.epochs, "sft.replay_ratio"
         base = replayed_run(config, start, key) if config.sft.replay_ratio else None
         ratio = 0.0 if base is None else config.sft.replay_ratio

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import tiny
 
 from positron.config import DataConfig, RunConfig, SFTConfig
@@ -49,6 +51,31 @@ def chat_base(folder: Path) -> Path:
         lines = [json.dumps({key: question, **answers}) for question in questions]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
     return folder
+
+
+def assert_keeps_its_division(
+    start: Callable[[RunConfig, Path], Any], config: RunConfig, answers: dict[str, str], folder: Path
+) -> None:
+    """Continue a run of a version that divided its data by first questions alone, although 95 of 100 are the same.
+
+    `answers` are the fields of a row beside its question. A new run must divide the data in another way.
+    """
+    rows = [
+        {"prompt": "The hat?" if i % 20 else f"The ball {i}?"} | {name: f"{text} {i}" for name, text in answers.items()}
+        for i in range(100)
+    ]
+    path = folder / "common_question.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(path)))
+    with pytest.MonkeyPatch.context() as earlier_version:
+        earlier_version.setattr("positron.data.splits.is_balanced", lambda *_: True)
+        start(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=1)), folder / "old")
+    began_with = Run(folder / "old").facts().data_fingerprint
+    start(config, folder / "old")
+    start(config, folder / "new")
+    old, new = (Run(folder / name).facts() for name in ("old", "new"))
+    assert old.status == new.status == "finished"
+    assert old.data_fingerprint == began_with != new.data_fingerprint
 
 
 def pairs_of(base: Path) -> DataConfig:

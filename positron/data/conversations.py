@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -13,6 +13,7 @@ from positron.data.addition import sums
 from positron.data.conversation_shapes import is_conversation, parse_conversation
 from positron.data.parsed_rows import RowSummary, name_of, parsed_rows, path_of
 from positron.data.sources import is_validation
+from positron.data.splits import divide
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.text.conversation import Message, is_learned
@@ -35,11 +36,14 @@ class Conversation:
     bits: float | None = None  # -log2 p(answers | questions), if known
 
 
-def read_conversations(config: DataConfig) -> list[Conversation]:
+def read_conversations(
+    config: DataConfig, began_with: Callable[[list[Conversation]], bool] = lambda _: False
+) -> list[Conversation]:
     """Read all conversations in the order of the file, or make the built-in conversations.
 
-    In a file, a hash of a conversation's first question decides whether it is used for training or for validation. Rows that
-    are malformed or have no answer are skipped, counted and logged with their positions. Raises UserError if more than half of
+    In a file, a hash of a conversation's first question decides whether it is used for training or for validation, or a hash of
+    the whole conversation if too many begin with the same question (see `divide`, also for `began_with`). Rows that are
+    malformed or have no answer are skipped, counted and logged with their positions. Raises UserError if more than half of
     the rows are malformed, if no conversation is left, or if `config.source` contains no conversations. Raises Unreachable if
     the rows cannot be downloaded.
     """
@@ -52,7 +56,7 @@ def read_conversations(config: DataConfig) -> list[Conversation]:
                 for each in sums(config.seed, config.val_fraction)
             ]
         case "instruct":
-            return _conversations_of_files(config)
+            return _conversations_of_files(config, began_with)
         case "preferences" | "story_preference":
             raise UserError(
                 f"data={config.source} contains pairs of answers, not conversations: give data=instruct data.path=FILE"
@@ -63,17 +67,16 @@ def read_conversations(config: DataConfig) -> list[Conversation]:
             assert_never(config.source)
 
 
-def _conversations_of_files(config: DataConfig) -> list[Conversation]:
+def _conversations_of_files(config: DataConfig, began_with: Callable[[list[Conversation]], bool]) -> list[Conversation]:
     path = path_of(config, default=str(SAMPLE_PATH))
     if config.path is None and config.repo is None:
         logger.info(
             f"data.path= is not given: using the small file of examples {SAMPLE_PATH.name}, which comes with Positron"
         )
-    summary, conversations = RowSummary("conversation", harmless=(NO_ANSWER,)), []
+    summary, conversations = RowSummary("conversation", harmless=(NO_ANSWER,)), list[tuple[Message, ...]]()
     for record, parsed in parsed_rows(path, config, summary, is_conversation, parse_conversation):
         if any(map(is_learned, parsed.messages)):
-            is_val = is_validation(first_question(parsed.messages), config.seed, config.val_fraction)
-            conversations.append(Conversation(parsed.messages, is_val))
+            conversations.append(parsed.messages)
         else:
             summary.skip(record, NO_ANSWER, None)
     summary.refuse_malformed(name_of(config), len(conversations))
@@ -83,15 +86,28 @@ def _conversations_of_files(config: DataConfig) -> list[Conversation]:
             "role assistant that contain text and whose weight is not 0"
         )
     logger.info(summary.line())
-    return conversations
+    return divide(
+        conversations,
+        lambda messages: (first_question(messages), text_of(messages)),
+        Conversation,
+        config,
+        "conversation",
+        began_with,
+    )
 
 
 def first_question(messages: Sequence[Message]) -> str:
     """Return the text of the user's first message, or "" if there is none.
 
-    The hash of this text decides whether the conversation (or the pair of answers) is used for training or for validation.
+    The hash of this text usually decides whether the conversation (or the pair of answers) is used for training or for
+    validation.
     """
     return next((message.content for message in messages if message.role == "user"), "")
+
+
+def text_of(messages: Sequence[Message]) -> str:
+    """Return a text that differs for conversations that differ in the role or the content of a message."""
+    return repr([(message.role, message.content) for message in messages])
 
 
 def story_requests(seed: int, start: int, stop: int, val_fraction: float) -> Iterator[Conversation]:

@@ -19,7 +19,7 @@ from positron.data.decoding import Reading, decode_blocks, explain_read_error, o
 from positron.data.fingerprints import content_digest, file_digest, hash_facts, is_hashed_in_parts
 from positron.data.listing import Listing, compression_of, format_of, list_files
 from positron.data.rows import FieldMissing, arrow_texts, csv_texts, json_texts, parquet_texts
-from positron.data.sources import Document, is_validation
+from positron.data.sources import Document, is_balanced, is_validation
 from positron.system.console import one_line
 from positron.system.download import cache_folder, check_address, fetch
 from positron.system.errors import UserError
@@ -154,7 +154,7 @@ class FileSource:
             raise UserError(
                 f"{one_line(label)} contains no text{', only blanks' if characters else ''}: give a file with text"
             )
-        if documents >= MIN_DOCUMENTS and _is_balanced(sizes, self.val_fraction):
+        if documents >= MIN_DOCUMENTS and is_balanced(sizes, self.val_fraction):
             return Split(None, is_new=False)
         return self._place_of(characters, was_drawn=documents >= MIN_DOCUMENTS)
 
@@ -259,16 +259,6 @@ class FileSource:
     def read(self, task: list[Document]) -> list[Document]:
         """Return the task unchanged, because it is a list of documents."""
         return task
-
-
-def _is_balanced(sizes: list[int], val_fraction: float) -> bool:
-    """Tell whether the share of validation in the text is close to `val_fraction`.
-
-    `sizes` holds the numbers of characters for training and for validation. The share is close enough if neither number is 0,
-    if the share lies between val_fraction / 5 and 5 val_fraction, and if it is at most (1 + val_fraction) / 2.
-    """
-    share = sizes[True] / sum(sizes)
-    return all(sizes) and val_fraction / 5 <= share <= min(5 * val_fraction, (1 + val_fraction) / 2)
 
 
 def cached_path(url: str, sha256: str | None) -> Path:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, assert_never, get_args
 
 from positron.config import DataConfig
-from positron.data.conversations import first_question
+from positron.data.conversations import first_question, text_of
 from positron.data.parsed_rows import RowSummary, name_of, parsed_rows, path_of
-from positron.data.preference_shapes import is_pair, parse_pair
+from positron.data.preference_shapes import ParsedPair, is_pair, parse_pair
 from positron.data.sources import is_validation
+from positron.data.splits import divide
 from positron.stories import GRAMMAR, Request, ask, generate, requests
 from positron.system.errors import UserError
 from positron.text.conversation import Message
@@ -33,18 +34,19 @@ class Pair:
     is_val: bool
 
 
-def read_pairs(config: DataConfig) -> list[Pair]:
+def read_pairs(config: DataConfig, began_with: Callable[[list[Pair]], bool] = lambda _: False) -> list[Pair]:
     """Read all pairs in the order of the file, or make the built-in pairs.
 
-    In a file, a hash of a pair's first question decides whether it is used for training or for validation. Malformed rows are
-    skipped, counted and logged with their positions. Raises UserError if more than half of the rows are malformed, if no pair
+    In a file, a hash of a pair's first question decides whether it is used for training or for validation, or a hash of the
+    whole pair if too many begin with the same question (see `divide`, also for `began_with`). Malformed rows are skipped,
+    counted and logged with their positions. Raises UserError if more than half of the rows are malformed, if no pair
     is left, or if `config.source` contains no pairs. Raises Unreachable if the rows cannot be downloaded.
     """
     match config.source:
         case "story_preference":
             return list(story_pairs(config.seed, 0, config.examples, config.val_fraction))
         case "preferences":
-            return _pairs_of_files(config)
+            return _pairs_of_files(config, began_with)
         case "stories" | "addition" | "text" | "hub" | "instruct" | "story_instruct" | "imported":
             raise UserError(
                 f"data={config.source} contains no pairs of answers: give data=preferences data.path=FILE, or "
@@ -54,15 +56,20 @@ def read_pairs(config: DataConfig) -> list[Pair]:
             assert_never(config.source)
 
 
-def _pairs_of_files(config: DataConfig) -> list[Pair]:
+def _pairs_of_files(config: DataConfig, began_with: Callable[[list[Pair]], bool]) -> list[Pair]:
     path = path_of(config, default="")
-    summary, pairs = RowSummary("pair"), []
-    for _, parsed in parsed_rows(path, config, summary, is_pair, parse_pair):
-        is_val = is_validation(first_question(parsed.prompt), config.seed, config.val_fraction)
-        pairs.append(Pair(parsed.prompt, parsed.chosen, parsed.rejected, is_val))
+    summary = RowSummary("pair")
+    pairs = [parsed for _, parsed in parsed_rows(path, config, summary, is_pair, parse_pair)]
     summary.refuse_malformed(name_of(config), len(pairs))
     logger.info(summary.line())
-    return pairs
+
+    def texts_of(pair: ParsedPair) -> tuple[str, str]:
+        return first_question(pair.prompt), "".join(map(text_of, (pair.prompt, pair.chosen, pair.rejected)))
+
+    def build(pair: ParsedPair, is_val: bool) -> Pair:
+        return Pair(pair.prompt, pair.chosen, pair.rejected, is_val)
+
+    return divide(pairs, texts_of, build, config, "pair", began_with)
 
 
 def story_pairs(seed: int, start: int, stop: int, val_fraction: float) -> Iterator[Pair]:

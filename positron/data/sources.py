@@ -78,3 +78,14 @@ def is_validation(text: str, seed: int, val_fraction: float) -> bool:
     """Tell whether a document is used for validation, which depends only on its text, the seed and `val_fraction`."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, key=seed.to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "little") < val_fraction * 2**64
+
+
+def is_balanced(sizes: list[int], val_fraction: float) -> bool:
+    """Tell whether the share of validation is close to `val_fraction`.
+
+    `sizes` holds the numbers of characters, or of examples, for training and for validation. The share is close enough if
+    neither number is 0, if the share lies between val_fraction / 5 and 5 val_fraction, and if it is at most
+    (1 + val_fraction) / 2.
+    """
+    share = sizes[True] / sum(sizes)
+    return all(sizes) and val_fraction / 5 <= share <= min(5 * val_fraction, (1 + val_fraction) / 2)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+from positron.config import DataConfig
+from positron.data.sources import is_balanced, is_validation
+from positron.system.console import one_line
 from positron.system.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -21,8 +25,49 @@ class Example(Protocol):
 
 
 ExampleT = TypeVar("ExampleT", bound=Example)
+ContentT = TypeVar("ContentT")
 RowT = TypeVar("RowT")
 ItemT = TypeVar("ItemT")
+
+
+def divide(
+    contents: Sequence[ContentT],
+    texts_of: Callable[[ContentT], tuple[str, str]],
+    build: Callable[[ContentT, bool], ExampleT],
+    config: DataConfig,
+    noun: str,
+    began_with: Callable[[list[ExampleT]], bool],
+) -> list[ExampleT]:
+    """Decide for each example whether it is used for training or for validation, and return the examples.
+
+    `texts_of` returns two texts of a content: the first question, and the whole content. `build` makes an example of a content
+    and of the decision `is_val`. A hash of the first question decides, so that no question is in both. If many examples begin
+    with the same question, the share of validation may be far from `config.val_fraction` (see `is_balanced`). A hash of the
+    whole content then decides, if this gives a better share. `began_with` tells whether the run began with the given examples:
+    earlier versions of Positron always used the first question, and a run keeps its division when it continues. `noun` is the
+    name of an example in messages, in the singular.
+    """
+    questions, wholes = zip(*map(texts_of, contents), strict=True)
+    by_question, by_whole = (
+        [
+            build(content, is_validation(text, config.seed, config.val_fraction))
+            for content, text in zip(contents, texts, strict=True)
+        ]
+        for texts in (questions, wholes)
+    )
+    n_val, n_val_instead = (sum(example.is_val for example in examples) for examples in (by_question, by_whole))
+    total = len(contents)
+    is_needed = 0 < n_val < total and not is_balanced([total - n_val, n_val], config.val_fraction)
+    is_better = is_balanced([total - n_val_instead, n_val_instead], config.val_fraction)
+    if not is_needed or not is_better or began_with(by_question):
+        return by_question
+    ((question, count),) = Counter(questions).most_common(1)
+    logger.warning(
+        f"{count:,} of {total:,} {noun}s have the same first question ({one_line(question, 40)!r}), so a hash of the whole "
+        f"{noun} decides what is used for validation: {n_val_instead:,} {noun}s instead of {n_val:,}; a question may be in "
+        "training and validation"
+    )
+    return by_whole
 
 
 def usable_splits(

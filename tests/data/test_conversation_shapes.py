@@ -18,6 +18,7 @@ from positron.cli.preflight import check_files
 from positron.config import DataConfig
 from positron.data import records
 from positron.data.conversations import Conversation, read_conversations
+from positron.data.sources import is_validation
 from positron.system.errors import UserError
 from positron.system.log import screen_log
 from positron.text.char_word import CharTokenizer
@@ -436,6 +437,29 @@ def test_small_sets_validate_on_the_training_rows_and_say_so(
     )
     assert sum(len(x) for x, _ in data.train.batch(1)) == 4
     assert np.isfinite(data.bytes_per_token)
+
+
+def greeted(n: int) -> list[dict[str, Any]]:
+    """Nine of ten conversations begin with the same greeting."""
+    return [{"messages": turns("Hello!" if i % 10 else f"{i}?", "Hi.") + turns(f"{i}?", f"{i}.")} for i in range(n)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 10, 11])  # in some, the greeting is drawn for validation
+def test_a_common_first_question_leaves_validation_its_share(tmp_path: Path, seed: int) -> None:
+    conversations, said = rows(tmp_path, *greeted(500), seed=seed, val_fraction=0.1)
+    n_val = sum(conversation.is_val for conversation in conversations)
+    assert 25 < n_val < 90
+    assert said[1].startswith(
+        "WARNING: 450 of 500 conversations have the same first question ('Hello!'), so a hash of the whole"
+    )
+    assert f"validation: {n_val} conversations instead of " in said[1]
+
+
+def test_a_run_that_began_with_the_questions_as_division_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(lines(greeted(500)))
+    config = DataConfig("instruct", str(tmp_path / "x.jsonl"), val_fraction=0.1)
+    conversations = read_conversations(config, lambda former: len(former) == 500)
+    assert [c.is_val for c in conversations] == [is_validation(c.messages[0].content, 0, 0.1) for c in conversations]
 
 
 @pytest.mark.parametrize("val_fraction", [-0.1, 1.0, 2.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,16 @@ def test_pairs_with_the_same_question_are_on_the_same_side_of_the_split(tmp_path
     sides = {pair.prompt: {other.is_val for other in pairs if other.prompt == pair.prompt} for pair in pairs}
     assert {len(side) for side in sides.values()} == {1}
     assert {pair.is_val for pair in pairs} == {True, False}
+
+
+def test_a_common_first_question_leaves_pairs_for_training_and_validation(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hello!" if n % 10 else f"{n}?", "chosen": f"{n}", "rejected": BAD} for n in range(600)]
+    config = written(tmp_path, *rows)
+    for seed in range(10):
+        drawn = dataclasses.replace(config, seed=seed, val_fraction=0.1)
+        assert 12 <= sum(pair.is_val for pair in read_pairs(drawn)) <= 300  # a fifth and five times a tenth
+        kept = read_pairs(drawn, lambda former: len(former) == 600)
+        assert len({pair.is_val for pair in kept if pair.prompt[0].content == "Hello!"}) == 1
 
 
 def test_a_rejected_story_violates_exactly_one_point_of_the_request() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import CommandProcess, tiny
 from torch.nn import functional as F
-from tuning import pairs_of
+from tuning import assert_keeps_its_division, pairs_of
 from two_processes import assert_learned_the_same, with_one_and_two
 
 from numpy_ref.preference import (
@@ -321,6 +321,12 @@ def test_a_run_counts_the_tokens_that_it_reads_and_continues_to_count(
     assert rows[-1]["step"] == 12
     assert rows[-1]["tokens"] == Run(tmp_path / "run").facts().tokens == read[0]
     assert read[0] < 12 * 512  # the rows are as long as the longest answer, not as the context
+
+
+@pytest.mark.slow
+def test_a_run_of_an_older_version_keeps_its_division_by_first_questions(base: Path, tmp_path: Path) -> None:
+    answers = {"chosen": "It is red.", "rejected": "It is big."}
+    assert_keeps_its_division(prefer, preferred(base), answers, tmp_path)
 
 
 @pytest.mark.parametrize("loss", ["dpo", pytest.param("ipo", marks=pytest.mark.slow)])

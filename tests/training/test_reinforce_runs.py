@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import CommandProcess, tiny
 from traces import same
-from tuning import tuned
+from tuning import assert_keeps_its_division, tuned
 from two_processes import assert_learned_the_same, with_one_and_two
 
 from positron.config import LoraConfig, ReinforceConfig, RewardConfig, RunConfig
@@ -112,6 +112,11 @@ def test_rewards_that_teach_nothing_are_called_so_at_the_end() -> None:
     assert "every answer was cut off" in (without_advantages(cut) or "")
     assert without_advantages([*rows, {"train/silent_prompts": 0.75, "train/reward": 0.0}]) is None
     assert without_advantages([{"step": 1, "val/bpb": 2.0}]) is None
+
+
+@pytest.mark.slow
+def test_a_run_of_an_older_version_keeps_its_division_by_first_questions(base: Path, tmp_path: Path) -> None:
+    assert_keeps_its_division(reinforce, reinforced(base), {"completion": "It is red."}, tmp_path)
 
 
 def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path, whole: Path, tmp_path: Path) -> None:

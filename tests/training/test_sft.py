@@ -18,7 +18,7 @@ from conftest import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interop.saved_runs import imported_pieces
-from tuning import tuned
+from tuning import assert_keeps_its_division, tuned
 
 from positron.config import (
     DataConfig,
@@ -543,6 +543,11 @@ def test_a_fine_tuning_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path
     assert trace("whole") == trace("parts")
     a, b = (load_model(Run(tmp_path / name))[0].state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_a_run_of_an_older_version_keeps_its_division_by_first_questions(base: Path, tmp_path: Path) -> None:
+    assert_keeps_its_division(sft, tuned(base), {"completion": "It is red."}, tmp_path)
 
 
 def test_a_lora_run_of_an_older_version_continues_without_rows_of_markers(

@@ -107,8 +107,7 @@ class PreferenceObjective(NextToken):
         self.tokenizer, self.settings, self.context, self.seed = tokenizer, settings, context, seed
         self.pad = tokenizer.special_id(END_OF_TEXT)
         self.batch_pairs, self.micro_pairs = batch_size // 2, max(1, micro_batch_size // 2)
-        text = repr([(pair.is_val, *map(_facts_of, (pair.prompt, pair.chosen, pair.rejected))) for pair in pairs])
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self.fingerprint = fingerprint_of(pairs)
         self.train = [both for _, both in train]
         validated = first_up_to(val, lambda each: sum(len(x) for x, _ in each[1]), val_tokens)
         # sorted so that rows of similar length share a micro-batch
@@ -352,6 +351,12 @@ def _conversation(pair: Pair, answer: tuple[Message, ...]) -> Conversation:
 
 def _length(pair: PairOfRows) -> int:
     return max(len(x) for x, _ in pair)
+
+
+def fingerprint_of(pairs: list[Pair]) -> str:
+    """Return a hash of the pairs and of their division into training and validation."""
+    text = repr([(pair.is_val, *map(_facts_of, (pair.prompt, pair.chosen, pair.rejected))) for pair in pairs])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _facts_of(messages: tuple[Message, ...]) -> list[tuple[str, str, bool]]:

@@ -71,6 +71,12 @@ class RewardRule:
     decided: Decided
 
 
+def fingerprint_of(questions: tuple[list[Question], list[Question]]) -> str:
+    """Return a hash of the prompts for training and those for validation."""
+    known = repr([question.ids for question in (*questions[0], *questions[1])])
+    return hashlib.sha256(known.encode()).hexdigest()
+
+
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
@@ -119,8 +125,7 @@ class ReinforceObjective(NextToken):
         self.val_bits, self.val_bytes = text.bits, text.n_bytes
         self.val_parts = text.parts(micro_batch_size)
         self.bytes_per_token = None
-        known = repr([question.ids for question in (*self.questions, *self.val_questions)])
-        self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
+        self.fingerprint = fingerprint_of(questions)
         self._train_prompts = [
             self.fingerprint,
             len(self.questions),

@@ -81,8 +81,7 @@ class SFTObjective(NextToken):
         # a row that is not packed is one document, so the mask changes only the windows of the pretraining text
         is_masked = packing or (replay is not None and replay.document_start is not None)
         self.document_start = tokenizer.special_id(END_OF_TEXT) if is_masked else None
-        text = repr([(example.is_val, *_facts_of(m)) for example in conversations for m in example.messages])
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self.fingerprint = fingerprint_of(conversations)
         self.train = Instructions(
             [row for _, row in train],
             tokenizer,
@@ -122,6 +121,12 @@ class SFTObjective(NextToken):
             turns = list(takewhile(lambda message: message.role != "assistant", messages)) or list(messages[:1])
         ids = conversation.prompt_ids(turns, self.tokenizer)
         return Prompt(f"{turns[-1].content}\n\n", ids, conversation.stop_ids(self.tokenizer))
+
+
+def fingerprint_of(conversations: list[Conversation]) -> str:
+    """Return a hash of the conversations and of their division into training and validation."""
+    text = repr([(example.is_val, *_facts_of(m)) for example in conversations for m in example.messages])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _facts_of(message: Message) -> tuple[object, ...]:
