@@ -369,7 +369,7 @@ class DataConfig:
         if self.source != "hub":
             raise UserError(
                 "data.tokens_per_epoch= is read only for a dataset of the Hugging Face hub: give data=fineweb_edu or data=hub "
-                "data.repo=OWNER/NAME, or leave data.tokens_per_epoch= out"
+                "data.repo=OWNER/NAME, or give data.tokens_per_epoch=null"  # the value may come from an experiment
             )
         if self.max_mb is not None:
             raise UserError(

@@ -75,7 +75,8 @@ def configure(values: dict[str, Any]) -> RunConfig:
     config = from_dict(RunConfig, values)
     if config.budget is not None and config.train.max_steps != "auto" and not config.train.extend:
         raise UserError(
-            f"budget={config.budget} chooses the number of steps: give only one of budget= and train.max_steps="
+            f"budget={config.budget} chooses the number of steps: give only one of budget= and train.max_steps= "
+            "(train.max_steps=auto replaces the value of an experiment)"
         )
     return config
 

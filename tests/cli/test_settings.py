@@ -45,6 +45,7 @@ from positron.run.folder import Run
 from positron.settings import BESIDE_VALUES, NOT_READ_BY, all_keys, check_value, from_dict, type_of
 from positron.system.disk import write_json
 from positron.system.errors import UserError
+from positron.train import configure
 
 CONF = PROJECT / "conf"
 
@@ -141,6 +142,21 @@ def test_sft_refuses_what_the_base_run_decides_and_what_it_does_not_read(words, 
 )
 def test_what_is_read_and_what_a_group_brings_by_default_is_accepted(words):
     assert compose("train", ["name=x", *read_command_line(words, "train", CONF).overrides])
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (("data=text", "data.path=a.txt"), "data.tokens_per_epoch=null"),
+        (("data.max_mb=5",), "data.tokens_per_epoch=null"),
+        (("budget=1m",), "train.max_steps=auto"),
+    ],
+)
+def test_advice_about_a_key_that_the_experiment_set_can_be_followed(words, advice):
+    words = ("experiment=fineweb_quick", *words)
+    with pytest.raises(UserError, match=re.escape(advice)):
+        configure(composed(*words))
+    assert configure(composed(*words, advice))
 
 
 def test_every_key_of_the_table_exists_and_every_choice_is_one():
