@@ -146,6 +146,10 @@ class FileSource:
             if is_large and documents >= MIN_DOCUMENTS and all(sizes) and not is_blank:
                 return Split(None, is_new=False)
         if is_blank:
+            if self._is_cut_short:
+                raise UserError(
+                    f"data.max_mb= ends {one_line(label)} before its first text: give a larger data.max_mb=, or leave it out"
+                )
             if any(format_of(file) not in (None, "text") for file in self.files):
                 raise UserError(
                     f"{one_line(label)} contains no text in the field {self.reading.field_name}: give the name of another "

@@ -136,6 +136,15 @@ def test_a_damaged_state_of_save_to_disk_is_refused(tmp_path: Path, state: str, 
         list_files(str(folder))
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_limit_that_leaves_no_text_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(FORMATS[name])
+    with pytest.raises(
+        UserError, match=rf"^data\.max_mb= ends data\.path=.*{name} before .*: give a larger data\.max_mb="
+    ):
+        source(tmp_path / name, max_mb=1e-9)
+
+
 def test_another_field_is_read_and_its_absence_names_the_fields_with_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
     assert texts(source(tmp_path / "a.jsonl", field="body"))[0].startswith("one")
