@@ -29,6 +29,7 @@ _KINDS = {
     bool: "a truth value",
     type(None): "null",
 }
+_SEPARATOR_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.IGNORECASE)
 MAX_DIGITS = 4000  # Python refuses to convert integers with more than 4,300 digits
 
 
@@ -233,34 +234,39 @@ def csv_rows(blocks: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]
     """Yield the cells of each row of a .csv or .tsv file, with the number of the line in which the row begins.
 
     The first row contains the names of the columns. Empty lines are skipped. Cells may be quoted and contain line ends. In a
-    .csv file, the cells are separated by the most frequent of comma, semicolon and tab in the first row, outside of quotes.
-    Raises UserError if a quoted cell does not end, or if text follows the end of a quoted cell.
+    .csv file, the cells are separated by the most frequent of comma, semicolon and tab in the first row, outside of quotes. A
+    line such as `sep=;` before the first row, as for Excel, is no row, but names the separator. Raises UserError if a quoted
+    cell does not end, or if text follows the end of a quoted cell.
     """
     shown = one_line(str(path))
     csv.field_size_limit((1 << 31) - 1)
     lines = (f"{line}\n" for line in _lines(blocks))
-    blank, first = 0, next(lines, None)
-    while first is not None and not first.strip():
-        blank, first = blank + 1, next(lines, None)
-    if first is None:
+    before, named = 0, None  # number of lines before the first row; separator that one of them names
+    for first in lines:
+        if named is None and (match := _SEPARATOR_LINE.fullmatch(first)):
+            named = match[1]
+        elif first.strip():
+            break
+        before += 1
+    else:
         return
-    delimiter = delimiter_of(path)
-    if delimiter == "," or delimiter not in first:
+    delimiter = named or delimiter_of(path)
+    if named is None and (delimiter == "," or delimiter not in first):
         delimiter = max(delimiter, ";", "\t", key=_QUOTED.sub("", first).count)
     rows = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
-    begin = blank + 1  # the line in which a row begins
+    begin = before + 1  # the line in which a row begins
     try:
         for cells in rows:
             if cells:
                 yield begin, cells
-            begin = blank + rows.line_num + 1
+            begin = before + rows.line_num + 1
     except csv.Error as error:
         if "unexpected end" in str(error):
             raise UserError(
                 f"{shown}, line {begin} begins a row with a quoted cell that does not end: add the missing quote (a quote "
                 "inside a quoted cell is written twice)"
             ) from error
-        line = blank + rows.line_num
+        line = before + rows.line_num
         row = f", in the row that begins at line {begin}," if begin < line else ""
         raise UserError(
             f"{shown}, line {line}{row} is not CSV: {error}; check its quotes (a quote inside a quoted cell is written twice)"

@@ -127,6 +127,7 @@ SHAPES: list[tuple[str, bytes | Callable[[Path], bytes], str]] = [
     ("table.tsv", csv_of("\t"), QUESTION),
     ("commas_in_a_name.csv", csv_of(";").replace(b'"Answer"', b'"Answer";"more, or less, or nothing"'), QUESTION),
     ("blank_lines.csv", b"\n\r\n" + csv_of(","), QUESTION),
+    ("excel.csv", b"\xef\xbb\xbfsep=;\r\n" + csv_of(";"), QUESTION),
     ("json_in_cells.csv", json_in_cells, "messages"),
     ("table.parquet", parquet, "messages"),
     ("packed.jsonl.gz", gzip.compress(lines(fields("prompt", "completion"))), COMPLETION),

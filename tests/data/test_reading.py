@@ -73,6 +73,8 @@ SHAPES = {
     "semicolons.csv": as_csv(DOCUMENTS, ";"),
     "semicolons_in_a_name.csv": as_csv(DOCUMENTS).replace(b"id,", b'"a;b;c",'),
     "blank_lines.csv": b"\r\n\n" + as_csv(DOCUMENTS),
+    "excel.csv": BOM + b"sep=;\r\n" + as_csv(DOCUMENTS, ";").replace(b"id;", b'"a,b,c,d";'),
+    "bars.csv": b'"sep=|"\n' + as_csv(DOCUMENTS, "|"),
     "rows.tsv": as_csv(DOCUMENTS, "\t"),
     "bom.csv.gz": gzip.compress(BOM + as_csv(DOCUMENTS)),
     "[1].txt": as_text(DOCUMENTS),
@@ -213,6 +215,9 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
         ("a.csv", b"id,text\n1,two\nlines\n", "line 3 has 1 cell, but the first line has 2: add the missing cells"),
         ("a.csv", b'id,text\n\n1,"a\nb",c\n', "line 3 has 3 cells"),
         ("a.csv", b"\n\nid,text\n1,a,b\n", "line 4 has 3 cells"),
+        ("a.csv", b"sep=,\nid,text\n1,a,b\n", "line 3 has 3 cells"),
+        ("a.csv", b"sep=,\n", "no text"),
+        ("a.csv", b"sep=,\nsep=,\n1,2\n", "has no column .*sep="),
         ("a.csv", b'id,text\n1,"a"b\n', "line 2 is not CSV: .*; check its quotes"),
         (
             "a.csv",
