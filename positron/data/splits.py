@@ -57,11 +57,11 @@ def divide(
     )
     n_val, n_val_instead = (sum(example.is_val for example in examples) for examples in (by_question, by_whole))
     total = len(contents)
-    is_needed = 0 < n_val < total and not is_balanced([total - n_val, n_val], config.val_fraction)
+    ((question, count),) = Counter(questions).most_common(1)
+    is_needed = count > 1 and 0 < n_val < total and not is_balanced([total - n_val, n_val], config.val_fraction)
     is_better = is_balanced([total - n_val_instead, n_val_instead], config.val_fraction)
     if not is_needed or not is_better or began_with(by_question):
         return by_question
-    ((question, count),) = Counter(questions).most_common(1)
     logger.warning(
         f"{count:,} of {total:,} {noun}s have the same first question ({one_line(question, 40)!r}), so a hash of the whole "
         f"{noun} decides what is used for validation: {n_val_instead:,} {noun}s instead of {n_val:,}; a question may be in "
