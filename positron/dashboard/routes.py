@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from positron.dashboard.table import Missing, Outputs
 from positron.serving.errors import ApiError
+from positron.serving.json_answer import JSONAnswer
 from positron.serving.pages import page
 
 _HERE = Path(__file__).parent
@@ -66,7 +67,7 @@ def _as_json(answer: Callable[[Request], Any]) -> Callable[[Request], Response]:
 
     def endpoint(request: Request) -> Response:
         try:
-            return JSONResponse(answer(request))
+            return JSONAnswer(answer(request))
         except Missing as missing:
             return _not_found(missing)
 
@@ -74,4 +75,4 @@ def _as_json(answer: Callable[[Request], Any]) -> Callable[[Request], Response]:
 
 
 def _not_found(missing: Missing) -> Response:
-    return JSONResponse(ApiError(404, str(missing)).body(), status_code=404)
+    return JSONAnswer(ApiError(404, str(missing)).body(), status_code=404)

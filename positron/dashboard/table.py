@@ -21,7 +21,7 @@ from positron.run.paths import FACTS, JOB
 from positron.run.samples import read_samples
 from positron.settings import from_dict
 from positron.system.console import one_line
-from positron.system.disk import is_temporary, open_inside, read_bytes, read_json
+from positron.system.disk import is_temporary, open_inside, read_bytes, read_json, readable_name
 from positron.system.errors import UserError
 from positron.system.file_cache import FileCache
 from positron.system.formatting import above, representative_bpb
@@ -123,7 +123,7 @@ class Outputs:
             subfolders[:] = [name for name in subfolders if not is_temporary(Path(name))]
             if FACTS in files or JOB in files:
                 name = Path(folder).relative_to(self.root).as_posix()
-                folders[os.fsencode(name).decode("utf-8", errors="replace")] = Path(folder)
+                folders[readable_name(name)] = Path(folder)
                 subfolders.clear()
         self._folders = folders
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from positron.inspection.look import TOP
@@ -71,12 +71,18 @@ async def _answer(request: Request, compute: Callable[[dict[str, Any]], Any]) ->
         return _error(404, error)
     except UserError as error:
         return _error(400, error)
-    content = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return Response(content, media_type="application/json")
+    return _json(data)
 
 
 def _error(status: int, error: UserError) -> Response:
-    return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, status)
+    return _json({"error": {"message": str(error), "type": "invalid_request_error"}}, status)
+
+
+def _json(data: Any, status: int = 200) -> Response:
+    content = json.dumps(
+        data, allow_nan=False, separators=(",", ":")
+    )  # ASCII, so a name that is not UTF-8 does no harm
+    return Response(content, status, media_type="application/json")
 
 
 async def _body(request: Request) -> dict[str, Any]:

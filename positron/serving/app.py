@@ -16,13 +16,14 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from positron.inference.sessions import Piece, Session
 from positron.serving.answers import Answer
 from positron.serving.errors import ApiError
+from positron.serving.json_answer import JSONAnswer
 from positron.serving.models import MAX_ON_DEMAND, Models, Served
 from positron.serving.parameters import Call, chat_call, completion_call
 from positron.serving.security import Guard
@@ -55,10 +56,10 @@ def create_app(
 
     async def health(_: Request) -> Response:
         is_well = all(model.worker.is_alive for model in models.loaded)
-        return JSONResponse({"status": "ok" if is_well else "failed"}, 200 if is_well else 500)
+        return JSONAnswer({"status": "ok" if is_well else "failed"}, 200 if is_well else 500)
 
     async def list_models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await asyncio.to_thread(models.describe)})
+        return JSONAnswer({"object": "list", "data": await asyncio.to_thread(models.describe)})
 
     async def one_model(request: Request) -> Response:
         described = {model["id"]: model for model in await asyncio.to_thread(models.describe)}
@@ -67,7 +68,7 @@ def create_app(
             raise ApiError(
                 404, f"there is no model {name[:60]}: /v1/models lists all models", "model", "model_not_found"
             )
-        return JSONResponse(described[name])
+        return JSONAnswer(described[name])
 
     async def chat(request: Request) -> Response:
         return await _answer(request, models, chat_call, is_chat=True)
@@ -146,7 +147,7 @@ async def _answer(
             raise ClientDisconnect
         if error := whole.exception():
             raise _described_error(error) from error
-        return JSONResponse(answer.whole(texts.sessions, whole.result()))
+        return JSONAnswer(answer.whole(texts.sessions, whole.result()))
     finally:
         texts.cancel()
 
@@ -338,7 +339,7 @@ def _described_error(error: BaseException) -> ApiError:
 
 
 async def _api_error(_: Request, error: ApiError) -> Response:
-    return JSONResponse(error.body(), error.status, error.headers)
+    return JSONAnswer(error.body(), error.status, error.headers)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

@@ -15,7 +15,7 @@ from positron.run.folder import Run
 from positron.run.load import load_model, model_files
 from positron.serving.errors import ApiError
 from positron.serving.worker import Worker
-from positron.system.disk import refuse_links_in
+from positron.system.disk import readable_name, refuse_links_in
 from positron.system.errors import UserError
 from positron.system.file_cache import FileCache, Identity, identities
 from positron.text.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ def serve_run(run: Run, weights: str = "fp32", name: str | None = None) -> Serve
     A run is the folder of one trained model. `weights`: the number format of the weights, fp32, bf16 or int8. `name`: the model
     name that clients use; if it is None, the name of the run's folder.
     """
-    name, chats = name or run.folder.resolve().name, run.is_chat
+    name, chats = name or readable_name(run.folder.resolve().name), run.is_chat
     model, tokenizer, path = load_model(run)
     created = int(path.stat().st_mtime)
     writer = Writer(model, tokenizer, weights=weights)
@@ -192,7 +192,7 @@ def refuse_same_names(runs: list[Run]) -> None:
     """Raise UserError if two runs would be served under the same name, or if a run is given twice."""
     names: dict[str, Run] = {}
     for run in runs:
-        name = run.folder.resolve().name
+        name = readable_name(run.folder.resolve().name)
         other = names.setdefault(name, run)
         if other is not run:
             if other.folder.resolve() == run.folder.resolve():

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import jinja2
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from positron.inference.sampling import PRESETS
+from positron.serving.json_answer import JSONAnswer
 from positron.serving.security import PAGE_POLICY
 
 _HERE = Path(__file__).parent
@@ -51,7 +52,7 @@ def routes() -> list[BaseRoute]:
 
     def presets(_: Request) -> Response:
         values = {name: dataclasses.asdict(sampling) for name, sampling in PRESETS.items()}
-        return JSONResponse({name: {key: value[key] for key in _OF_THE_API} for name, value in values.items()})
+        return JSONAnswer({name: {key: value[key] for key in _OF_THE_API} for name, value in values.items()})
 
     return [
         Route("/", page(_HERE / "chat.html.jinja")),

@@ -14,10 +14,10 @@ import re
 import socket
 
 from starlette.datastructures import MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from positron.serving.errors import ApiError
+from positron.serving.json_answer import JSONAnswer
 from positron.system.console import one_line
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -71,7 +71,7 @@ class Guard:
             await self.app(scope, receive, send_with_headers)
         else:
             headers = {"Connection": "close", **error.headers}  # because the body of the request is not read
-            await JSONResponse(error.body(), error.status, headers)(scope, receive, send_with_headers)
+            await JSONAnswer(error.body(), error.status, headers)(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         given: dict[bytes, list[bytes]] = {}

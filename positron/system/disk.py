@@ -403,6 +403,11 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"the home folder in {path} is not known: {remedy}, or give the full path") from error
 
 
+def readable_name(name: str) -> str:
+    """Return the name of a file or folder with U+FFFD for each byte that is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", errors="replace")
+
+
 def write_text(path: Path, text: str, root: Path | None = None) -> None:
     r"""Write a UTF-8 file atomically. See `whole_file` for `root` and the errors.
 

@@ -127,6 +127,12 @@ def test_runs_of_different_texts_are_told_apart(page: Page, outputs: Path) -> No
     assert rows["one"]["above"] == pytest.approx((1 + 1 / 30) / 0.2 - 1)
 
 
+def test_a_text_whose_name_is_not_utf_8_is_shown_with_an_escape(page: Page, outputs: Path) -> None:
+    choose(make_run(outputs, "latin"), data__source="text", data__path="caf\udce9.txt")
+    rows = {row["id"]: row for row in page.json("/api/runs")["runs"]}
+    assert (rows["latin"]["text"], rows["one"]["text"]) == ("caf\udce9.txt", "stories, 0.2 MB")
+
+
 def test_fine_tuning_lies_above_the_floor_by_its_best(page: Page, outputs: Path) -> None:
     folder = make_run(outputs, "tuned")
     (folder / "chat.json").write_text("{}")

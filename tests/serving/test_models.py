@@ -16,7 +16,8 @@ from serving_models import TOKENIZER, engine_of, served_of
 
 from positron.run.folder import Run
 from positron.serving import app, models
-from positron.serving.models import MAX_ON_DEMAND, Models, Served
+from positron.serving.models import MAX_ON_DEMAND, Models, Served, refuse_same_names
+from positron.system.errors import UserError
 
 NAMES = "abcd"
 BODY = {"model": "d", "prompt": "a", "max_tokens": 3, "seed": 1}
@@ -66,6 +67,26 @@ def test_a_model_is_not_closed_for_another_before_its_request_has_submitted_its_
     b.worker.release()
     assert on_demand.get("d") is not None
     assert loaded(on_demand) == ["a", "c", "d"]
+
+
+def test_a_model_whose_name_is_not_utf_8_is_listed_and_answers() -> None:
+    latin = Models([served_of("caf\udce9", False)])
+
+    async def answers() -> tuple[httpx.Response, httpx.Response]:
+        async with client_of(latin) as client:
+            body = json.dumps({**BODY, "model": "caf\udce9"})
+            return await client.get("/v1/models"), await client.post("/v1/completions", content=body)
+
+    models, answer = asyncio.run(answers())
+    assert [model["id"] for model in models.json()["data"]] == ["caf\udce9"]
+    assert answer.json()["model"] == "caf\udce9"
+    latin.close()
+
+
+def test_a_run_is_served_under_a_name_that_every_client_can_send(tmp_path: Path) -> None:
+    runs = [Run(tmp_path / name) for name in ("caf\udce8", "caf\udce9")]
+    with pytest.raises(UserError, match="both be served as caf\N{REPLACEMENT CHARACTER}: rename one"):
+        refuse_same_names(runs)
 
 
 @pytest.mark.parametrize("body", [BODY, {**BODY, "max_tokens": -1}], ids=["answered", "refused"])
