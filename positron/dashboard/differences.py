@@ -29,6 +29,13 @@ def text_of(config: dict[str, Any]) -> str:
     return f"stories, {size:g} MB" if source == "stories" and isinstance(size, int | float) else str(source or "")
 
 
+def val_tokens_of(config: dict[str, Any]) -> int | None:
+    """Return the largest number of tokens on which a run is validated, or None if it is unknown."""
+    train = config.get("train")
+    limit = train.get("val_tokens") if isinstance(train, dict) else None
+    return limit if isinstance(limit, int) else None
+
+
 def shorten_overrides(rows: list[dict[str, Any]]) -> None:
     """Add `differs` to each row of /api/runs: the overrides of the run that are not common to all jobs of its sweep.
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from positron.config import GPTConfig
 from positron.dashboard.curves import Metrics
-from positron.dashboard.differences import differences, shorten_overrides, text_of
+from positron.dashboard.differences import differences, shorten_overrides, text_of, val_tokens_of
 from positron.run.facts import Facts, damage, read_facts, read_record
 from positron.run.folder import SFT, Run
 from positron.run.load import gpt_config
@@ -155,6 +155,7 @@ class Outputs:
             notes.append(metrics.trouble)
         elif not metrics.offset and not job.get("failed"):
             notes.append("no metrics yet")
+        config = self._record(run.config_path, [])
         gpt = self._architecture(run, notes) if facts != Facts() else None
         status, live = _status(folder, facts, job, notes, is_damaged)
         last, best, floor = metrics.last("val/bpb"), min(metrics.values("val/bpb"), default=None), facts.floor_bpb
@@ -174,8 +175,10 @@ class Outputs:
             "best": best,
             "floor": floor,
             "above": above(represents, floor) if represents is not None and floor else None,
-            "text": text_of(self._record(run.config_path, [])),
+            "text": text_of(config),
             "fingerprint": facts.data_fingerprint or "",
+            "val_tokens": val_tokens_of(config),
+            "validated_on": facts.validated_on,
             "params": gpt.n_params() if gpt else None,
             "flops_per_token": gpt.flops_per_token() if gpt else None,
             "speed": metrics.last("speed/tokens_per_s"),
@@ -238,6 +241,8 @@ def _broken_row(name: str, folder: Path, error: Exception) -> dict[str, Any]:
         **dict.fromkeys((*numbers, "time_s", "started", "updated")),
         "text": text_of({}),
         "fingerprint": "",
+        "val_tokens": None,
+        "validated_on": None,
         "file": "",
         "offset": 0,
         "samples": 0,

@@ -11,6 +11,7 @@ import random
 import signal
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -327,6 +328,25 @@ def test_runs_of_different_texts_have_charts_of_their_own(browser: Browser, page
         assert "cannot be compared" in shown.locator("#chart-note").inner_text()
         assert shown.locator("#charts figure", has_text="my.txt").get_by_text("floor").count() == 0
         shown.get_by_label("Metric").select_option("train/lr")  # does not depend on the text
+        shown.locator("#charts figure").nth(1).wait_for(state="detached")
+
+
+@pytest.mark.parametrize("floors", [(0.2, 0.3), (None, None)])
+def test_runs_validated_on_different_parts_of_a_text_have_charts_of_their_own(
+    browser: Browser, page: Page, outputs: Path, floors: tuple[float | None, float | None]
+) -> None:
+    for name, floor, limit in zip(("long", "short", "same"), (*floors, floors[1]), (60_000, 2000, 2000), strict=True):
+        choose(make_run(outputs, name, floor_bpb=floor), train__val_tokens=limit)
+    address = urllib.parse.urlencode({"shown": json.dumps(["long", "short", "same"])})
+    with opened(browser, f"{page.url}/runs#{address}") as shown:
+        shown.locator("#charts figure").nth(1).wait_for()
+        text = "stories, 0.2 MB, validated on at most"
+        captions = [f"{text} 2,000 tokens", f"{text} 60,000 tokens"]
+        assert sorted(shown.locator("#charts figcaption").all_inner_texts()) == captions
+        values = shown.locator("#charts figure", has_text="60,000").locator(".legend li", has_text="floor")
+        assert values.locator("b").all_inner_texts() == ([] if floors[0] is None else ["0.2000"])
+        assert "train.val_tokens" in shown.locator("#chart-note").inner_text()
+        shown.get_by_label("Metric").select_option("train/loss")
         shown.locator("#charts figure").nth(1).wait_for(state="detached")
 
 

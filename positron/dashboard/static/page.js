@@ -19,7 +19,7 @@ const slots = new Map(); // run id -> the number of its color, kept while the ru
 const curves = new Map(); // run id -> {key, file, offset, keys, step, tokens, time_s, value}
 let samples = { id: null, size: -1, list: [] };
 
-const charts = new Map(); // text, or "" for what compares across texts -> {figure, caption, chart}
+const charts = new Map(); // group of runs whose values compare -> {figure, caption, chart}
 const table = new Table($("titles"), $("rows"), {
   sort: (key) => change({ down: state.sort === key ? !state.down : !["name", "status", "bpb", "best", "above"].includes(key), sort: key }),
   toggle: (ids, yes) => {
@@ -161,22 +161,38 @@ const textOf = (run) => run.fingerprint || run.text;
 // Losses of different texts do not compare, so each text has a chart with its own axis and floor.
 const dependsOnText = (key) => /^(val|train)\/(bpb|loss|perplexity)$/.test(key);
 
+// Validation losses do not compare either if they were measured on different beginnings of the validation text. Two beginnings
+// of known entropy differ if the entropy does, and others if train.val_tokens does.
+const validatedOn = (run) => `${run.validated_on ?? ""} ${run.floor ? run.floor.toFixed(6) : run.val_tokens}`;
+
+function groupOf(run) {
+  if (!dependsOnText(metric())) return "";
+  return metric().startsWith("val/") ? `${textOf(run)} ${validatedOn(run)}` : textOf(run);
+}
+
 function showCurves() {
   const shown = runs.filter((run) => slots.has(run.id)).sort((a, b) => slots.get(a.id) - slots.get(b.id));
-  const groups = Map.groupBy(shown, (run) => (dependsOnText(metric()) ? textOf(run) : ""));
-  const drawn = [...groups].filter(([text, group]) => draw(text, group, groups.size > 1)).map(([text]) => text);
-  for (const [text, { figure }] of charts) {
-    if (drawn.includes(text)) continue;
+  const groups = Map.groupBy(shown, groupOf);
+  const drawn = [...groups].filter(([name, group]) => draw(name, group, groups.size > 1 ? captionOf(group, groups) : "")).map(([name]) => name);
+  for (const [name, { figure }] of charts) {
+    if (drawn.includes(name)) continue;
     figure.remove();
-    charts.delete(text);
+    charts.delete(name);
   }
-  $("chart-note").textContent = drawn.length ? noteOn(drawn, shown) : "";
+  $("chart-note").textContent = drawn.length ? noteOn(drawn.map((name) => groups.get(name)), shown) : "";
   $("chart-empty").hidden = drawn.length > 0;
   $("chart-empty").textContent = shown.length ? `None of the selected runs has a value of ${metric()} yet.` : "Tick runs in the table to see their curves.";
 }
 
+// Name the text of a group of runs; also how much of it is validated, if another group has the same text.
+function captionOf([run], groups) {
+  const text = run.text || "unknown text";
+  const same = [...groups.values()].filter(([other]) => textOf(other) === textOf(run));
+  return same.length > 1 && run.val_tokens !== null ? `${text}, validated on at most ${run.val_tokens.toLocaleString("en-US")} tokens` : text;
+}
+
 // Draw the curves of one group of runs; returns whether there was anything to draw.
-function draw(text, group, captioned) {
+function draw(name, group, title) {
   const lines = group.filter((run) => curves.get(run.id)?.key === metric()).map((run) => {
     const curve = curves.get(run.id);
     const x = {
@@ -188,10 +204,10 @@ function draw(text, group, captioned) {
   });
   const { floor } = group.find((run) => run.floor) ?? {};
   const floors = floor && metric() === "val/bpb" ? [{ bpb: floor, name: "floor: the entropy of the text", color: "--floor" }] : [];
-  if (!charts.has(text)) charts.set(text, emptyChart());
-  const { figure, caption, chart } = charts.get(text);
+  if (!charts.has(name)) charts.set(name, emptyChart());
+  const { figure, caption, chart } = charts.get(name);
   if (!figure.isConnected) $("charts").append(figure);
-  caption.textContent = captioned ? group[0].text || "unknown text" : "";
+  caption.textContent = title;
   const { x, smooth, logX, logY } = state;
   return chart.show(lines, { key: metric(), x, smooth: Number(smooth), logX, logY, floors });
 }
@@ -207,7 +223,9 @@ function emptyChart() {
 
 // Return a note for the reader of the charts: why there are several, or why only points are visible.
 function noteOn(drawn, shown) {
-  if (drawn.length > 1) return `The selected runs are trained on ${drawn.length} different texts, whose ${metric()} cannot be compared: each text has its own chart.`;
+  const texts = new Set(drawn.map(([run]) => textOf(run))).size;
+  if (drawn.length > texts) return `The selected runs are validated on different texts, or on beginnings of different length of one text (train.val_tokens, tokenizer), so their ${metric()} cannot be compared: each has its own chart.`;
+  if (texts > 1) return `The selected runs are trained on ${texts} different texts, whose ${metric()} cannot be compared: each text has its own chart.`;
   const lengths = shown.map((run) => curves.get(run.id)).filter((curve) => curve?.key === metric()).map((curve) => curve.value.length);
   return lengths.every((length) => length <= 1) ? "Each curve has only one point so far." : "";
 }
