@@ -113,8 +113,8 @@ class Answer:
         return f"{self.object}.chunk" if self.is_chat else self.object
 
     def _head(self, kind: str) -> dict[str, Any]:
-        dropped = {"dropped_turns": self.call.dropped} if self.call.dropped else {}
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.served.name, **dropped}
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.served.name}
+        return {**head, **self.call.left_out}
 
     def _chunk(self, i: int, content: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
         choice = {"index": i, **content, "logprobs": logprobs, "finish_reason": finish}

@@ -65,8 +65,8 @@ class Call:
 
     `n`: the number of texts for each prompt. The texts for the first prompt come first, then those for the second prompt, and
     so on. `prompt_tokens`: the number of tokens of all prompts. `echoed`: for each text, the prompt that the answer repeats
-    before the text, or "". `hidden`: the number of tokens that the server put before each prompt. `dropped`: the number of
-    oldest turns of the conversation that did not fit the context.
+    before the text, or "". `hidden`: the number of tokens that the server put before each prompt. `left_out`: what the model
+    does not read of a conversation that did not fit the context, as fields of the answer.
     """
 
     requests: list[Request]
@@ -76,7 +76,7 @@ class Call:
     hidden: int  # number of tokens that the server put before each prompt
     stream: bool
     include_usage: bool
-    dropped: int = 0  # number of oldest turns of the conversation that did not fit the context
+    left_out: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class _Body:
@@ -270,14 +270,20 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
             "continue_final_message",
         )
     max_tokens = _max_tokens(body, 1, ("max_tokens", "max_completion_tokens"))
-    dropped = 0
+    left_out: dict[str, Any] = {}
     advice = "shorten the conversation, or give truncation=auto to drop the oldest turns"
     if body.take("truncation", _truncation, False):
         advice = "shorten the last message"
         last = messages[-1:] if continues else []
         room = served.context - sum(len(served.tokenizer.encode(message.content)) for message in last)
-        messages, dropped = conversation.fit(messages[: len(messages) - len(last)], served.tokenizer, room, max_tokens)
-        messages += last
+        messages = messages[: len(messages) - len(last)]
+        read, dropped = conversation.fit(messages, served.tokenizer, room, max_tokens)
+        left_out = {
+            "dropped_turns": dropped,
+            "dropped_system": messages[:1] != read[:1] and messages[0].role == "system",
+            "cut_message": bool(read) and read[-1] != messages[-1],
+        }
+        messages = read + last
     ids = _chat_ids(served, messages, continues)
     _refuse_longer(ids, served, "messages", "the conversation", advice)
     max_tokens = max_tokens or max(1, served.context - len(ids))
@@ -298,7 +304,7 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
         echoed=None,
         hidden=0,
     )
-    return dataclasses.replace(call, dropped=dropped)
+    return dataclasses.replace(call, left_out={name: value for name, value in left_out.items() if value})
 
 
 def completion_call(values: dict[str, Any], served: Served) -> Call:

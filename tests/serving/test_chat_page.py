@@ -441,6 +441,20 @@ def test_an_error_of_the_server_is_shown_at_the_answer(page: Page) -> None:
     assert "max_tokens" in page.locator(".answer .error").inner_text()
 
 
+def test_a_message_that_is_cut_and_a_system_prompt_that_is_not_read_are_told(page: Page) -> None:
+    page.click("#show-settings")
+    page.get_by_label("System prompt").fill("a long order " * 20)
+    page.get_by_label("System prompt").press("Tab")
+    page.click("#show-settings")
+    send(page, "a long question " * 20)
+    wait_for_end(page)
+    note = page.locator(".answer > p.faint").inner_text()
+    assert "did not read it" in note
+    assert "read only its end" in note
+    send(page, "hello")
+    page.locator(".answer > p.faint").nth(1).get_by_text("did not read the oldest turn").wait_for()
+
+
 def test_a_server_with_a_key_asks_for_it(browser: Browser) -> None:
     server = Running(served_of("talker", True), key="0123456789abcdef")
     try:

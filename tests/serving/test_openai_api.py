@@ -408,6 +408,27 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_turns_if_the_client_wa
         client.chat.completions.create(model="talker", messages=messages, extra_body={"truncation": "middle"})
 
 
+@pytest.mark.parametrize(
+    ("system", "question", "left_out"),
+    [
+        ("be brief", "hello", set()),
+        ("be brief", "a long question " * 20, {"cut_message"}),
+        ("a long order " * 20, "hello", {"dropped_system"}),
+        ("a long order " * 20, "a long question " * 20, {"dropped_system", "cut_message"}),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_cut_message_and_a_dropped_system_prompt_are_told(client, system, question, left_out, stream):
+    messages: list[Any] = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    answer = client.chat.completions.create(
+        model="talker", messages=messages, max_tokens=3, stream=stream, extra_body={"truncation": "auto"}
+    )
+    if stream:
+        answer = next(iter(answer))
+    fields = {"dropped_turns", "dropped_system", "cut_message"}
+    assert {name for name in fields if getattr(answer, name, False)} == left_out
+
+
 def test_the_cached_tokens_of_a_prompt_are_counted_once_for_all_its_texts(client):
     def ask(*messages: str) -> Any:
         roles = ("user", "assistant", "user")

@@ -72,7 +72,8 @@ export async function* answer(model, messages, { system, prefix, ...settings }, 
   const body = { ...common, messages: all, logprobs: true, top_logprobs: TOP, truncation: "auto", ...extra };
   for await (const event of events("/v1/chat/completions", body, signal)) {
     const [choice] = event.choices;
-    if (choice) yield { text: choice.delta.content ?? "", tokens: chatTokens(choice.logprobs), finish: choice.finish_reason, dropped: event.dropped_turns ?? 0 };
+    const leftOut = { dropped: event.dropped_turns ?? 0, withoutSystem: event.dropped_system ?? false, cut: event.cut_message ?? false };
+    if (choice) yield { text: choice.delta.content ?? "", tokens: chatTokens(choice.logprobs), finish: choice.finish_reason, leftOut };
   }
 }
 

@@ -185,7 +185,7 @@ async function stream(i, id) {
       answer.tokens.push(...part.tokens);
       answer.count += part.tokens.length;
       answer.finish = part.finish ?? answer.finish;
-      answer.dropped = part.dropped;
+      Object.assign(answer, part.leftOut);
       if (visible()) thread.update(i, id, true);
     }
     $("status").textContent = `${id} answered: ${answer.text}`;

@@ -32,6 +32,7 @@ function wrong(place, wanted) {
 const check = (wanted, test) => (value, place) => (test(value) ? value : wrong(place, wanted));
 const text = check("a text", (value) => typeof value === "string");
 const isBetween = (least, most) => (value) => Number.isFinite(value) && value >= least && value <= most;
+const flag = check("true or false", (value) => typeof value === "boolean");
 const amount = check("a number of 0 or more", isBetween(0, Infinity));
 const logprob = check("a number of at most 0", isBetween(-Infinity, 0));
 
@@ -57,12 +58,14 @@ const variant = object({
   text,
   prefix: text,
   tokens: listOf(tuple(text, logprob, listOf(tuple(text, logprob)))),
-  continues: check("true or false", (value) => typeof value === "boolean"),
+  continues: flag,
   finish: orNull(text),
   count: amount,
   seconds: amount,
   first: amount,
   dropped: orNothing(amount),
+  withoutSystem: orNothing(flag),
+  cut: orNothing(flag),
   error: orNothing(text),
 });
 

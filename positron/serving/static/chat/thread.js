@@ -127,8 +127,8 @@ class AnswerView {
     else this.text.replaceChildren(...this.beginning(answer), answer.text);
     this.error.textContent = answer.error ?? "";
     this.error.hidden = !answer.error;
-    this.note.textContent = answer.dropped ? `The conversation is longer than the context: the model did not read the oldest ${answer.dropped === 1 ? "turn" : `${answer.dropped} turns`}.` : "";
-    this.note.hidden = !answer.dropped;
+    this.note.textContent = noteOn(answer);
+    this.note.hidden = !this.note.textContent;
     this.showFooter(answer, running);
   }
 
@@ -163,6 +163,15 @@ class AnswerView {
     this.which.textContent = `${shown + 1} of ${variants.length}`;
     this.facts.textContent = running ? "" : factsOf(answer);
   }
+}
+
+// Return what the model did not read of the conversation, because it did not fit the context.
+function noteOn({ dropped, withoutSystem, cut }) {
+  return [
+    dropped ? `The conversation is longer than the context: the model did not read the oldest ${dropped === 1 ? "turn" : `${dropped} turns`}.` : "",
+    withoutSystem ? "The system prompt is too long for the context: the model did not read it." : "",
+    cut ? "The message is too long for the context: the model read only its end." : "",
+  ].filter(Boolean).join(" ");
 }
 
 function factsOf({ count, seconds, first, finish }) {
