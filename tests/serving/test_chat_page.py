@@ -264,6 +264,18 @@ def test_a_page_with_an_older_state_of_a_conversation_saves_a_copy_and_keeps_the
     other.close()
 
 
+def test_two_savings_at_the_same_time_make_no_copy(page: Page) -> None:
+    copies = page.evaluate("""async () => {
+        const { openStore } = await import("/static/chat/store.js");
+        const store = await openStore();
+        const conversation = { id: "a", title: "hello", updated: 0, turns: [] };
+        let time = 0;
+        Date.now = () => ++time;
+        return Promise.all([1, 2, 3].map(() => store.put(conversation)));
+    }""")
+    assert copies == [False, False, False]
+
+
 def test_regenerated_answers_are_kept_beside_the_first(page: Page) -> None:
     limit(page, 10)
     page.click("#show-settings")

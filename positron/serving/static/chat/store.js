@@ -45,16 +45,16 @@ class Store {
 
   // Save a conversation, and return whether it was saved as a copy because another page has saved it since this page read it.
   async put(conversation) {
-    const read = conversation.updated;
-    conversation.updated = Date.now();
     if (!this.database) {
+      conversation.updated = Date.now();
       this.memory.set(conversation.id, structuredClone(conversation));
       return false;
     }
     const objects = this.objects("readwrite"); // one transaction: no other page saves between its two requests
     const stored = await promised(objects.get(conversation.id));
-    const isCopy = stored?.updated > read;
+    const isCopy = stored?.updated > conversation.updated; // only now, because this page may have saved it meanwhile
     if (isCopy) Object.assign(conversation, { id: newId(), title: `${conversation.title} (copy)` });
+    conversation.updated = Date.now();
     await promised(objects.put(conversation));
     return isCopy;
   }
