@@ -276,6 +276,16 @@ def test_two_savings_at_the_same_time_make_no_copy(page: Page) -> None:
     assert copies == [False, False, False]
 
 
+def test_a_conversation_that_no_longer_fits_the_storage_of_the_browser_is_reported(page: Page, site: Running) -> None:
+    quota = {"origin": site.url, "quotaSize": 1}
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Storage.overrideQuotaForOrigin", quota)
+    send(page, "hello")
+    page.locator("#trouble", has_text="cannot be saved in this browser").wait_for()
+    wait_for_end(page)
+    devtools.send("Storage.overrideQuotaForOrigin", {"origin": site.url})
+
+
 def test_regenerated_answers_are_kept_beside_the_first(page: Page) -> None:
     limit(page, 10)
     page.click("#show-settings")

@@ -13,6 +13,14 @@ function promised(request) {
   });
 }
 
+// Wait until a transaction is complete: a browser may report only then, and not at the request, that its storage is full.
+function completed(transaction) {
+  return new Promise((resolve, reject) => {
+    transaction.oncomplete = () => resolve();
+    transaction.onabort = () => reject(transaction.error);
+  });
+}
+
 export async function openStore() {
   try {
     const request = indexedDB.open(DATABASE, 1);
@@ -55,13 +63,19 @@ class Store {
     const isCopy = stored?.updated > conversation.updated; // only now, because this page may have saved it meanwhile
     if (isCopy) Object.assign(conversation, { id: newId(), title: `${conversation.title} (copy)` });
     conversation.updated = Date.now();
-    await promised(objects.put(conversation));
+    objects.put(conversation);
+    await completed(objects.transaction);
     return isCopy;
   }
 
   async delete(id) {
-    if (this.database) await promised(this.objects("readwrite").delete(id));
-    else this.memory.delete(id);
+    if (!this.database) {
+      this.memory.delete(id);
+      return;
+    }
+    const objects = this.objects("readwrite");
+    objects.delete(id);
+    await completed(objects.transaction);
   }
 
   objects(mode) {
