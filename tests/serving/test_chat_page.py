@@ -223,6 +223,22 @@ def test_an_answer_that_another_conversation_interrupts_is_kept(page: Page) -> N
     assert len(kept) > 3
 
 
+def test_the_part_of_an_answer_that_was_written_is_there_after_a_reload(page: Page) -> None:
+    limit(page, 20_000)
+    send(page, "hello")
+    stored = page.wait_for_function("""async () => {
+        const { openStore } = await import("/static/chat/store.js");
+        const [conversation] = await (await openStore()).all();
+        return conversation?.turns[0].answers.talker.variants[0].text;
+    }""").json_value()
+    assert page.locator("#stop").is_visible()  # the answer is still being written
+    page.reload()
+    page.locator("#conversations .title").click()
+    page.wait_for_selector(".answer .text")
+    assert texts(page)[0].startswith(stored)
+    assert "stopped" in page.locator(".answer .facts").inner_text()
+
+
 def test_a_conversation_that_is_deleted_while_it_answers_stays_deleted(page: Page) -> None:
     send(page, "secret")
     wait_for_some_text(page)

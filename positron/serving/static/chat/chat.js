@@ -11,6 +11,7 @@ import { Thread } from "./thread.js";
 import { textOf } from "./tokens.js";
 
 const FEW = 6; // as many models are listed side by side; more are in a list that opens
+const SAVE_MS = 500; // an answer is saved so often while it is written, because the page may be left at any time
 const EXAMPLES = {
   chat: ["Tell me a story about Lily, who makes a kite with a friend in the park.", "Write a story about Tom, who breaks a lamp in the bedroom and tells the truth."],
   text: ["Once upon a time", "One day, a girl named Lily"],
@@ -66,6 +67,11 @@ async function save() {
 }
 
 async function put(changed) {
+  await keep(changed);
+  await listConversations();
+}
+
+async function keep(changed) {
   if (!changed.turns.length || deleted.has(changed.id)) return;
   try {
     const isCopy = await store.put(changed);
@@ -73,7 +79,6 @@ async function put(changed) {
   } catch (error) {
     trouble(`This conversation cannot be saved in this browser: ${error.message}`);
   }
-  await listConversations();
 }
 
 async function listConversations() {
@@ -151,10 +156,11 @@ function write(i, model, start) {
   stream(i, model);
 }
 
+// The answer is saved before its end is known. If the page is left meanwhile, it is stopped.
 function addVariant(turn, model, { prefix, tokens }) {
   const answers = turn.answers[model];
   const continues = !named(model).chats;
-  answers.variants.push({ text: prefix, prefix, tokens, continues, finish: null, count: 0, seconds: 0, first: 0 });
+  answers.variants.push({ text: prefix, prefix, tokens, continues, finish: "stopped", count: 0, seconds: 0, first: 0 });
   answers.shown = answers.variants.length - 1;
 }
 
@@ -175,6 +181,7 @@ async function stream(i, id) {
   running.set(answer, controller);
   showRunning();
   const begin = performance.now();
+  let saved = begin;
   const passed = () => (performance.now() - begin) / 1000;
   const visible = () => current === conversation && shownAnswer(i, id) === answer;
   thread.update(i, id, true);
@@ -187,12 +194,19 @@ async function stream(i, id) {
       answer.finish = part.finish ?? answer.finish;
       Object.assign(answer, part.leftOut);
       if (visible()) thread.update(i, id, true);
+      if (performance.now() - saved > SAVE_MS) {
+        saved = performance.now();
+        keep(current);
+      }
     }
     $("status").textContent = `${id} answered: ${answer.text}`;
   } catch (error) {
     if (error instanceof KeyNeeded) askForKey();
     if (controller.signal.aborted) answer.finish = "stopped";
-    else answer.error = error instanceof TypeError ? "The server does not answer. If it was stopped, start it again." : error.message;
+    else {
+      answer.finish = null;
+      answer.error = error instanceof TypeError ? "The server does not answer. If it was stopped, start it again." : error.message;
+    }
   }
   answer.seconds = passed();
   running.delete(answer);
