@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 KEPT_MODELS = 3  # maximum number of models of earlier steps in memory
 REGRET_STORIES = 20
-MAX_CONTINUATION = 1000  # maximum number of tokens of a continuation
+MAX_CONTINUATION = 2000  # maximum number of tokens of a continuation; the page offers as many
 
 
 class Subject:

@@ -27,7 +27,7 @@ from positron.system import disk
 from positron.text.conversation import TEMPLATE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Route
 
 COPIES = MAX_ON_DEMAND + 1
 
@@ -150,6 +150,30 @@ def test_the_inspector_shows_a_run_and_its_history(browser: Browser, site: Runni
         page.locator(".look-history input[type=range]").wait_for()
         assert serious_findings(page) == []
         assert not has_sideways_scroll(page)
+
+
+def test_what_is_typed_during_a_look_belongs_to_the_next_one(browser: Browser, site: Running) -> None:
+    with opened(browser, f"{site.url}/look?run=sweep/1") as page:
+        page.locator(".look-history input[type=range]").wait_for()
+        held: list[Route] = []
+        page.route("**/api/look", lambda route: held.append(route))
+        page.fill("#look-prompt", "Tom saw")
+        page.press("#look-prompt", "Enter")
+        while not held:
+            page.wait_for_timeout(5)
+        page.fill("#look-prompt", "Tom saw a cat")
+        with page.expect_request("**/api/truth") as asked:
+            held[0].continue_()
+        assert asked.value.post_data_json["prompt"] == "Tom saw"
+
+
+def test_a_part_is_switched_off_after_the_prompt_was_shortened(browser: Browser, site: Running) -> None:
+    with opened(browser, f"{site.url}/look?run=sweep/1") as page:
+        page.locator(".look-history input[type=range]").wait_for()
+        page.fill("#look-prompt", "Tom")
+        page.get_by_label("Switch off layer 0, head 1").check()
+        page.locator(".look-result, .look-trouble", has_text=re.compile("→|position")).wait_for()
+        assert page.locator(".look-trouble").inner_text() == ""
 
 
 @pytest.mark.parametrize("phone", [False, True])

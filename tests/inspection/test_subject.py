@@ -1,19 +1,22 @@
 """A run that is looked at: weights of every kept step, scores, the regret over the training."""
 
 import math
+import re
 import shutil
+from pathlib import Path
 from types import UnionType
 from typing import Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
 import torch
 
+from positron import inspection
 from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling
 from positron.inspection.inside import log_probabilities, look_inside
 from positron.inspection.look import look
 from positron.inspection.lookdata import HistoryData, LookData, RegretHistory, TruthData
-from positron.inspection.subject import KEPT_MODELS, Subject
+from positron.inspection.subject import KEPT_MODELS, MAX_CONTINUATION, Subject
 from positron.inspection.truth import story_truth
 from positron.run.facts import write_record
 from positron.run.folder import Run
@@ -69,6 +72,12 @@ def test_a_text_is_continued_by_the_weights_of_the_step_and_without_the_ablated_
     assert len(texts) == 4
     with pytest.raises(UserError, match=r"max_tokens must be at most .*, not 5000"):
         subject.look(PROMPT, continuation={"max_tokens": 5000})
+
+
+def test_the_page_asks_for_no_longer_text_than_the_server_writes():
+    page = Path(inspection.__file__).parent / "static" / "inspector.js"
+    (most,) = re.findall(r"MOST_TOKENS = (\d+);", page.read_text(encoding="utf-8"))
+    assert int(most) == MAX_CONTINUATION
 
 
 def test_a_run_that_chats_reads_the_tokens_of_its_template(chat_run):

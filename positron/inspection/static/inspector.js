@@ -4,6 +4,7 @@ import { el, whole } from "../dom.js";
 import { createAttention, createLens, createNext, createParts, createRules, createStrip, createWriter } from "./panels.js";
 
 const CONTINUATION = { max_tokens: 40, temperature: 0, seed: 0 }, ANSWER = { ...CONTINUATION, max_tokens: 256 };
+const MOST_TOKENS = 2000; // MAX_CONTINUATION of positron/inspection/subject.py
 
 /** Settings of sampling: name, label, smallest and largest value, step, start; null at `off`. */
 const SLIDERS = [
@@ -83,7 +84,7 @@ export function mount(root, source, { prompt = "", proof = null } = {}) {
       el("span", { class: "faint" }, "Enter looks, Shift+Enter begins a new line.")));
 
   const seed = el("input", { type: "number", min: "0", max: "4294967295", step: "1", value: "0" });
-  const length = el("input", { type: "number", min: "1", max: "2000", step: "1", value: "200" });
+  const length = el("input", { type: "number", min: "1", max: String(MOST_TOKENS), step: "1", value: "200" });
   const sliders = SLIDERS.map(({ name, label, value, off, ...range }) => {
     const output = el("output", {}, String(value)), input = el("input", { type: "range", name, ...range });
     input.value = String(value);
@@ -128,28 +129,30 @@ export function mount(root, source, { prompt = "", proof = null } = {}) {
     }
   }
 
-  function request(focus) {
-    return { prompt: box.value, step: state.step, ablations: state.ablations, top: 10, focus };
+  function request(prompt, focus) {
+    return { prompt, step: state.step, ablations: state.ablations, top: 10, focus };
   }
 
-  /** Read the prompt; `position` is kept if given, else the last one. */
+  /** Read the prompt; `position` is kept if it is given and the prompt is the one that is shown, else the last one. */
   async function look(position = null) {
     const mine = ++turn, stopped = () => mine !== turn;
+    // what is typed during the look belongs to the next one
+    const prompt = box.value, asked = request(prompt, prompt === state.data?.prompt ? position : null);
     await guarded(async () => {
       status.textContent = "Reading …";
-      const key = JSON.stringify([box.value, state.step]);
-      if (state.plainKey !== key && state.ablations.length) {
-        const plain = await source.look({ ...request(null), ablations: [], attention: [], continuation }, stopped);
+      const key = JSON.stringify([prompt, asked.step]);
+      if (state.plainKey !== key && asked.ablations.length) {
+        const plain = await source.look({ ...asked, focus: null, ablations: [], attention: [], continuation }, stopped);
         if (stopped()) return;
         state.plainText = plain.continuation;
         state.plainKey = key;
       }
-      const data = await source.look({ ...request(position), continuation }, stopped);
+      const data = await source.look({ ...asked, continuation }, stopped);
       if (stopped() || data === null) return;
-      const truth = state.ablations.length ? null : await source.truth({ prompt: box.value, step: state.step });
+      const truth = asked.ablations.length ? null : await source.truth({ prompt, step: asked.step });
       if (stopped()) return;
       Object.assign(state, { data, truth, position: data.focus.position });
-      if (!state.ablations.length) Object.assign(state, { plainText: data.continuation, plainKey: key });
+      if (!asked.ablations.length) Object.assign(state, { plainText: data.continuation, plainKey: key });
       state.head = { layer: Math.min(state.head.layer, data.shape.n_layer - 1), head: Math.min(state.head.head, data.shape.n_head - 1) };
       view.hidden = false;
       status.textContent = `${data.run}: step ${whole(data.step)}, ${whole(data.shape.parameters)} parameters, ${data.shape.n_layer} layers of ${data.shape.n_head} heads.`;
@@ -162,7 +165,7 @@ export function mount(root, source, { prompt = "", proof = null } = {}) {
     const mine = turn, { position } = state;
     const isOld = () => mine !== turn || position !== state.position;
     await guarded(async () => {
-      const data = await source.look({ ...request(position), prompt: state.data.prompt, attention: [] }, isOld);
+      const data = await source.look({ ...request(state.data.prompt, position), attention: [] }, isOld);
       if (data === null || isOld()) return;
       state.data.focus = data.focus;
       next.show(state);
@@ -173,7 +176,7 @@ export function mount(root, source, { prompt = "", proof = null } = {}) {
     const mine = ++writing, prompt = box.value;
     let last = { tokens: null, seconds: null }, message = null;
     writer.begin(source.chats ? `${prompt}\n\n` : prompt);
-    const settings = { ...state.settings, seed: Number(seed.value) || 0, max_tokens: Math.max(1, Number(length.value) || 1) };
+    const settings = { ...state.settings, seed: Number(seed.value) || 0, max_tokens: Math.min(MOST_TOKENS, Math.max(1, Number(length.value) || 1)) };
     try {
       for await (const piece of source.generate({ prompt, step: state.step, ablations: state.ablations, ...settings }, () => mine !== writing)) {
         last = piece;
