@@ -19,7 +19,7 @@ from positron.inference.arguments import weights_of
 from positron.system.command_parser import CommandParser
 from positron.system.console import Screen, say_loading
 from positron.system.errors import UserError
-from positron.system.exits import errors_as_one_line
+from positron.system.exits import end_despite_threads, errors_as_one_line
 from positron.system.log import screen_log
 from positron.system.threads import SPIN_WRITING, spin
 
@@ -77,7 +77,7 @@ def chosen_key(given: str | None, host: str) -> str | None:
 def main() -> None:
     """Run `positron serve` with the options in `sys.argv`, until Ctrl-C."""
     spin(SPIN_WRITING)
-    with errors_as_one_line(), screen_log(Screen().line):
+    with end_despite_threads(), errors_as_one_line(), screen_log(Screen().line):
         options = arguments().parse_args()
         weights = weights_of(options.weights, "--weights ")
         from positron.run.find import announce, find_run

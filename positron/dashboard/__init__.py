@@ -14,7 +14,7 @@ from pathlib import Path
 from positron.run.folder import OUTPUTS
 from positron.system.command_parser import CommandParser
 from positron.system.errors import UserError
-from positron.system.exits import errors_as_one_line
+from positron.system.exits import end_despite_threads, errors_as_one_line
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Run `positron dashboard` with the options in `sys.argv`, until Ctrl-C."""
-    with errors_as_one_line():
+    with end_despite_threads(), errors_as_one_line():
         options = arguments().parse_args()
         if options.outputs != OUTPUTS and not options.outputs.is_dir():
             raise UserError(

@@ -5,13 +5,15 @@ They are /api/look, /api/truth and /api/history.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import itertools
 import json
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -20,6 +22,7 @@ from positron.inspection.lookdata import Ablation, Continuation
 from positron.inspection.subject import Subject
 from positron.system.console import json_line
 from positron.system.errors import UserError
+from positron.system.exits import ABANDONED
 
 MAX_BODY = 200_000  # maximum size of a request in bytes
 MAX_PROMPT = 20_000  # maximum number of characters; a longer prompt has too many tokens in any case
@@ -62,16 +65,42 @@ async def _answer(request: Request, compute: Callable[[dict[str, Any]], Any]) ->
     """Return the result of `compute` as JSON, or an error as `routes` describes it.
 
     `compute` gets the JSON body of a POST request, or the query parameters of a GET request. It runs in a thread, so that other
-    requests do not wait.
+    requests do not wait. Raises ClientDisconnect if the client leaves, or the server stops, before the result is there.
     """
     try:
         values = await _body(request) if request.method == "POST" else dict(request.query_params)
-        data = await run_in_threadpool(compute, values)
+        data = await _result(request, lambda: compute(values))
     except _UnknownRun as error:
         return _error(404, error)
     except UserError as error:
         return _error(400, error)
     return _json(data)
+
+
+async def _result(request: Request, compute: Callable[[], Any]) -> Any:
+    """Return what `compute` returns in a thread for which the end of the process does not wait."""
+    result: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    result.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result.set_result(compute())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name=ABANDONED, daemon=True).start()
+    computed, gone = asyncio.wrap_future(result), asyncio.ensure_future(_disconnected(request))
+    await asyncio.wait({computed, gone}, return_when=asyncio.FIRST_COMPLETED)
+    gone.cancel()
+    if not computed.done():
+        computed.cancel()
+        raise ClientDisconnect
+    return computed.result()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _error(status: int, error: UserError) -> Response:

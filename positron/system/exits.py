@@ -14,6 +14,27 @@ from types import FrameType, TracebackType
 from positron.system.console import one_line, open_streams
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachable, UserError
 
+ABANDONED = "positron-abandoned"  # name of a thread for whose result nobody waits any more when the command ends
+
+
+@contextmanager
+def end_despite_threads() -> Iterator[None]:
+    """End the process after the block at once, with the exit code of the block, if a thread of the name ABANDONED still runs.
+
+    If Python ended in its usual way, PyTorch would abort the process when such a thread returns from a computation.
+    """
+    code: object = 0
+    try:
+        yield
+    except SystemExit as error:
+        code = error.code
+        raise
+    finally:
+        if any(thread.name == ABANDONED for thread in threading.enumerate()):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code if isinstance(code, int) else 1)
+
 
 @contextmanager
 def errors_as_one_line() -> Iterator[None]:

@@ -6,8 +6,10 @@ import asyncio
 import http.client
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,8 +18,11 @@ import pytest
 from conftest import PATIENCE
 from serving_models import DECODER, Running, served_of
 
+from positron.inspection import routes as inspection
 from positron.serve import chosen_key
 from positron.serving import app, connection
+from positron.serving.app import create_app
+from positron.serving.connection import Server, listen
 from positron.serving.models import Models, Served
 from positron.serving.worker import MAX_UNREAD
 from positron.system.errors import UserError
@@ -392,6 +397,29 @@ def test_an_error_of_ours_is_told_in_the_format_of_the_api_and_named_in_the_outp
     assert json.loads(said)["error"]["code"] == "internal_error"
     assert "ZeroDivisionError" not in said
     assert "a request failed: positron: ZeroDivisionError: division by zero" in caplog.text
+
+
+def test_the_server_stops_quietly_while_it_looks_inside(caplog):
+    began, end = threading.Event(), threading.Event()
+
+    def history() -> dict[str, Any]:
+        began.set()
+        end.wait()
+        return {}
+
+    subjects: Any = {"run": SimpleNamespace(history=history)}
+    listener = listen("127.0.0.1", 0)
+    server = Server(create_app(Models(), routes=inspection.routes(subjects)), listener)
+    thread = threading.Thread(target=server.run_until_stopped, daemon=True)
+    thread.start()
+    with socket.create_connection(listener.getsockname(), timeout=PATIENCE) as client:
+        client.sendall(b"GET /api/history HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        began.wait()
+        server.should_exit = True
+        thread.join(PATIENCE)
+        is_alive = thread.is_alive()
+        end.set()
+    assert (is_alive, caplog.records) == (False, [])
 
 
 def test_the_server_stops_at_once_while_it_answers(serve):

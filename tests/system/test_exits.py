@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from positron.system.exits import errors_as_one_line
+from positron.system.errors import UserError
+from positron.system.exits import ABANDONED, end_despite_threads, errors_as_one_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +26,26 @@ def test_a_python_without_the_packages_is_named_with_the_remedy():
     (line,) = result.stderr.splitlines()
     assert f"{sys.executable} has no module " in line
     assert "activate the environment" in line
+
+
+def test_a_command_does_not_wait_for_a_thread_whose_result_nobody_needs(monkeypatch):
+    codes, ended = [], threading.Event()
+    monkeypatch.setattr(os, "_exit", codes.append)
+
+    def fail():
+        with pytest.raises(SystemExit), end_despite_threads(), errors_as_one_line():
+            raise UserError("wrong")
+
+    fail()
+    assert codes == []
+    thread = threading.Thread(target=ended.wait, name=ABANDONED)
+    thread.start()
+    fail()
+    with end_despite_threads(), errors_as_one_line():
+        pass
+    ended.set()
+    thread.join()
+    assert codes == [2, 0]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once")
