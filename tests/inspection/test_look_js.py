@@ -6,10 +6,13 @@ import math
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from interop.saved_runs import char, gpt_config, random_model, sentencepiece
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling
@@ -17,6 +20,7 @@ from positron.inspection.ablation import ablated
 from positron.inspection.look import look
 from positron.inspection.packed_weights import engine_config, pack
 from positron.inspection.page_tokenizer import page_tokenizer
+from positron.inspection.routes import MAX_PROMPT, routes
 from positron.inspection.tokens import Vocabulary
 from positron.text.conversation import stop_ids
 
@@ -104,6 +108,22 @@ def test_the_page_sees_what_python_sees(answers, name, case):
     assert answer.pop("continuation") == text
     expected.pop("continuation")
     assert_equal(answer, expected)
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+def test_a_prompt_of_too_many_characters_is_refused_before_it_is_encoded():
+    script = f"""
+        const {{ promptIds }} = await import({json.dumps((STATIC / "look.js").as_uri())});
+        const tokenizer = {{ prompt: () => {{ throw new Error("encoded"); }} }};
+        const prompt = "é".repeat({MAX_PROMPT + 1});
+        try {{ promptIds({{}}, tokenizer, prompt, false); }} catch (error) {{ console.log(error.message); }}
+    """
+    command = [str(NODE), "--input-type=module", "-e", script]
+    shown = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=300).stdout.strip()
+    body = {"prompt": "é" * (MAX_PROMPT + 1)}
+    subject: Any = SimpleNamespace(look=None)
+    answer = TestClient(Starlette(routes=routes({"run": subject}))).post("/api/look", json=body)
+    assert shown == answer.json()["error"]["message"].capitalize() + "."
 
 
 @pytest.mark.skipif(NODE is None, reason="node is not installed")

@@ -1,5 +1,6 @@
 // What positron/inspection/look.py computes, with the engine of the page: see LookData in lookdata.py.
 
+const MAX_CHARACTERS = 20_000; // MAX_PROMPT of positron/inspection/routes.py; encoding a much longer prompt takes seconds
 const MAX_TOKENS = 512, LENS_TOP = 3, FOCUS_TOP = 50;
 
 /** Give the browser time to draw and to react. */
@@ -40,6 +41,11 @@ function candidates(logp, count, tokenizer) {
 
 /** Encode a prompt, or a message if the model `chats`. Throws an error for people if it is too long. */
 export function promptIds(model, tokenizer, prompt, chats) {
+  const length = [...prompt].length;
+  if (length > MAX_CHARACTERS) {
+    const [has, most] = [length, MAX_CHARACTERS].map((count) => count.toLocaleString("en-US"));
+    throw new Error(`The prompt has ${has} characters and may have at most ${most}: give a shorter prompt.`);
+  }
   const ids = tokenizer.prompt(prompt, chats), limit = Math.min(MAX_TOKENS, model.config.context_length);
   if (ids.length > limit) {
     const around = tokenizer.prompt("", chats).length;
