@@ -507,6 +507,22 @@ def test_a_server_with_a_key_asks_for_it(browser: Browser) -> None:
         server.stop()
 
 
+def test_a_key_that_cannot_be_sent_is_refused_and_asked_for_again(browser: Browser) -> None:
+    server = Running(served_of("talker", True), key="0123456789abcdef")
+    try:
+        with opened(browser, server.url) as page:
+            page.get_by_label("API key").fill("0123456789abcdef\N{ZERO WIDTH SPACE}")
+            page.get_by_text("Use this key").click()
+            page.locator("#trouble", has_text="copy or type the key again").wait_for()
+            page.evaluate("sessionStorage.setItem('api-key', '0123456789abcdef\\u200b')")  # an earlier version kept it
+            page.reload()
+            page.get_by_label("API key").fill("0123456789abcdef ")
+            page.get_by_text("Use this key").click()
+            page.wait_for_selector(".welcome")
+    finally:
+        server.stop()
+
+
 def test_the_page_works_on_another_machine_by_http(browser: Browser) -> None:
     server = Running(served_of("talker", True), key="0123456789abcdef")
     try:

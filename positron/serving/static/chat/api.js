@@ -5,6 +5,9 @@ const MOST_TOKENS = 32768; // that the server writes in one answer
 
 let key = sessionStorage.getItem("api-key");
 
+// A header cannot hold other characters, and no key of a server has them.
+export const isKey = (text) => /^[!-~]*$/.test(text);
+
 export function useKey(text) {
   key = text;
   sessionStorage.setItem("api-key", text);
@@ -13,6 +16,7 @@ export function useKey(text) {
 export class KeyNeeded extends Error {}
 
 async function request(path, options = {}) {
+  if (key && !isKey(key)) throw new KeyNeeded("the API key cannot be sent");
   const headers = { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   const response = await fetch(path, { ...options, headers });
   if (response.status === 401) throw new KeyNeeded("the server wants its API key");

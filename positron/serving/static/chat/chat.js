@@ -1,6 +1,6 @@
 // The chat page: which conversation is open, which models answer, and what each control does.
 
-import { answer as ask, KeyNeeded, models as readModels, presets as readPresets, useKey } from "./api.js";
+import { answer as ask, isKey, KeyNeeded, models as readModels, presets as readPresets, useKey } from "./api.js";
 import { button } from "./button.js";
 import * as file from "./file.js";
 import { disclosure, replaceItems } from "./focus.js";
@@ -323,7 +323,12 @@ $("file").addEventListener("change", () => {
 });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey($("key").value);
+  const key = $("key").value.trim();
+  if (!isKey(key)) {
+    trouble("The API key has a character that no key has, such as a space, an invisible character or a letter that is not ASCII: copy or type the key again.");
+    return;
+  }
+  useKey(key);
   location.reload();
 });
 
