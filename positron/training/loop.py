@@ -12,7 +12,10 @@ from typing import Any, assert_never
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins import Precision as LightningPrecision
 
@@ -202,24 +205,25 @@ def _train(
     if session.config.device.strategy != "auto":
         # if this variable were not set, Lightning would change the number of threads
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    trainer.fit(module, Steps(objective, trainer), ckpt_path=session.start.checkpoint)
+    trainer.fit(module, Steps(objective, trainer, plan.last_step), ckpt_path=session.start.checkpoint)
     return trainer.global_step
 
 
 class Steps:
-    """Iterate endlessly over the batches of the steps that follow the trainer's current step.
+    """Iterate over the batches of the steps that follow the trainer's current step.
 
-    Each item is the list of this rank's micro-batches for one optimizer step. An iterator has no state except the step.
+    Each item is the list of this rank's micro-batches for one optimizer step. An iterator has no state except the step. After
+    `last_step`, the last batch is repeated endlessly: Lightning reads a batch ahead, whose text may not be available.
     """
 
-    def __init__(self, objective: Objective, trainer: L.Trainer) -> None:
-        self.objective, self.trainer = objective, trainer
+    def __init__(self, objective: Objective, trainer: L.Trainer, last_step: int) -> None:
+        self.objective, self.trainer, self.last_step = objective, trainer, last_step
 
     def __iter__(self) -> Iterator[list[Part]]:
         trainer = self.trainer
         step, to_cuda = trainer.global_step, trainer.strategy.root_device.type == "cuda"
         while True:
-            step += 1
+            step = min(step + 1, self.last_step)
             parts = self.objective.batch(step, trainer.global_rank, trainer.world_size)
             if to_cuda:  # from pinned memory, Lightning copies to the GPU without waiting
                 parts = [tuple(tensor.pin_memory() for tensor in part) for part in parts]
@@ -378,7 +382,7 @@ def _new_trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L
         max_epochs=-1,  # no limit: the callback `Stopping` ends the run
         limit_val_batches=0,  # the callback `Validation` validates instead
         callbacks=callbacks,
-        plugins=[_precision(plan.machine), WholeCheckpointIO(), *([OnlyProcess()] if device.processes == 1 else [])],
+        plugins=[_precision(plan.machine), WholeCheckpointIO(), *_environment(device)],
         default_root_dir=session.run.folder,
         logger=False,
         enable_checkpointing=False,
@@ -402,6 +406,16 @@ def _precision(machine: Machine) -> LightningPrecision:
             return MixedPrecision("16-mixed", machine.accelerator)
         case _:
             assert_never(machine.precision)
+
+
+def _environment(device: DeviceConfig) -> list[ClusterEnvironment]:
+    """Return the cluster environment that Lightning is to use, or an empty list if Lightning detects the right one."""
+    if device.processes == 1:
+        return [OnlyProcess()]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        # at a signal of SLURM, Lightning would otherwise write a checkpoint of its own and submit the job again
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
 
 
 class OnlyProcess(LightningEnvironment):

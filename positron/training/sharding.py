@@ -79,6 +79,6 @@ class FullyShardedStrategy(DDPStrategy):
             for number, parameter in zip(numbers, parameters, strict=True):
                 values = state["state"].get(number, {})
                 for name, value in values.items():
-                    if value.shape == parameter.shape:  # not the step count
+                    if torch.is_tensor(value) and value.shape == parameter.shape:  # not the step count
                         values[name] = shard_like(value, parameter)
             optimizer.load_state_dict(state)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,13 @@ import lightning as L
 import pytest
 import torch
 from conftest import FAST, apart, side_by_side, tiny
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import distributed
 from two_processes import TWO, as_torchrun
 
 from positron.config import DeviceConfig, GPTConfig, PrecisionConfig
+from positron.model.gpt import GPT
 from positron.run.facts import Resolved
 from positron.run.folder import Run
 from positron.run.metrics import append_row, read_metrics
@@ -22,7 +26,7 @@ from positron.system.disk import make_folder
 from positron.system.errors import Unreachable, UserError
 from positron.system.ranks import _OF_PLACES, first_rank, local_rank
 from positron.train import train
-from positron.training import loop
+from positron.training import loop, resolve
 from positron.training.callbacks.agreement import refuse_different_plans
 from positron.training.device import (
     Machine,
@@ -305,6 +309,37 @@ def test_with_sharded_weights_no_step_is_tried_and_the_estimate_fits_half_of_the
 
     assert choose_micro_batch(gpt, machine, 32, "auto", try_step) == 8
     assert asked == [torch.device("cuda", 1)]
+
+
+def test_the_trial_of_a_step_leaves_memory_for_the_moments_of_the_optimizer(monkeypatch):
+    model = GPT(GPTConfig(vocab_size=64, context_length=16, d_model=16, n_layer=1, n_head=2))
+    held, empty, forward = [], torch.empty, model.forward
+
+    def recorded(*size, **options):
+        tensor = empty(*size, **options)
+        held.append(weakref.ref(tensor))
+        return tensor
+
+    def counted(*arguments):
+        alive = [tensor for reference in held if (tensor := reference()) is not None]
+        assert sum(tensor.nbytes for tensor in alive) >= 8 * model.config.n_params()
+        return forward(*arguments)
+
+    monkeypatch.setattr(model, "forward", counted)
+    monkeypatch.setattr(torch, "empty", recorded)
+    resolve._try_step(model, Machine("cpu", "fp32", ""), 2)
+    assert not any(reference() is not None for reference in held)
+
+
+def test_slurm_does_not_make_lightning_save_or_submit_the_job_again(tmp_path, monkeypatch):
+    for key, value in {**SLURM, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}.items():
+        monkeypatch.setenv(key, value)
+    environment = trainer_of_two(tmp_path)._accelerator_connector.cluster_environment
+    assert isinstance(environment, SLURMEnvironment)
+    assert not environment.auto_requeue
+    for key, value in {**TORCHRUN, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    assert isinstance(trainer_of_two(tmp_path)._accelerator_connector.cluster_environment, TorchElasticEnvironment)
 
 
 def test_processes_that_chose_different_numbers_are_refused_with_a_value_that_fits_all():

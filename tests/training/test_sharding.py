@@ -3,6 +3,7 @@
 import datetime
 import functools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from positron.run.samples import read_samples
 from positron.system.errors import UserError
 from positron.training.optim.groups import build_optimizer, clip_gradients
 from positron.training.sharded_tensors import own_part, whole_state
-from positron.training.sharding import shard, whole_model
+from positron.training.sharding import FullyShardedStrategy, shard, whole_model
 
 SETTINGS = (
     *("model=debug", *FAST, "device=cpu", "train.micro_batch_size=3", "train.max_steps=6", "train.save_every=3"),
@@ -216,6 +217,25 @@ def custom_optimizers_of_one_of_eight() -> None:
 
 def test_an_optimizer_that_cannot_update_sharded_weights_is_refused_before_the_first_step():
     apart(custom_optimizers_of_one_of_eight)
+
+
+def state_of_a_custom_optimizer_in_one_of_eight() -> None:
+    distributed.init_process_group("fake", rank=0, world_size=8)
+    model = GPT(SHAPES[0])
+    shapes = [parameter.shape for parameter in model.parameters()]
+    shard(model, "cpu", 8)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    saved = {number: {"step": 3, "momentum_buffer": torch.ones(shape)} for number, shape in enumerate(shapes)}
+    states = [{"state": saved, "param_groups": optimizer.state_dict()["param_groups"]}]
+    strategy = SimpleNamespace(optimizers=[optimizer])
+    FullyShardedStrategy.load_optimizer_state_dict(strategy, {"optimizer_states": states})
+    for parameter in model.parameters():
+        assert optimizer.state[parameter]["step"] == 3
+        assert own_part(optimizer.state[parameter]["momentum_buffer"]).shape == own_part(parameter).shape
+
+
+def test_an_optimizer_may_keep_a_number_beside_its_moments():
+    apart(state_of_a_custom_optimizer_in_one_of_eight)
 
 
 def rank_of_eight(rank: int, file: str) -> None:

@@ -396,6 +396,19 @@ def test_the_forecast_of_a_run_that_continues_is_that_of_its_further_steps(tmp_p
     ]
 
 
+@pytest.mark.parametrize("stop_at", [None, 3])
+def test_no_batch_is_read_beyond_the_last_step(tmp_path, stop_at):
+    read = []
+
+    class Recorded(PretrainObjective):
+        def batch(self, step, rank, world_size):
+            read.append(step)
+            return super().batch(step, rank, world_size)
+
+    train(tiny(tmp_path, train__max_steps=4, train__stop_at=stop_at), tmp_path / "run", objective=Recorded)
+    assert max(read) == (stop_at or 4)
+
+
 def test_the_newest_whole_checkpoint_wins_over_a_corrupt_one(tmp_path, whole, logged):
     shutil.copytree(whole, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"

@@ -361,7 +361,10 @@ class ReinforceObjective(NextToken):
         `train/ratio_gap` is the mean of |ratio - 1|, where ratio is a token's probability in training divided by its
         probability when it was sampled.
         """
-        total, n_tokens = self._ratio_gap.tolist()
+        sums = self._ratio_gap
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        total, n_tokens = sums.tolist()
         return {**self._last, "train/ratio_gap": total / n_tokens} if n_tokens else self._last
 
     def progress(self, metrics: dict[str, float], loss: float) -> str:
