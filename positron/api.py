@@ -297,7 +297,8 @@ def import_model(
     from positron.import_ import import_model as read
     from positron.run.folder import Run
 
-    return Run(read(path, name, tokenizer, revision).absolute())
+    with unchanged_state():
+        return Run(read(path, name, tokenizer, revision).absolute())
 
 
 def _composed(

@@ -1,5 +1,7 @@
 """Positron from Python: runs like those of the command line, callable from notebooks and threads."""
 
+import contextlib
+import functools
 import os
 import random
 import signal
@@ -171,6 +173,54 @@ def test_a_call_leaves_the_random_generators_and_the_threads_of_its_caller_as_th
     positron.evaluate(run, limit=2000)
     got.append(draws())
     assert got == wanted
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+STATES = {
+    "bf16": lambda: default_dtype(torch.bfloat16),
+    "meta": lambda: torch.device("meta"),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu"),
+}
+
+
+def torch_state():
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    return torch.get_default_dtype(), torch.get_default_device(), *modes, depth
+
+
+def trained_and_used(name):
+    run = positron.train(**STORIES, name=name)
+    positron.export(run, "safetensors")  # compares the logits of the written file with those of the run
+    return positron.load(run).model.state_dict(), positron.evaluate(run, limit=500)["loss"]
+
+
+trained_in_the_initial_state = functools.cache(lambda: trained_and_used("initial"))
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_state_of_torch_in_the_calling_program_neither_changes_the_result_nor_is_changed(state):
+    wanted, loss = trained_in_the_initial_state()
+    with STATES[state]():
+        before = torch_state()
+        weights, loss_there = trained_and_used("there")
+        with pytest.raises(UserError):
+            positron.load("missing")
+        assert torch_state() == before
+    assert loss_there == loss
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert all(torch.equal(weights[name], tensor) for name, tensor in wanted.items())
 
 
 class Stop(L.Callback):
