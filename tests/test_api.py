@@ -203,7 +203,9 @@ def torch_state():
 def trained_and_used(name):
     run = positron.train(**STORIES, name=name)
     positron.export(run, "safetensors")  # compares the logits of the written file with those of the run
-    return positron.load(run).model.state_dict(), positron.evaluate(run, limit=500)["loss"]
+    writer = positron.load(run)
+    text = writer.generate("Once", max_tokens=10)
+    return writer.model.state_dict(), (positron.evaluate(run, limit=500)["loss"], text)
 
 
 trained_in_the_initial_state = functools.cache(lambda: trained_and_used("initial"))
@@ -211,14 +213,14 @@ trained_in_the_initial_state = functools.cache(lambda: trained_and_used("initial
 
 @pytest.mark.parametrize("state", STATES)
 def test_the_state_of_torch_in_the_calling_program_neither_changes_the_result_nor_is_changed(state):
-    wanted, loss = trained_in_the_initial_state()
+    wanted, results = trained_in_the_initial_state()
     with STATES[state]():
         before = torch_state()
-        weights, loss_there = trained_and_used("there")
+        weights, results_there = trained_and_used("there")
         with pytest.raises(UserError):
             positron.load("missing")
         assert torch_state() == before
-    assert loss_there == loss
+    assert results_there == results
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert all(torch.equal(weights[name], tensor) for name, tensor in wanted.items())
 

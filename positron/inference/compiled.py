@@ -158,7 +158,7 @@ class CompiledDecoder(Decoder):
         A row may occur several times, with consecutive positions. The number of tokens in each row, `self.lengths`, is not
         updated; the caller must do this.
         """
-        logits = torch.empty(len(ids), self.config.vocab_size)
+        logits = torch.empty(len(ids), self.config.vocab_size, dtype=torch.float32, device="cpu")
         known = self.ids.numpy()
         for begin in range(0, len(ids), ROWS_TOGETHER):
             part = slice(begin, begin + ROWS_TOGETHER)
@@ -275,7 +275,7 @@ class _Packed:
         self._weights, self._floats = _Parts(), _Parts()
         heads = (config.n_head + 2 * config.kv_heads) * config.d_head
         widest = max(heads, config.d_model, config.vocab_size, 2 * config.ff_width + kernel.LANES)
-        self._no_bias = self._floats.add(torch.zeros(widest + kernel.LANES))
+        self._no_bias = self._floats.add(torch.zeros(widest + kernel.LANES, dtype=torch.float32, device="cpu"))
         self.offsets = np.zeros((config.n_layer + 1, kernel.PLACES), dtype=np.int64)
         for i, block in enumerate(model.blocks):
             self.offsets[i] = self._layer(block, decoder)  # type: ignore[arg-type]
@@ -352,7 +352,7 @@ class _Packed:
             if self.dtype == torch.int8:
                 narrow, scale = quantise(weight)
             else:
-                narrow, scale = weight.detach().to(self.dtype), torch.ones(rows)
+                narrow, scale = weight.detach().to(self.dtype), torch.ones(rows, dtype=torch.float32, device="cpu")
             padding = _up_to(kernel.LANES, rows) - rows
             narrow = F.pad(narrow, (0, _up_to(kernel.CHAINS, columns) - columns, 0, padding))
             packed.append(narrow.view(-1, kernel.LANES, narrow.shape[1]).transpose(1, 2).flatten())
@@ -397,7 +397,7 @@ _LINE = 64  # bytes of a line of the processor's cache
 
 def _zeros(*shape: int) -> np.ndarray:
     """Return an fp32 array of zeros that begins at a multiple of 64 bytes."""
-    array: np.ndarray = torch.zeros(shape).numpy()
+    array: np.ndarray = torch.zeros(shape, dtype=torch.float32, device="cpu").numpy()
     return array
 
 

@@ -253,7 +253,7 @@ def draw(chances: np.ndarray, generator: torch.Generator) -> int:
     index. For a vocabulary of 16,000 tokens, `torch.multinomial` takes 250 µs, as long as all matrix products of a small model.
     """
     cumulative = chances.cumsum()
-    position = float(torch.rand((), dtype=torch.float64, generator=generator)) * cumulative[-1]
+    position = float(torch.rand((), dtype=torch.float64, device=generator.device, generator=generator)) * cumulative[-1]
     return int(np.searchsorted(cumulative[:-1], position, side="right"))  # right: an index of chance 0 is never drawn
 
 

@@ -67,7 +67,8 @@ def accept(proposed: list[int], q: list[np.ndarray], p: Iterator[np.ndarray], ge
     """
     for i, (token, small) in enumerate(zip(proposed, q, strict=True)):
         large = next(p)
-        if float(torch.rand((), dtype=torch.float64, generator=generator)) * small[token] >= large[token]:
+        number = torch.rand((), dtype=torch.float64, device=generator.device, generator=generator)
+        if float(number) * small[token] >= large[token]:
             return [*proposed[:i], draw((large - small).clip(min=0), generator)]
     return [*proposed, draw(next(p), generator)]
 
