@@ -153,6 +153,31 @@ def test_a_returned_run_stays_readable_when_the_current_folder_changes(folder, m
     assert positron.evaluate(base, limit=500)["bytes"] >= 500
 
 
+def test_a_callback_may_change_the_current_folder(folder):
+    class Leave(L.Callback):
+        def on_train_batch_end(self, *_):
+            os.chdir(elsewhere)
+
+    elsewhere, here = folder / "sub", Path.cwd()
+    elsewhere.mkdir()
+    Path("my.txt").write_text("The cat sat on the mat.\n\n" * 500)
+    settings = {**TINY, "sample_every": 3, "save_every": 3, "extend": True, "callbacks": [Leave()]}
+    for steps in (6, 8):
+        run = positron.train(data="my.txt", name="base", **{**settings, "max_steps": steps})
+        assert (run.facts().status, run.facts().step) == ("finished", steps)
+        assert Path.cwd() == here
+    assert list(elsewhere.iterdir()) == []
+    assert {path.name for path in run.checkpoint_folder.iterdir()} == {
+        "best.ckpt",
+        "step-000006.ckpt",
+        "step-000008.ckpt",
+    }
+    log, relative = run.log_path.read_text(), Path("outputs", "base")
+    assert f"fresh start in {relative}" in log
+    assert "step 8/8" in log
+    assert f"--run {relative}<" in (run.folder / "report.html").read_text()
+
+
 def test_a_call_leaves_the_random_generators_and_the_threads_of_its_caller_as_they_were():
     def draws():
         return random.random(), float(np.random.rand()), torch.rand(1).item(), torch.get_num_threads()

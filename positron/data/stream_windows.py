@@ -6,6 +6,7 @@ The corpus is cut into epochs of `data.tokens_per_epoch` tokens, each with new t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -25,7 +26,7 @@ from positron.data.shards import TokenFiles
 from positron.data.stream import Stream
 from positron.data.window_order import windows_of_step
 from positron.system.children import CHILDREN, end_with_parent, leave_interrupts_to_parent
-from positron.system.disk import make_folder, open_descriptor
+from positron.system.disk import expanded, make_folder, open_descriptor
 from positron.system.errors import Unreachable, UserError
 from positron.system.locks import lock
 from positron.system.log import log_received, log_to_queue
@@ -43,7 +44,9 @@ class StreamWindows:
     """
 
     def __init__(self, config: DataConfig, folder: Path, *, context: int, batch_size: int, seed: int) -> None:
-        self.stream = Stream(config, folder / "tokenizer")
+        # absolute, because a callback may change the current folder before the next epochs are written
+        located = dataclasses.replace(config, dir=str(expanded(config.dir).absolute()))
+        self.stream = Stream(located, folder.absolute() / "tokenizer")
         self.context, self.batch_size, self.seed = context, batch_size, seed
         self.n_windows = self.stream.size // context
         if self.n_windows < 1:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from positron.system.console import one_line
 from positron.system.disk import append_text, json_ready, read_bytes, whole_file
 from positron.system.errors import UserError
+from positron.system.paths import relative_to_here
 
 STEP_BEFORE_FIRST = -1  # smaller than every step
 
@@ -108,8 +109,8 @@ def append(path: Path, text: str) -> None:
         append_text(path, text)
     except FileNotFoundError as error:
         raise UserError(
-            f"cannot write {path}, because the folder of the run was deleted or moved: give the same command again to start "
-            "anew, or move the folder back first to continue"
+            f"cannot write {relative_to_here(path)}, because the folder of the run was deleted or moved: give the same "
+            "command again to start anew, or move the folder back first to continue"
         ) from error
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {relative_to_here(path)}: {error.strerror or error}") from error

@@ -83,6 +83,7 @@ class RunFileHandler(_Handler):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self._is_unwritable = path, False
+        self._place = path.absolute()  # a callback may change the current folder
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append a record."""
@@ -99,7 +100,7 @@ class RunFileHandler(_Handler):
     def _append(self, record: logging.LogRecord, text: str) -> None:
         time = logging.Formatter().formatTime(record, "%Y-%m-%d %H:%M:%S")
         try:
-            append_text(self.path, f"{time} {without_home(text)}\n")
+            append_text(self._place, f"{time} {without_home(text)}\n")
             self._is_unwritable = False
         except (OSError, UserError) as error:
             if not self._is_unwritable:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, assert_never
 
 import lightning as L
@@ -23,6 +25,7 @@ from positron.config import DeviceConfig, RunConfig
 from positron.model.gpt import GPT
 from positron.run.checkpoint import checkpoints
 from positron.run.facts import Facts
+from positron.run.folder import Run
 from positron.run.history import cut_after
 from positron.run.metrics import best_so_far, read_metrics
 from positron.run.provenance import read_provenance, record_start
@@ -171,7 +174,7 @@ def _open_trackers(session: Session) -> list[Tracker]:
     """Open the trackers of the run, such as wandb."""
     run, config = session.run, session.config
     settings = without_home({**dataclasses.asdict(config), "resolved": dataclasses.asdict(run.resolved())})
-    return open_trackers(config.logger, run.folder, settings, session.start.step + 1)
+    return open_trackers(config.logger, run.folder.absolute(), settings, session.start.step + 1)
 
 
 def _train(
@@ -195,7 +198,10 @@ def _train(
         _compile(plan, model, objective)
     _without_notices()
     module = _module(session.config, plan, model, objective, tokenizer)
-    trainer = _trainer(session, plan, _callbacks(session, plan, objective, tokenizer, records, ends, callbacks))
+    # a callback may change the current folder: the run is written to its folder nevertheless
+    here, checkpoint = Path.cwd(), session.start.checkpoint
+    located = dataclasses.replace(session, run=Run(session.run.folder.absolute()))
+    trainer = _trainer(session, plan, _callbacks(located, plan, objective, tokenizer, records, ends, callbacks))
     others = plan.world_size - 1
     if others:
         variables = variables_of_places()
@@ -205,7 +211,12 @@ def _train(
     if session.config.device.strategy != "auto":
         # if this variable were not set, Lightning would change the number of threads
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    trainer.fit(module, Steps(objective, trainer, plan.last_step), ckpt_path=session.start.checkpoint)
+    try:
+        path = None if checkpoint is None else checkpoint.absolute()
+        trainer.fit(module, Steps(objective, trainer, plan.last_step), ckpt_path=path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # the user deleted it, which has ended the training
+            os.chdir(here)
     return trainer.global_step
 
 

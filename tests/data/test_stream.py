@@ -119,6 +119,19 @@ def test_epochs_that_a_running_training_needs_are_not_evicted(
     assert not made.has(0)
 
 
+def test_a_training_finds_its_epochs_after_the_current_folder_has_changed(
+    stories_hub: Hub,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = opened(Path("data"))
+    windows = StreamWindows(made.config, made.folder, context=100, batch_size=4, seed=0)
+    monkeypatch.chdir(tmp_path.parent)
+    assert windows.stream.has(0)
+    assert windows.tokens.n_tokens == EPOCH + 1
+
+
 def test_what_is_left_of_a_deleted_epoch_is_deleted_with_the_next(
     stories_hub: Hub,  # noqa: F811
     tmp_path: Path,
