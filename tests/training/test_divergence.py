@@ -186,6 +186,39 @@ def test_a_model_that_only_overfits_has_not_diverged(tmp_path, shared, monkeypat
     )
 
 
+def measured_as(first, last, val, monkeypatch):
+    """The training loss is `first` at the first step and `last` afterwards, and the validation loss is `val`."""
+    original = TrainingModule.training_step
+
+    def step(self, batch, batch_idx):
+        original(self, batch, batch_idx)
+        self.loss = torch.tensor(first if self.global_step == 1 else last)
+
+    monkeypatch.setattr(TrainingModule, "training_step", step)
+    monkeypatch.setattr(validation, "validate", lambda *_: Score(nats=val * 30, bytes=30, tokens=30))
+
+
+@pytest.mark.parametrize("stops", [[], [8]])
+def test_a_model_that_found_its_text_as_improbable_at_the_first_step_has_not_diverged(
+    stops, tmp_path, shared, monkeypatch
+):
+    """As a model that is fine-tuned for a few steps on a language that it has never seen."""
+    measured_as(20.0, 19.0, 21.0, monkeypatch)
+    for stop in stops:
+        assert train(short(shared, train__stop_at=stop), tmp_path / "run").status == "stopped"
+    assert train(short(shared), tmp_path / "run").status == "finished"
+    assert "lower optimizer.lr" not in (tmp_path / "run/train.log").read_text()
+
+
+@pytest.mark.parametrize("first", [4.0, 20.0, float("inf"), float("nan")])
+def test_a_loss_that_has_risen_far_above_guessing_and_the_first_step_is_divergence(
+    first, tmp_path, shared, monkeypatch
+):
+    measured_as(first, 21.0, 41.0, monkeypatch)
+    with pytest.raises(Diverged, match="the validation loss of step 12 is 41 nats per token"):
+        train(short(shared), tmp_path / "run")
+
+
 def test_weights_before_a_streak_are_kept_only_where_they_validate(tmp_path, shared, monkeypatch):
     poisoned(set(range(4, 20)), monkeypatch)
     with pytest.raises(Diverged):

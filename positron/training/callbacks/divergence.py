@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,7 +21,9 @@ logger = logging.getLogger(__name__)
 # A model that gives all tokens the same probability has the loss log(vocabulary); initial weights have nearly this loss. At
 # twice this loss, the geometric mean of the probabilities of the targets is 1/vocabulary², so training has made the model
 # worse than it was at the start. Overfitting can have the same effect, but only on validation text. Therefore a run counts as
-# diverged only if the loss of its last training batch is also above log(vocabulary).
+# diverged only if the loss of its last training batch is also above log(vocabulary). A trained model that begins with a text
+# unlike its own, for example in another language, may have a higher loss than log(vocabulary) before the first step. For such
+# a run, the loss of its first step takes the place of log(vocabulary).
 MAX_LOSS_RATIO = 2.0  # validation loss / log(vocabulary)
 
 
@@ -34,7 +37,8 @@ class Divergence(L.Callback):
     - A validation loss is NaN or infinite.
     - The last step of the run was bad.
     - At the last step of the run, the training loss is above the loss of random guessing, and the validation loss is above
-      twice the loss of random guessing (MAX_LOSS_RATIO).
+      twice the loss of random guessing (MAX_LOSS_RATIO). If the loss of the first step is higher than that of random guessing,
+      it takes its place.
     """
 
     def __init__(
@@ -52,11 +56,22 @@ class Divergence(L.Callback):
         step of the run.
         """
         self.guessing, self.objective, self.is_last = math.log(vocab_size), objective, is_last
+        self._first_loss = torch.zeros(())  # 0: unknown, in a run that an older version began
         self._has_warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: the loss of the first step, which a run that continues cannot measure again."""
+        return {"first_loss": self._first_loss.item()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the loss of the first step."""
+        self._first_loss = torch.tensor(state_dict["first_loss"])
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
         """Raise Diverged if this step shows that the training has diverged."""
         step, metrics, is_last = trainer.global_step, module.metrics, self.is_last(trainer)
+        if step == 1:
+            self._first_loss = module.loss.detach().clone()  # before any update
         if step % check_interval(module.device) == 0 or trainer.should_stop:
             # both numbers are the same on all ranks; the longest streak may have ended since the last check
             last, longest = int(module.bad_in_a_row), int(module.longest_bad_streak)
@@ -82,7 +97,7 @@ class Divergence(L.Callback):
                 f"the validation loss of step {step} is {loss:.4g} nats per token, more than {MAX_LOSS_RATIO:g} times the "
                 f"loss of random guessing, {self.guessing:.4g}"
             )
-            if is_last and module.loss.item() > self.guessing:
+            if is_last and module.loss.item() > self._loss_at_start():
                 raise diverged(trainer, cause)
             if not self._has_warned:
                 logger.warning(
@@ -92,7 +107,12 @@ class Divergence(L.Callback):
                 self._has_warned = True
 
     def _is_sane(self, loss: float) -> bool:
-        return loss <= MAX_LOSS_RATIO * self.guessing  # False for NaN
+        return loss <= MAX_LOSS_RATIO * self._loss_at_start()  # False for NaN
+
+    def _loss_at_start(self) -> float:
+        """Return the loss of random guessing, or that of the first step if it is finite and higher."""
+        first = self._first_loss.item()
+        return max(self.guessing, first) if math.isfinite(first) else self.guessing
 
 
 def check_interval(device: torch.device) -> int:
