@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -209,7 +210,7 @@ def default_dtype(dtype):
         torch.set_default_dtype(torch.float32)
 
 
-STATES = {
+STATES: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
     "bf16": lambda: default_dtype(torch.bfloat16),
     "meta": lambda: torch.device("meta"),
     "no_grad": torch.no_grad,
