@@ -201,7 +201,9 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
         described = json.loads(content)
         added = {token["content"]: int(token["id"]) for token in described.get("added_tokens") or ()}
         vocabulary = described["model"]["vocab"]
-        n_tokens = max(rows, *(i + 1 for i in added.values()), len(vocabulary))
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        largest = max((*ids, *added.values()), default=0)
+        is_too_large = largest >= rows
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         match error:
             case KeyError():
@@ -213,10 +215,10 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
         raise UserError(
             f"{path} is not a file of Hugging Face's tokenizers library ({reason}): download it again"
         ) from error
-    if max(len(vocabulary), *(i + 1 for i in added.values()), 0) > rows:
+    if is_too_large:
         raise UserError(
-            f"{path} has {n_tokens:,} tokens, and the embedding has {rows:,} rows, so this tokenizer does not belong to the "
-            "model: use the tokenizer.json of the same model"
+            f"{path} has a token with the id {largest:,}, and the embedding has only {rows:,} rows, so this tokenizer does not "
+            "belong to the model: use the tokenizer.json of the same model"
         )
     first = first_token(described, config=model)
     if first is None:

@@ -69,6 +69,12 @@ class LibraryTokenizer:
             self._library = Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"the tokenizers library cannot read it ({error})") from error
+        ids = {*self._library.get_vocab(with_added_tokens=True).values(), *specials.values(), *self._ends}
+        if not 0 <= min(ids) <= max(ids) < vocab_size:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            raise ValueError(
+                f"it has a token with the id {wrong:,}, but the ids of the model are 0 to {vocab_size - 1:,}"
+            )
         self._library.encode_special_tokens = True  # a text that spells a special token stays text
         self._library.no_truncation()
         self._library.no_padding()

@@ -85,7 +85,7 @@ class TiktokenTokenizer:
 
     The special tokens for chat get the ids after the last id of tiktoken's vocabulary. `name`: the name of the vocabulary, such
     as r50k_base. `content`: the bytes of the rank file, which lists the tokens with their ids. `pattern`, `end_of_text` and
-    `n_vocab`: see `Definition`.
+    `n_vocab`: see `Definition`. Raises ValueError if a token has an id outside of the vocabulary.
     """
 
     kind: TokenizerKind = "tiktoken"
@@ -98,8 +98,12 @@ class TiktokenTokenizer:
         self.name, self.pattern, self._content, self._n_vocab = name, pattern, content, n_vocab
         self._specials = {END_OF_TEXT: end_of_text, **{token: n_vocab + i for i, token in enumerate(SPECIALS[1:])}}
         self.vocab_size = n_vocab + len(SPECIALS) - 1
+        ranks = _parse(content)
+        wrong = [i for i in (*ranks.values(), end_of_text) if not 0 <= i < n_vocab]
+        if wrong:
+            raise ValueError(f"it has a token with the id {wrong[0]:,}, but its ids are 0 to {n_vocab - 1:,}")
         self._encoding = tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=_parse(content), special_tokens=dict(self._specials)
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=dict(self._specials)
         )
 
     @classmethod

@@ -480,6 +480,10 @@ MALFORMED: list[tuple[Any, str]] = [
     (written("tokenizer.json", "[1]"), "(a value has the wrong type)"),
     (written("tokenizer.json", "{"), "(not JSON: "),
     (vocabulary(lambda facts: facts["model"]["vocab"].update({f"new{i}": V + i for i in range(9)})), "does not belong"),
+    (
+        vocabulary(lambda facts: facts["model"]["vocab"].update({max(facts["model"]["vocab"]): 2 * 10**9})),
+        f"has a token with the id 2,000,000,000, and the embedding has only {V} rows, so this tokenizer does not belong",
+    ),
     (vocabulary(lambda facts: facts["model"].update(type="Unknown")), "the tokenizers library cannot read it ("),
     (beginning({"bos_token_id": None, "eos_token_id": None}), "does not say which token begins a text"),
     (beginning({"bos_token_id": V}), f"has the id {V}, but the model has only {V} tokens: set bos_token_id"),

@@ -88,6 +88,29 @@ def test_words_round_trip_where_they_are_known_and_the_vocabulary_is_a_ceiling()
     assert small.decode(small.encode("Once cat")).count("\ufffd") >= 1
 
 
+@pytest.mark.parametrize(("token", "specials"), [(10**6, {}), (300, {END_OF_TEXT: 10**6}), (300, {END_OF_TEXT: -1})])
+def test_an_imported_vocabulary_with_an_id_outside_of_the_embedding_is_refused(token, specials, tmp_path):
+    tokenizer = imported_pieces()
+    tokenizer.save(tmp_path)
+    facts = json.loads((tmp_path / "vocabulary.json").read_text())
+    facts["model"]["vocab"][tokenizer.token(300)] = token
+    (tmp_path / "vocabulary.json").write_text(json.dumps(facts))
+    settings = json.loads((tmp_path / "tokenizer.json").read_text())
+    settings["specials"] |= specials
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        UserError, match=r"it has a token with the id (1,000,000|-1), but the ids of the model are 0 to"
+    ):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("rank", "end"), [(10**6, 256), (255, 10**6)])
+def test_a_rank_file_with_an_id_outside_of_the_vocabulary_is_refused(rank, end):
+    ranks = b"".join(base64.b64encode(bytes([b])) + b" %d\n" % (b if b < 255 else rank) for b in range(256))
+    with pytest.raises(ValueError, match="it has a token with the id 1,000,000, but its ids are 0 to 256"):
+        tiktoken_bpe.TiktokenTokenizer("r50k_base", ".", ranks, end, 257)
+
+
 # a rank file of tiktoken's format: the 256 bytes, and a few merges
 RANKS = b"".join(
     base64.b64encode(token) + b" %d\n" % rank
