@@ -123,9 +123,14 @@ def _refuse_other_shapes(tensors: Weights, rules: list[Rule], config: GPTConfig,
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of a folder, in fp32. Raises UserError if a file is missing or damaged."""
+    """Yield the names and tensors of a folder, in fp32. Raises UserError if a file is missing or damaged.
+
+    If the folder has both model.safetensors and an index of several files, the index is ignored, as transformers does.
+    """
     index = folder / "model.safetensors.index.json"
-    if index.exists():
+    if (folder / "model.safetensors").exists():
+        yield from _safetensors(folder / "model.safetensors")
+    elif index.exists():
         content = read_json(index)
         places = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
@@ -139,8 +144,6 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                     "index: put all files with weights into this folder, and list them without a path"
                 )
             yield from _safetensors(folder / name)
-    elif (folder / "model.safetensors").exists():
-        yield from _safetensors(folder / "model.safetensors")
     elif (folder / "pytorch_model.bin").exists():
         yield from _pickled(folder / "pytorch_model.bin")
     else:

@@ -54,10 +54,11 @@ def _wanted(files: dict[str, dict[str, Any]], repo: str) -> list[dict[str, Any]]
     """Return those of a repository's files that an import reads.
 
     `files`: maps the name of each file to a dict with the keys `name`, `size` and `sha256`. `repo`: the name of the repository,
-    for the message. pytorch_model.bin is returned only if there are no safetensors files. Raises UserError if a file that
+    for the message. An import reads the first of these that exists, as transformers does: model.safetensors, the files of the
+    index, pytorch_model.bin. Raises UserError if a file that
     every import needs is missing.
     """
-    if _INDEX in files:
+    if "model.safetensors" not in files and _INDEX in files:
         weights = [name for name in files if name.startswith("model-") and name.endswith(".safetensors")] + [_INDEX]
     else:
         weights = next(([name] for name in ("model.safetensors", "pytorch_model.bin") if name in files), [])

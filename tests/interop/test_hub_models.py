@@ -98,6 +98,14 @@ def test_a_model_is_downloaded_once_and_only_what_is_read(model_hub):
     assert model_hub.downloads() == []
 
 
+def test_an_index_beside_model_safetensors_is_not_read(model_hub):
+    """Repositories of mlx-lm have an index that maps each tensor to the single file."""
+    index = json.dumps({"weight_map": {"model.norm.weight": "model.safetensors"}}).encode()
+    model_hub.files[f"/{REPO}/resolve/{COMMIT}/model.safetensors.index.json"] = index
+    assert read_model(fetch_model(REPO)).config.d_model == 32
+    assert "model.safetensors.index.json" not in model_hub.downloads()
+
+
 def test_a_download_that_breaks_off_is_tried_again(model_hub):
     model_hub.faults[f"/{REPO}/resolve/{COMMIT}/model.safetensors"] = ["reset", "503"]
     assert read_model(fetch_model(REPO)).config.d_model == 32

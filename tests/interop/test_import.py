@@ -255,6 +255,14 @@ def test_shards_and_a_pickle_of_tensors_are_read_alike(tmp_path):
         assert all(torch.equal(read[name], whole[name]) for name in whole)
 
 
+def test_model_safetensors_is_read_instead_of_an_index_beside_it(tmp_path):
+    """transformers chooses so; an old index may be left, and mlx-lm writes one for the single file, too."""
+    folder, theirs = hub_folder(tmp_path / "model", "tinyllama")
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "old.safetensors"}}')
+    assert torch.equal(read_model(folder).weights["lm_head.weight"][:V], theirs.lm_head.weight)
+
+
 def llama2c_files(folder: Path, *, untied: bool = False) -> tuple[Path, Any]:
     tokenizer = sentencepiece()
     shape = {**SHAPES["llama"], "n_kv_head": 2, "tie_embeddings": not untied}
@@ -379,6 +387,14 @@ def written(name: str, content: str | bytes) -> Any:
     return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
+def indexed(content: str) -> Any:
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(content)
+
+    return change
+
+
 def tensors(change: Any) -> Any:
     def apply(folder: Path) -> None:
         from safetensors.torch import load_file, save_file
@@ -458,15 +474,15 @@ MALFORMED: list[tuple[Any, str]] = [
     (cut("model.safetensors", 0.5), "damaged or incomplete"),
     (written("model.safetensors", b""), "damaged or incomplete"),
     (
-        written("model.safetensors.index.json", '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'),
+        indexed('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'),
         "is missing, but model.safetensors.index.json lists it",
     ),
     (
-        written("model.safetensors.index.json", '{"weight_map": {"a": "../../x.safetensors"}}'),
+        indexed('{"weight_map": {"a": "../../x.safetensors"}}'),
         "Positron reads files only from the folder of the index",
     ),
-    (written("model.safetensors.index.json", '{"weight_map": 3}'), "weight_map"),
-    (written("model.safetensors.index.json", "[1]"), "has no valid weight_map"),
+    (indexed('{"weight_map": 3}'), "weight_map"),
+    (indexed("[1]"), "has no valid weight_map"),
     (tensors(lambda read: read.pop(NORM)), "has no tensor model.norm.weight"),
     (tensors(lambda read: read.update({NORM: torch.zeros(31)})), "model.norm.weight has the shape"),
     (
