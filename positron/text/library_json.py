@@ -8,8 +8,10 @@ text, such as `<s>`. This token also ends a text, and so do the other tokens of 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, assert_never
@@ -75,16 +77,19 @@ class LibraryTokenizer:
             raise ValueError(
                 f"it has a token with the id {wrong:,}, but the ids of the model are 0 to {vocab_size - 1:,}"
             )
-        self._library.encode_special_tokens = True  # a text that spells a special token stays text
-        self._library.no_truncation()
-        self._library.no_padding()
         facts = json.loads(content)
         self._spelling = spelling_of(facts)
         self._silent = {token["id"] for token in facts.get("added_tokens") or () if token.get("special")}
         self._silent |= {*specials.values(), *self._ends}
+        changed = _without_special_tokens(facts, self._silent)
+        self._encoder = self._library if changed == facts else Tokenizer.from_str(json.dumps(changed))
+        for library in (self._library, self._encoder):
+            library.encode_special_tokens = True  # a text that spells a special token stays text
+            library.no_truncation()
+            library.no_padding()
         unknown = (facts.get("model") or {}).get("unk_token")
         self._unknown = None if unknown is None else self._library.token_to_id(unknown)
-        first = self._library.encode("a", add_special_tokens=False).ids
+        first = self._encoder.encode("a", add_special_tokens=False).ids
         self.puts_space_first = bool(first) and self.bytes_of(first[0]).startswith(b" ")
         self.has_unknown = self._unknown == 0 and self._unknown not in self._silent
 
@@ -143,12 +148,12 @@ class LibraryTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Encode a text; a special token written in it is encoded as ordinary text."""
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Convert each text to ids, as `encode` does, in parallel in the library's threads."""
-        return [encoding.ids for encoding in self._library.encode_batch(texts, add_special_tokens=False)]
+        return [encoding.ids for encoding in self._encoder.encode_batch(texts, add_special_tokens=False)]
 
     def bytes_of(self, i: int) -> bytes:
         """Return the UTF-8 bytes of an id: U+FFFD for the unknown token, b"" for special tokens and ids without a token."""
@@ -217,6 +222,31 @@ def spelling_of(facts: dict[str, Any]) -> Spelling:
     if kinds & {"ByteFallback", "Metaspace"} or "▁" in replaced:
         return "pieces"
     return "characters"
+
+
+def _without_special_tokens(facts: dict[str, Any], special_ids: set[int]) -> dict[str, Any]:
+    """Return a changed tokenizer.json with which no text gets one of `special_ids`. Other texts keep their tokens.
+
+    `facts`: the content of tokenizer.json, which is not modified. The result is equal to it if nothing must be changed. The
+    library's option `encode_special_tokens` is not enough: it holds only for added tokens that are marked as special, and the
+    model can also form such a token from the characters of a text. The result may call a special token by another name.
+    """
+    model, added = dict(facts.get("model") or {}), facts.get("added_tokens") or []
+    tokens = {token["content"] for token in added if token["id"] in special_ids} - {model.get("unk_token")}
+    if "merges" in model:
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        is_kept = [left + right not in tokens and left not in tokens and right not in tokens for left, right in merges]
+        model["merges"] = list(itertools.compress(model["merges"], is_kept))
+    if "merges" not in model or model.get("ignore_merges"):  # such a model looks for parts of a text in its vocabulary
+        vocab = model.get("vocab") or {}
+        entries = vocab.items() if isinstance(vocab, dict) else vocab
+        # Renamed at random, so that no text contains the name; without the entry, other tokens would get other ids.
+        names = {token: secrets.token_hex() for token, _ in entries if token in tokens}
+        renamed = [[names.get(token, token), value] for token, value in entries]
+        model["vocab"] = dict(renamed) if isinstance(vocab, dict) else renamed
+        added = [token for token in added if token["content"] not in names]
+    added = [{**token, "special": True} if token["id"] in special_ids else token for token in added]
+    return {**facts, "model": model, "added_tokens": added}
 
 
 def steps_of(part: dict[str, Any] | None) -> list[dict[str, Any]]:

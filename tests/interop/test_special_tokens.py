@@ -234,3 +234,65 @@ def test_a_gguf_file_names_the_end_of_the_imported_model(name, tmp_path):
     assert fields["tokenizer.ggml.bos_token_id"].contents() == source.tokenizer.special_id(END_OF_TEXT)
     assert fields["tokenizer.ggml.eos_token_id"].contents() == source.tokenizer.end_ids[0]
     assert f"'{FAMILIES[name].begin}'" in fields["tokenizer.chat_template"].contents()
+
+
+def unigram() -> dict[str, Any]:
+    """A vocabulary in which the score of each control token is 0, the highest, as in converted files of SentencePiece."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    library = Tokenizer(models.Unigram())
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>")
+    library.train_from_iterator(["<unk> <s> </s> a<b>c/d"] * 9 + corpus()[:20], trainer)
+    facts: dict[str, Any] = json.loads(library.to_str())
+    return facts
+
+
+def word_level() -> dict[str, Any]:
+    words = ["<unk>", "<s>", "</s>", "a", "b", " "]
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated", "invert": False}
+    model = {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "<unk>"}
+    return {**pieces(), "model": model, "normalizer": None, "pre_tokenizer": split, "decoder": {"type": "Fuse"}}
+
+
+def with_merges(**changes: Any) -> dict[str, Any]:
+    facts = json.loads(json.dumps(pieces()))
+    for token in ["<", "/", ">", "<s", "</", "s>"]:
+        facts["model"]["vocab"].setdefault(token, len(facts["model"]["vocab"]))
+    facts["model"]["merges"] = [
+        ["<", "s"],
+        ["<s", ">"],
+        ["<", "/"],
+        ["s", ">"],
+        ["</", "s>"],
+        *facts["model"]["merges"],
+    ]
+    facts["model"] |= changes
+    return facts
+
+
+def plain_markers() -> dict[str, Any]:
+    facts = byte_level("<unk>", "<s>", "</s>")
+    return {**facts, "added_tokens": [{**token, "special": False} for token in facts["added_tokens"]]}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [unigram, word_level, with_merges, lambda: with_merges(ignore_merges=True), plain_markers],
+    ids=["unigram", "word_level", "merges", "ignore_merges", "plain_markers"],
+)
+def test_no_text_spells_a_special_token_whatever_the_model_of_the_vocabulary(facts):
+    described = facts()
+    content = json.dumps(described).encode()
+    size = max(len(described["model"]["vocab"]), *(token["id"] + 1 for token in described["added_tokens"]))
+    specials = {END_OF_TEXT: 1, **{token: size + i for i, token in enumerate(SPECIALS[1:])}}
+    tokenizer = LibraryTokenizer(content, specials, size + len(SPECIALS) - 1, (2, 1))
+    for text in ["<s>", "a</s>b", "a </s> b", "</s><s>"]:
+        assert tokenizer.encode(text)
+        assert not {1, 2} & set(tokenizer.encode(text))
+        assert tokenizer.encode_batch([text]) == [tokenizer.encode(text)]
+    library = tokenizers.Tokenizer.from_str(content.decode())
+    for text in ["a b", "", *corpus()[:50]]:
+        assert tokenizer.encode(text) == library.encode(text, add_special_tokens=False).ids
+    assert [tokenizer.token(i) for i in (1, 2)] == ["<s>", "</s>"]
+    assert tokenizer.content == content
