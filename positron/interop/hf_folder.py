@@ -6,6 +6,7 @@ Code in these files is never executed.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from positron.system.disk import read_bytes, read_json
 from positron.system.errors import UserError, why_not_json
 from positron.text.library_json import LibraryTokenizer, ends_of_text, first_token
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def read_folder(folder: Path) -> Imported:
@@ -44,6 +47,12 @@ def read_folder(folder: Path) -> Imported:
     weights = None if exported is None else _unchanged(rules, tensors)
     if weights is None:
         config, rules = hf_reading.read_config(described, str(path))
+        if config.tie_embeddings and _has_own_head(tensors):
+            logger.info(
+                f"config.json ties the output head to the embedding, but the head in {folder} has other values: using the "
+                "head, as transformers does"
+            )
+            config, rules = hf_reading.read_config({**described, "tie_word_embeddings": False}, str(path))
         weights = _converted(folder, tensors, config, rules)
     tokenizer, has_chat_tokens = _library_tokenizer(folder, described, config.vocab_size)
     config, weights = with_rows(config, weights, tokenizer.vocab_size)
@@ -80,12 +89,20 @@ def _converted(folder: Path, tensors: Weights, config: GPTConfig, rules: list[Ru
         raise UserError(f"{folder} cannot be imported, because {error}: choose another model") from error
 
 
+def _has_own_head(tensors: Weights) -> bool:
+    """Tell whether the output head differs from the embedding."""
+    names = ("model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
+    embedding = next((tensors[name] for name in names if name in tensors), None)
+    head = tensors.get("lm_head.weight")
+    return embedding is not None and head is not None and not torch.equal(head, embedding)
+
+
 def _without_prefix(tensors: Weights, rules: list[Rule]) -> Weights:
     """Return the tensors under the names that the rules use, without tensors that are not weights.
 
     In old files of GPT-2, the names lack the prefix `transformer.`, which is added. Attention masks and RoPE frequencies, which
-    some old files contain, are removed. If the rules have no output head, because it is tied to the embedding, a second copy of
-    the embedding under the name of the output head is removed, too.
+    some old files contain, are removed. If the rules have no output head, because it is equal to the embedding (see
+    `_has_own_head`), the copy of the embedding under the name of the output head is removed, too.
     """
     rule_names = {rule.theirs for rule in rules}
     named: Weights = {}

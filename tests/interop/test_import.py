@@ -263,6 +263,30 @@ def test_model_safetensors_is_read_instead_of_an_index_beside_it(tmp_path):
     assert torch.equal(read_model(folder).weights["lm_head.weight"][:V], theirs.lm_head.weight)
 
 
+@pytest.mark.parametrize("name", ["smollm2", "gpt2"])
+def test_an_output_head_with_other_values_than_the_embedding_is_kept_though_config_json_ties_them(
+    name, tmp_path, logged
+):
+    from safetensors.torch import load_file, save_file
+
+    folder, theirs = hub_folder(tmp_path / "model", name)
+    read = load_file(folder / "model.safetensors")
+    for head in (theirs.lm_head.weight.detach().clone(), torch.randn(V, 32)):
+        save_file({**read, "lm_head.weight": head}, folder / "model.safetensors", metadata={"format": "pt"})
+        is_other = not torch.equal(head, theirs.lm_head.weight)
+        imported = read_model(folder)
+        assert imported.config.tie_embeddings != is_other
+        assert logged == is_other * [
+            f"config.json ties the output head to the embedding, but the head in {folder} has other values: using the head, "
+            "as transformers does"
+        ]
+        theirs.lm_head.weight = torch.nn.Parameter(head)
+        ours, ids = GPT(imported.config).eval(), torch.arange(30)[None]
+        ours.load_state_dict(imported.weights)
+        with torch.no_grad():
+            assert (ours(ids)[..., :V] - theirs(ids).logits).abs().max() < 1e-5
+
+
 def llama2c_files(folder: Path, *, untied: bool = False) -> tuple[Path, Any]:
     tokenizer = sentencepiece()
     shape = {**SHAPES["llama"], "n_kv_head": 2, "tie_embeddings": not untied}
