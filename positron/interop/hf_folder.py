@@ -40,6 +40,7 @@ def read_folder(folder: Path) -> Imported:
     if not isinstance(described, dict):
         raise UserError(f"{path} must contain a JSON object: correct the file, or download it again")
     exported = hf_reading.own_config(described)
+    is_masked = exported is not None and described["positron"].get(hf_reading.DOCUMENT_MASK) is True
     config, rules = exported or hf_reading.read_config(described, str(path))
     check_memory(config, copies=2)
     tensors = dict(_tensors(folder))
@@ -58,7 +59,7 @@ def read_folder(folder: Path) -> Imported:
     config, weights = with_rows(config, weights, tokenizer.vocab_size)
     template = folder / "chat_template.jinja"
     is_chat = has_chat_tokens and template.exists() and _is_ours(template, tokenizer)
-    return Imported(config, weights, tokenizer, is_chat, str(folder))
+    return Imported(config, weights, tokenizer, is_chat, str(folder), is_masked)
 
 
 def _is_ours(template: Path, tokenizer: Tokenizer) -> bool:

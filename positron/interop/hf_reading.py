@@ -33,6 +33,7 @@ _USE = (
     "output_attentions, return_dict, reorder_and_upcast_attn, _attn_implementation, n_ctx, max_window_layers, "
     "summary_activation, summary_first_dropout, summary_proj_to_labels, summary_type, summary_use_proj"
 )
+DOCUMENT_MASK = "document_mask"  # what Positron notes besides the architecture: the value of data.document_mask
 _HARMLESS = frozenset(", ".join((_DESCRIPTION, _TRAINING, _USE)).split(", "))
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "swish", "swish": "swish"}
 _ACTIVATIONS |= {"relu2": "relu2"}
@@ -191,7 +192,7 @@ def own_config(facts: dict[str, Any]) -> tuple[GPTConfig, list[Rule]] | None:
     if not isinstance(noted, dict):
         return None
     try:
-        config = from_dict(GPTConfig, noted)
+        config = from_dict(GPTConfig, {key: value for key, value in noted.items() if key != DOCUMENT_MASK})
         architecture = hf_architectures.architecture_of(config)
     except (UserError, Unsupported):
         return None

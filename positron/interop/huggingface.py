@@ -12,12 +12,16 @@ from torch import Tensor
 
 from positron.interop import hf_architectures
 from positron.interop.card import model_card
+from positron.interop.hf_reading import DOCUMENT_MASK
 from positron.interop.rules import to_ours, to_theirs
 from positron.interop.safetensors_file import write_tensors
 from positron.interop.source import Source, largest_difference
 from positron.interop.tokenizer_json import spelled, tokenizer_json
+from positron.run.base import pretrained_run
+from positron.run.folder import Run
 from positron.run.paths import CONFIG  # transformers gives this file the same name
 from positron.system.disk import write_json, write_text
+from positron.system.errors import UserError
 from positron.text.conversation import END
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
@@ -42,7 +46,10 @@ def write(source: Source, folder: Path) -> float:
     tokenizer = tokenizer_json(source.tokenizer, is_chat=source.is_chat)
     rules = architecture.rules(config)
     write_shards(to_theirs(rules, source.weights), folder)
-    write_json(folder / CONFIG, hf_architectures.config_json(architecture, config, source.tokenizer))
+    described = hf_architectures.config_json(architecture, config, source.tokenizer)
+    if _is_masked(source.run):  # decides how the model reads several documents as a teacher or in fine-tuning
+        described["positron"][DOCUMENT_MASK] = True
+    write_json(folder / CONFIG, described)
     write_json(folder / "generation_config.json", _generation(source))
     write_json(folder / "tokenizer.json", tokenizer)
     write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
@@ -55,6 +62,14 @@ def write(source: Source, folder: Path) -> float:
 def chat_template(tokenizer: Tokenizer) -> str:
     """Return the chat template in Jinja. It spells the token that begins a text as `tokenizer` does, for example `<s>`."""
     return _CHAT_TEMPLATE.replace(END_OF_TEXT, spelled(tokenizer, tokenizer.special_id(END_OF_TEXT)))
+
+
+def _is_masked(run: Run) -> bool:
+    """Tell whether the model of `run` was pretrained with data.document_mask; False if the pretrained run is missing."""
+    try:
+        return pretrained_run(run).settings().data.document_mask
+    except UserError:
+        return False
 
 
 def _generation(source: Source) -> dict[str, Any]:

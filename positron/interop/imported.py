@@ -24,7 +24,8 @@ class Imported:
     """Hold a model that was read from the files of another program, or of a Positron export.
 
     `weights`: the tensors by their names in `GPT`. `is_chat`: true if the model was fine-tuned with Positron's chat template.
-    `origin`: the path or repository of the model.
+    `origin`: the path or repository of the model. `is_masked`: true if it is known that the model was pretrained with
+    data.document_mask.
     """
 
     config: GPTConfig
@@ -32,6 +33,7 @@ class Imported:
     tokenizer: LibraryTokenizer
     is_chat: bool
     origin: str
+    is_masked: bool = False
 
 
 def refuse_non_finite(weights: Weights, source: Path) -> None:

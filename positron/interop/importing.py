@@ -138,7 +138,7 @@ def write_run(model: Imported, folder: Path) -> Run:
         name=folder.name,
         model=ModelConfig(**{name: value for name, value in known.items() if name in fields}),
         tokenizer=TokenizerConfig(kind="huggingface"),
-        data=DataConfig(source="imported"),
+        data=DataConfig(source="imported", document_mask=model.is_masked),
         device=DeviceConfig(),
         precision=PrecisionConfig(),
         optimizer=OptimizerConfig(),

@@ -198,6 +198,19 @@ def test_an_export_comes_back_to_the_last_bit(name, tmp_path):
     assert all(read.tokenizer.encode(text) == tokenizer.encode(text) for text in corpus()[:50])
 
 
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_an_export_comes_back_with_the_document_mask_of_its_pretraining(is_masked, tmp_path):
+    model = random_model(gpt_config(char().vocab_size, **SHAPES["llama"]))
+    run = save_run(tmp_path / "run", model, char())
+    write_record(run.config_path, {**run.config(), "data": {**run.config()["data"], "document_mask": is_masked}})
+    export(open_source(run), "hf", tmp_path / "hf")
+    read = read_model(tmp_path / "hf")
+    assert read.config == model.config
+    assert write_run(read, tmp_path / "again").settings().data.document_mask == is_masked
+    noted = json.loads((tmp_path / "hf" / "config.json").read_text())["positron"]
+    assert is_masked or noted == dataclasses.asdict(model.config)  # as in exports of older versions
+
+
 def test_an_export_that_was_trained_elsewhere_is_read_by_its_own_config(tmp_path, monkeypatch):
     """Groups of GPT-2's keys are written repeated; once they differ, they are a head each."""
     from safetensors.torch import load_file, save_file
