@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saved_runs import corpus, gpt_config, pieces, random_model
+from saved_runs import corpus, gpt_config, imported_pieces, pieces, random_model
 
 from positron import load
 from positron.config import DataConfig, TokenizerConfig
@@ -22,6 +22,7 @@ from positron.interop.imported import Imported
 from positron.interop.importing import read_model, write_run
 from positron.interop.rules import to_theirs
 from positron.interop.source import open_source
+from positron.interop.tokenizer_json import tokenizer_json
 from positron.serving.models import serve_run
 from positron.serving.parameters import completion_call
 from positron.text import conversation
@@ -296,3 +297,20 @@ def test_no_text_spells_a_special_token_whatever_the_model_of_the_vocabulary(fac
         assert tokenizer.encode(text) == library.encode(text, add_special_tokens=False).ids
     assert [tokenizer.token(i) for i in (1, 2)] == ["<s>", "</s>"]
     assert tokenizer.content == content
+
+
+def test_an_export_neither_cuts_nor_pads_texts_though_the_imported_file_does():
+    tokenizer = imported_pieces(
+        truncation={"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
+        padding={
+            "strategy": {"Fixed": 16},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<unk>",
+        },
+    )
+    exported = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(tokenizer)))
+    for text in ["a", corpus()[0]]:
+        assert exported.encode(text).ids == [tokenizer.special_id(END_OF_TEXT), *tokenizer.encode(text)]
