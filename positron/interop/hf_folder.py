@@ -264,6 +264,12 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
     ends = tuple(i for i in ends_of_text(first, config=model, generation=generation) if 0 <= i < rows)
     specials, size = special_ids(added, first, rows)
     try:
-        return LibraryTokenizer(content, specials, size, ends), size == rows
+        tokenizer = LibraryTokenizer(content, specials, size, ends)
+        if not tokenizer.keeps_spaces:
+            raise ValueError(
+                "a vocabulary that removes the spaces of a text is not supported, because its tokens do not contain the spaces "
+                "between words"
+            )
+        return tokenizer, size == rows
     except ValueError as error:
         raise UserError(f"{path} cannot be imported: {error}; choose another model") from error

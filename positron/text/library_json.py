@@ -124,6 +124,14 @@ class LibraryTokenizer:
         return ids == [self._specials[END_OF_TEXT], *self.encode("a")]
 
     @property
+    def keeps_spaces(self) -> bool:
+        """Tell whether the tokens of a text contain the spaces between its words."""
+        normalizer, pre_tokenizer = self._library.normalizer, self._library.pre_tokenizer
+        text = "a b" if normalizer is None else normalizer.normalize_str("a b")
+        parts = [text] if pre_tokenizer is None else [part for part, _ in pre_tokenizer.pre_tokenize_str(text)]
+        return "ab" not in "".join(parts)
+
+    @property
     def spelling(self) -> Spelling:
         """Return how the vocabulary writes its tokens.
 

@@ -538,6 +538,25 @@ MALFORMED: list[tuple[Any, str]] = [
         f"has a token with the id 2,000,000,000, and the embedding has only {V} rows, so this tokenizer does not belong",
     ),
     (vocabulary(lambda facts: facts["model"].update(type="Unknown")), "the tokenizers library cannot read it ("),
+    *(
+        (
+            vocabulary(lambda facts, step=step: facts.update(pre_tokenizer=step, decoder=None)),
+            "removes the spaces of a text",
+        )
+        for step in (
+            {"type": "Whitespace"},
+            {"type": "WhitespaceSplit"},
+            {"type": "BertPreTokenizer"},
+            {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False},
+            {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {"type": "Whitespace"},
+                    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+                ],
+            },
+        )
+    ),
     (beginning({"bos_token_id": None, "eos_token_id": None}), "does not say which token begins a text"),
     (beginning({"bos_token_id": V}), f"has the id {V}, but the model has only {V} tokens: set bos_token_id"),
     (beginning({"bos_token_id": None, "eos_token_id": -1}), f"has the id -1, but the model has only {V} tokens"),
@@ -611,6 +630,22 @@ def test_init_from_refuses_the_import_of_older_files(whole, tmp_path, monkeypatc
         write_record(run.facts_path, {key: value for key, value in record.items() if key != "imported_files"})
         assert importing.import_source_run(name) == str(run.folder)  # a run of an older version
     assert not needs_import("gpt2")
+
+
+def test_a_vocabulary_that_writes_the_spaces_into_the_tokens_is_accepted(whole, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    steps = [
+        None,
+        metaspace,
+        {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithNext", "invert": False},
+    ]
+    for step in steps:
+        vocabulary(lambda facts, step=step: facts.update(pre_tokenizer=step))(folder)
+        assert read_model(folder).tokenizer.keeps_spaces
 
 
 def test_a_vocabulary_without_special_tokens_begins_a_text_with_the_token_of_config_json(whole, tmp_path):
