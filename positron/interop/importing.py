@@ -44,14 +44,25 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
 
     `name` is a folder, a .bin file of llama2.c, or a repository of the Hugging Face hub, tried in this order. `tokenizer` is
     the vocabulary file that belongs to a .bin file (see `read_model`); `revision` is a branch, tag or commit of a repository.
-    Raises UserError if `folder` exists, if `name` is a run, if there is no such model, or if a file of the model is missing,
-    damaged, contradictory or not supported. Raises Unreachable if the network fails.
+    Raises UserError if `folder` exists, if `name` is a run, if there is no such model, if `tokenizer` or `revision` is given
+    for another kind of model, or if a file of the model is missing, damaged, contradictory or not supported. Raises Unreachable
+    if the network fails.
     """
     place = expanded(name)
     if RunPaths(place).facts_path.exists():
         raise UserError(one_line(f"{name} is a run of Positron already, so every command can use it without an import"))
     if folder.exists():
         raise UserError(one_line(f"{folder} exists already: give another --name, or delete this folder"))
+    if revision is not None and place.exists():
+        raise UserError(
+            one_line(f"--revision chooses a version of a model on the hub, but {name} is on this machine: leave it out")
+        )
+    if tokenizer is not None and not place.is_file():
+        raise UserError(
+            one_line(
+                f"--tokenizer is the vocabulary file of a .bin file of llama2.c, which {name} is not: leave it out"
+            )
+        )
     if not place.exists():
         if not is_repository(name):
             raise UserError(

@@ -376,6 +376,19 @@ def test_a_run_is_not_imported_and_its_deletion_is_not_advised(tmp_path):
         import_run(str(run.folder), run.folder)
 
 
+def test_an_option_of_another_kind_of_model_is_refused(whole, tmp_path):
+    path, _ = llama2c_files(tmp_path)
+    for name, options, message in [
+        (whole, {"tokenizer": path.with_name("tokenizer.bin")}, r"--tokenizer .* which .*model is not: leave it out"),
+        ("some/model", {"tokenizer": path.with_name("tokenizer.bin")}, r"--tokenizer .* which some/model is not"),
+        (whole, {"revision": "v1"}, r"--revision .* but .*model is on this machine: leave it out"),
+        (path, {"revision": "v1"}, r"--revision .* but .*model.bin is on this machine"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            import_run(str(name), tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_imported_run_is_not_continued_under_its_own_name(tmp_path):
     run = write_run(read_model(hub_folder(tmp_path / "gpt2", "gpt2")[0]), tmp_path / "run")
     with pytest.raises(
