@@ -1,6 +1,7 @@
 """Read a folder of Hugging Face transformers: config.json, the weights (safetensors or pytorch_model.bin) and tokenizer.json.
 
-Code in these files is never executed.
+Code in these files is never executed. Symbolic links are followed, because each file of a model in the cache of the
+Hugging Face hub is a link.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def read_folder(folder: Path) -> Imported:
             f"{folder} has no config.json: give a folder with config.json, the weights and tokenizer.json, as transformers "
             "saves a model"
         )
-    described = read_json(path)
+    described = read_json(path.resolve())
     if not isinstance(described, dict):
         raise UserError(f"{path} must contain a JSON object: correct the file, or download it again")
     exported = hf_reading.own_config(described)
@@ -65,7 +66,7 @@ def read_folder(folder: Path) -> Imported:
 def _is_ours(template: Path, tokenizer: Tokenizer) -> bool:
     from positron.interop.huggingface import chat_template
 
-    return read_bytes(template) == chat_template(tokenizer).encode("utf-8")
+    return read_bytes(template.resolve()) == chat_template(tokenizer).encode("utf-8")
 
 
 def _unchanged(rules: list[Rule], tensors: Weights) -> Weights | None:
@@ -149,7 +150,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     if (folder / "model.safetensors").exists():
         yield from _safetensors(folder / "model.safetensors")
     elif index.exists():
-        content = read_json(index)
+        content = read_json(index.resolve())
         places = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
             raise UserError(
@@ -217,7 +218,7 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
             f"{folder} has no tokenizer.json: download it, or create it with "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers"
         )
-    content, described = read_bytes(path), None
+    content, described = read_bytes(path.resolve()), None
     try:
         described = json.loads(content)
         added = {token["content"]: int(token["id"]) for token in described.get("added_tokens") or ()}
@@ -257,7 +258,7 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
             f"bos_token_id in config.json to an id from 0 to {rows - 1}"
         )
     path_of_ends = folder / "generation_config.json"
-    generation = read_json(path_of_ends) if path_of_ends.exists() else {}
+    generation = read_json(path_of_ends.resolve()) if path_of_ends.exists() else {}
     if not isinstance(generation, dict):
         raise UserError(f"{path_of_ends} must contain a JSON object: correct the file, or download it again")
     # the default id of an architecture may lie outside of a small vocabulary

@@ -140,7 +140,7 @@ def library_json(path: Path, vocab_size: int) -> bytes:
     Positron's special tokens is this token: Positron wrote the file. Raises UserError if the file is damaged or does
     not have `vocab_size` pieces.
     """
-    content, place = read_bytes(path), 4
+    content, place = read_bytes(path.resolve()), 4
     pieces: list[tuple[str, float]] = []
     try:
         while place < len(content):

@@ -25,7 +25,7 @@ def read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
     `vocabulary`: the file with the texts of the model's tokens (None: tokenizer.bin or tok512.bin in the same folder). Raises
     the errors of `importing.read_model`.
     """
-    content = read_bytes(path)
+    content = read_bytes(path.resolve())  # the user's own link, which is followed
     if len(content) < llama2c.HEADER.size:
         raise UserError(
             f"{path} is not a model file of llama2.c, because it has only {len(content)} bytes: download it again"

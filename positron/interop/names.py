@@ -59,7 +59,8 @@ def place_of(name: str) -> str:
 def files_of(name: str) -> dict[str, list[int]]:
     """Return the size and the modification time of each file that an import of the folder `name` may read.
 
-    Returns an empty dict if `name` is not a folder.
+    A broken link, such as the lock file of an editor, is left out. Returns an empty dict if `name` is not a folder.
     """
-    files = [path for path in expanded(name).glob("*") if path.suffix in (".json", ".safetensors", ".bin", ".jinja")]
+    suffixes = (".json", ".safetensors", ".bin", ".jinja")
+    files = [path for path in expanded(name).glob("*") if path.suffix in suffixes and path.is_file()]
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)}

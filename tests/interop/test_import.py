@@ -645,6 +645,30 @@ def test_init_from_refuses_the_import_of_older_files(whole, tmp_path, monkeypatc
     assert not needs_import("gpt2")
 
 
+def test_a_model_whose_files_are_links_is_imported(whole, tmp_path, monkeypatch):
+    """So does the cache of the Hugging Face hub store a model."""
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for file in whole.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    assert importing.import_source_run("snapshots/abc") == "outputs/abc"
+    path, _ = llama2c_files(tmp_path)
+    for name in ("model.bin", "tokenizer.bin"):
+        (snapshot / name).symlink_to(path.with_name(name))
+    (snapshot / "config.json").unlink()
+    assert read_model(snapshot / "model.bin").config == read_model(path).config
+
+
+def test_a_broken_link_in_the_folder_of_a_model_is_not_read(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole, tmp_path / "theirs")
+    (tmp_path / "theirs" / ".#config.json").symlink_to("user@host.1234:5678")  # the lock of an editor
+    (tmp_path / "theirs" / "loop.bin").symlink_to("loop.bin")
+    for _ in range(2):
+        assert importing.import_source_run("theirs") == "outputs/theirs"
+
+
 def test_a_vocabulary_that_writes_the_spaces_into_the_tokens_is_accepted(whole, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(whole, folder)
