@@ -84,6 +84,10 @@ class LibraryTokenizer:
         changed = _without_special_tokens(facts, self._silent)
         self._encoder = self._library if changed == facts else Tokenizer.from_str(json.dumps(changed))
         for library in (self._library, self._encoder):
+            if hasattr(library.model, "dropout"):
+                library.model.dropout = (
+                    None  # it leaves out random merges, so that a text would get other ids each time
+                )
             library.encode_special_tokens = True  # a text that spells a special token stays text
             library.no_truncation()
             library.no_padding()

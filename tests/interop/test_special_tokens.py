@@ -314,3 +314,12 @@ def test_an_export_neither_cuts_nor_pads_texts_though_the_imported_file_does():
     exported = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(tokenizer)))
     for text in ["a", corpus()[0]]:
         assert exported.encode(text).ids == [tokenizer.special_id(END_OF_TEXT), *tokenizer.encode(text)]
+
+
+def test_dropout_of_merges_is_off_in_positron_and_in_exports():
+    facts = pieces()
+    tokenizer = imported_pieces(model={**facts["model"], "dropout": 0.5})
+    exported = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(tokenizer)))
+    for text in corpus()[:5]:
+        assert tokenizer.encode(text) == imported_pieces().encode(text)
+        assert exported.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
