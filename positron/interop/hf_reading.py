@@ -44,7 +44,7 @@ class _Keys:
     """Hold the keys of a config.json that were not read yet. Each method that reads a key removes it."""
 
     def __init__(self, facts: dict[str, Any], path: str) -> None:
-        self._facts, self._path = {key: value for key, value in facts.items() if key not in _HARMLESS}, path
+        self._facts, self._path = dict(facts), path
 
     def number(self, name: str, default: float | None = None) -> Any:
         """Return the value of a key that must be a positive number below 1e12, or `default` if the key is missing or null.
@@ -80,6 +80,17 @@ class _Keys:
         if not isinstance(value, int):
             raise UserError(f"{self._path}: {name} must be a whole number, not {json_line(value)}: {_CORRECT}")
         return value
+
+    def count_or_zero(self, name: str, default: int) -> int:
+        """Return the value of a key that must be a whole number from 0, or `default` if the key is missing or null.
+
+        Raises UserError for any other value.
+        """
+        value = self._facts.get(name)
+        if value == 0 and not isinstance(value, bool):
+            del self._facts[name]
+            return 0
+        return self.count(name, default)
 
     def __contains__(self, name: str) -> bool:
         return name in self._facts
@@ -149,8 +160,12 @@ class _Keys:
         return _ACTIVATIONS[value]
 
     def refuse_rest(self) -> None:
-        """Raise UserError if there are keys that were not read and are not null. The message lists these keys."""
-        rest = [f"{key}={json_line(value)}" for key, value in self._facts.items() if value is not None]
+        """Raise UserError if there are keys that were not read, are not null and may have an effect; the message lists them."""
+        rest = [
+            f"{key}={json_line(value)}"
+            for key, value in self._facts.items()
+            if value is not None and key not in _HARMLESS
+        ]
         if rest:
             raise UserError(
                 f"{self._path} has settings that Positron does not know, so it cannot import this model: "
@@ -284,18 +299,20 @@ def _rope_base(keys: _Keys, default: float | None) -> float:
     return float(base)
 
 
-def _window(keys: _Keys, layers: int, default: int | None) -> int | None:
-    """Return the sliding window in tokens, or None if no layer has a window.
+def _window(keys: _Keys, layers: int, default: int | None, *, has_kinds: bool) -> int | None:
+    """Return the sliding window of Mistral or Starcoder2 in tokens, or None if no layer has a window.
 
-    `layers`: the number of layers. `default`: the window if config.json has no key sliding_window. Raises UserError if only
-    some layers have a window.
+    transformers does not read use_sliding_window in these classes. `layers`: the number of layers. `default`: the window if
+    config.json has no key sliding_window. `has_kinds`: whether transformers reads layer_types. Raises UserError if only some
+    layers have a window.
     """
-    size = keys.count_or_none("sliding_window", default)
-    kinds = keys.names("layer_types")
-    uses = keys.flag("use_sliding_window", kinds is None or "sliding_attention" in kinds)
-    if kinds is not None and len(set(kinds[:layers])) > 1:
+    size, kinds = keys.count_or_none("sliding_window", default), keys.names("layer_types")
+    keys.flag("use_sliding_window", False)
+    if kinds is None or not has_kinds:
+        return size
+    if len(set(kinds[:layers])) > 1:
         raise keys.unsupported("layer_types differ between the layers")
-    return size if uses and (kinds is None or kinds[0] == "sliding_attention") else None
+    return size if kinds[0] == "sliding_attention" else None
 
 
 def _config(keys: _Keys, **options: Any) -> GPTConfig:
@@ -321,7 +338,7 @@ def _arcee(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 def _mistral(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
     sizes = _sizes(keys, "rms_norm_eps", 1e-6, tied=False)
     keys.must_be("hidden_act", "silu")
-    window = _window(keys, sizes["n_layer"], 4096)
+    window = _window(keys, sizes["n_layer"], 4096, has_kinds=True)
     config = _config(keys, **sizes, norm="rmsnorm", activation="swiglu", window=window)
     return config, hf_architectures.MISTRAL.rules(config)
 
@@ -340,10 +357,19 @@ def _qwen2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 
 
 def _qwen_window(keys: _Keys, layers: int) -> int | None:
-    size, kinds = keys.count_or_none("sliding_window"), keys.names("layer_types")
-    if not keys.flag("use_sliding_window", False):
+    """Return the sliding window of Qwen2 or Qwen3 in tokens, or None. Raises UserError if only some layers have a window."""
+    size, kinds = keys.count_or_none("sliding_window", 4096), keys.names("layer_types")
+    first = keys.count_or_zero("max_window_layers", 28)  # the first layer with a window
+    if not keys.flag("use_sliding_window", False) or size is None:
         return None
-    if kinds is None or set(kinds[:layers]) != {"sliding_attention"}:
+    used = (
+        set(kinds[:layers])
+        if kinds is not None
+        else {("full_attention", "sliding_attention")[i >= first] for i in range(layers)}
+    )
+    if used == {"full_attention"}:
+        return None
+    if used != {"sliding_attention"}:
         raise keys.unsupported("only some layers have a sliding window")
     return size
 
@@ -372,7 +398,7 @@ def _starcoder2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
     bias = keys.flag("use_bias", True)
     if not bias:
         raise keys.unsupported("use_bias=false removes all biases but those of the norms")
-    window = _window(keys, sizes["n_layer"], None)
+    window = _window(keys, sizes["n_layer"], None, has_kinds=False)
     config = _config(keys, **sizes, norm="layernorm", activation=activation, bias=True, window=window)
     return config, hf_architectures.STARCODER2.rules(config)
 

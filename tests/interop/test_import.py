@@ -132,6 +132,33 @@ def test_mistral_has_a_window_of_4096_unless_config_json_says_otherwise(tmp_path
     assert read_model(folder).config.window == transformers.MistralConfig().sliding_window == 4096
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mistral", {"use_sliding_window": False}),
+        ("mistral", {"use_sliding_window": False, "layer_types": ["full_attention"] * 2}),
+        ("starcoder2", {"use_sliding_window": False}),
+        ("starcoder2", {"layer_types": ["full_attention"] * 2}),
+        *(
+            (
+                "qwen3",
+                {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": first, "layer_types": kinds},
+            )
+            for first, kinds in [(0, None), (2, None), (28, None), (2, ["full_attention"] * 2)]
+        ),
+    ],
+)
+def test_a_sliding_window_is_read_as_transformers_reads_it(name, settings, tmp_path):
+    folder, _ = hub_folder(tmp_path / "model", name)
+    for key, value in settings.items():
+        changed(key, value)(folder)
+    read, theirs = read_model(folder), transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ours, ids = GPT(read.config).eval(), torch.arange(30)[None]
+    ours.load_state_dict(read.weights)
+    with torch.no_grad():
+        assert (ours(ids)[..., :V] - theirs(ids).logits).abs().max() < 1e-5
+
+
 def test_an_imported_run_writes_what_transformers_writes(tmp_path):
     folder, theirs = hub_folder(tmp_path / "smollm2", "smollm2")
     model, tokenizer, _ = load_model(write_run(read_model(folder), tmp_path / "run"))
@@ -520,6 +547,19 @@ MALFORMED: list[tuple[Any, str]] = [
     (changed("rms_norm_eps", 0), "rms_norm_eps"),
     (changed("tie_word_embeddings", "yes"), "tie_word_embeddings"),
     (changed("attention_bias", True), "bias"),
+    *(
+        (
+            lambda folder, first=first: [
+                changed(key, value)(folder)
+                for key, value in [("model_type", "qwen2"), ("use_sliding_window", True), ("max_window_layers", first)]
+            ],
+            message,
+        )
+        for first, message in [
+            (1, "only some layers have a sliding window"),
+            (-1, "max_window_layers must be a positive"),
+        ]
+    ),
     (without("model.safetensors"), "has no weights"),
     (cut("model.safetensors", 0.5), "damaged or incomplete"),
     (written("model.safetensors", b""), "damaged or incomplete"),
