@@ -104,7 +104,7 @@ def _library(tokenizer: LibraryTokenizer) -> dict[str, Any]:
         "tokens": tokens,
         "silent": sorted(token["id"] for token in added),
         "merges": merges,
-        "unknown": None if unknown is None else tokens.index(unknown),
+        "unknown": None if unknown is None or unknown not in tokens else tokens.index(unknown),
         "fuse": bool(model.get("fuse_unk")),
         "byte_fallback": bool(model.get("byte_fallback")),
         "whole_words": bool(model.get("ignore_merges")),

@@ -154,6 +154,12 @@ def test_an_added_token_that_text_may_spell_is_refused():
         page_tokenizer(imported(original, added_tokens=added))
 
 
+def test_an_unknown_token_that_the_vocabulary_lacks_is_none():
+    original = byte_pairs("r50k_base")
+    model = {**tokenizer_json(original)["model"], "unk_token": "<unk>"}
+    assert page_tokenizer(imported(original, model=model, pre_tokenizer=BYTE_LEVEL))["unknown"] is None
+
+
 def test_every_special_token_keeps_its_id():
     facts = page_tokenizer(char())
     assert facts["specials"][END_OF_TEXT] == char().special_id(END_OF_TEXT)
