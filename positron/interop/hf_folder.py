@@ -46,7 +46,7 @@ def read_folder(folder: Path) -> Imported:
     check_memory(config, copies=2)
     tensors = dict(_tensors(folder))
     refuse_non_finite(tensors, folder)
-    weights = None if exported is None else _unchanged(rules, tensors)
+    weights = None if exported is None else _unchanged(rules, tensors, config)
     if weights is None:
         config, rules = hf_reading.read_config(described, str(path))
         if config.tie_embeddings and _has_own_head(tensors):
@@ -69,14 +69,16 @@ def _is_ours(template: Path, tokenizer: Tokenizer) -> bool:
     return read_bytes(template.resolve()) == chat_template(tokenizer).encode("utf-8")
 
 
-def _unchanged(rules: list[Rule], tensors: Weights) -> Weights | None:
+def _unchanged(rules: list[Rule], tensors: Weights, config: GPTConfig) -> Weights | None:
     """Convert the tensors by the rules of Positron's own export, or return None if they do not fit these rules.
 
     Training in another program can give the tensors values that Positron's architecture cannot represent. For example, an
     export to GPT-2 writes the rows of a key head once for each query head; after training, these copies are no longer equal.
     """
+    if expected_shapes(rules, config) != {name: tensor.shape for name, tensor in tensors.items()}:
+        return None
     try:
-        return to_ours(rules, tensors) if {rule.theirs for rule in rules} == set(tensors) else None
+        return to_ours(rules, tensors)
     except (Contradiction, RuntimeError):
         return None
 

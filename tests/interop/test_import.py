@@ -260,6 +260,17 @@ def test_an_export_that_was_trained_elsewhere_is_read_by_its_own_config(tmp_path
         assert (ours(torch.arange(16)[None]) - theirs(torch.arange(16)[None]).logits).abs().max() < 1e-5
 
 
+def test_an_export_with_a_tensor_of_another_shape_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = random_model(gpt_config(char().vocab_size, **SHAPES["llama"]))
+    export(open_source(save_run(tmp_path / "run", model, char())), "hf", tmp_path / "hf")
+    read, name = load_file(tmp_path / "hf" / "model.safetensors"), "model.layers.0.mlp.up_proj.weight"
+    save_file({**read, name: read[name][:-3].contiguous()}, tmp_path / "hf" / "model.safetensors")
+    with pytest.raises(UserError, match=f"the tensor {name} has the shape"):
+        read_model(tmp_path / "hf")
+
+
 @pytest.mark.parametrize("note", [{"smear": True}, {"d_model": "wide"}, {"n_head": 5}, ["d_model", 32]])
 def test_a_note_of_an_export_that_is_not_valid_is_ignored(note, tmp_path):
     """No class of transformers has smear; the other notes describe no model."""
