@@ -130,9 +130,11 @@ def retry_network(
     If a host name cannot be resolved, this machine probably has no network. If `waits_for_name` is false, such a failure raises
     Unreachable at once.
 
-    Two errors are always raised at once: UserError if the hub refuses the request, and OSError for a fault of this machine,
-    such as a full disk.
+    Two errors are always raised at once: UserError if the hub refuses the request, or if the environment variable
+    HF_HUB_OFFLINE forbids requests, and OSError for a fault of this machine, such as a full disk.
     """
+    from huggingface_hub import constants
+
     # HTTPError is the class of the HTTP library that huggingface_hub uses
     from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -153,6 +155,12 @@ def retry_network(
         except (HTTPError, LocalEntryNotFoundError, OSError) as error:
             if is_of_this_machine(error):
                 raise
+            if constants.HF_HUB_OFFLINE:
+                variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
+                raise UserError(
+                    f"{label} cannot be downloaded, because the environment variable {variable} forbids requests to the hub: "
+                    "unset it"
+                ) from error
             status = getattr(getattr(error, "response", None), "status_code", None)
             # without the address of the request, if the server gave a reason
             reason = one_line(" ".join((getattr(error, "server_message", None) or str(error)).split()), 160)

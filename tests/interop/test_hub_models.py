@@ -157,6 +157,18 @@ def test_a_mistyped_path_without_a_network_is_named_at_once(model_hub, monkeypat
     assert logged == ["there is no folder nodir/model here: looking for the model nodir/model on the hub"]
 
 
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_a_variable_that_forbids_requests_is_named_at_once(variable, model_hub, monkeypatch, logged):
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the library reads the variables once
+    with pytest.raises(
+        UserError, match=f"the model some/model cannot be downloaded, .* {variable} forbids .*: unset it$"
+    ):
+        fetch_model(REPO)
+    assert len(logged) == 1
+    assert model_hub.requests == []
+
+
 def test_a_repository_without_weights_is_refused(model_hub):
     for name in ("model.safetensors", "pytorch_model.bin"):
         del model_hub.files[f"/{REPO}/resolve/{COMMIT}/{name}"]
