@@ -55,8 +55,7 @@ def _wanted(files: dict[str, dict[str, Any]], repo: str) -> list[dict[str, Any]]
 
     `files`: maps the name of each file to a dict with the keys `name`, `size` and `sha256`. `repo`: the name of the repository,
     for the message. An import reads the first of these that exists, as transformers does: model.safetensors, the files of the
-    index, pytorch_model.bin. Raises UserError if a file that
-    every import needs is missing.
+    index, pytorch_model.bin. Raises UserError if a file that every import needs is missing.
     """
     if "model.safetensors" not in files and _INDEX in files:
         weights = [name for name in files if name.startswith("model-") and name.endswith(".safetensors")] + [_INDEX]

@@ -82,10 +82,9 @@ def _beginning(tokenizer: Tokenizer) -> dict[str, Any]:
 def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     """Return the content of the imported tokenizer.json, extended by the special tokens that the import added.
 
-    Ids beyond the imported vocabulary that still have no token get a placeholder such as `<|unused_300|>`. Truncation,
-    padding and the dropout of merges are switched off, as in Positron. If the file does not
-    put the token that begins a text before a text, as Positron does, its post-processor is replaced. Raises the error of
-    `refuse_repeated_tokens`.
+    Ids beyond the imported vocabulary that still have no token get a placeholder such as `<|unused_300|>`. Truncation, padding
+    and the dropout of merges are switched off, as in Positron. If the file does not put the token that begins a text before a
+    text, as Positron does, its post-processor is replaced. Raises the error of `refuse_repeated_tokens`.
     """
     refuse_repeated_tokens(tokenizer)
     facts: dict[str, Any] = {**json.loads(tokenizer.content), "truncation": None, "padding": None}

@@ -85,9 +85,7 @@ class LibraryTokenizer:
         self._encoder = self._library if changed == facts else Tokenizer.from_str(json.dumps(changed))
         for library in (self._library, self._encoder):
             if hasattr(library.model, "dropout"):
-                library.model.dropout = (
-                    None  # it leaves out random merges, so that a text would get other ids each time
-                )
+                library.model.dropout = None  # random merges would be left out, so the ids of a text would vary
             library.encode_special_tokens = True  # a text that spells a special token stays text
             library.no_truncation()
             library.no_padding()
@@ -252,7 +250,7 @@ def _without_special_tokens(facts: dict[str, Any], special_ids: set[int]) -> dic
     if "merges" not in model or model.get("ignore_merges"):  # such a model looks for parts of a text in its vocabulary
         vocab = model.get("vocab") or {}
         entries = vocab.items() if isinstance(vocab, dict) else vocab
-        # Renamed at random, so that no text contains the name; without the entry, other tokens would get other ids.
+        # renamed at random, so that no text contains the name; without the entry, other tokens would get other ids
         names = {token: secrets.token_hex() for token, _ in entries if token in tokens}
         renamed = [[names.get(token, token), value] for token, value in entries]
         model["vocab"] = dict(renamed) if isinstance(vocab, dict) else renamed

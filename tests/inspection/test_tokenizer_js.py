@@ -45,7 +45,8 @@ def imported(original, **changes) -> LibraryTokenizer:
     """A tokenizer.json that another program might have written."""
     facts = {**tokenizer_json(original), "post_processor": None, **changes}
     specials = {token: original.special_id(token) for token in SPECIALS}
-    return LibraryTokenizer(json.dumps(facts).encode(), specials, original.vocab_size)
+    size = max(original.vocab_size, *(token["id"] + 1 for token in facts["added_tokens"]))
+    return LibraryTokenizer(json.dumps(facts).encode(), specials, size)
 
 
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
