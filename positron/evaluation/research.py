@@ -12,6 +12,7 @@ depend only on these results. No run is started once the sum of the recorded tra
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import math
 import time
@@ -27,7 +28,7 @@ from positron.run.folder import Run
 from positron.run.outcome import canonical
 from positron.run.paths import JOB
 from positron.system.disk import is_number, make_folder, read_json, write_json
-from positron.system.errors import Diverged, Interrupted, Unreachable, UserError
+from positron.system.errors import Diverged, Interrupted, Occupied, Unreachable, UserError
 from positron.system.exits import describe
 from positron.system.formatting import counted
 
@@ -35,6 +36,17 @@ logger = logging.getLogger(__name__)
 
 BASE = "base"  # the folder of the runs of the base recipe
 _PLAN = "research.json"
+# a disk that is full, read-only or broken, and too many open files
+_OF_THE_MACHINE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+}
 # A function that trains a run with these settings in this folder, or continues it, and returns its facts.
 Trainer = Callable[[list[str], Path], Facts]
 
@@ -285,8 +297,8 @@ class _Runs:
         false, an error is raised.
 
         Some errors are raised in both cases, because they are not the fault of the settings: `Interrupted` (a signal, such as
-        Ctrl+C, ended the training), `Unreachable` (the network failed), and every error except divergence after the run has
-        metrics or a checkpoint. The user can correct the cause, such as a full disk, and then continue the run.
+        Ctrl+C, ended the training), `Unreachable` (the network failed), a fault of the machine, such as a full disk, and every
+        error except divergence after the run has metrics or a checkpoint. The user can correct the cause, and then continue.
         """
         logger.info(f"{folder}: {' '.join(overrides)}")
         run, failure = Run(folder), None
@@ -300,7 +312,7 @@ class _Runs:
             raise
         except Exception as error:
             has_begun = run.metrics_path.exists() or run.has_checkpoint
-            if not may_fail or (has_begun and not isinstance(error, Diverged)):
+            if not may_fail or _is_of_the_machine(error) or (has_begun and not isinstance(error, Diverged)):
                 raise
             facts, failure = run.facts(), describe(error)[1].removeprefix("positron: ")
         if failure is not None:
@@ -317,6 +329,15 @@ class _Runs:
             "time_s": facts.time_s or 0.0,
             "date": time.strftime("%Y-%m-%d"),
         }
+
+
+def _is_of_the_machine(error: BaseException | None) -> bool:
+    """Tell whether an error or one of its causes is due to the state of the machine, and not to the settings of a run."""
+    while error is not None:
+        if isinstance(error, Occupied | MemoryError) or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _refuse_changed_text(run: Run) -> None:

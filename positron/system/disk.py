@@ -50,6 +50,7 @@ if sys.platform == "win32":
 else:
     _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     _MODE_TO_SYNC = "rb"
+_ANOTHER_FOLDER = "give the path of a new folder"
 # older versions wrote no random number
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(?:-(?P<random>[0-9a-f]{8}))?\.tmp")
 
@@ -224,7 +225,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 "or delete this one"
             )
     elif path.exists() or path.is_symlink():
-        raise UserError(f"cannot write to {path}, because it exists already: give the path of a new folder")
+        raise UserError(f"cannot write to {path}, because it exists already: {_ANOTHER_FOLDER}")
     make_folder(path.parent)
     _sweep_drafts(path.parent)
     draft = _temporary_path(path)
@@ -239,6 +240,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         rename(draft, path)
         _sync_folder(path.parent)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another command has written it meanwhile
+            raise UserError(f"cannot write to {path}, because it exists already: {_ANOTHER_FOLDER}") from error
         remedy = _remedy(error, "give another path")
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
@@ -249,6 +252,8 @@ def _remedy(error: OSError, otherwise: str) -> str:
     """Return what to do after a failed write: `otherwise`, unless the disk is full or may be full."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free disk space, and give the same command again"
+    if error.errno == errno.EFBIG:
+        return "raise the limit for the size of a file (ulimit -f), or use a disk that can hold larger files"
     if error.errno is None:  # NumPy's `tofile` says only how much of an array was written
         return "the disk may be full: free disk space, and give the same command again"
     return otherwise

@@ -14,6 +14,10 @@ class UserError(Exception):
     """Report something that the user can fix; commands print it as one line and exit with code 2."""
 
 
+class Occupied(UserError):
+    """Report that other programs use what a command needs, such as memory; the same command may succeed later."""
+
+
 def without_advice(error: UserError) -> str:
     """Return the message of an error about a wrong setting, without the advice at its end, such as ": give a number".
 

@@ -17,7 +17,7 @@ from torch import distributed
 from positron.config import Accelerator, DeviceConfig, GPTConfig, Precision, PrecisionConfig
 from positron.model.kernels.attention import BLOCK_QUERIES, MAX_BLOCKED_KEYS
 from positron.system import memory
-from positron.system.errors import UserError
+from positron.system.errors import Occupied, UserError
 from positron.system.formatting import counted
 from positron.system.ranks import local_rank
 from positron.system.threads import usable_cores
@@ -375,7 +375,7 @@ def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
         fits //= 2
     checkpointed = dataclasses.replace(machine, checkpoint_activations=True)
     remedy = memory_remedy(micro_batch_bytes(config, size, checkpointed) > free, batch_remedy(size, fits))
-    raise UserError(
+    raise Occupied(
         f"out of memory: train.micro_batch_size={size} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
         f"try {remedy}"
     )
@@ -391,9 +391,10 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out, by its type (CUDA) or its message (MPS and CPU)."""
+    """Tell whether an error means that memory ran out, by its type (CUDA, Python) or its message (MPS and CPU)."""
     texts = ("out of memory", "can't allocate memory", "not enough memory")  # MPS; a CPU; a CPU on Windows
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+    is_known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_known or any(text in str(error) for text in texts)
 
 
 def batch_remedy(size: int, fits: int) -> list[str]:

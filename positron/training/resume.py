@@ -26,7 +26,7 @@ from positron.run.provenance import read_provenance
 from positron.run.samples import read_samples
 from positron.system.console import one_line
 from positron.system.disk import expanded, make_folder, refuse_links_in, sweep_temporary_files
-from positron.system.errors import Diverged, UserError
+from positron.system.errors import Diverged, Occupied, UserError
 from positron.system.locks import lock
 from positron.system.log import run_log
 from positron.system.ranks import first_rank, started_together
@@ -52,7 +52,7 @@ def hold_run(run: Run, processes: int) -> Iterator[None]:
                 f"{run.folder} on its own: give device.devices= (processes per machine), device.num_nodes= (machines) and "
                 "device.strategy=ddp, or start a single process"
             )
-        raise UserError(f"another process is training {run.folder}: wait until it ends, or give another name=")
+        raise Occupied(f"another process is training {run.folder}: wait until it ends, or give another name=")
 
     if first_rank(processes):
         with lock(run.lock_path, refuse, instead="give another name="):

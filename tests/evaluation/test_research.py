@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import re
 import shlex
@@ -26,7 +27,7 @@ from positron.research import main, refuse_other_settings
 from positron.run.facts import Facts, Resolved, write_record
 from positron.run.folder import OUTPUTS, Run
 from positron.system.disk import make_folder, write_json
-from positron.system.errors import Diverged, Interrupted, Unreachable, UserError
+from positron.system.errors import Diverged, Interrupted, Occupied, Unreachable, UserError
 from positron.train import configure
 from scripts.render_log import rendered
 
@@ -157,6 +158,20 @@ def test_a_network_failure_ends_the_research_and_the_same_command_continues_it(t
         return machine(overrides, folder)
 
     with pytest.raises(Unreachable):
+        last(tmp_path, train)
+    assert last(tmp_path, Machine()) == last(tmp_path / "whole", Machine())
+
+
+@pytest.mark.parametrize("cause", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), Occupied("in use")])
+def test_a_fault_of_the_machine_ends_the_research_and_the_same_command_continues_it(tmp_path, cause):
+    machine = Machine()
+
+    def train(overrides: list[str], folder: Path) -> Facts:
+        if "good=1" in overrides and "seed=4" in overrides:
+            raise UserError("cannot write run.json") from cause
+        return machine(overrides, folder)
+
+    with pytest.raises(UserError, match="cannot write"):
         last(tmp_path, train)
     assert last(tmp_path, Machine()) == last(tmp_path / "whole", Machine())
 

@@ -155,6 +155,19 @@ def test_a_new_folder_removes_what_killed_processes_left_of_others_and_nothing_e
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["new", *kept])
 
 
+def test_a_folder_that_another_command_has_written_meanwhile_is_kept_and_named(tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+
+    def of_two_commands() -> None:
+        with disk.whole_folder(folder):
+            folder.mkdir()
+            (folder / "weights").write_text("of the other command")
+
+    with pytest.raises(UserError, match="it exists already: give the path of a new folder"):
+        of_two_commands()
+    assert [path.name for path in tmp_path.rglob("*")] == ["export", "weights"]
+
+
 def test_what_is_left_of_one_file_is_removed_and_what_is_left_of_others_stays(tmp_path: Path) -> None:
     for name in (f".rows.{os.getppid()}-0123abcd.tmp", f".rows.1.{2**30}-0123abcd.tmp", "rows"):
         (tmp_path / name).write_text("half")

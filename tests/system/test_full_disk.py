@@ -52,7 +52,7 @@ def test_a_full_disk_is_named_whichever_library_writes(tmp_path, writer):
         try:
             full_disk(limit)
             with (
-                pytest.raises(UserError, match="File too large; the existing file is unchanged"),
+                pytest.raises(UserError, match="File too large; raise the limit"),
                 whole_file(path) as f,
             ):
                 WRITERS[writer](f)
@@ -67,7 +67,8 @@ def test_a_full_disk_is_named_whichever_library_writes(tmp_path, writer):
     [
         (OSError(28, "No space left on device"), "No space left on device; free disk space, and give the same command"),
         (OSError("9 requested and 4 written"), "9 requested and 4 written; the disk may be full: free disk space"),
-        (OSError(27, "File too large"), "File too large; give another path"),
+        (OSError(27, "File too large"), "File too large; raise the limit for the size of a file"),
+        (OSError(5, "Input/output error"), "Input/output error; give another path"),
     ],
 )
 @pytest.mark.parametrize("whole", [disk.whole_file, disk.whole_folder])

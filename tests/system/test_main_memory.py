@@ -79,6 +79,7 @@ def test_windows_is_asked_for_each_number(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_message_of_a_full_memory_is_known_on_every_system() -> None:
+    assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."))
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError) as error:
