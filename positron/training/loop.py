@@ -161,12 +161,7 @@ def fit(
 
 def _record_beginning(session: Session, plan: Plan, objective: Objective) -> None:
     """Record in run.json that the run is being trained."""
-    facts = {
-        "data_fingerprint": objective.fingerprint,
-        "floor_bpb": floor_bpb(objective),
-        "val_bytes": round(objective.val_bytes),
-        **objective.dependencies,
-    }
+    facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective), **objective.dependencies}
     session.run.update(status="running", step=session.start.step, resolved=plan.resolved(), **facts)
 
 
@@ -338,7 +333,7 @@ def _callbacks(
         *([Agreement(plan.resolved())] if plan.world_size > 1 else []),
         clock,
         ends.stopping,
-        Validation(objective, every=train.val_every),
+        Validation(objective, every=train.val_every, note_length=lambda length: run.update(val_bytes=length)),
         *([Overfitting(records.rows)] if objective.keeps_best else []),
         *[callback for callback in (ends.patience, ends.pruning) if callback is not None],
         *monitors,

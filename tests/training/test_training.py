@@ -39,6 +39,7 @@ from positron.data.corpus import prepare
 from positron.data.shards import TokenFiles
 from positron.data.sources import is_validation
 from positron.evaluation import plots, report
+from positron.evaluation.eval_texts import token_files
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from positron.run.find import find_run
@@ -48,6 +49,7 @@ from positron.run.metrics import read_metrics
 from positron.run.paths import JOB
 from positron.system.disk import replace_by_link
 from positron.system.errors import Diverged, LeftAtOnce, UserError
+from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT
 from positron.train import train
 from positron.training.callbacks.checkpoints import Checkpoints
@@ -394,6 +396,19 @@ def test_the_forecast_of_a_run_that_continues_is_that_of_its_further_steps(tmp_p
         "steps 23 to 45",
         "the whole run",
     ]
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_run_records_how_many_bytes_of_its_text_are_validated(tmp_path, is_whole):
+    (tmp_path / "my.txt").write_text("".join(f"Line {i} of a text with é.\n\n" for i in range(300)), encoding="utf-8")
+    data = DataConfig(source="text", path=str(tmp_path / "my.txt"), dir=str(tmp_path / "data"), val_fraction=0.2)
+    config = tiny(tmp_path, data=data, train__max_steps=1, train__val_tokens=10_000 if is_whole else 100)
+    facts = train(config, tmp_path / "run")
+    files = token_files(Run(tmp_path / "run"), "val")
+    ids = files.read(0, files.n_tokens if is_whole else 101)
+    expected = files.token_bytes(load_tokenizer(Run(tmp_path / "run").tokenizer_folder))[ids[1:]].sum()
+    assert facts.val_bytes == pytest.approx(expected, abs=2)
+    assert (facts.val_bytes == files.n_bytes) == is_whole
 
 
 @pytest.mark.parametrize("stop_at", [None, 3])

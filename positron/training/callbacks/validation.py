@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -51,8 +52,10 @@ class Validation(L.Callback):
     objective returns further metrics, such as the reward in reinforcement learning; they are added, too.
     """
 
-    def __init__(self, objective: Objective, *, every: int) -> None:
-        self.objective, self.every = objective, every
+    def __init__(self, objective: Objective, *, every: int, note_length: Callable[[int], None]) -> None:
+        """Store the arguments. `note_length` is called once, with the length of the scored text in bytes."""
+        self.objective, self.every, self.note_length = objective, every, note_length
+        self._is_noted = False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Score the validation text and add the result to the metrics, if the model is to be validated after this step."""
@@ -60,6 +63,9 @@ class Validation(L.Callback):
             return
         score = validate(trainer, module, self.objective.validation(trainer.global_rank, trainer.world_size))
         module.metrics |= {"val/loss": score.loss, "val/bpb": score.bpb, "val/perplexity": score.perplexity}
+        if trainer.is_global_zero and not self._is_noted:
+            self.note_length(score.bytes)
+            self._is_noted = True
         module.metrics |= measures(trainer, module)
         floor_bits = self.objective.val_bits
         if floor_bits is not None and score.bytes == self.objective.val_bytes and score.is_below(floor_bits):
