@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,7 @@ def fit(
             raise
         finally:
             signals.can_save = False
+            _unwatch_other_processes()
             objective.close()
             try:
                 if session.is_first_rank:
@@ -213,6 +215,17 @@ def _train(
         with contextlib.suppress(FileNotFoundError):  # the user deleted it, which has ended the training
             os.chdir(here)
     return trainer.global_step
+
+
+def _unwatch_other_processes() -> None:
+    """Prevent Lightning from killing this process if one that it has started ends with an error.
+
+    The kill is meant for a process that would wait for the ended one forever. After a signal, a divergence or an error, each
+    process ends with an exit code other than 0, and the first one still writes the weights and the report.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":  # Lightning's; it calls its method `_run` every five seconds
+            vars(thread)["_run"] = lambda: True
 
 
 class Steps:

@@ -14,6 +14,7 @@ import torch
 from conftest import FAST, apart, side_by_side, tiny
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from torch import distributed
 from two_processes import TWO, as_torchrun
 
@@ -23,7 +24,7 @@ from positron.run.facts import Resolved
 from positron.run.folder import Run
 from positron.run.metrics import append_row, read_metrics
 from positron.system.disk import make_folder
-from positron.system.errors import Unreachable, UserError
+from positron.system.errors import Diverged, Unreachable, UserError
 from positron.system.ranks import _OF_PLACES, first_rank, local_rank
 from positron.train import train
 from positron.training import loop, resolve
@@ -257,6 +258,28 @@ def test_only_the_first_process_shows_the_error_of_a_lost_connection(tmp_path, m
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     expected = distributed.DistBackendError if is_first else Unreachable
     with pytest.raises(expected, match="NCCL" if is_first else "another process of this run ended; see its message"):
+        train(tiny(tmp_path), tmp_path / "run")
+
+
+def test_an_ended_process_kills_the_first_one_while_it_trains_but_not_while_it_writes_the_report(tmp_path, monkeypatch):
+    killed = []
+    ended = SimpleNamespace(poll=lambda: 143, returncode=143, pid=1, send_signal=lambda _: None)
+    observer = _ChildProcessObserver(os.getpid(), [ended], sleep_period=86400)
+    monkeypatch.setattr(observer, "_terminate_all", lambda: killed.append("while training"))
+    observer.start()
+
+    def diverge(*_):
+        observer._run()
+        assert killed == ["while training"]
+        raise Diverged("the loss is not finite")
+
+    def conclude(*_, **__):
+        assert observer._run()  # the observer ends
+        assert killed == ["while training"]
+
+    monkeypatch.setattr("positron.training.loop._train", diverge)
+    monkeypatch.setattr("positron.training.loop.conclude", conclude)
+    with pytest.raises(Diverged):
         train(tiny(tmp_path), tmp_path / "run")
 
 
