@@ -13,11 +13,13 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from positron.system.processes import is_alive
 from positron.system.threads import usable_cores
 
 if sys.platform == "win32":
@@ -25,9 +27,10 @@ if sys.platform == "win32":
 else:
     from multiprocessing.connection import Connection as PipeEnd
 
-__all__ = ["CHILDREN", "PipeEnd", "end_with_parent", "leave_interrupts_to_parent", "worker_processes"]
+__all__ = ["CHILDREN", "PipeEnd", "end_with", "end_with_parent", "leave_interrupts_to_parent", "worker_processes"]
 
 _MAX_ON_WINDOWS = 61  # ProcessPoolExecutor refuses more, because Windows waits for at most 63 objects at a time
+_LOOK_EVERY_S = 0.5
 
 
 class _ProcessWithoutMain(SpawnProcess):
@@ -81,4 +84,20 @@ def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def end_with(pid: int) -> None:
+    """Make this process exit within a second after the process `pid`, its parent, has ended, even if the parent was killed.
+
+    Call this in a child process that `subprocess` has started. In one that `multiprocessing` has started, call
+    `end_with_parent`.
+    """
+    threading.Thread(target=_watch, args=[pid, os.getppid()], daemon=True).start()
+
+
+def _watch(pid: int, parent: int) -> None:
+    # a killed process is alive until its own parent has noticed its end; on Windows, the id of the parent never changes
+    while is_alive(pid) and os.getppid() == parent:
+        time.sleep(_LOOK_EVERY_S)
     os._exit(1)

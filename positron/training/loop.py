@@ -30,6 +30,7 @@ from positron.run.folder import Run
 from positron.run.history import cut_after
 from positron.run.metrics import best_so_far, read_metrics
 from positron.run.provenance import read_provenance, record_start
+from positron.system.children import end_with
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachable, UserError
 from positron.system.formatting import counted
 from positron.system.paths import without_home
@@ -67,6 +68,8 @@ from positron.training.trackers.open import open_trackers
 from positron.training.trackers.tracker import Tracker
 
 logger = logging.getLogger(__name__)
+
+_STARTER = "POSITRON_STARTER"  # the id of the process that has started the others of its run on this machine
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,7 @@ def _train(
     trainer = _trainer(session, plan, _callbacks(located, plan, objective, tokenizer, records, ends, callbacks))
     others = plan.world_size - 1
     if others:
+        _end_with_starter(trainer)
         variables = variables_of_places()
         reason = f" (the environment has {variables})" if variables else ""
         logger.info(f"waiting for {counted(others, 'other process', 'other processes')}{reason}; Ctrl-C ends the run")
@@ -215,6 +219,20 @@ def _train(
         with contextlib.suppress(FileNotFoundError):  # the user deleted it, which has ended the training
             os.chdir(here)
     return trainer.global_step
+
+
+def _end_with_starter(trainer: L.Trainer) -> None:
+    """Make this process exit when the process that has started it with Lightning ends.
+
+    In the process that starts the others, only set the environment variable from which they know its id. If torchrun or SLURM
+    starts the processes, do nothing.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    starter = os.environ.get(_STARTER)
+    if environment is not None and not environment.creates_processes_externally:
+        os.environ[_STARTER] = str(os.getpid())
+    elif starter is not None and starter != str(os.getpid()):
+        end_with(int(starter))
 
 
 def _unwatch_other_processes() -> None:

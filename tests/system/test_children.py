@@ -1,6 +1,7 @@
 """Child processes: they do not run the script of the user that starts them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,17 @@ process.join()
 print("exit code", process.exitcode)
 """
 
+WATCHING = """
+import os, time
+
+from positron.system.children import end_with
+
+end_with(os.getppid())
+print("watching", flush=True)
+time.sleep(30)
+print("still here")
+"""
+
 TRAINING = """
 import positron
 from positron.data import shards
@@ -34,6 +46,19 @@ def test_a_child_does_not_run_a_script_that_has_no_main_guard(tmp_path: Path) ->
     (tmp_path / "script.py").write_text(SCRIPT)
     result = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
     assert sorted(result.stdout.splitlines()) == ["exit code 0", "the child runs", "the script runs"], result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_child_of_subprocess_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(WATCHING)
+    start = "import subprocess, sys; subprocess.run([sys.executable, 'child.py'])"
+    command = [sys.executable, "-c", start]
+    parent = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "watching\n"
+    parent.send_signal(signal.SIGKILL)
+    assert parent.stdout.read() == ""  # the child has closed it, too; without `end_with`, it would print a line
+    assert parent.wait() == -signal.SIGKILL
 
 
 def test_no_more_processes_than_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
