@@ -5,8 +5,10 @@ import functools
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +17,16 @@ import numpy as np
 import pytest
 import torch
 from composing import composed
+from torch import distributed
 
 import positron
 from positron.cli.python_arguments import as_word, full_name
 from positron.cli.request import compose_request
-from positron.system.errors import UserError
+from positron.cli.sweeps import run_config
+from positron.system import caller
+from positron.system.errors import Diverged, UserError
+from positron.system.ranks import _OF_PLACES, STARTER
+from positron.train import configure
 
 TINY = {
     "model": "debug",
@@ -267,6 +274,87 @@ def test_ctrl_c_ends_a_training_and_another_signal_the_whole_program():
         positron.train(**STORIES, name="t", callbacks=[Stop(signal.SIGTERM)])
     assert end.value.code == 128 + signal.SIGTERM
     assert positron.Run(Path("outputs/t")).facts().status == "stopped"
+
+
+@pytest.fixture
+def no_launcher(monkeypatch):
+    for key in (*_OF_PLACES, "SLURM_STEP_NUM_TASKS", caller._STARTED_FOR):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "program.py", raising=False)
+    monkeypatch.setattr(caller, "_calls", Counter())
+
+
+def call(name, train):
+    """Call `positron.train` on two devices, with `train` in place of the training."""
+    words = ["model=debug", f"name={name}", "device=cpu", "device.devices=2", "device.strategy=ddp"]
+    return run_config("train", words, configure, lambda *_: train())
+
+
+@pytest.mark.usefixtures("no_launcher")
+@pytest.mark.parametrize("error", [None, Diverged("the loss is not finite")])
+def test_a_training_in_several_processes_leaves_neither_variables_nor_connections(folder, error):
+    def train():
+        os.environ |= {"LOCAL_RANK": "0", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        os.environ |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "7", STARTER: "1"}  # as Lightning and the loop do
+        distributed.init_process_group("gloo", f"{folder.as_uri()}/meet", world_size=1, rank=0)
+        if error is not None:
+            raise error
+
+    before = dict(os.environ)
+    with contextlib.nullcontext() if error is None else pytest.raises(Diverged):
+        call("two", train)
+    assert dict(os.environ) == before
+    assert not distributed.is_initialized()
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_a_process_started_for_a_training_leaves_out_those_before_it_and_the_rest_of_the_program(monkeypatch):
+    started_for = []
+    call("a", lambda: None)
+    call("b", lambda: None)
+    call("a", lambda: started_for.append(os.environ[caller._STARTED_FOR]))
+    monkeypatch.setattr(caller, "_calls", Counter())  # the program begins again
+    monkeypatch.setenv(caller._STARTED_FOR, *started_for)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    trained = []
+    assert call("a", lambda: trained.append("a")).folder.name == "a"
+    assert call("b", lambda: trained.append("b")).folder.name == "b"
+    with pytest.raises(SystemExit) as end:
+        call("a", lambda: trained.append("a again"))
+    assert (end.value.code, trained) == (0, ["a again"])
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_several_processes_are_refused_where_no_program_can_be_started_again(monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(UserError, match=r"2 processes needs a program in a file.*write the call to a file"):
+        call("two", lambda: None)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    call("two", lambda: None)
+
+
+TWICE = """
+import os
+import sys
+
+import positron
+
+settings = dict(model="debug", tokenizer="char", size_mb=0.2, **{"train.batch_tokens": 512, "device": "cpu"})
+settings |= {"val_tokens": 1000, "context_length": 32, "d_model": 32, "sample_tokens": 8}
+for devices, steps in ((2, 2), (1, 3), (2, 4)):
+    strategy = {"device.devices": devices, "device.strategy": "ddp"} if devices > 1 else {}
+    run = positron.train(**settings, **strategy, name=f"on{devices}", max_steps=4, stop_at=steps)
+    if os.environ.get("LOCAL_RANK") is None:
+        print(run.folder.name, run.facts().step)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_can_train_on_two_devices_and_one_in_turn(folder):
+    (folder / "program.py").write_text(TWICE)
+    result = subprocess.run([sys.executable, "program.py"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["on2 2", "on1 3", "on2 4"], result.stderr
 
 
 @pytest.mark.parametrize("value", [np.int64(3), np.array(3), torch.tensor(3)])

@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,13 @@ from positron.run.find import numbered_folders
 from positron.run.folder import Run
 from positron.run.paths import JOB
 from positron.settings import Recipe
-from positron.system.caller import unchanged_state
+from positron.system.caller import is_for_another, name_training, other_processes, unchanged_state
 from positron.system.disk import make_folder, read_json, write_json
 from positron.system.errors import Interrupted, LeftAtOnce, UserError
 from positron.system.exits import describe, despite_closed_output
 from positron.system.locks import lock
 from positron.system.paths import relative_to_here
-from positron.system.ranks import first_rank
+from positron.system.ranks import first_rank, refuse_without_script
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -109,8 +110,13 @@ def run_config(
         request = compose_request(recipe, overrides)
     config, folder = request.settle(configure)
     result = folder.absolute()  # the program may change its current folder afterwards, or in a callback
+    training = name_training(result)
+    if is_for_another(training):
+        return Run(result)
+    refuse_without_script(config.device.processes)
+    is_alone = config.device.num_nodes == 1  # with several machines, each process runs the whole program
     try:
-        with unchanged_state():
+        with unchanged_state(), other_processes(training) if is_alone else nullcontext():
             train(config, folder, make_callbacks(request.callbacks), request.asked)
     except Interrupted as stop:
         if not stop.is_ctrl_c:

@@ -1,10 +1,29 @@
-"""Separate a call of Positron from the Python program that calls it: neither changes the state of the other."""
+"""Separate a call of Positron from the Python program that calls it: neither changes the state of the other.
+
+Without a launcher such as torchrun, Lightning starts further processes of a training by starting the program again. Such a
+process leaves out all trainings before the one for which it was started, and ends after that one.
+"""
 
 from __future__ import annotations
 
+import os
 import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from positron.system.errors import Diverged, Interrupted
+from positron.system.exits import errors_as_one_line
+from positron.system.ranks import STARTER
+
+_STARTED_FOR = "POSITRON_STARTED_FOR"  # the training for which Lightning starts the program again
+_SET_FOR_PROCESSES = (
+    *("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"),  # by Lightning
+    *("OMP_NUM_THREADS", STARTER, _STARTED_FOR),
+)
+
+_calls: Counter[Path] = Counter()
 
 
 @contextmanager
@@ -66,3 +85,54 @@ def _without_autocast() -> Iterator[None]:
             torch.set_autocast_enabled(device, True)
         for _ in range(depth):
             torch.autocast_increment_nesting()
+
+
+def name_training(folder: Path) -> str:
+    """Return a name for the training that begins now in `folder`, which has the same name in a process started for it."""
+    _calls[folder] += 1
+    return f"{_calls[folder]} {folder}"
+
+
+def is_for_another(training: str) -> bool:
+    """Tell whether Lightning has started this program again for another training than `training`."""
+    return _is_started_again() and os.environ[_STARTED_FOR] != training
+
+
+def _is_started_again() -> bool:
+    return _STARTED_FOR in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+@contextmanager
+def other_processes(training: str) -> Iterator[None]:
+    """Remove what the other processes of `training` leave: variables of the environment, and the group of torch.distributed.
+
+    If Lightning has started this process for the training, the end of the block exits, so that the rest of the program runs
+    only once.
+    """
+    if _is_started_again():
+        with errors_as_one_line():
+            yield
+        raise SystemExit(0)
+    before = {name: os.environ.get(name) for name in _SET_FOR_PROCESSES}
+    os.environ[_STARTED_FOR] = training
+    try:
+        yield
+    except (Interrupted, Diverged):
+        _disconnect(before)
+        raise
+    else:
+        _disconnect(before)
+    finally:  # after another error, a process may still wait for this one, and torch would wait for it
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _disconnect(before: dict[str, str | None]) -> None:
+    """Disconnect this process from those that Lightning has started; `before` is the environment before it did so."""
+    from torch import distributed
+
+    if "LOCAL_RANK" in os.environ and before["LOCAL_RANK"] is None and distributed.is_initialized():
+        distributed.destroy_process_group()

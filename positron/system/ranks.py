@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from positron.system.errors import UserError
 
@@ -14,6 +15,7 @@ _OF_PLACES = (
     *("SLURM_NTASKS_PER_NODE", "SLURM_NNODES", "SLURM_NODEID", "SLURM_PROCID", "SLURM_LOCALID", "LSB_JOBID"),
     *("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MASTER_ADDR", "MASTER_PORT"),
 )
+STARTER = "POSITRON_STARTER"  # the id of the process that has started the others of its run on this machine
 
 
 def is_torchrun() -> bool:
@@ -57,6 +59,23 @@ def started_together() -> int:
     names = ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]  # srun sets the first; sbatch does not
     numbers = [os.environ.get(name, "") for name in (*names, *(["WORLD_SIZE"] if is_torchrun() else []))]
     return max((int(number) for number in numbers if number.isdecimal()), default=1)
+
+
+def refuse_without_script(processes: int) -> None:
+    """Raise UserError if Lightning would have to start a program again that is not in a file.
+
+    Without a launcher such as torchrun, Lightning starts further processes of a training (`processes` is the number of all) by
+    starting the program of this process again. This is impossible in a notebook, at a prompt and with `python -c`.
+    """
+    main = sys.modules["__main__"]
+    has_script = hasattr(main, "__file__") and not hasattr(sys, "ps1") and not sys.flags.interactive
+    is_launched = any(name in os.environ for name in ("LOCAL_RANK", *_SET_BY_LAUNCHERS))
+    if processes > 1 and not has_script and not is_launched:
+        raise UserError(
+            f"a training in {processes} processes needs a program in a file, which is started again for each further process; "
+            "it cannot begin in a notebook, at a prompt or with python -c: write the call to a file and run this file, or give "
+            "device.devices=1"
+        )
 
 
 def variables_of_places() -> str:

@@ -34,7 +34,7 @@ from positron.system.children import end_with
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachable, UserError
 from positron.system.formatting import counted
 from positron.system.paths import without_home
-from positron.system.ranks import variables_of_places
+from positron.system.ranks import STARTER, variables_of_places
 from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks.agreement import Agreement
 from positron.training.callbacks.checkpoints import Checkpoints, WholeCheckpointIO, complete_best
@@ -68,8 +68,6 @@ from positron.training.trackers.open import open_trackers
 from positron.training.trackers.tracker import Tracker
 
 logger = logging.getLogger(__name__)
-
-_STARTER = "POSITRON_STARTER"  # the id of the process that has started the others of its run on this machine
 
 
 @dataclass(frozen=True)
@@ -228,9 +226,9 @@ def _end_with_starter(trainer: L.Trainer) -> None:
     starts the processes, do nothing.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    starter = os.environ.get(_STARTER)
+    starter = os.environ.get(STARTER)
     if environment is not None and not environment.creates_processes_externally:
-        os.environ[_STARTER] = str(os.getpid())
+        os.environ[STARTER] = str(os.getpid())
     elif starter is not None and starter != str(os.getpid()):
         end_with(int(starter))
 

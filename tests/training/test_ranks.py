@@ -25,7 +25,7 @@ from positron.run.folder import Run
 from positron.run.metrics import append_row, read_metrics
 from positron.system.disk import make_folder
 from positron.system.errors import Diverged, Unreachable, UserError
-from positron.system.ranks import _OF_PLACES, first_rank, local_rank
+from positron.system.ranks import _OF_PLACES, STARTER, first_rank, local_rank
 from positron.train import train
 from positron.training import loop, resolve
 from positron.training.callbacks.agreement import refuse_different_plans
@@ -264,16 +264,16 @@ def test_only_the_first_process_shows_the_error_of_a_lost_connection(tmp_path, m
 def test_a_process_that_lightning_has_started_ends_with_the_one_that_started_it(tmp_path, monkeypatch):
     watched = []
     monkeypatch.setattr(loop, "end_with", watched.append)
-    monkeypatch.setenv(loop._STARTER, "1")
-    monkeypatch.delenv(loop._STARTER)  # restored after the test
+    monkeypatch.setenv(STARTER, "1")
+    monkeypatch.delenv(STARTER)  # restored after the test
     trainer = trainer_of_two(tmp_path)
     loop._end_with_starter(trainer)
-    assert (watched, os.environ[loop._STARTER]) == ([], str(os.getpid()))
+    assert (watched, os.environ[STARTER]) == ([], str(os.getpid()))
     monkeypatch.setenv("LOCAL_RANK", "0")  # Lightning sets it when it starts the others
     loop._end_with_starter(trainer)  # in the process that Lightning has made the first
     assert watched == []
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv(loop._STARTER, "7")
+    monkeypatch.setenv(STARTER, "7")
     loop._end_with_starter(trainer)
     assert watched == [7]
 
@@ -282,7 +282,7 @@ def test_under_torchrun_no_process_watches_another(tmp_path, monkeypatch):
     for key, value in {**TORCHRUN, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(key, value)
     loop._end_with_starter(trainer_of_two(tmp_path))
-    assert loop._STARTER not in os.environ
+    assert STARTER not in os.environ
 
 
 def test_an_ended_process_kills_the_first_one_while_it_trains_but_not_while_it_writes_the_report(tmp_path, monkeypatch):
