@@ -103,7 +103,7 @@ def fit(
     run = session.run
     trackers: list[Tracker] = []
     status, error, reason = "failed", None, None
-    with Signals() as signals:
+    with Signals(has_others=session.config.device.processes > 1) as signals:
         try:
             was_pruned, reason = is_pruned(session, plan), why_it_is_over(session, plan, objective)
             if session.is_first_rank:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import _thread
 import contextlib
 import logging
+import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -17,6 +20,9 @@ from positron.system.errors import Interrupted, LeftAtOnce
 logger = logging.getLogger(__name__)
 
 AGAIN_S = 0.01  # after this time the finalizer in which a signal arrived has ended
+PATIENCE_S = (
+    1.5  # after this time, Python would have called the handler if the main thread did not wait for another process
+)
 
 
 if sys.platform == "win32":
@@ -31,21 +37,34 @@ class Signals:
     If `can_save` is True, the first signal only sets `received`, and a second one raises LeftAtOnce. If `can_save` is False,
     the first signal raises LeftAtOnce.
 
+    Python calls a handler only in the main thread, and not while this thread waits for another process of the training. If
+    `has_others` is True, the training has other processes: a second thread then receives the signals, too. If the main thread
+    does not handle the second signal, because another process does not answer, this thread ends the process.
+
     Windows has SIGBREAK and not SIGHUP. If the window of a process is closed on Windows, the process ends before Python can
     handle a signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_others: bool = False) -> None:
+        self.has_others = has_others
         self.received = 0  # the number of the first signal, or 0; the training checks it at places where it can end
         self.can_save = False  # true while a training runs that checks `received`
         self._is_held = False
         self._waiting = 0  # the number of a signal that arrived inside a `held` block
         self._handlers: dict[int, Any] = {}
         self._hook = sys.unraisablehook
+        self._handled, self._handled_at = 0, 0.0  # how many signals the main thread has handled, and when the last one
+        self._numbers: socket.socket | None = None  # Python writes the number of each signal to it
+        self._previous_fd = -1
 
     def __enter__(self) -> Signals:
         self._hook, sys.unraisablehook = sys.unraisablehook, self._send_again
         self.install()
+        if self.has_others and self._handlers:
+            arriving, self._numbers = socket.socketpair()
+            self._numbers.setblocking(False)
+            self._previous_fd = signal.set_wakeup_fd(self._numbers.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._end_without_answer, args=[arriving], daemon=True).start()
         return self
 
     def install(self) -> None:
@@ -72,6 +91,10 @@ class Signals:
             signal.signal(signum, signal.SIG_DFL)
 
     def __exit__(self, *_: Any) -> None:
+        if self._numbers is not None:
+            signal.set_wakeup_fd(self._previous_fd)
+            self._numbers.close()  # ends the thread
+            self._numbers = None
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers = {}
@@ -89,7 +112,22 @@ class Signals:
         else:
             self._hook(ignored)
 
+    def _end_without_answer(self, arriving: socket.socket) -> None:
+        """End the process after the second signal that `arriving` receives, if the main thread does not handle it."""
+        count = 0
+        with arriving:
+            while number := arriving.recv(1):
+                count += number[0] in _HANDLED
+                arrived_at = time.monotonic()
+                if count > 1 and number[0] in _HANDLED:
+                    time.sleep(PATIENCE_S)
+                    # two signals that arrive at the same time may be handled as one
+                    is_unhandled = self._handled < count and self._handled_at < arrived_at
+                    if self._numbers is not None and is_unhandled:
+                        os._exit(128 + number[0])
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._handled, self._handled_at = self._handled + 1, time.monotonic()
         if self._is_held:
             self._waiting = signum
         elif self.received or not self.can_save:

@@ -3,10 +3,14 @@
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
+import threading
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import FAST, PATIENCE, CommandProcess
@@ -15,6 +19,7 @@ from windows import as_on_windows
 
 from positron.system.errors import Interrupted, LeftAtOnce
 from positron.system.ranks import first_rank
+from positron.training import signals
 from positron.training.signals import Signals
 
 if sys.platform == "win32":
@@ -137,6 +142,65 @@ def test_a_signal_in_a_finalizer_is_obeyed_after_it_and_prints_nothing(capsys):
             wait_in_python()
     assert left.value.exit_code == 130
     assert capsys.readouterr().err == ""
+
+
+BLOCKED = """
+import hashlib
+
+from positron.training import signals
+
+signals.PATIENCE_S = 0.1
+with signals.Signals(has_others=True) as received:
+    received.can_save = True
+    print("blocked", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # as in a collective, no handler is called
+"""
+
+
+def test_of_several_processes_one_that_waits_for_another_forever_ends_at_the_second_signal(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", BLOCKED], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "blocked\n"
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # not SIGINT, because the system may join two equal signals
+    try:
+        process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+def test_signals_that_python_handles_do_not_end_one_of_several_processes_without_a_report(monkeypatch):
+    read, ended = [], []
+
+    def monotonic():
+        read.append(threading.current_thread())  # the thread that receives the signals calls it for each of them
+        return time.monotonic()
+
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=monotonic, sleep=lambda _: None))
+    monkeypatch.setattr(os, "_exit", ended.append)
+    mine, other = socket.socketpair()
+    mine.setblocking(False)
+    previous_fd, previous = signal.set_wakeup_fd(mine.fileno()), signal.signal(signal.SIGUSR1, lambda *_: None)
+    threads = set(threading.enumerate())
+    try:
+        with Signals(has_others=True) as received:
+            received.can_save = True
+            (thread,) = set(threading.enumerate()) - threads
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(LeftAtOnce):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)  # is received after it is decided what the second signal does
+            while read.count(thread) < 3:
+                time.sleep(0.005)
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        assert ended == []
+    finally:
+        assert signal.set_wakeup_fd(previous_fd) == mine.fileno()
+        signal.signal(signal.SIGUSR1, previous)
+        mine.close()
+        other.close()
 
 
 def test_nohup_keeps_its_promise():
