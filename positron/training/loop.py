@@ -45,6 +45,7 @@ from positron.training.callbacks.metrics_log import MetricsLog
 from positron.training.callbacks.overfitting import Overfitting
 from positron.training.callbacks.progress import Progress
 from positron.training.callbacks.samples import Samples
+from positron.training.callbacks.stopping import CommonEnd
 from positron.training.callbacks.validation import Validation
 from positron.training.compiling import compile_in_place
 from positron.training.conclude import conclude, log_how_to_continue
@@ -367,6 +368,7 @@ def _callbacks(
         *[callback for callback in (ends.patience, ends.pruning) if callback is not None],
         *monitors,
         *of_the_user,
+        *([CommonEnd(bool(of_the_user))] if plan.world_size > 1 else []),
         MetricsLog(run.folder, clock, records.trackers, intervals=intervals, speed=speed),
         Divergence(vocab_size=tokenizer.vocab_size, objective=objective, is_last=is_last),
         samples,

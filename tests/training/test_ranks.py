@@ -29,6 +29,7 @@ from positron.system.ranks import _OF_PLACES, STARTER, first_rank, local_rank
 from positron.train import train
 from positron.training import loop, resolve
 from positron.training.callbacks.agreement import refuse_different_plans
+from positron.training.callbacks.stopping import CommonEnd
 from positron.training.device import (
     Machine,
     choose_machine,
@@ -324,6 +325,44 @@ def test_the_last_line_of_the_other_processes_points_to_the_one_that_failed(tmp_
     first, second = as_torchrun(start, "train", *settings, code=1)
     assert "positron: ValueError: the reason" in first.err.splitlines()[-1]
     assert second.err.splitlines()[-1] == "positron: another process of this run ended; see its message"
+
+
+STOPPING = """
+import lightning
+
+
+class Stop(lightning.Callback):
+    def __init__(self, hook):
+        setattr(self, hook, self.stop)
+
+    def stop(self, trainer, *_):
+        if trainer.global_rank == 1 and trainer.global_step == 2:
+            trainer.should_stop = True
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hook", "step"), [("on_train_batch_start", 3), ("on_train_batch_end", 2)])
+def test_a_callback_that_stops_one_process_stops_all_of_them_after_the_same_step(tmp_path, start, hook, step):
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    callback = ("callbacks.stop._target_=stopping.Stop", f"callbacks.stop.hook={hook}")
+    as_torchrun(start, "train", "model=debug", *FAST, *TWO, "name=run", "train.max_steps=5", *callback)
+    facts = Run(tmp_path / "outputs" / "run").facts()
+    assert (facts.status, facts.step) == ("stopped", step)
+
+
+def test_the_processes_of_a_run_without_callbacks_of_the_user_do_not_ask_each_other_whether_one_has_stopped():
+    asked = []
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda value, all: asked.append(value) or any(asked))
+    trainer = SimpleNamespace(strategy=strategy, should_stop=False)
+    end = CommonEnd(has_callbacks=False)
+    end.on_train_start(trainer)
+    end.on_train_batch_end(trainer)
+    assert (asked, trainer.should_stop) == ([False], False)
+    asked.append(True)  # another process has callbacks, and one of them has stopped its trainer
+    end.on_train_start(trainer)
+    end.on_train_batch_end(trainer)
+    assert trainer.should_stop
 
 
 def test_the_peak_of_matrix_products_is_measured_on_the_own_device(monkeypatch):

@@ -40,7 +40,8 @@ class Stopping(L.Callback):
         self._last_end = now
         stop = self.max_seconds is not None and now - self.started + 1.5 * self._longest_step > self.max_seconds
         if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            # a callback of the user may have stopped the trainer of one process before this hook
+            stop = trainer.strategy.reduce_boolean_decision(stop or trainer.should_stop, all=False)
             if trainer.strategy.reduce_boolean_decision(bool(self.signals.received), all=False):
                 self.signals.received = self.signals.received or signal.SIGTERM  # another process received it
                 stop = True
@@ -50,3 +51,23 @@ class Stopping(L.Callback):
     def on_train_end(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
         """Raise Interrupted if a signal was received."""
         self.signals.leave()
+
+
+class CommonEnd(L.Callback):
+    """Stop the trainers of all processes after a step if a callback of the user has stopped the trainer of one of them.
+
+    The other processes would otherwise wait forever for the one that has ended. `has_callbacks`: whether the user has given
+    callbacks to this process. Without any, the processes exchange nothing.
+    """
+
+    def __init__(self, has_callbacks: bool) -> None:
+        self.is_needed = has_callbacks
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Find out whether any process has callbacks of the user; a program may give them to one process only."""
+        self.is_needed = trainer.strategy.reduce_boolean_decision(self.is_needed, all=False)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Stop the trainer of this process if that of any process is stopped."""
+        if self.is_needed:
+            trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
