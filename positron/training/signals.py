@@ -20,9 +20,7 @@ from positron.system.errors import Interrupted, LeftAtOnce
 logger = logging.getLogger(__name__)
 
 AGAIN_S = 0.01  # after this time the finalizer in which a signal arrived has ended
-PATIENCE_S = (
-    1.5  # after this time, Python would have called the handler if the main thread did not wait for another process
-)
+PATIENCE_S = 1.5  # after this time Python has called the handler, unless the main thread waits for another process
 
 
 if sys.platform == "win32":
