@@ -26,11 +26,12 @@ PATIENCE_S = 1.5  # after this time Python has called the handler, unless the ma
 if sys.platform == "win32":
     _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK)
 else:
-    _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # clusters can send SIGUSR1 some time before the time limit of a job
+    _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Signals:
-    """Handle SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed) and SIGBREAK (Ctrl-Break) inside a `with` block.
+    """Handle SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 and SIGBREAK (Ctrl-Break) in a `with` block.
 
     If `can_save` is True, the first signal only sets `received`, and a second one raises LeftAtOnce. If `can_save` is False,
     the first signal raises LeftAtOnce.
@@ -39,8 +40,8 @@ class Signals:
     `has_others` is True, the training has other processes: a second thread then receives the signals, too. If the main thread
     does not handle the second signal, because another process does not answer, this thread ends the process.
 
-    Windows has SIGBREAK and not SIGHUP. If the window of a process is closed on Windows, the process ends before Python can
-    handle a signal.
+    Windows has SIGBREAK, but neither SIGHUP nor SIGUSR1. If the window of a process is closed on Windows, the process ends
+    before Python can handle a signal.
     """
 
     def __init__(self, has_others: bool = False) -> None:

@@ -40,7 +40,7 @@ def under_way(training, folder: Path, rows: int = 5) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGINT", 130), ("SIGUSR1", 138), ("SIGTERM", 143)])
 def test_a_signal_saves_the_last_whole_step_and_says_how_to_continue(tmp_path, start, name, code):
     folder = tmp_path / "outputs" / "long"
     training = start("train", *command("long", *ENDLESS))
@@ -146,13 +146,14 @@ def test_a_signal_in_a_finalizer_is_obeyed_after_it_and_prints_nothing(capsys):
 
 BLOCKED = """
 import hashlib
+import threading
 
 from positron.training import signals
 
 signals.PATIENCE_S = 0.1
 with signals.Signals(has_others=True) as received:
     received.can_save = True
-    print("blocked", flush=True)
+    threading.Timer(0.5, print, ["blocked"], {"flush": True}).start()  # while the main thread is in the next line
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # as in a collective, no handler is called
 """
 
@@ -181,7 +182,7 @@ def test_signals_that_python_handles_do_not_end_one_of_several_processes_without
     monkeypatch.setattr(os, "_exit", ended.append)
     mine, other = socket.socketpair()
     mine.setblocking(False)
-    previous_fd, previous = signal.set_wakeup_fd(mine.fileno()), signal.signal(signal.SIGUSR1, lambda *_: None)
+    previous_fd, previous = signal.set_wakeup_fd(mine.fileno()), signal.signal(signal.SIGUSR2, lambda *_: None)
     threads = set(threading.enumerate())
     try:
         with Signals(has_others=True) as received:
@@ -190,7 +191,7 @@ def test_signals_that_python_handles_do_not_end_one_of_several_processes_without
             os.kill(os.getpid(), signal.SIGINT)
             with pytest.raises(LeftAtOnce):
                 os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGUSR1)  # is received after it is decided what the second signal does
+            os.kill(os.getpid(), signal.SIGUSR2)  # is received after it is decided what the second signal does
             while read.count(thread) < 3:
                 time.sleep(0.005)
         thread.join(PATIENCE)
@@ -198,7 +199,7 @@ def test_signals_that_python_handles_do_not_end_one_of_several_processes_without
         assert ended == []
     finally:
         assert signal.set_wakeup_fd(previous_fd) == mine.fileno()
-        signal.signal(signal.SIGUSR1, previous)
+        signal.signal(signal.SIGUSR2, previous)
         mine.close()
         other.close()
 
