@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +39,15 @@ INSTEAD = "give --text FILE to measure on a text of your choice"
 class Lossy(str):
     """Hold a text with � in place of unknown tokens.
 
-    `n_bytes` is the size of the original text in bytes, or None if it is not known.
+    `n_bytes` is the size of the original text in bytes, or None if it is not known. `ids` are the token ids from which the text
+    was decoded, `ends` has the number of characters of the text up to the end of each token, and `tokenizer_hash` identifies
+    the tokenizer. `ids` and `ends` are empty, and the hash is None, if the text was not decoded from tokens.
     """
 
     n_bytes: int | None = None
+    ids: Sequence[int] = ()
+    ends: Sequence[int] = ()
+    tokenizer_hash: str | None = None
 
 
 class Beginning(Lossy):
@@ -132,10 +138,10 @@ def texts_of_run(run: Run, split: str, limit: int, instead: str = INSTEAD) -> li
     # Three tokens have at least one byte of text: one may be an end-of-text token, and one a SentencePiece blank without text.
     ids = files.read(0, min(files.n_tokens, max(3 * limit, MIN_TOKENS_READ) if limit else files.n_tokens))
     cuts = [*np.flatnonzero(ids == end), *([len(ids)] if len(ids) == files.n_tokens else [])]
-    lengths = files.token_bytes(tokenizer)
-    texts = [_decoded(tokenizer, ids[a + 1 : b], lengths) for a, b in pairwise(cuts)]
+    lengths, tokenizer_hash = files.token_bytes(tokenizer), tokenizer.hash
+    texts = [_decoded(tokenizer, tokenizer_hash, ids[a + 1 : b], lengths) for a, b in pairwise(cuts)]
     if len(ids) < files.n_tokens:  # the last document is cut, and its last characters may be incomplete
-        last = _decoded(tokenizer, ids[cuts[-1] + 1 :], lengths)
+        last = _decoded(tokenizer, tokenizer_hash, ids[cuts[-1] + 1 :], lengths)
         texts.append(_beginning(last, max(0, len(last) - TORN_CHARACTERS)))
     texts = up_to(texts, limit)
     if not texts:
@@ -176,17 +182,33 @@ def size_of(text: str) -> int:
     return len(text.encode("utf-8")) if original is None else original
 
 
-def _decoded(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> str:
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each text, without special tokens.
+
+    A `Lossy` text that was decoded with this tokenizer gets the ids from which it was decoded. Its � cannot be encoded again,
+    because the vocabulary may contain this character.
+    """
+    tokenizer_hash = tokenizer.hash
+    encoded = tokenizer.encode_batch([str(text) for text in texts])
+    return [
+        list(text.ids) if isinstance(text, Lossy) and text.tokenizer_hash == tokenizer_hash else ids
+        for text, ids in zip(texts, encoded, strict=True)
+    ]
+
+
+def _decoded(tokenizer: Tokenizer, tokenizer_hash: str, ids: np.ndarray, lengths: np.ndarray) -> str:
     """Decode token ids. The result has � in place of each unknown token.
 
     If there is an unknown token, the result is a `Lossy`, a str with the size of the original text in bytes. This size is an
     estimate from `lengths` (V,), the mean number of bytes of text that each id of the vocabulary stands for.
     """
+    ids = ids[ids != tokenizer.end_ids[0]]  # scoring appends it to each whole document
     text = tokenizer.decode(ids.tolist())
     if not tokenizer.has_unknown or not (ids == 0).any():
         return text
-    lossy = Lossy(text)
-    lossy.n_bytes = round(lengths[ids].sum())
+    lossy, decoder = Lossy(text), StreamDecoder(tokenizer)
+    lossy.n_bytes, lossy.tokenizer_hash, lossy.ids = round(lengths[ids].sum()), tokenizer_hash, ids.tolist()
+    lossy.ends = list(accumulate(len(decoder.push(i)) for i in lossy.ids))
     return lossy
 
 
@@ -211,9 +233,16 @@ def up_to(texts: list[str], limit: int) -> list[str]:
 
 
 def _beginning(text: str, characters: int) -> Beginning:
+    """Return the first `characters` characters of a text; of a text with stored ids, the tokens that lie within them."""
+    tokens = 0
+    if isinstance(text, Lossy) and text.ids:
+        tokens = max(1, bisect_right(text.ends, characters))
+        characters = text.ends[tokens - 1]
     beginning = Beginning(text[:characters])
     if isinstance(text, Lossy) and text.n_bytes is not None:
         beginning.n_bytes = round(text.n_bytes * characters / max(1, len(text)))
+        beginning.ids, beginning.ends = text.ids[:tokens], text.ends[:tokens]
+        beginning.tokenizer_hash = text.tokenizer_hash
     return beginning
 
 

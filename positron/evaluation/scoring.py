@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from positron.config import IGNORE
-from positron.evaluation.eval_texts import Beginning, size_of
+from positron.evaluation.eval_texts import Beginning, encode_texts, size_of
 from positron.evaluation.score import Score
 from positron.evaluation.statistics import t95
 from positron.model.ensemble import Ensemble, context_of, mean_losses
@@ -154,7 +154,7 @@ def _cut(tokenizer: Tokenizer, texts: Sequence[str], context: int, stride: int |
     if not 1 <= stride <= context:
         raise UserError(f"--stride must be between 1 and the context length {context}, not {stride}")
     begin, end = tokenizer.special_id(END_OF_TEXT), tokenizer.end_ids[0]
-    encoded = tokenizer.encode_batch([str(text) for text in texts])
+    encoded = encode_texts(tokenizer, texts)
     documents = [
         sliding_windows([begin, *ids] if isinstance(text, Beginning) else [begin, *ids, end], context, stride)
         for text, ids in zip(texts, encoded, strict=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from positron.config import IGNORE
+from positron.evaluation.eval_texts import encode_texts
 from positron.inspection.ablation import ablated
 from positron.inspection.inside import look_inside
 from positron.inspection.lookdata import HeadScore, Part, Scores
@@ -149,7 +150,7 @@ def _attention(model: GPT, rows: Tensor) -> Tensor:
 def _documents(texts: list[str], tokenizer: Tokenizer, limit: int) -> list[list[int]]:
     """Return at most `limit` ids for each text that is not empty: the token that begins a document, then the text."""
     begin = tokenizer.special_id(END_OF_TEXT)
-    return [[begin, *ids][:limit] for ids in tokenizer.encode_batch([str(text) for text in texts]) if ids]
+    return [[begin, *ids][:limit] for ids in encode_texts(tokenizer, texts) if ids]
 
 
 def _costs(model: GPT, documents: list[list[int]]) -> tuple[dict[tuple[int, int | Part], float], float | None]:

@@ -10,7 +10,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,14 +23,14 @@ from positron.data import files
 from positron.data.corpus import is_made_of, prepare
 from positron.data.shards import TokenFiles, verify
 from positron.evaluation.corpus_report import tokenizer_report
-from positron.evaluation.eval_texts import size_of, texts_of_run
+from positron.evaluation.eval_texts import Beginning, encode_texts, size_of, texts_of_run
 from positron.run.folder import Run
 from positron.system.disk import make_folder, write_json
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer, train_tokenizer
 from positron.text.library_json import LibraryTokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
-from positron.text.tokenizer import Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.objective.pretrain import PretrainObjective
 
 CHAR = TokenizerConfig("char")
@@ -311,14 +311,20 @@ def test_what_an_imported_tokenizer_changes_in_a_text_does_not_change_its_size(
     assert data.token_bytes[ids].sum() == pytest.approx(data.val_bytes, rel=1e-12)
 
 
+def run_on(tmp_path: Path, config: DataConfig, tokenizer: Tokenizer, tokens: Path, choice: TokenizerConfig) -> Run:
+    """Return a run without weights whose text is `config`."""
+    run = Run(tmp_path / "run")
+    tokenizer.save(make_folder(run.tokenizer_folder))
+    write_json(run.folder / "config.json", dataclasses.asdict(tiny(tmp_path, data=config, tokenizer=choice)))
+    write_json(run.folder / "run.json", {"data_fingerprint": TokenFiles(tokens, "val", tokenizer).fingerprint})
+    return run
+
+
 @pytest.mark.parametrize("limit", [0, 500])
 def test_evaluate_counts_the_bytes_of_the_original_text(tmp_path: Path, limit: int) -> None:
     choice = TokenizerConfig("word", 12)
     config, tokenizer, tokens = made(tmp_path, as_text([words(50) for _ in range(30)]), choice)
-    run, val = Run(tmp_path / "run"), TokenFiles(tokens, "val", tokenizer)
-    tokenizer.save(make_folder(run.tokenizer_folder))
-    write_json(run.folder / "config.json", dataclasses.asdict(tiny(tmp_path, data=config, tokenizer=choice)))
-    write_json(run.folder / "run.json", {"data_fingerprint": val.fingerprint})
+    run, val = run_on(tmp_path, config, tokenizer, tokens, choice), TokenFiles(tokens, "val", tokenizer)
     pieces = texts_of_run(run, "val", limit)
     assert any("�" in text for text in pieces)
     sizes = [size_of(text) for text in pieces]
@@ -326,6 +332,31 @@ def test_evaluate_counts_the_bytes_of_the_original_text(tmp_path: Path, limit: i
         assert limit <= sum(sizes) < limit + max(sizes)
     else:
         assert sum(sizes) == pytest.approx(val.n_bytes, abs=val.n_documents)  # each is rounded
+
+
+@pytest.mark.parametrize("kind", ["word", "char"])
+@pytest.mark.parametrize("limit", [0, 30])
+def test_evaluate_scores_the_tokens_of_the_files_if_the_vocabulary_contains_the_sign_of_unknown_ones(
+    tmp_path: Path, kind: Literal["word", "char"], limit: int
+) -> None:
+    choice = TokenizerConfig(kind, 12) if kind == "word" else CHAR
+    known = train_tokenizer(choice, ["the \ufffd cat\n"]) if kind == "char" else None
+    text = as_text([words(50).replace("cat", "\ufffd") for _ in range(30)])
+    (tmp_path / "a.txt").write_bytes(text)
+    config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path / "data"), val_fraction=0.1)
+    tokenizer, tokens = prepare(config, choice, known)
+    assert 0 not in tokenizer.encode("\ufffd")
+    run, val = run_on(tmp_path, config, tokenizer, tokens, choice), TokenFiles(tokens, "val", tokenizer)
+    texts = texts_of_run(run, "val", limit)
+    begin = tokenizer.special_id(END_OF_TEXT)
+    ids = [i for document in encode_texts(tokenizer, texts) for i in (begin, *document)]
+    assert 0 in ids
+    assert ids == val.read(0, len(ids)).tolist()
+    assert [tokenizer.decode(document) for document in encode_texts(tokenizer, texts)] == texts
+    if limit:
+        assert isinstance(texts[-1], Beginning)
+    else:
+        assert len(ids) == val.n_tokens - 1
 
 
 @pytest.mark.parametrize("text", ["▁▂▃▄▅▆▇█ a bar\n" * 200, "▅▅▅\n▁\n" * 50, "half ▅ of these\nand not those\n" * 50])
