@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -27,7 +28,7 @@ from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer
-from positron.text.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, UNKNOWN, StreamDecoder, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,12 @@ INSTEAD = "give --text FILE to measure on a text of your choice"
 
 
 class Lossy(str):
-    """Hold a text with � in place of unknown tokens.
+    """Hold a text that was decoded from tokens and may differ from the original text.
 
-    `n_bytes` is the size of the original text in bytes, or None if it is not known. `ids` are the token ids from which the text
-    was decoded, `ends` has the number of characters of the text up to the end of each token, and `tokenizer_hash` identifies
-    the tokenizer. `ids` and `ends` are empty, and the hash is None, if the text was not decoded from tokens.
+    It has � in place of unknown tokens, and an imported tokenizer may have changed the text before it encoded it. `n_bytes` is
+    the size of the original text in bytes, or None if it is not known. `ids` are the token ids from which the text was decoded,
+    `ends` has the number of characters of the text up to the end of each token, and `tokenizer_hash` identifies the tokenizer.
+    `ids` and `ends` are empty, and the hash is None, if the text was not decoded from tokens.
     """
 
     n_bytes: int | None = None
@@ -139,9 +141,17 @@ def texts_of_run(run: Run, split: str, limit: int, instead: str = INSTEAD) -> li
     ids = files.read(0, min(files.n_tokens, max(3 * limit, MIN_TOKENS_READ) if limit else files.n_tokens))
     cuts = [*np.flatnonzero(ids == end), *([len(ids)] if len(ids) == files.n_tokens else [])]
     lengths, tokenizer_hash = files.token_bytes(tokenizer), tokenizer.hash
-    texts = [_decoded(tokenizer, tokenizer_hash, ids[a + 1 : b], lengths) for a, b in pairwise(cuts)]
+    is_exact = _is_exact(files, tokenizer, lengths)
+    # sums are rounded, not the size of each document, so that errors do not add up
+    marks = np.rint(np.concatenate([[0.0], np.cumsum(lengths[ids])])).astype(int)
+
+    def decoded(start: int, stop: int) -> str:
+        size = int(marks[stop] - marks[start])
+        return _decoded(tokenizer, tokenizer_hash, ids[start:stop], size, is_exact)
+
+    texts = [decoded(a + 1, b) for a, b in pairwise(cuts)]
     if len(ids) < files.n_tokens:  # the last document is cut, and its last characters may be incomplete
-        last = _decoded(tokenizer, tokenizer_hash, ids[cuts[-1] + 1 :], lengths)
+        last = decoded(cuts[-1] + 1, len(ids))
         texts.append(_beginning(last, max(0, len(last) - TORN_CHARACTERS)))
     texts = up_to(texts, limit)
     if not texts:
@@ -168,14 +178,14 @@ def common_texts(runs: Sequence[Run], split: str, limit: int) -> list[str]:
 
 
 def has_unknown(text: str) -> bool:
-    """Tell whether a text that was decoded from tokens has � in place of unknown tokens."""
+    """Tell whether a text was decoded from tokens and may differ from the original text, for example in unknown words."""
     return isinstance(text, Lossy) and text.n_bytes is not None
 
 
 def size_of(text: str) -> int:
     """Return the size of a text in bytes of UTF-8.
 
-    A `Lossy` text was decoded from tokens and has � in place of unknown tokens. For such a text, return the size of the
+    A `Lossy` text was decoded from tokens and may differ from the original text. For such a text, return the size of the
     original text if it is known.
     """
     original = text.n_bytes if isinstance(text, Lossy) else None
@@ -196,18 +206,36 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     ]
 
 
-def _decoded(tokenizer: Tokenizer, tokenizer_hash: str, ids: np.ndarray, lengths: np.ndarray) -> str:
+def _is_exact(files: TokenFiles, tokenizer: Tokenizer, lengths: np.ndarray) -> bool:
+    """Tell whether decoding the token files gives the original text, except for unknown tokens.
+
+    An imported tokenizer may change a text before it encodes it, or have an unknown token other than the id 0. Then the texts
+    of all tokens together have another size than the original text. `lengths`: the result of `files.token_bytes`.
+    """
+    if tokenizer.kind != "huggingface":
+        return True
+    plain = tokenizer.token_bytes()
+    longest = int(plain.argmax())
+    n_decoded = files.n_bytes + (files.n_documents if tokenizer.puts_space_first else 0)
+    # the size of the text is to the size of all tokens as the scaled length of a token is to its plain length
+    return math.isclose(plain[longest] * files.n_bytes, lengths[longest] * n_decoded, rel_tol=1e-12)
+
+
+def _decoded(tokenizer: Tokenizer, tokenizer_hash: str, ids: np.ndarray, n_bytes: int, is_exact: bool) -> str:
     """Decode token ids. The result has � in place of each unknown token.
 
-    If there is an unknown token, the result is a `Lossy`, a str with the size of the original text in bytes. This size is an
-    estimate from `lengths` (V,), the mean number of bytes of text that each id of the vocabulary stands for.
+    If there is an unknown token, or if `is_exact` is false because the tokenizer changes texts, the result is a `Lossy`, a str
+    with `n_bytes`, the size of the original text in bytes. This size is an estimate from the mean number of bytes of text that
+    each id of the vocabulary stands for.
     """
     ids = ids[ids != tokenizer.end_ids[0]]  # scoring appends it to each whole document
     text = tokenizer.decode(ids.tolist())
-    if not tokenizer.has_unknown or not (ids == 0).any():
+    # the unknown token of an imported tokenizer can have any id
+    has_unknown = UNKNOWN in text if tokenizer.kind == "huggingface" else tokenizer.has_unknown and (ids == 0).any()
+    if is_exact and not has_unknown:
         return text
     lossy, decoder = Lossy(text), StreamDecoder(tokenizer)
-    lossy.n_bytes, lossy.tokenizer_hash, lossy.ids = round(lengths[ids].sum()), tokenizer_hash, ids.tolist()
+    lossy.n_bytes, lossy.tokenizer_hash, lossy.ids = n_bytes, tokenizer_hash, ids.tolist()
     lossy.ends = list(accumulate(len(decoder.push(i)) for i in lossy.ids))
     return lossy
 

@@ -23,14 +23,14 @@ from positron.data import files
 from positron.data.corpus import is_made_of, prepare
 from positron.data.shards import TokenFiles, verify
 from positron.evaluation.corpus_report import tokenizer_report
-from positron.evaluation.eval_texts import Beginning, encode_texts, size_of, texts_of_run
+from positron.evaluation.eval_texts import Beginning, Lossy, encode_texts, size_of, texts_of_run
 from positron.run.folder import Run
 from positron.system.disk import make_folder, write_json
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer, train_tokenizer
 from positron.text.library_json import LibraryTokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer, separator
 from positron.training.objective.pretrain import PretrainObjective
 
 CHAR = TokenizerConfig("char")
@@ -331,7 +331,58 @@ def test_evaluate_counts_the_bytes_of_the_original_text(tmp_path: Path, limit: i
     if limit:
         assert limit <= sum(sizes) < limit + max(sizes)
     else:
-        assert sum(sizes) == pytest.approx(val.n_bytes, abs=val.n_documents)  # each is rounded
+        assert sum(sizes) == val.n_bytes
+
+
+def imported(**changes: Any) -> LibraryTokenizer:
+    """Return a byte-pair vocabulary of Latin letters with an unknown token, and with `changes` of the tokenizer.json."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+
+    library = Library(BPE(unk_token="<unk>", fuse_unk=changes.pop("fuse_unk", False)))
+    library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    library.decoder = decoders.Metaspace(prepend_scheme="never")
+    first = changes.pop("first", ["<unk>", "<s>"])
+    library.train_from_iterator(["the cat and a dog\n"], trainers.BpeTrainer(vocab_size=60, special_tokens=first))
+    size = library.get_vocab_size()
+    specials = {END_OF_TEXT: first.index("<s>"), **{token: size + i for i, token in enumerate(SPECIALS[1:])}}
+    content = json.dumps({**json.loads(library.to_str()), **changes}).encode()
+    return LibraryTokenizer(content, specials, size + len(SPECIALS) - 1)
+
+
+STRIPPED = {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}]}
+
+
+@pytest.mark.parametrize(
+    "create",
+    [
+        imported,
+        lambda: imported(fuse_unk=True),
+        lambda: imported(first=["<s>", "<unk>"]),
+        lambda: imported(normalizer=STRIPPED),
+        lambda: imported_bytes("qwen2"),
+        imported_pieces,
+    ],
+    ids=["unknown", "fused", "unknown with id 1", "accents removed", "NFC", "space first"],
+)
+def test_evaluate_counts_the_bytes_of_a_text_that_an_imported_tokenizer_cannot_restore(
+    tmp_path: Path, create: Callable[[], LibraryTokenizer]
+) -> None:
+    tokenizer = create()
+    documents = [f"the cat and caf\u00e9 {'日本' * (n % 3)} cafe\u0301 dog{'a' * (n % 7)}" for n in range(200)]
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(documents))
+    config = DataConfig("text", str(tmp_path / "a.jsonl"), dir=str(tmp_path / "data"), val_fraction=0.2)
+    _, tokens = prepare(config, CHAR, tokenizer)
+    run, val = run_on(tmp_path, config, tokenizer, tokens, CHAR), TokenFiles(tokens, "val", tokenizer)
+    texts = texts_of_run(run, "val", 0)
+    assert len(texts) == val.n_documents
+    assert sum(map(size_of, texts)) == val.n_bytes
+    begin = tokenizer.special_id(END_OF_TEXT)
+    end = separator(tokenizer)
+    assert [begin, *(i for ids in encode_texts(tokenizer, texts) for i in [*ids, *end])] == val.read(0, 10**6).tolist()
+    if create is imported_pieces:
+        assert not any(isinstance(text, Lossy) for text in texts), "the texts are restored without the space"
 
 
 @pytest.mark.parametrize("kind", ["word", "char"])
