@@ -15,7 +15,9 @@ from positron.stories import generate
 from positron.stories.following import END, Following, Piece, Rule, Word, first_words, next_words
 from positron.stories.grammar import GRAMMAR, Grammar
 from positron.system.errors import UserError
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, UNKNOWN, Tokenizer
+
+STORIES_TESTED = 20
 
 
 @dataclass(frozen=True)
@@ -139,4 +141,20 @@ def refuse_joining(tokenizer: Tokenizer) -> None:
             f"the exact probabilities of stories cannot be computed for this tokenizer ({tokenizer.kind}), because its "
             "tokens join punctuation with the following white space: name a run that was trained with another tokenizer, "
             "such as tokenizer=spm_4k"
+        )
+
+
+def refuse_unknown(tokenizer: Tokenizer) -> None:
+    """Raise UserError for a tokenizer that does not know all words of the stories. It is tested on 20 stories (STORIES_TESTED).
+
+    All unknown words share one token, so each of them would multiply the number of readings of a story.
+    """
+    if (
+        not tokenizer.has_unknown and tokenizer.kind != "huggingface"
+    ):  # an imported tokenizer has its unknown token anywhere
+        return
+    if any(UNKNOWN in tokenizer.decode(tokenizer.encode(generate(0, i).text)) for i in range(STORIES_TESTED)):
+        raise UserError(
+            f"the exact probabilities of stories cannot be computed for this tokenizer ({tokenizer.kind}), because it does not "
+            "know all words of the stories: name a run that was trained with another tokenizer, such as tokenizer=spm_4k"
         )

@@ -34,7 +34,7 @@ from positron.inspection.lookdata import (
     TruthData,
 )
 from positron.inspection.scores import VALIDATION_BYTES, measure_scores
-from positron.inspection.story_tokens import refuse_joining
+from positron.inspection.story_tokens import refuse_joining, refuse_unknown
 from positron.inspection.tokens import Vocabulary
 from positron.inspection.truth import (
     StoryTruth,
@@ -271,11 +271,12 @@ class Subject:
     def refuse_other_text(self) -> None:
         """Raise UserError if the exact probabilities of the run's text cannot be computed.
 
-        They can be computed only if the run was trained on the built-in stories of this version of Positron, and if no token of
-        its tokenizer contains parts of two words (see `refuse_joining`).
+        They can be computed only if the run was trained on the built-in stories of this version of Positron, if no token of its
+        tokenizer contains parts of two words (see `refuse_joining`), and if the tokenizer knows all words (`refuse_unknown`).
         """
         self._source_of_stories()
         refuse_joining(self.tokenizer)
+        refuse_unknown(self.tokenizer)
 
     def _source_of_stories(self) -> StoriesSource:
         """Return the source of the built-in stories on which the run or its base run was trained.

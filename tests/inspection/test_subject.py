@@ -23,6 +23,7 @@ from positron.run.folder import Run
 from positron.run.load import load_kept_model, load_model
 from positron.stories import bits
 from positron.system.errors import UserError
+from positron.text.char_word import WordTokenizer
 from positron.text.conversation import Message, encode, prompt_ids, stop_ids
 from positron.text.tokenizer import END_OF_TEXT
 
@@ -181,6 +182,14 @@ def test_a_run_on_another_text_has_no_truth(kept_run, tmp_path):
     ):
         other.truth(PROMPT)
     assert not other.knows_truth
+
+
+def test_a_run_whose_tokenizer_does_not_know_all_words_has_no_truth(kept_run, subject):
+    other = Subject(kept_run, subject.best, WordTokenizer(["the", " "]))
+    with pytest.raises(UserError, match="does not know all words of the stories"):
+        other.truth(PROMPT)
+    assert not other.knows_truth
+    assert subject.knows_truth
 
 
 def keys_of(kind, value, path="look"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from positron.config import GPTConfig
-from positron.inspection.story_tokens import StoryTokens, refuse_joining
+from positron.inspection.story_tokens import StoryTokens, refuse_joining, refuse_unknown
 from positron.inspection.truth import compare_with_truth, story_truth
 from positron.model.gpt import GPT
 from positron.stories import Grammar, generate, parse
@@ -102,6 +102,13 @@ def test_a_tokenizer_that_joins_words_is_refused():
         refuse_joining(JoiningTokenizer())
     for tokenizer in TOKENIZERS.values():
         refuse_joining(tokenizer)
+
+
+def test_a_tokenizer_that_does_not_know_all_words_of_the_stories_is_refused():
+    with pytest.raises(UserError, match="does not know all words of the stories: name a run"):
+        refuse_unknown(TOKENIZERS["word with unknown words"])
+    for name in ("char", "sentencepiece"):
+        refuse_unknown(TOKENIZERS[name])
 
 
 @pytest.fixture(scope="module")
