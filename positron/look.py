@@ -214,9 +214,9 @@ def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
 def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
     """Return the lines of a table with one row for each step whose weights were kept.
 
-    A row has the loss on the prompt in bits. With `has_truth`, it also has the regret on validation stories in bits per story:
-    first the total, and then the regret at each kind of grammar rule. The regret is the loss of the model minus the loss of the
-    exact probabilities of the grammar. Raises UserError if the run kept no weights.
+    A row has the loss on the prompt in bits. With `has_truth`, it also has the regret on validation stories, or on their first
+    tokens, in bits per story: first the total, and then the regret at each kind of grammar rule. The regret is the loss of the
+    model minus the loss of the exact probabilities of the grammar. Raises UserError if the run kept no weights.
     """
     steps = [point["step"] for point in subject.history()["points"]]
     if not steps:
@@ -241,8 +241,9 @@ def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
     lines.append("")
     lines.append("prompt: bits of the whole prompt")
     if regrets is not None:
+        beginnings = "" if regrets["tokens"] is None else f"the first {counted(regrets['tokens'], 'token')} of "
         lines.append(
-            f"regret: bits per story that the model loses, on {regrets['stories']} validation stories; the "
+            f"regret: bits per story that the model loses, on {beginnings}{regrets['stories']} validation stories; the "
             "columns after regret show how much of it belongs to each kind of grammar rule"
         )
     return lines

@@ -307,4 +307,5 @@ class RegretHistory(TypedDict):
 
     run: str
     stories: int  # number of validation stories on which the regrets are measured
+    tokens: int | None  # number of tokens of each story that are read; None if all stories are read to their ends
     points: list[RulesAtStep]  # one for each step, the earliest first

@@ -245,7 +245,10 @@ class Subject:
         order = {_key(rule): i for i, rule in enumerate(points[-1]["rules"])}
         for point in points:
             point["rules"] = sorted(point["rules"], key=lambda rule: order[_key(rule)])
-        return {"run": self.name, "stories": len(rows), "points": points}
+        end = self.tokenizer.special_id(END_OF_TEXT)
+        # of the ids of a row, the first, which begins the story, has no regret
+        tokens = None if all(ids[-1] == end for ids in rows) else max(map(len, rows)) - 1
+        return {"run": self.name, "stories": len(rows), "tokens": tokens, "points": points}
 
     @cached_property
     def _true_stories(self) -> tuple[list[list[int]], list[StoryTruth]]:

@@ -38,7 +38,7 @@ def stored(**changes) -> Stored:
         prompt=PROMPT,
         scores=measure_scores(model, tokenizer, corpus()[:2]),
         truth=truth,
-        regrets={"run": "tiny", "stories": 2, "points": points},
+        regrets={"run": "tiny", "stories": 2, "tokens": None, "points": points},
         history=[{**earlier, "point": {"step": 10, "tokens": 1000, "val_bpb": 2.5}}],
     )
     return dataclasses.replace(facts, **changes)

@@ -1,5 +1,6 @@
 """A run that is looked at: weights of every kept step, scores, the regret over the training."""
 
+import dataclasses
 import math
 import re
 import shutil
@@ -13,11 +14,14 @@ import torch
 from positron import inspection
 from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling
+from positron.inspection import subject as subject_module
 from positron.inspection.inside import log_probabilities, look_inside
 from positron.inspection.look import look
 from positron.inspection.lookdata import HistoryData, LookData, RegretHistory, TruthData
 from positron.inspection.subject import KEPT_MODELS, MAX_CONTINUATION, Subject
 from positron.inspection.truth import story_truth
+from positron.look import history_table
+from positron.model.gpt import GPT
 from positron.run.facts import write_record
 from positron.run.folder import Run
 from positron.run.load import load_kept_model, load_model
@@ -159,6 +163,23 @@ def test_the_regret_over_the_training_is_that_of_the_models(subject):
         for t, token in enumerate(truth.tokens):
             total += math.log2(token.p) - float(logp[t, ids[t + 1]]) / math.log(2)
     assert totals[2] == pytest.approx(total, rel=1e-4)
+
+
+def test_the_history_says_how_many_tokens_of_each_story_are_read(kept_run, monkeypatch):
+    monkeypatch.setattr(subject_module, "REGRET_STORIES", 2)
+    cut = Subject(kept_run)
+    assert cut.regrets()["tokens"] == cut.best.config.context_length - 1 == 63
+    assert (
+        "bits per story that the model loses, on the first 63 tokens of 2 validation"
+        in history_table(cut, PROMPT, True)[-1]
+    )
+    monkeypatch.setattr(subject_module, "MAX_TOKENS", 5000)
+    whole = Subject(kept_run)
+    whole.best = GPT(dataclasses.replace(whole.best.config, context_length=5000)).eval()
+    monkeypatch.setattr(whole, "model", lambda step=None: (whole.best, step))
+    assert whole.regrets()["tokens"] is None
+    monkeypatch.setattr(whole, "look", cut.look)
+    assert "bits per story that the model loses, on 2 validation stories" in history_table(whole, PROMPT, True)[-1]
 
 
 def test_a_run_on_another_grammar_has_no_truth(kept_run, tmp_path):

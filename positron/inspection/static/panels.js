@@ -300,7 +300,8 @@ export function createRules() {
             const each = point.rules[i].tokens ? point.rules[i].regret / point.rules[i].tokens : null;
             return el("td", { class: "number", share: each === null ? 0 : Math.round(Math.min(1, Math.max(0, each / 4)) * 100) }, decimal(each));
           })))));
-      pastPart.lastChild.textContent = `On ${regrets.stories} validation stories.`;
+      const beginnings = regrets.tokens ? `the first ${whole(regrets.tokens)} tokens of ` : "";
+      pastPart.lastChild.textContent = `On ${beginnings}${regrets.stories} validation stories.`;
     },
   };
 }
