@@ -356,6 +356,22 @@ def test_what_the_answers_of_the_built_in_requests_hold_is_known() -> None:
     assert data.val_bits == pytest.approx(sum(t.bits or 0 for t in held))
 
 
+def test_answers_with_unknown_words_have_no_floor() -> None:
+    conversations = read_conversations(DataConfig("story_instruct", examples=40, val_fraction=0.3))
+    data = SFTObjective(
+        conversations,
+        WordTokenizer(["the", " "]),
+        context=2000,
+        batch_size=2,
+        micro_batch_size=2,
+        seed=0,
+        packing=False,
+        val_tokens=10**6,
+        replay=None,
+    )
+    assert data.val_bits is None
+
+
 @pytest.mark.parametrize(
     "create", [imported_pieces, lambda: WordTokenizer(["is", " "])], ids=["a space before each text", "unknown words"]
 )

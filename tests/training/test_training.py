@@ -34,6 +34,7 @@ from positron.config import (
     PrecisionConfig,
     SweepConfig,
     TensorboardConfig,
+    TokenizerConfig,
 )
 from positron.data.corpus import prepare
 from positron.data.shards import TokenFiles
@@ -959,3 +960,15 @@ def test_the_floor_is_the_entropy_of_the_stories_that_are_validated(tmp_path):
     assert size == sum(len(text.encode()) for text in held)
     assert bits == pytest.approx(sum(map(stories.bits, held)))
     assert entropy_of(files, tokenizer, 20) == whole, "no whole story is read"
+
+
+def test_a_text_with_unknown_words_has_no_floor(tmp_path):
+    config = tiny(tmp_path, tokenizer=TokenizerConfig("word", vocab_size=1000))
+    tokenizer, folder = prepare(config.data, config.tokenizer, None)
+    files = TokenFiles(folder, "val", tokenizer)
+    assert files.bits is not None
+    first = int(np.flatnonzero(files.read(0, files.n_tokens) == 0)[0])
+    assert first > 0
+    assert entropy_of(files, tokenizer, first - 1)[0] is not None, "no unknown word is read"
+    for limit in (first, files.n_tokens):
+        assert entropy_of(files, tokenizer, limit) == (None, files.n_bytes)

@@ -235,7 +235,8 @@ def choose(
                 break
         choice = _settle(config, asked, candidates, seconds_left(), text_tokens)
         is_plain = config.init_from is None and config.distill is None and data.bytes_per_token is not None
-        if asked.auto_size and is_plain and data.val_bits is None:  # the built-in stories do not follow the formula
+        # the built-in stories do not follow the formula
+        if asked.auto_size and is_plain and config.data.source != "stories":
             more = seconds_left() + HOUR
             longer = [_candidate(each.gpt, each.speed, more, config, asked, text_tokens) for each in candidates]
             val_tokens = choice.applied(config, asked).train.val_tokens

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from positron import stories
 from positron.data.shards import TokenFiles
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, UNKNOWN, Tokenizer
 from positron.training.objective.base import Part
 
 ANSWERS = "answers"
@@ -36,17 +36,29 @@ class ValidationText:
         return list(zip(self.x.split(size), self.y.split(size), strict=True))
 
 
+def has_unknown(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
+    """Tell whether token ids of a text without the character � contain an unknown token."""
+    if tokenizer.kind == "huggingface":  # its unknown token can have any id
+        return UNKNOWN in tokenizer.decode(ids.tolist())
+    return tokenizer.has_unknown and bool((ids == 0).any())
+
+
 def entropy_of(files: TokenFiles, tokenizer: Tokenizer, limit: int) -> tuple[float | None, int]:
     """Return the entropy in bits of the text that a validation on at most `limit` targets reads, and its length in bytes.
 
-    The entropy is None if it is not known. If only the beginning of the built-in stories is read, both numbers are those of its
-    whole stories, whose entropy per byte may differ by some percent from that of all stories. For the beginning of another text
-    of known entropy, and if the tokenizer does not know all words of the stories, they are those of the whole text.
+    The entropy is None if it is not known, or if a word that is read is unknown to the tokenizer: the loss on unknown words can
+    be below the entropy of the text. If only the beginning of the built-in stories is read, both numbers are those of its whole
+    stories, whose entropy per byte may differ by some percent from that of all stories. For the beginning of another text of
+    known entropy, they are those of the whole text.
     """
     whole = files.bits, files.n_bytes
-    if files.bits is None or limit + 1 >= files.n_tokens:
+    if files.bits is None:
         return whole
     ids = files.read(0, limit + 1)
+    if has_unknown(tokenizer, ids):
+        return None, files.n_bytes
+    if limit + 1 >= files.n_tokens:
+        return whole
     starts = np.flatnonzero(ids == tokenizer.special_id(END_OF_TEXT))
     texts = [tokenizer.decode(ids[start + 1 : end].tolist()) for start, end in pairwise(starts)]
     try:
