@@ -700,7 +700,8 @@ def test_a_warmup_that_never_ends_is_answered_with_a_setting_that_the_run_accept
     assert "give train.extend=true" in too_long_warmup(20, 8, is_own=True)  # another warmup would be refused
 
 
-def test_a_loss_below_the_floor_is_called_a_leak(tmp_path, monkeypatch):
+@pytest.mark.parametrize("val_tokens", [10**6, 3000], ids=["whole text", "beginning"])
+def test_a_loss_below_the_floor_is_called_a_leak(tmp_path, monkeypatch, val_tokens):
     from positron.training.callbacks import validation
 
     real = validation.validate
@@ -710,7 +711,7 @@ def test_a_loss_below_the_floor_is_called_a_leak(tmp_path, monkeypatch):
         return Score(nats=1.0, bytes=score.bytes, tokens=score.tokens)
 
     monkeypatch.setattr(validation, "validate", cheat)
-    train(tiny(tmp_path, train__val_tokens=10**6), tmp_path / "run")
+    train(tiny(tmp_path, train__val_tokens=val_tokens), tmp_path / "run")
     assert "sees the future" in (tmp_path / "run" / "train.log").read_text()
 
 

@@ -68,9 +68,11 @@ class Validation(L.Callback):
             self._is_noted = True
         module.metrics |= measures(trainer, module)
         floor_bits = self.objective.val_bits
-        if floor_bits is not None and score.bytes == self.objective.val_bytes and score.is_below(floor_bits):
+        # `floor_bits` belongs to `val_bytes`; a story that was cut after them adds bytes to the score, and only raises the loss
+        n_bytes = self.objective.val_bytes
+        if floor_bits is not None and score.bytes >= n_bytes and score.is_below(floor_bits):
             logger.warning(
-                f"{score.bpb:.4f} bits per byte is below the entropy of the text, {floor_bits / score.bytes:.4f}, which is "
+                f"{score.bpb:.4f} bits per byte is below the entropy of the text, {floor_bits / n_bytes:.4f}, which is "
                 "impossible for a correct model: the validation text is also in the training text, or the model sees the "
                 "future (the token that it has to predict)"
             )
