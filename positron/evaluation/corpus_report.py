@@ -29,7 +29,8 @@ def tokenizer_report(files: TokenFiles, tokenizer: Tokenizer, limit: int = 5_000
     """
     ids = files.read(0, min(limit, files.n_tokens))
     lengths, counts = tokenizer.token_bytes(), np.bincount(ids, minlength=tokenizer.vocab_size)
-    text = tokenizer.decode(ids.tolist())
+    documents = np.split(ids, np.flatnonzero(ids == tokenizer.special_id(END_OF_TEXT)))
+    words = sum(len(tokenizer.decode(document.tolist()).split()) for document in documents)
     with_text = np.flatnonzero(lengths > 0)  # special tokens have no text
     used = with_text[counts[with_text] > 0]
     by_length = sorted(used, key=lambda i: (-lengths[i], i))[:8]
@@ -44,7 +45,7 @@ def tokenizer_report(files: TokenFiles, tokenizer: Tokenizer, limit: int = 5_000
         [
             f"tokenizer {tokenizer.kind}: {tokenizer.vocab_size:,} tokens, {len(used):,} of them occur in this text",
             f"  bytes per token   {files.token_bytes(tokenizer)[ids].sum() / max(1, len(ids)):.2f}",
-            f"  tokens per word   {len(ids) / max(1, len(text.split())):.2f}",
+            f"  tokens per word   {len(ids) / max(1, words):.2f}",
             f"  unknown           {unknown:.3%}"
             + ("   the tokenizer cannot encode these parts of the text" if unknown > 0.01 else ""),
             f"  longest tokens    {shown(by_length)}",

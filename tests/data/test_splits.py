@@ -293,6 +293,14 @@ def test_the_report_on_a_tokenizer_counts_the_bytes_of_unknown_words(tmp_path: P
     assert line.split()[-1] == f"{train.n_bytes / train.n_tokens:.2f}"
 
 
+def test_the_report_on_a_tokenizer_counts_the_last_word_of_each_document(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(["cat"] * 300))
+    config = DataConfig("text", str(tmp_path / "a.jsonl"), dir=str(tmp_path / "data"), val_fraction=0.1)
+    tokenizer, folder = prepare(config, CHAR, None)
+    train = TokenFiles(folder, "train", tokenizer)
+    assert f"tokens per word   {train.n_tokens / train.n_documents:.2f}\n" in tokenizer_report(train, tokenizer)
+
+
 @pytest.mark.parametrize("create", [imported_pieces, lambda: imported_bytes("qwen2")], ids=["space first", "NFC"])
 def test_what_an_imported_tokenizer_changes_in_a_text_does_not_change_its_size(
     tmp_path: Path, create: Callable[[], LibraryTokenizer]
