@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import secrets
 import time
 from collections.abc import Iterable
@@ -167,8 +168,11 @@ class Answer:
             number = token if isinstance(token, int) else token.id
             skips_space = self.decoders[i].skips_space  # so that the names are the text, as in `_chat_logprob`
             names.append(self.vocabulary.name(number, skips_space))
-            offsets.append(self.offsets[i])
+            before = self.offsets[i]
             self.offsets[i] += len(self.decoders[i].push(number))
+            # if the bytes before this token are no complete character, the text that it adds begins with a � of their own
+            own, _ = codecs.utf_8_decode(self.vocabulary.bytes_of(number, skips_space), "replace", False)
+            offsets.append(max(before, self.offsets[i] - len(own)))
             if isinstance(token, int):
                 logprobs.append(None)
                 likeliest.append(None)

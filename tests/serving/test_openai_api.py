@@ -490,6 +490,17 @@ def test_text_offsets_are_places_in_the_echoed_text_also_if_the_tokenizer_change
         assert call.echoed[0].startswith(token, offset)
 
 
+def test_the_text_offset_of_a_token_is_that_of_its_own_first_character(site):
+    tokenizer = imported_pieces()
+    pieces = [b"a", b"\xc3", b"J", b"\xc3", b"\xa9", b"\xe2", b"\x82", b"\xac", b"t"]
+    ids = [next(i for i in range(tokenizer.vocab_size) if tokenizer.bytes_of(i) == piece) for piece in pieces]
+    served = dataclasses.replace(site.models.get("writer"), tokenizer=tokenizer)
+    call = completion_call({"prompt": ids, "echo": True, "logprobs": 0, "max_tokens": 0}, served)
+    assert call.echoed == ["a\ufffdJé€t"]
+    facts = Answer(call, served, False)._completion_logprobs(0, ids)
+    assert facts["text_offset"] == [0, 1, 2, 3, 3, 4, 4, 4, 5]
+
+
 @pytest.mark.parametrize("begun", ["", "Tom"], ids=["an answer", "a continued answer"])
 def test_the_tokens_of_an_answer_are_its_text_if_the_tokenizer_puts_a_space_first(site, begun):
     tokenizer = imported_pieces()
