@@ -351,12 +351,13 @@ def imported(**changes: Any) -> LibraryTokenizer:
     library = Library(BPE(unk_token="<unk>", fuse_unk=changes.pop("fuse_unk", False)))
     library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     library.decoder = decoders.Metaspace(prepend_scheme="never")
-    first = changes.pop("first", ["<unk>", "<s>"])
+    first = changes.pop("first", ["<unk>", "<s>", "</s>"])
     library.train_from_iterator(["the cat and a dog\n"], trainers.BpeTrainer(vocab_size=60, special_tokens=first))
     size = library.get_vocab_size()
     specials = {END_OF_TEXT: first.index("<s>"), **{token: size + i for i, token in enumerate(SPECIALS[1:])}}
     content = json.dumps({**json.loads(library.to_str()), **changes}).encode()
-    return LibraryTokenizer(content, specials, size + len(SPECIALS) - 1)
+    ends = (first.index("</s>"), first.index("<s>"))
+    return LibraryTokenizer(content, specials, size + len(SPECIALS) - 1, ends)
 
 
 STRIPPED = {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}]}
@@ -367,12 +368,12 @@ STRIPPED = {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Strip
     [
         imported,
         lambda: imported(fuse_unk=True),
-        lambda: imported(first=["<s>", "<unk>"]),
+        lambda: imported(first=["<s>", "</s>", "<unk>"]),
         lambda: imported(normalizer=STRIPPED),
         lambda: imported_bytes("qwen2"),
         imported_pieces,
     ],
-    ids=["unknown", "fused", "unknown with id 1", "accents removed", "NFC", "space first"],
+    ids=["unknown", "fused", "unknown with id 2", "accents removed", "NFC", "space first"],
 )
 def test_evaluate_counts_the_bytes_of_a_text_that_an_imported_tokenizer_cannot_restore(
     tmp_path: Path, create: Callable[[], LibraryTokenizer]

@@ -44,6 +44,7 @@ from positron.evaluation.scoring import (
 )
 from positron.evaluation.story_quality import copied, distinct, following, quality
 from positron.inference.engine import Written
+from positron.inspection.scores import _documents
 from positron.model.gpt import GPT
 from positron.run.folder import Run
 from positron.system.errors import UserError
@@ -295,6 +296,19 @@ def test_the_beginning_of_a_text_is_scored_without_its_end() -> None:
     table = torch.full((TOKENIZER.vocab_size, TOKENIZER.vocab_size), 1 / TOKENIZER.vocab_size)
     whole, cut = score_documents(bigram(table.double(), 8), TOKENIZER, ["abca" * 9, Beginning("abca" * 9)])
     assert (cut.tokens, cut.bytes) == (whole.tokens - 1, whole.bytes)
+
+
+def test_a_decoded_text_is_scored_as_the_text_with_its_unknown_characters() -> None:
+    tokenizer = CharTokenizer("ab\ufffd")
+    table = torch.rand(tokenizer.vocab_size, tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
+    model, original = bigram((table / table.sum(1, keepdim=True)).double(), 8), "abza\ufffdyba" * 3
+    text = Lossy(tokenizer.decode(tokenizer.encode(original)))
+    text.ids, text.n_bytes = tokenizer.encode(original), len(original.encode())
+    scored = [score_documents(model, tokenizer, [one])[0] for one in (text, original)]
+    assert scored[0].nats != pytest.approx(scored[1].nats, rel=1e-3), "the ids are those of another tokenizer"
+    text.tokenizer_hash = tokenizer.hash
+    assert score_documents(model, tokenizer, [text])[0] == scored[1]
+    assert _documents([text], tokenizer, 99) == _documents([original], tokenizer, 99)
 
 
 def test_the_interval_of_one_long_text_holds_the_truth_19_times_of_20() -> None:
