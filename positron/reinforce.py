@@ -222,11 +222,15 @@ def _within_budget(
     value of time.monotonic() at the beginning of the budget. `validation` is the duration of one validation in seconds; the
     number of steps leaves time for the validations.
     """
+    from positron.training.device import wait_for
+
     assert config.budget is not None
     budget = seconds(config.budget, "budget")
     logger.info(f"budget={config.budget}: measuring how long a step takes")
+    wait_for(plan.machine.device)
     before = time.perf_counter()
     _try_step(plan, model, objective)
+    wait_for(plan.machine.device)
     step = time.perf_counter() - before
     left = budget - (time.monotonic() - started) - 2 * validation  # without the last validation and the report
     steps = max(1, int(left / (step + validation / config.train.val_every)))

@@ -131,7 +131,9 @@ def mps_fallback() -> str:
 
 
 def use_device(machine: Machine) -> None:
-    """Set the current CUDA device of torch; on a Mac, limit the memory that torch takes for the GPU.
+    """Set the current CUDA device of torch, and limit the memory that torch takes for the GPU.
+
+    On CUDA, the limit is `machine.share` of the free memory, if the share is less than 1.
 
     On a Mac, the GPU and all programs share one memory. By default, torch takes up to 1.7 times the memory that the system
     recommends for the GPU, which is more than a Mac with 16 GB has. All programs would then become slow, and the search for a
@@ -141,6 +143,9 @@ def use_device(machine: Machine) -> None:
     match machine.accelerator:
         case "cuda":
             torch.cuda.set_device(machine.device)  # otherwise code that names no GPU would use GPU 0 in every process
+            if machine.share < 1:
+                free, total = torch.cuda.mem_get_info(machine.device)
+                torch.cuda.set_per_process_memory_fraction(float(machine.share) * free / total, machine.device)
         case "mps":
             if "PYTORCH_MPS_HIGH_WATERMARK_RATIO" not in os.environ:
                 torch.mps.set_per_process_memory_fraction(float(machine.share))

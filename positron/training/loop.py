@@ -334,7 +334,9 @@ def _callbacks(
         flops_per_token=plan.gpt.flops_per_token(),
         peak=MatmulPeak(plan.gpt, plan.machine, plan.micro_batch_size, plan.world_size),
     )
-    clock = Clock(train.log_every, plan.batch_tokens)
+    monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights)
+    intervals = {train.log_every, train.save_every, *(monitor.every for monitor in monitors)}
+    clock = Clock({*intervals, train.val_every}, plan.last_step, plan.batch_tokens)
 
     def is_last(trainer: L.Trainer) -> bool:
         """Tell whether the run is finished after this step; False if it only stops here and can be continued."""
@@ -357,8 +359,6 @@ def _callbacks(
         note_saved=lambda step: run.update(step=step, tokens=clock.tokens, time_s=round(clock.time_s, 3)),
         note_best=lambda step, bpb: run.update(best_step=step, best_bpb=bpb),
     )
-    monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights)
-    intervals = {train.log_every, train.save_every, *(monitor.every for monitor in monitors)}
     return [
         *([Agreement(plan.resolved())] if plan.world_size > 1 else []),
         clock,

@@ -215,10 +215,11 @@ def default_batch_tokens(gpt: GPTConfig, machine: Machine) -> int:
 def _try_step(model: GPT, machine: Machine, rows: int) -> None:
     """Run the forward and backward pass of `rows` sequences. Raises torch's error if they do not fit the memory.
 
-    The memory also holds two numbers in fp32 for each weight, as large as the moments of AdamW, which do not exist yet.
+    The memory also holds two numbers in fp32 for each weight that is trained, as large as the moments of AdamW, which do not
+    exist yet.
     """
     model.to(machine.device)
-    weights = sum(parameter.numel() for parameter in model.parameters())
+    weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     moments = torch.empty(2 * weights, dtype=torch.float32, device=machine.device)
     idx = torch.zeros(rows, model.config.context_length, dtype=torch.int64, device=machine.device)
     try:

@@ -319,7 +319,7 @@ def test_chunks_of_distillation_add_up(alpha, monkeypatch):
     teachers = teachers_of(333, 8, 40)
     results = []
     for values in (1 << 24, 101 * 64):
-        monkeypatch.setattr("positron.model.kernels.distillation.CHUNK_VALUES", values)
+        monkeypatch.setattr("positron.model.kernels.loss.CHUNK_VALUES", values)
         monkeypatch.setattr("positron.model.kernels.distillation.SOFTMAX_VALUES", values // 2)
         total, ce, kl = linear_distillation(x, weight, targets, teachers, alpha, 2.0)
         results.append((total, ce, kl, *torch.autograd.grad(0.37 * total, (x, weight))))
@@ -365,3 +365,12 @@ def test_the_mask_of_the_last_queries_is_the_end_of_the_whole_mask(window):
     cpu = torch.device("cpu")
     for start in range(7):
         assert torch.equal(window_mask(7, window, cpu, start), window_mask(7, window, cpu)[start:])
+
+
+def test_the_gradient_of_many_equal_targets_does_not_overflow_in_fp16() -> None:
+    x = torch.ones(70_000, 2, requires_grad=True)
+    weight = torch.zeros(3, 2, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        linear_cross_entropy(x, weight, torch.zeros(70_000, dtype=torch.int64)).backward()
+    assert weight.grad is not None
+    assert torch.allclose(weight.grad[0], torch.tensor(-70_000 * 2 / 3), rtol=1e-2)

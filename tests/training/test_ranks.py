@@ -18,7 +18,7 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 from torch import distributed
 from two_processes import TWO, as_torchrun
 
-from positron.config import DeviceConfig, GPTConfig, PrecisionConfig
+from positron.config import DeviceConfig, GPTConfig, OptimizerConfig, PrecisionConfig
 from positron.model.gpt import GPT
 from positron.run.facts import Resolved
 from positron.run.folder import Run
@@ -29,6 +29,7 @@ from positron.system.ranks import _OF_PLACES, STARTER, first_rank, local_rank
 from positron.train import train
 from positron.training import loop, resolve
 from positron.training.callbacks.agreement import refuse_different_plans
+from positron.training.callbacks.checkpoints import WholeCheckpointIO
 from positron.training.callbacks.stopping import CommonEnd
 from positron.training.device import (
     Machine,
@@ -37,8 +38,10 @@ from positron.training.device import (
     is_lost_connection,
     micro_batch_bytes,
     set_threads,
+    use_device,
 )
 from positron.training.module import TrainingModule
+from positron.training.optim.groups import build_optimizer
 from positron.training.resume import hold_run
 from positron.training.timing import MatmulPeak
 
@@ -399,6 +402,8 @@ def test_with_sharded_weights_no_step_is_tried_and_the_estimate_fits_half_of_the
 
 def test_the_trial_of_a_step_leaves_memory_for_the_moments_of_the_optimizer(monkeypatch):
     model = GPT(GPTConfig(vocab_size=64, context_length=16, d_model=16, n_layer=1, n_head=2))
+    model.wte.requires_grad_(False)  # as with LoRA
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     held, empty, forward = [], torch.empty, model.forward
 
     def recorded(*size, **options):
@@ -408,7 +413,7 @@ def test_the_trial_of_a_step_leaves_memory_for_the_moments_of_the_optimizer(monk
 
     def counted(*arguments):
         alive = [tensor for reference in held if (tensor := reference()) is not None]
-        assert sum(tensor.nbytes for tensor in alive) >= 8 * model.config.n_params()
+        assert sum(tensor.nbytes for tensor in alive) == 8 * trained
         return forward(*arguments)
 
     monkeypatch.setattr(model, "forward", counted)
@@ -461,3 +466,39 @@ def test_a_process_that_reads_the_metrics_before_the_first_one_cuts_them_begins_
         train(tiny(tmp_path), run.folder)
     assert seen == []
     assert len(read_metrics(run.metrics_path)) == 1
+
+
+def test_a_share_of_a_gpu_limits_its_memory(monkeypatch):
+    limits = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60, 80))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *limit: limits.append(limit))
+    use_device(Machine("cuda", "fp32", ""))
+    assert limits == []
+    use_device(Machine("cuda", "fp32", "", share=0.5))
+    assert limits == [(0.375, torch.device("cuda", 0))]
+
+
+@pytest.mark.parametrize("place", ["cuda:0", "mps"])
+def test_a_checkpoint_of_a_device_that_is_missing_here_is_read(tmp_path, monkeypatch, place):
+    state = {"state_dict": {"model.a": torch.ones(2)}, "bad_steps": 0, "global_step": 1, "tokenizer_hash": ""}
+    state |= {"gpt_config": {}, "optimizer_states": [], "lr_schedulers": [], "loops": {}, "callbacks": {}}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda _: place)
+        torch.save(state, tmp_path / "step-000001.ckpt")
+    read = WholeCheckpointIO().load_checkpoint(tmp_path / "step-000001.ckpt")
+    assert torch.equal(read["state_dict"]["model.a"], torch.ones(2))
+
+
+def test_a_fused_optimizer_gets_the_step_counts_of_one_that_was_not_fused_on_the_device():
+    def optimizer(fused, device):
+        parameters = [("wte.weight", torch.nn.Parameter(torch.ones(3, 2, device=device)))]
+        return build_optimizer(parameters, OptimizerConfig(lr=0.1), fused=fused)
+
+    saved = optimizer(fused=False, device="cpu")
+    saved.param_groups[0]["params"][0].grad = torch.ones(3, 2)
+    saved.step()
+    loaded = optimizer(fused=True, device="meta")  # a device that is not the CPU
+    loaded.load_state_dict(saved.state_dict())
+    (state,) = loaded.state.values()
+    assert state["step"].device.type == "meta"

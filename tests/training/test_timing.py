@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -39,7 +40,7 @@ def test_the_peak_is_the_best_of_several_looks_and_never_below_the_step_itself(m
 
 
 def test_a_checkpoint_without_a_number_of_tokens_is_that_of_full_steps() -> None:
-    clock, new = Clock(1, batch_tokens=512), Clock(1, batch_tokens=512)
+    clock, new = Clock({1}, 9, batch_tokens=512), Clock({1}, 9, batch_tokens=512)
     clock.on_load_checkpoint(L.Trainer(), L.LightningModule(), {"global_step": 7})
     clock.load_state_dict({"time_s": 2.5})
     assert (clock.time_s, clock.tokens) == (2.5, 7 * 512)
@@ -184,3 +185,14 @@ def test_the_time_left_of_steps_longer_than_a_minute_uses_the_last_one() -> None
     for step in range(1, 6):
         left.note(100.0 * step, step)
     assert left.seconds(7) == pytest.approx(200.0)
+
+
+def test_the_time_of_each_step_that_is_logged_includes_that_of_the_device(monkeypatch) -> None:
+    waited = []
+    clock = Clock({10, 19}, 45, batch_tokens=512)
+    module = SimpleNamespace(device=torch.device("cpu"), tokens=512)
+    for step in range(1, 46):
+        monkeypatch.setattr("positron.training.callbacks.clock.wait_for", lambda _, step=step: waited.append(step))
+        clock.on_train_batch_start()
+        clock.on_train_batch_end(SimpleNamespace(global_step=step), module)
+    assert waited == [10, 19, 20, 30, 38, 40, 45]

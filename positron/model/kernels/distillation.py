@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from positron.config import IGNORE
-from positron.model.kernels.loss import CHUNK_VALUES, SOFTMAX_VALUES, chunks, losses_and_softmax, subtract_one_hot_
+from positron.model.kernels.loss import SOFTMAX_VALUES, chunks, losses_and_softmax, product_values, subtract_one_hot_
 from positron.model.kernels.precision import product_dtype, wide
 
 States = tuple[Tensor, Tensor]  # last hidden states (N, C) and output matrix (V, C) of a teacher, without gradients
@@ -69,7 +69,7 @@ class _LinearDistillation(torch.autograd.Function):
             dx = torch.empty_like(inputs)
             dw = torch.zeros(weight.shape, dtype=wide(dtype), device=weight.device)
             ce, kl = (torch.zeros((), dtype=dw.dtype, device=x.device) for _ in range(2))
-            for rows in chunks(len(x), len(weight), CHUNK_VALUES):
+            for rows in chunks(len(x), len(weight), product_values(len(weight), inputs.dtype)):
                 logits, labels = inputs[rows] @ head.t(), targets[rows]  # (n, V), (n,)
                 of_teachers = [states[rows] @ matrix for states, matrix in taught]  # (n, V) each
                 for part in chunks(len(logits), len(weight), SOFTMAX_VALUES):

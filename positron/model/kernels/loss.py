@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from positron.config import IGNORE
 from positron.model.kernels.precision import product_dtype, wide
 
+FP16_ROWS = 2048  # at most so many rows are summed in one product in fp16, whose largest number is 65,504
 CHUNK_VALUES = 1 << 24  # logits per product, 32 MB in bf16; half as many are 3 % slower, twice as many 3 % faster
 # Logits per softmax, 16 MB in fp32. Parts that fit into the cache (1 << 19) are 3 % faster on idle cores. But each small
 # operator waits for the slowest thread, so that they are twice as slow when another program uses the cores, too.
@@ -84,7 +85,7 @@ class _LinearTokenLosses(torch.autograd.Function):
             scale = grad.masked_fill(targets == IGNORE, 0.0)[:, None]  # (N, 1)
             dx = torch.empty_like(inputs)
             dw = torch.zeros(weight.shape, dtype=wide(ctx.dtype), device=weight.device)
-            for rows in chunks(len(x), len(weight), CHUNK_VALUES):
+            for rows in chunks(len(x), len(weight), product_values(len(weight), inputs.dtype)):
                 logits, labels = inputs[rows] @ head.t(), targets[rows]  # (n, V), (n,)
                 for part in chunks(len(logits), len(weight), SOFTMAX_VALUES):
                     p = logits[part].softmax(dim=-1, dtype=dw.dtype)
@@ -110,7 +111,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dx = torch.empty_like(inputs)
             dw = torch.zeros(weight.shape, dtype=wide(dtype), device=weight.device)
             loss = torch.zeros((), dtype=dw.dtype, device=x.device)
-            for rows in chunks(len(x), len(weight), CHUNK_VALUES):
+            for rows in chunks(len(x), len(weight), product_values(len(weight), inputs.dtype)):
                 logits, labels = inputs[rows] @ head.t(), targets[rows]  # (n, V), (n,)
                 for part in chunks(len(logits), len(weight), SOFTMAX_VALUES):
                     losses, p = losses_and_softmax(logits[part], labels[part])
@@ -155,6 +156,15 @@ def subtract_one_hot_(p: Tensor, targets: Tensor) -> Tensor:
     In a row whose target is IGNORE (-100), 1 is subtracted from the first probability, so the caller must not use this row.
     """
     return p.scatter_add_(1, targets.clamp(min=0)[:, None], torch.full_like(p[:, :1], -1.0))
+
+
+def product_values(vocab_size: int, dtype: torch.dtype) -> int:
+    """Return how many logits a matrix product of the backward pass may have.
+
+    In fp16, the sums over many rows could overflow. Loss scaling does not prevent this, because the sums are computed before
+    the loss is scaled.
+    """
+    return min(CHUNK_VALUES, FP16_ROWS * vocab_size) if dtype == torch.float16 else CHUNK_VALUES
 
 
 def chunks(n: int, width: int, values: int) -> list[slice]:

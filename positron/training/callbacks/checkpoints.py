@@ -39,8 +39,12 @@ class WholeCheckpointIO(CheckpointIO):
             torch.save({**checkpoint, **others}, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint without executing code in it. Raises UserError if it is damaged."""
-        return load_checkpoint(Path(path), map_location, to_continue=True)
+        """Read a checkpoint without executing code in it. Raises UserError if it is damaged.
+
+        By default, the tensors are read into main memory: the run may have been trained on a device that this machine does not
+        have, and Lightning copies the tensors to the device of the training.
+        """
+        return load_checkpoint(Path(path), "cpu" if map_location is None else map_location, to_continue=True)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint."""

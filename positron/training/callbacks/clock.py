@@ -15,16 +15,16 @@ from positron.training.module import TrainingModule
 class Clock(L.Callback):
     """Count the seconds and tokens of training steps, without validation, samples and saving. Checkpoints store the sums.
 
-    A GPU computes in the background. Every `log_every` steps, the callback waits for the GPU, so that the GPU's time is
-    counted.
+    A GPU computes in the background. After each step that is a multiple of one of the `intervals`, and after `last_step`, the
+    callback waits for the GPU, so that the GPU's time is counted. These must be the steps whose values are logged.
 
     The tokens of a step are the input positions of its forward passes, with padding, on all devices. `batch_tokens`: the number
     of tokens of a step if all its windows are full. This number is used only for a checkpoint of an older version, which does
     not store the number of tokens.
     """
 
-    def __init__(self, log_every: int, batch_tokens: int) -> None:
-        self.log_every, self.batch_tokens = log_every, batch_tokens
+    def __init__(self, intervals: set[int], last_step: int, batch_tokens: int) -> None:
+        self.intervals, self.last_step, self.batch_tokens = intervals, last_step, batch_tokens
         self.time_s = 0.0  # seconds of the whole run, including earlier processes
         self.step_s = 0.0  # seconds of this process
         self.steps = 0  # steps of this process
@@ -75,7 +75,8 @@ class Clock(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Add the seconds and the tokens of this step to the sums, and count the step."""
-        if trainer.global_step % self.log_every == 0:
+        step = trainer.global_step
+        if step == self.last_step or any(step % interval == 0 for interval in self.intervals):
             wait_for(module.device)  # so that the time of the steps that are still being computed is counted
         passed = time.perf_counter() - self._started
         self.time_s += passed

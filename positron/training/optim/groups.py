@@ -114,6 +114,10 @@ def _keep_configured_values(optimizer: torch.optim.Optimizer, config: OptimizerC
     def restore(loaded: torch.optim.Optimizer) -> None:
         for group, values in zip(loaded.param_groups, configured, strict=True):
             group |= values
+            if group.get("fused"):  # torch has placed the step counts as `fused` of the checkpoint asks
+                for state in (loaded.state.get(parameter, {}) for parameter in group["params"]):
+                    if torch.is_tensor(state.get("step")):
+                        state["step"] = state["step"].to(group["params"][0].device, torch.float32)
 
     optimizer.register_load_state_dict_post_hook(restore)
 
