@@ -8,7 +8,9 @@ command line, and not by its number. So finished jobs stay finished if the user 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import multiprocessing
 import os
 import sys
 import threading
@@ -33,6 +35,7 @@ from positron.run.folder import Run
 from positron.run.paths import JOB
 from positron.settings import Recipe
 from positron.system.caller import is_for_another, name_training, other_processes, unchanged_state
+from positron.system.children import end_with
 from positron.system.disk import make_folder, read_json, write_json
 from positron.system.errors import Interrupted, LeftAtOnce, UserError
 from positron.system.exits import describe, despite_closed_output
@@ -43,6 +46,7 @@ from positron.system.ranks import first_rank, refuse_without_script
 if TYPE_CHECKING:
     from lightning import Callback
 
+_JOBLIB_WORKER = "Loky"  # the beginning of the names of joblib's worker processes
 _COMPOSING_LOCK = threading.Lock()  # Hydra composes in one global state
 _CLAIM_FILE = "overrides.json"  # the overrides of the job that a folder belongs to, written before its first step
 
@@ -131,6 +135,8 @@ def _sweep_job(
     configure: Callable[[dict[str, Any]], RunConfig],
     train: Callable[[RunConfig, Path], Facts],
 ) -> float:
+    if multiprocessing.current_process().name.startswith(_JOBLIB_WORKER):
+        _end_with_sweep()
     sweep = Path(hydra.sweep.dir).absolute()
     config: RunConfig | None = None
     refusal: BaseException | None = None
@@ -156,6 +162,15 @@ def _sweep_job(
         return train(dataclasses.replace(known, device=device, logger=logger), folder)
 
     return record_job(folder, overrides, job)
+
+
+@functools.cache  # once in each worker
+def _end_with_sweep() -> None:
+    """Make this worker of joblib end with the command that started it, which joblib does not do if the command is killed.
+
+    Otherwise the same command, given again, would find that other processes still train its jobs.
+    """
+    end_with(os.getppid())
 
 
 def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> float:

@@ -8,7 +8,7 @@ import statistics
 import time
 
 import pytest
-from conftest import FAST, tiny
+from conftest import FAST, PATIENCE, tiny
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
@@ -19,7 +19,7 @@ from positron.cli.sweeps import claim_folder
 from positron.run.facts import Resolved
 from positron.run.folder import PRETRAIN, Run
 from positron.system.errors import UserError
-from positron.system.locks import lock
+from positron.system.locks import is_locked, lock
 from positron.text.char_word import CharTokenizer
 from positron.training.callbacks.pruning import is_hopeless
 
@@ -390,3 +390,19 @@ def test_pruning_decides_as_optuna_does():
             decisions.append(is_hopeless(own, curves, startup))
             assert decisions[-1] == trial.should_prune()
     assert 0.1 < statistics.mean(decisions) < 0.9
+
+
+@pytest.mark.slow
+def test_the_parallel_jobs_of_a_killed_sweep_end_with_it(start, tmp_path):
+    jobs = (*(word for word in SWEEP if not word.startswith("train.max_steps")), "train.max_steps=1000000")
+    sweep = start("train", *jobs, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optimizer.lr=1e-3,1e-2")
+    runs = [tmp_path / "outputs" / "sweeps" / "sweep" / number for number in "01"]
+    while not all((run / "metrics.jsonl").exists() for run in runs):
+        assert sweep.process.is_alive()
+        time.sleep(0.1)
+    sweep.process.kill()
+    sweep.wait()
+    end = time.monotonic() + PATIENCE
+    while any(is_locked(run / "lock") for run in runs):
+        assert time.monotonic() < end, "a job is still trained"
+        time.sleep(0.1)
