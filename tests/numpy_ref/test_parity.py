@@ -18,7 +18,7 @@ import pytest
 import torch
 from composing import composed
 from conftest import PROJECT
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rounding import largest_share, spread, unit_gain
 
@@ -265,6 +265,8 @@ def test_parity_of_ten_adamw_steps_over_the_full_product() -> None:
 
 @pytest.mark.parametrize("kind", get_args(theirs.Schedule))
 @given(step=st.integers(1, 200), horizon=st.integers(1, 150), warmup=st.integers(0, 160), final=st.floats(0, 1))
+@example(step=70, horizon=100, warmup=10, final=0.0)  # a trapezoid falls, from step 60 on
+@example(step=90, horizon=100, warmup=80, final=0.0)  # a trapezoid would fall before its warmup ends
 def test_parity_of_learning_rates(kind: str, step: int, horizon: int, warmup: int, final: float) -> None:
     schedule = ScheduleConfig(kind=kind, warmup_steps=warmup, final_ratio=final)
     wanted = lr_at(step, horizon, peak=0.3, schedule=schedule)

@@ -43,6 +43,12 @@ def test_a_trapezoid_stays_at_its_peak_until_it_falls_in_a_line():
     assert rates == pytest.approx([0.5, 1.0, 1.0, 1 - 1 / 40, 0.5, 0.0, 0.0])
 
 
+def test_a_trapezoid_does_not_fall_before_its_warmup_ends():
+    schedule = ScheduleConfig(kind="trapezoid", warmup_steps=80, decay_share=0.4, final_ratio=0.0)
+    rates = [lr_at(s, 100, peak=1.0, schedule=schedule) for s in (40, 80, 81, 90, 100)]
+    assert rates == pytest.approx([0.5, 1.0, 0.95, 0.5, 0.0])
+
+
 def test_a_trapezoid_extended_before_its_fall_has_the_rates_of_the_longer_run():
     """Which a cosine has not: that is what the trapezoid is for."""
     trapezoid, cosine = (
