@@ -28,7 +28,7 @@ from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer
-from positron.text.tokenizer import END_OF_TEXT, UNKNOWN, StreamDecoder, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, contains_unknown
 
 logger = logging.getLogger(__name__)
 
@@ -230,9 +230,7 @@ def _decoded(tokenizer: Tokenizer, tokenizer_hash: str, ids: np.ndarray, n_bytes
     """
     ids = ids[ids != tokenizer.end_ids[0]]  # scoring appends it to each whole document
     text = tokenizer.decode(ids.tolist())
-    # the unknown token of an imported tokenizer can have any id
-    has_unknown = UNKNOWN in text if tokenizer.kind == "huggingface" else tokenizer.has_unknown and (ids == 0).any()
-    if is_exact and not has_unknown:
+    if is_exact and not contains_unknown(tokenizer, ids):
         return text
     lossy, decoder = Lossy(text), StreamDecoder(tokenizer)
     lossy.n_bytes, lossy.tokenizer_hash, lossy.ids = n_bytes, tokenizer_hash, ids.tolist()

@@ -196,9 +196,8 @@ def research(folder: Path, plan: Plan, train: Trainer, budget_s: float = math.in
         for name, overrides in plan.candidates.items():
             recipe = merged(base, overrides)
             trials.append(Trial(name, overrides, against))
-            if _in_one_spelling(recipe) == _in_one_spelling(
-                base
-            ):  # such as the better learning rate, after another candidate that contains it
+            # such as the better learning rate, after another candidate that contains it
+            if _in_one_spelling(recipe) == _in_one_spelling(base):
                 trials[-1] = dataclasses.replace(trials[-1], changes_nothing=True)
                 yield list(trials)
                 continue

@@ -108,9 +108,8 @@ def _error(status: int, error: UserError) -> Response:
 
 
 def _json(data: Any, status: int = 200) -> Response:
-    content = json.dumps(
-        data, allow_nan=False, separators=(",", ":")
-    )  # ASCII, so a name that is not UTF-8 does no harm
+    # ASCII, so that a name that is not UTF-8 does no harm
+    content = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return Response(content, status, media_type="application/json")
 
 

@@ -53,11 +53,6 @@ def best_row(rows: list[dict[str, Any]]) -> tuple[float, int]:
     return min(scored, default=(math.inf, 0))
 
 
-def best_bpb(rows: list[dict[str, Any]]) -> float:
-    """Return the lowest validation bits per byte in `rows`, the rows of metrics.jsonl; inf if no row has a validation."""
-    return best_row(rows)[0]
-
-
 def best_so_far(rows: list[dict[str, Any]], facts: Facts, step: int) -> tuple[float, int]:
     """Return the lowest validation bits per byte up to `step`, and its step; inf and 0 if none was measured.
 

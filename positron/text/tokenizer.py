@@ -75,6 +75,13 @@ def separator(tokenizer: Tokenizer) -> list[int]:
     return [begin] if begin == end else [end, begin]
 
 
+def contains_unknown(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
+    """Tell whether the token ids of a text without the character � contain an unknown token."""
+    if tokenizer.kind == "huggingface":  # its unknown token can have any id
+        return UNKNOWN in tokenizer.decode(ids.tolist())
+    return tokenizer.has_unknown and bool((ids == 0).any())
+
+
 def token_bytes_of_text(tokenizer: Tokenizer, counts: np.ndarray, n_bytes: int) -> np.ndarray:
     """Return the number of bytes of a text that each of the V token ids stands for, (V,) in float64.
 

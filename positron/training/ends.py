@@ -58,8 +58,10 @@ def is_pruned(session: Session, plan: Plan) -> bool:
     If this process was killed before it recorded this, the run is compared with the other runs of the sweep again.
     """
     run, start, sweep = session.run, session.start, session.config.sweep
-    if not start.is_own or sweep.prune is None or run.facts().status == "pruned":
-        return start.is_own and sweep.prune is not None
+    if not start.is_own or sweep.prune is None:
+        return False
+    if run.facts().status == "pruned":
+        return True
     rows = [row for row in read_metrics(run.metrics_path) if row["step"] <= start.step]
     pruning = open_pruning(sweep, run, session.config.train.val_every, plan.last_step, rows)
     return pruning is not None and pruning.is_hopeless_at(start.step)

@@ -337,12 +337,10 @@ def test_validation_requests_are_combinations_that_training_never_has() -> None:
     assert len(sides[True]) > 20
 
 
-def test_what_the_answers_of_the_built_in_requests_hold_is_known() -> None:
-    conversations = read_conversations(DataConfig("story_instruct", examples=40, val_fraction=0.3))
-    text = sorted({c for t in conversations for m in t.messages for c in m.content})
-    data = SFTObjective(
+def objective_of(conversations: list[Conversation], tokenizer: Tokenizer) -> SFTObjective:
+    return SFTObjective(
         conversations,
-        CharTokenizer("".join(text)),
+        tokenizer,
         context=2000,
         batch_size=2,
         micro_batch_size=2,
@@ -351,6 +349,12 @@ def test_what_the_answers_of_the_built_in_requests_hold_is_known() -> None:
         val_tokens=10**6,
         replay=None,
     )
+
+
+def test_what_the_answers_of_the_built_in_requests_hold_is_known() -> None:
+    conversations = read_conversations(DataConfig("story_instruct", examples=40, val_fraction=0.3))
+    text = sorted({c for t in conversations for m in t.messages for c in m.content})
+    data = objective_of(conversations, CharTokenizer("".join(text)))
     held = [t for t in conversations if t.is_val]
     assert data.val_bytes == sum(len(t.messages[1].content.encode()) for t in held)
     assert data.val_bits == pytest.approx(sum(t.bits or 0 for t in held))
@@ -358,18 +362,7 @@ def test_what_the_answers_of_the_built_in_requests_hold_is_known() -> None:
 
 def test_answers_with_unknown_words_have_no_floor() -> None:
     conversations = read_conversations(DataConfig("story_instruct", examples=40, val_fraction=0.3))
-    data = SFTObjective(
-        conversations,
-        WordTokenizer(["the", " "]),
-        context=2000,
-        batch_size=2,
-        micro_batch_size=2,
-        seed=0,
-        packing=False,
-        val_tokens=10**6,
-        replay=None,
-    )
-    assert data.val_bits is None
+    assert objective_of(conversations, WordTokenizer(["the", " "])).val_bits is None
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,9 @@ from positron.data.windows import Windows
 from positron.system.formatting import counted
 from positron.text import conversation
 from positron.text.conversation import Message
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer, contains_unknown
 from positron.training.objective.base import Part, Prompt
 from positron.training.objective.tokens import NextToken
-from positron.training.objective.validation_text import has_unknown
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class SFTObjective(NextToken):
         self.val_bytes, self.token_bytes = answer_bytes(validated, tokenizer)
         bits = [example.bits for example, _ in validated if example.bits is not None]
         answers = np.concatenate([y[y != IGNORE] for _, (_, y) in validated])
-        is_known = len(bits) == len(validated) and not has_unknown(tokenizer, answers)
+        is_known = len(bits) == len(validated) and not contains_unknown(tokenizer, answers)
         self.val_bits = sum(bits) if is_known else None
         self.example = validated[0][0]
         self.val_parts = to_parts([row for _, row in validated], context, micro_batch_size, self.train.pad)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from positron import stories
 from positron.data.shards import TokenFiles
-from positron.text.tokenizer import END_OF_TEXT, UNKNOWN, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer, contains_unknown
 from positron.training.objective.base import Part
 
 ANSWERS = "answers"
@@ -36,13 +36,6 @@ class ValidationText:
         return list(zip(self.x.split(size), self.y.split(size), strict=True))
 
 
-def has_unknown(tokenizer: Tokenizer, ids: np.ndarray) -> bool:
-    """Tell whether token ids of a text without the character � contain an unknown token."""
-    if tokenizer.kind == "huggingface":  # its unknown token can have any id
-        return UNKNOWN in tokenizer.decode(ids.tolist())
-    return tokenizer.has_unknown and bool((ids == 0).any())
-
-
 def entropy_of(files: TokenFiles, tokenizer: Tokenizer, limit: int) -> tuple[float | None, int]:
     """Return the entropy in bits of the text that a validation on at most `limit` targets reads, and its length in bytes.
 
@@ -55,7 +48,7 @@ def entropy_of(files: TokenFiles, tokenizer: Tokenizer, limit: int) -> tuple[flo
     if files.bits is None:
         return whole
     ids = files.read(0, limit + 1)
-    if has_unknown(tokenizer, ids):
+    if contains_unknown(tokenizer, ids):
         return None, files.n_bytes
     if limit + 1 >= files.n_tokens:
         return whole
