@@ -20,7 +20,7 @@ from positron.config import RunConfig, TrainConfig
 from positron.run.find import find_run
 from positron.run.folder import DISTILL, FROM_TEXT, OUTPUTS, PREFERENCE, PRETRAIN, REINFORCE, SFT, TUNED, Run
 from positron.run.metrics import read_metrics
-from positron.run.provenance import read_provenance, recorded_changes, start_of
+from positron.run.provenance import environment, read_provenance, recorded_changes, start_of
 from positron.settings import from_dict
 from positron.system.command_parser import CommandParser
 from positron.system.console import one_line, say_loading
@@ -70,7 +70,7 @@ def main() -> None:
         folder = OUTPUTS / config.name
         if first_rank(config.device.processes):
             check_name(folder)
-            claim(folder, run)
+            claim(folder, run, last, str(config.device.accelerator))
         from positron.distill import distill
         from positron.prefer import prefer
         from positron.reinforce import reinforce
@@ -162,18 +162,33 @@ def _own_code(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((kind, name) for kind, name in named if name is not None)
 
 
-def claim(folder: Path, run: Run) -> None:
-    """Create `folder` for the reproduction of `run`, or accept a folder that already contains a reproduction of this run.
+def claim(folder: Path, run: Run, last: int, accelerator: str) -> None:
+    """Create `folder` for the reproduction of `run` up to step `last`, or accept a folder with an unfinished one.
 
-    Raises UserError if the folder contains anything else.
+    Raises UserError if the folder contains anything else. Among these are a reproduction that has already trained step `last`,
+    which would be compared without training anything, and one that was trained with other code, versions or hardware than
+    those of this process, which trains on `accelerator`.
     """
     source = relative_to_here(run.folder)
     if folder.is_dir() and any(folder.iterdir()):
         if folder.samefile(run.folder):
             raise UserError(f"{folder} is the run that is reproduced: give another --name")
-        if read_provenance(folder).get("reproduces") != source:
+        known = read_provenance(folder)
+        if known.get("reproduces") != source:
             raise UserError(
                 f"{folder} exists and is not a reproduction of {source}: give another --name, or delete {folder}"
+            )
+        before = start_of(known, last)
+        if not before:
+            return
+        again = f"to train again, delete {folder} or give another --name"
+        if any(row["step"] >= last for row in read_metrics(Run(folder).metrics_path)):
+            raise UserError(f"{folder} already reproduced {source} up to step {last} on {before['time']}: {again}")
+        now = environment(accelerator)
+        changed = recorded_changes({key: before.get(key) for key in now}, now)
+        if changed:
+            raise UserError(
+                f"{folder} was begun on {before['time']}, and since then this changed: {changed[0]}: {again}"
             )
     else:
         write_json(Run(make_folder(folder)).provenance_path, {"reproduces": source, "starts": [], "environments": []})

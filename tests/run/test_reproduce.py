@@ -74,7 +74,7 @@ def test_a_run_is_reproduced_and_an_edited_trace_is_said_to_differ_at_its_step(p
         rows = [json.loads(line) for line in Path("outputs/x/metrics.jsonl").read_text().splitlines()]
         rows[3]["train/loss"] += 1e-7
         Path("outputs/x/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        code, out, _ = said(monkeypatch, capsys, "x", "--steps", "7")  # the same command goes on, with nothing to do
+        code, out, _ = said(monkeypatch, capsys, "x", "--steps", "7", "--name", "edited")
         assert code == 1
         assert (
             f"different: at step {rows[3]['step']} train/loss is {rows[3]['train/loss']} in the first run and " in out
@@ -87,12 +87,34 @@ def test_a_run_is_reproduced_and_an_edited_trace_is_said_to_differ_at_its_step(p
             value["environments"][0]["resolved"]["threads"] = 77
 
         edit(Path("outputs/x/provenance.json"), others)
-        _, out, _ = said(monkeypatch, capsys, "x", "--steps", "7")
+        _, out, _ = said(monkeypatch, capsys, "x", "--steps", "7", "--name", "elsewhere")
         assert "\n  versions.torch: 0.1 -> 2." in out
         assert "\n  resolved.threads: 77 -> " in out
     finally:
         shutil.rmtree("outputs/x")
         Path("outputs/kept").rename("outputs/x")
+
+
+def test_only_an_unfinished_reproduction_by_the_same_code_is_continued(place, monkeypatch, capsys) -> None:
+    assert said(monkeypatch, capsys, "x", "--steps", "3", "--name", "part")[0] == 0
+    code, out, _ = said(monkeypatch, capsys, "x", "--steps", "7", "--name", "part")
+    assert (code, Run(place / "outputs" / "part").facts().step) == (0, 8)
+    assert "identical: logged steps 2 to 8" in out
+
+    code, _, err = said(monkeypatch, capsys, "x", "--steps", "7", "--name", "part")
+    assert code == 2
+    assert err.startswith("error: outputs/part already reproduced outputs/x up to step 8 on 20")
+    assert err.endswith(": to train again, delete outputs/part or give another --name\n")
+    assert err.count("\n") == 1
+
+    def other_torch(value):
+        value["environments"][0]["versions"]["torch"] = "0.1"
+
+    edit(Path("outputs/part/provenance.json"), other_torch)
+    code, _, err = said(monkeypatch, capsys, "x", "--whole", "--name", "part")
+    assert code == 2
+    assert ", and since then this changed: versions.torch: 0.1 -> 2." in err
+    assert Run(place / "outputs" / "part").facts().step == 8
 
 
 def test_another_number_of_processes_is_a_recorded_difference(place) -> None:
