@@ -9,10 +9,11 @@ tokenizer has another token for the end of a document, this token stands between
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import mmap
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def _work(task: Any) -> dict[str, Encoded]:
 
 def encode_all(
     source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, skip: int, workers: int
-) -> Iterator[dict[str, Encoded]]:
+) -> Generator[dict[str, Encoded]]:
     """Tokenize a corpus task by task with `workers` processes, and yield the result of each task in order.
 
     A task is a part of the corpus, an item of `source.tasks`. The first `skip` tasks are left out. A result is what
@@ -219,17 +220,20 @@ def write_tokens(
         # an interrupted call may have saved its progress after the last task
         is_complete = source.limit_bytes is not None and n_bytes >= source.limit_bytes
         workers = worker_processes()
-        for parts in () if is_complete else encode_all(source, tokenizer, tokenizer_folder, tasks, workers):
-            tasks += 1
-            for split, part in parts.items():
-                writers[split].add(part)
-                n_bytes += part.bytes
-            meter.show(n_bytes)
-            if writers["train"].waiting >= SHARD_TOKENS:
-                _flush(partial, head, writers, tasks, n_bytes)
-            source.release(tasks)
-            if source.limit_bytes is not None and n_bytes >= source.limit_bytes:
-                break
+        encoded = encode_all(source, tokenizer, tokenizer_folder, tasks, workers)
+        # closed here: a signal that arrives while the garbage collector closes a generator is lost
+        with contextlib.closing(encoded):
+            for parts in () if is_complete else encoded:
+                tasks += 1
+                for split, part in parts.items():
+                    writers[split].add(part)
+                    n_bytes += part.bytes
+                meter.show(n_bytes)
+                if writers["train"].waiting >= SHARD_TOKENS:
+                    _flush(partial, head, writers, tasks, n_bytes)
+                source.release(tasks)
+                if source.limit_bytes is not None and n_bytes >= source.limit_bytes:
+                    break
     facts = _flush(partial, head, writers, tasks, n_bytes)["splits"]
     for split in facts.values():
         if not split["documents"] or not np.isfinite(split["bits"]):

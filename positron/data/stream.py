@@ -130,34 +130,36 @@ class Stream:
         missing = self.size + 1 - writer.facts["tokens"] - writer.waiting
         while missing:
             missing_before, begin = missing, place
-            for parts in encode_all(source, self.tokenizer, self.tokenizer_folder, place["task"], workers):
-                ids = np.concatenate([np.zeros(0, dtype=np.uint32), *parts["train"].ids])
-                taken_ids = ids[place["offset"] : place["offset"] + missing]
-                writer.add(Encoded([taken_ids], int((taken_ids == end).sum()), round(lengths[taken_ids].sum())))
-                missing -= len(taken_ids)
-                used = place["offset"] + len(taken_ids)
-                is_complete = used == len(ids)
-                place = {
-                    "task": place["task"] + is_complete,
-                    "offset": 0 if is_complete else used,
-                    "last": int(taken_ids[-1]) if len(taken_ids) else place["last"],
-                    "turn": place["turn"],
-                }
-                if not missing:
-                    break
-                if writer.waiting >= shards.SHARD_TOKENS:
-                    save_progress()
-                source.release(place["task"])
-            else:
-                if missing_before == missing and (begin["task"], begin["offset"]) == (0, 0):
-                    raise UserError(
-                        f'{self.config.repo} has no text to train on in the field "{self.config.field}" (data.field): '
-                        "give another data.field= or data.repo="
+            encoded = encode_all(source, self.tokenizer, self.tokenizer_folder, place["task"], workers)
+            with contextlib.closing(encoded):  # a signal during the garbage collector's closing is lost
+                for parts in encoded:
+                    ids = np.concatenate([np.zeros(0, dtype=np.uint32), *parts["train"].ids])
+                    taken_ids = ids[place["offset"] : place["offset"] + missing]
+                    writer.add(Encoded([taken_ids], int((taken_ids == end).sum()), round(lengths[taken_ids].sum())))
+                    missing -= len(taken_ids)
+                    used = place["offset"] + len(taken_ids)
+                    is_complete = used == len(ids)
+                    place = {
+                        "task": place["task"] + is_complete,
+                        "offset": 0 if is_complete else used,
+                        "last": int(taken_ids[-1]) if len(taken_ids) else place["last"],
+                        "turn": place["turn"],
+                    }
+                    if not missing:
+                        break
+                    if writer.waiting >= shards.SHARD_TOKENS:
+                        save_progress()
+                    source.release(place["task"])
+                else:
+                    if missing_before == missing and (begin["task"], begin["offset"]) == (0, 0):
+                        raise UserError(
+                            f'{self.config.repo} has no text to train on in the field "{self.config.field}" (data.field): '
+                            "give another data.field= or data.repo="
+                        )
+                    place = {**place, "task": 0, "offset": 0, "turn": place["turn"] + 1}
+                    logger.info(
+                        f"{self.config.repo} was read completely: epoch {epoch} continues at the dataset's beginning"
                     )
-                place = {**place, "task": 0, "offset": 0, "turn": place["turn"] + 1}
-                logger.info(
-                    f"{self.config.repo} was read completely: epoch {epoch} continues at the dataset's beginning"
-                )
         places = [*places[: epoch + 1], place, *places[epoch + 2 :]]
         write_json(self.folder / "places.json", places)
         self._write_header(partial, writer)

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import _SERVER, PATIENCE, apart
+from faults import interrupted_at_the_end
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_files import DOCUMENTS, as_arrow, as_jsonl, as_parquet, as_text, source, zst
@@ -350,6 +351,15 @@ def test_prepare_killed_at_random_moments_continues_and_writes_the_same_bytes(
     assert resumed >= least
     with capsys.disabled():
         print(f"  [prepare: {kills} kills, {resumed} after a whole shard; all completed byte for byte]")
+
+
+def test_ctrl_c_while_the_last_processes_of_tokenizing_end_stops_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "encode_all", interrupted_at_the_end(shards.encode_all))
+    config = DataConfig("stories", size_mb=0.1, dir=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, TokenizerConfig("char"), None)
 
 
 def test_a_call_that_ended_before_its_last_file_reads_nothing_more(

@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import _SERVER, apart, side_by_side, tiny
+from faults import interrupted_at_the_end
 from hub_server import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 from torch import distributed
 
@@ -71,6 +72,17 @@ def test_epochs_hold_the_training_text_in_one_piece_and_then_again(stories_hub: 
     held_out = TokenFiles(made.validation, "val", tokenizer)
     ids = held_out.read(0, held_out.n_tokens)
     assert tokenizer.decode(ids[1:-1].tolist()).startswith(STORIES[0][0])
+
+
+def test_ctrl_c_while_the_last_processes_of_tokenizing_end_stops_the_call(
+    stories_hub: Hub,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = opened(tmp_path)
+    monkeypatch.setattr(stream, "encode_all", interrupted_at_the_end(shards.encode_all))
+    with pytest.raises(KeyboardInterrupt):
+        made.make(0)
 
 
 @pytest.mark.slow
