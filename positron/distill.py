@@ -35,7 +35,7 @@ def distill(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (),
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
 
-    tune_allocator()
+    tune_allocator(config.train.max_steps)
 
     from positron.training.from_text import train_on_text
     from positron.training.teachers import lesson_of_teachers

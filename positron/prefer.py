@@ -45,7 +45,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
 
-    tune_allocator()
+    tune_allocator(config.train.max_steps)
 
     from positron.data.preferences import read_pairs
     from positron.training.objective.preference import PreferenceObjective, fingerprint_of, usable_pairs

@@ -53,7 +53,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
 
-    tune_allocator()
+    tune_allocator(config.train.max_steps)
 
     from positron.data.conversations import read_conversations
     from positron.rewards import open_reward

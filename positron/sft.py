@@ -39,7 +39,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
 
-    tune_allocator()
+    tune_allocator(config.train.max_steps)
 
     from positron.data.conversations import read_conversations
     from positron.training.objective.sft import SFTObjective, fingerprint_of, usable_conversations

@@ -46,7 +46,7 @@ def train(
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
 
-    tune_allocator()
+    tune_allocator(config.train.max_steps)
 
     from positron.training.from_text import Lesson, train_on_text
 

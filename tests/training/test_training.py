@@ -53,6 +53,7 @@ from positron.system.errors import Diverged, LeftAtOnce, UserError
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT
 from positron.train import train
+from positron.training import allocator
 from positron.training.callbacks.checkpoints import Checkpoints
 from positron.training.callbacks.stopping import Stopping
 from positron.training.device import Machine
@@ -907,8 +908,31 @@ def test_memory_that_was_freed_stays_in_the_process():
     result = subprocess.run([sys.executable, "-c", MEMORY_TWICE], capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     first, again = map(int, result.stdout.split())
-    assert first > 1_000  # 24,000 pages of 4 KB, fewer of larger ones
-    assert again < first / 100
+    assert first > 40  # 48 pages of 2 MiB, or 24,000 pages of 4 KiB
+    assert again < 5
+
+
+IN_HUGE_PAGES = """
+import re
+from pathlib import Path
+import torch
+from positron.training.allocator import tune_allocator
+
+tune_allocator()
+address = torch.ones(30_000_000).data_ptr() + 60_000_000
+for part in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())[1:]:
+    first, last = (int(number, 16) for number in part.split()[0].split("-"))
+    if first <= address < last:
+        print("hg" in part.split("VmFlags:")[1].split())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems' allocators have no such setting")
+def test_tensors_lie_in_memory_for_which_huge_pages_are_asked():
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists() or allocator._is_commit_limited():
+        pytest.skip("this system has no huge pages, or counts memory that is not used yet")
+    result = subprocess.run([sys.executable, "-c", IN_HUGE_PAGES], capture_output=True, text=True, timeout=PATIENCE)
+    assert (result.stdout, result.stderr) == ("True\n", "")
 
 
 @pytest.mark.slow
