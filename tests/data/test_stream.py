@@ -82,7 +82,7 @@ def test_ctrl_c_while_the_last_processes_of_tokenizing_end_stops_the_call(
     made = opened(tmp_path)
     monkeypatch.setattr(stream, "encode_all", interrupted_at_the_end(shards.encode_all))
     with pytest.raises(KeyboardInterrupt):
-        made.make(0)
+        made.make(1)
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_a_run_is_reproduced_and_an_edited_trace_is_said_to_differ_at_its_step(p
             value["environments"][0]["resolved"]["threads"] = 77
 
         edit(Path("outputs/x/provenance.json"), others)
-        _, out, _ = said(monkeypatch, capsys, "x", "--steps", "7", "--name", "elsewhere")
+        _, out = reproduce.verdict(Run(Path("outputs/x")), Run(Path("outputs/edited")), 8)
         assert "\n  versions.torch: 0.1 -> 2." in out
         assert "\n  resolved.threads: 77 -> " in out
     finally:
@@ -103,7 +103,7 @@ def test_only_an_unfinished_reproduction_by_the_same_code_is_continued(place, mo
 
     code, _, err = said(monkeypatch, capsys, "x", "--steps", "7", "--name", "part")
     assert code == 2
-    assert err.startswith("error: outputs/part already reproduced outputs/x up to step 8 on 20")
+    assert err.startswith("positron: outputs/part already reproduced outputs/x up to step 8 on 20")
     assert err.endswith(": to train again, delete outputs/part or give another --name\n")
     assert err.count("\n") == 1
 
