@@ -126,7 +126,15 @@ def devices() -> Iterator[Finding]:
     """Check memory, speed and correctness of each accelerator, and of the CPU."""
     import torch
 
-    from positron.training.device import accelerators, bf16_is_fast, free_memory, matmul_flops, mps_fallback
+    from positron.training.device import (
+        MIN_GAIN,
+        accelerators,
+        bf16_is_fast,
+        flops_on_cpu,
+        free_memory,
+        matmul_flops,
+        mps_fallback,
+    )
 
     for name in (name for name, is_there in accelerators().items() if is_there):
         device = torch.device(name)
@@ -143,13 +151,17 @@ def devices() -> Iterator[Finding]:
         if name == "mps":
             slow = mps_fallback()
             yield Finding("mps fallback", not slow, slow or "off: no operator is computed on the CPU instead")
-        fast = bf16_is_fast(name)
-        rates = {d: matmul_flops(device, getattr(torch, d)) / 1e9 for d in ("float32", "bfloat16")}
+        if name == "cpu":  # the measurement that decides
+            bf16, fp32 = flops_on_cpu("bf16")
+            is_fast = bf16 > MIN_GAIN * fp32
+        else:
+            bf16, fp32 = (matmul_flops(device, dtype) for dtype in (torch.bfloat16, torch.float32))
+            is_fast = bf16_is_fast(name)
+        choice = "bf16" if is_fast else "fp32"
         yield Finding(
             f"{name} matmul",
             True,
-            f"fp32 {rates['float32']:,.0f} GFLOP/s, bf16 {rates['bfloat16']:,.0f}: precision=auto takes "
-            f"{'bf16' if fast else 'fp32'}",
+            f"fp32 {fp32 / 1e9:,.0f} GFLOP/s, bf16 {bf16 / 1e9:,.0f}: precision=auto takes {choice}",
         )
         for dtype in (torch.float32, torch.bfloat16):
             yield _guarded(f"{name} {str(dtype)[6:]} causality", partial(causality, device, dtype))

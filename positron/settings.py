@@ -6,6 +6,7 @@ module needs only the standard library. The library pydantic would save few line
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -144,7 +145,7 @@ def _describe(options: list[Any], value: Any) -> str:
         if typing.get_origin(option) is Literal:
             choices = typing.get_args(option)
             words += choices
-            similar = difflib.get_close_matches(str(value), choices, 1)
+            similar = difflib.get_close_matches(str(value), choices, 1, 0.7)
             if similar:
                 return f"did you mean {similar[0]}?" + (f" ({', '.join(choices)})" if choices[1:] else "")
         elif option is type(None):
@@ -250,6 +251,19 @@ def check_value(key: str, value: Any) -> None:
         raise UserError(f"{key}={value} {complaint}")
 
 
+def is_possible(key: str, text: str) -> bool:
+    """Tell whether `text`, as a user types it, is a number, a truth value, null or a text that the setting `key` accepts."""
+    value: Any = {"true": True, "false": False, "null": None}.get(text.lower(), text)
+    for number in (float, int):
+        with contextlib.suppress(ValueError):
+            value = number(text)
+    try:
+        check_value(key, value)
+    except UserError:
+        return False
+    return True
+
+
 def is_list(key: str) -> bool:
     """Tell whether the value of a key is a list."""
     return any(typing.get_origin(option) is tuple for option in _alternatives(type_of(key)))
@@ -276,7 +290,7 @@ def _similar_last_word(word: str, keys: Sequence[str], minimum: float) -> list[s
     return [last_words[similar] for similar in difflib.get_close_matches(word, last_words, 1, minimum)]
 
 
-def unknown_key(key: str, spelling: Callable[[str], str] = str) -> str:
+def unknown_key(key: str, recipe: Recipe = "train", spelling: Callable[[str], str] = str) -> str:
     """Return the error message about a key that the command does not know.
 
     The group of a key is the part before the last dot, and the last word is the part after this dot.
@@ -284,12 +298,12 @@ def unknown_key(key: str, spelling: Callable[[str], str] = str) -> str:
     If there is none, it suggests a key of the same group with a similar last word, or else lists the keys of the group.
     If the group does not exist, the message suggests a similar key of any group, or else names the command that lists all keys.
     If `key` itself exists, the message says that this command cannot set the key.
-    `spelling` converts the suggested key to the form that the user must type.
+    `recipe` is the command whose keys are listed. `spelling` converts the suggested key to the form that the user must type.
     """
     keys = [*all_keys(), "experiment"]
     group, _, last = key.rpartition(".")
     if key in keys:
-        return f"{key}= cannot be set by this command: {command('train', '--cfg', 'job')} lists all keys"
+        return f"{key}= cannot be set by this command: {command(recipe, '--cfg', 'job')} lists all keys"
     siblings = [k for k in keys if group and k.rpartition(".")[0] == group]
     if siblings:  # not compared as a whole: the group in common makes optimizer.wd similar to optimizer.lr
         same_word = [f"{main}.{last}" for main in MAIN_GROUPS]
@@ -303,4 +317,4 @@ def unknown_key(key: str, spelling: Callable[[str], str] = str) -> str:
         return f"unknown key {key}: did you mean {spelling(similar[0])}?"
     if siblings:
         return f"unknown key {key}: choose from {', '.join(siblings)}"
-    return f"unknown key {key}: {command('train', '--cfg', 'job')} lists all keys"
+    return f"unknown key {key}: {command(recipe, '--cfg', 'job')} lists all keys"

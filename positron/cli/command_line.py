@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from positron.cli.other_tools import advice, how_to_choose, same_option, with_other_beta
+from positron.cli.other_tools import advice, how_to_choose, same_option, why_not_needed, with_other_beta
 from positron.cli.overrides import checked_overrides, groups_of
-from positron.settings import NOT_READ_BY, SHORT_KEYS, Recipe, all_keys, keys_read_by
+from positron.settings import NOT_READ_BY, SHORT_KEYS, Recipe, all_keys, is_possible, keys_read_by
 from positron.system.commands import command
 from positron.system.errors import UserError
 
@@ -157,7 +157,7 @@ def _options(words: Sequence[str], recipe: Recipe, conf: Path) -> tuple[list[str
 def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) -> str:
     key = same_option(name, recipe)
     bare = name.strip("-").replace("-", "_")
-    if bare == "resume":
+    if bare == "resume" or (bare, value) == ("init_from", "resume"):
         return f"there is no option {name}: to continue a run, give the command with which it was started again"
     if key == "experiment" and value and value.endswith((".yaml", ".yml")):
         return f"there is no option {name}: {how_to_choose(Path(value))}"
@@ -165,6 +165,8 @@ def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) ->
         return f"there is no option {name}; settings are given as key=value: write {betas}"
     if value in groups_of(conf).get(bare, ()):
         return f"there is no option {name}; settings are given as key=value: write {bare}={value}"
+    if reason := why_not_needed(name, recipe):
+        return f"there is no option {name}, and no setting for it, because {reason}: leave it out"
     if key is None and bare in all_keys():
         key = bare
     if key is None:
@@ -174,6 +176,9 @@ def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) ->
         similar = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
         hint = f"did you mean {similar[0]}?" if similar else f"{command(recipe, '--help')} lists options and settings"
         return f"there is no option {name}: {hint}"
-    is_same = value and key.replace(".", "_").endswith(bare) and key.split(".")[0] not in NOT_READ_BY[recipe]
+    is_same = bool(value) and key.replace(".", "_").endswith(bare) and key.split(".")[0] not in NOT_READ_BY[recipe]
+    if value and is_same:
+        choices = groups_of(conf).get(key)
+        is_same = is_possible(key, value) if choices is None else value in choices
     setting = f"{key}={value}" if is_same else advice(key, value)
     return f"there is no option {name}; settings are given as key=value: write {setting}"

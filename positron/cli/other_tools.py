@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from positron.config import OptimizerConfig
+from positron.settings import is_possible
 from positron.system.commands import command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from positron.settings import Recipe
 
-# The names that other tools give to each key. They are compared without dashes, underscores and the part before a dot.
+# The names that other tools give to each key. They are compared without dashes and underscores. A name without a dot also
+# stands for every name that ends in a dot and this name.
 _OTHER_NAMES = {
     "train.max_steps": "max_iters max_iter maxiters iters num_iterations num_iters steps num_steps total_steps n_steps "
     "train_steps max_train_steps num_train_steps",
@@ -32,8 +34,8 @@ _OTHER_NAMES = {
     "train.micro_batch_size": "device_batch_size per_device_train_batch_size per_device_batch_size mbs microbatch_size "
     "micro_batch per_device_eval_batch_size",
     "train.grad_clip": "max_grad_norm clip_grad gradient_clip_val grad_clip_norm max_norm gradient_clip clip",
-    "train.val_every": "eval_interval eval_steps eval_every val_check_interval eval_freq val_interval",
-    "train.val_tokens": "eval_iters eval_tokens eval_max_iters limit_val_batches",
+    "train.val_every": "eval.interval eval_interval eval_steps eval_every val_check_interval eval_freq val_interval",
+    "train.val_tokens": "eval.max_iters eval_iters eval_tokens eval_max_iters limit_val_batches",
     "train.log_every": "log_interval logging_steps log_every_n_steps log_freq print_every",
     "train.save_every": "save_steps save_interval checkpoint_every ckpt_interval always_save_checkpoint",
     "train.keep_last": "save_total_limit",
@@ -119,12 +121,37 @@ _OTHER_NAMES_OF: dict[Recipe, dict[str, str]] = {
 }
 
 
-def _keys_by_name(names_of: dict[str, str]) -> dict[str, str]:
+# Reasons why an option needs no setting here, and the names that other tools give to such options.
+_WITHOUT_COUNTERPART = {
+    "every command uses the checkpoint with the lowest validation loss": "load_best_model_at_end metric_for_best_model",
+    "the factor of the LoRA matrices is 2 for every rank": "lora_alpha",
+    "LoRA has no dropout here": "lora_dropout",
+    "LoRA is added to all matrices of the blocks": "target_modules lora_target_modules lora_targets",
+    f"{command('evaluate', '--run', 'NAME')} evaluates a run": "eval_only",
+}
+_WITHOUT_COUNTERPART_OF: dict[Recipe, dict[str, str]] = {
+    "train": {},
+    "sft": {},
+    "prefer": {
+        "the log-probabilities of the reference are always computed once and stored": "precompute_ref_log_probs ref_model",
+    },
+    "reinforce": {
+        "each batch of answers is used for one optimizer step, so that no ratio of probabilities is clipped": "epsilon "
+        "epsilon_high num_iterations num_ppo_epochs ppo_epochs clip_ratio clip_range cliprange eps_clip",
+        "answers are sampled from all tokens": "top_p top_k min_p",
+    },
+    "distill": {},
+}
+
+
+def _by_name(names_of: dict[str, str]) -> dict[str, str]:
     return {name.replace("_", ""): key for key, names in names_of.items() for name in names.split()}
 
 
-_KEY_OF = _keys_by_name(_OTHER_NAMES)
-_KEY_OF_RECIPE = {recipe: _keys_by_name(names_of) for recipe, names_of in _OTHER_NAMES_OF.items()}
+_KEY_OF = _by_name(_OTHER_NAMES)
+_KEY_OF_RECIPE = {recipe: _by_name(names_of) for recipe, names_of in _OTHER_NAMES_OF.items()}
+_REASON_OF = _by_name(_WITHOUT_COUNTERPART)
+_REASON_OF_RECIPE = {recipe: _by_name(names_of) for recipe, names_of in _WITHOUT_COUNTERPART_OF.items()}
 
 # Notes on keys whose value has another meaning or form than in the other tools.
 _NOTES = {
@@ -210,9 +237,20 @@ def same_option(name: str, recipe: Recipe) -> str | None:
 
     If the name has several meanings, the meaning for the command `recipe` is preferred.
     """
-    bare = name.strip("-").rsplit(".", 1)[-1].replace("-", "").replace("_", "").lower()
     others = (keys for other, keys in _KEY_OF_RECIPE.items() if other != recipe)
-    return next((keys[bare] for keys in (_KEY_OF_RECIPE[recipe], _KEY_OF, *others) if bare in keys), None)
+    return _found(name, (_KEY_OF_RECIPE[recipe], _KEY_OF, *others))
+
+
+def why_not_needed(name: str, recipe: Recipe) -> str | None:
+    """Return the reason why `recipe` needs no setting for an option of another tool, or None if there is no such option."""
+    return _found(name, (_REASON_OF_RECIPE[recipe], _REASON_OF))
+
+
+def _found(name: str, tables: Iterable[dict[str, str]]) -> str | None:
+    """Return the entry for the name of an option in the first table that has one: for the whole name, or for its last word."""
+    whole = name.strip("-").replace("-", "").replace("_", "").lower()
+    words = (whole, whole.rpartition(".")[2])
+    return next((table[word] for table in tables for word in words if word in table), None)
 
 
 def how_to_choose(file: Path) -> str:
@@ -243,7 +281,7 @@ def advice(key: str, value: str | None) -> str:
     result is `key=value` if the value has the same meaning in Positron. Otherwise, it is `key=`, with a note about the key if
     there is one.
     """
-    if value and key in _KEYS_WITH_SAME_VALUE:
+    if value and key in _KEYS_WITH_SAME_VALUE and is_possible(key, value):
         return f"{key}={value}"
     note = _NOTES.get(key)
     return f"{key}=" + (f" ({note})" if note else "")
@@ -259,7 +297,7 @@ def question(key: str, value: str | None, spelling: Callable[[str], str] = str) 
     `spelling` converts a key to the form in which the user gives it, such as an argument of a Python function. It is used only
     if no setting stands in parentheses.
     """
-    if value and key in _KEYS_WITH_SAME_VALUE:
+    if value and key in _KEYS_WITH_SAME_VALUE and is_possible(key, value):
         return f"did you mean {key}? ({key}={value})"
     note = _NOTES.get(key)
     return f"did you mean {spelling(key)}?" + (f" ({note})" if note else "")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.cli.other_tools import how_to_choose, question, same_option, with_other_beta
+from positron.cli.other_tools import how_to_choose, question, same_option, why_not_needed, with_other_beta
 from positron.cli.unused_settings import OWN_FILES, SOURCES_OF, TUNING_EXPERIMENTS, fits
 from positron.settings import (
     BASE_GROUPS,
@@ -50,6 +50,11 @@ _OPTIONAL_GROUPS: dict[Recipe, tuple[str, ...]] = {
 # what a command takes from other runs, so that it cannot be set
 _FROM_BASE = "the architecture and tokenizer of the base run, which init_from= names"
 _FROM_OTHER_RUNS: dict[Recipe, str] = {"distill": "the tokenizer of the runs that teachers= names"}
+_EXAMPLE: dict[Recipe, str] = {  # a setting of each command
+    **dict.fromkeys(OWN_GROUPS, "init_from=quickstart"),
+    "train": "train.max_steps=100",
+    "distill": "teachers=quickstart",
+}
 # arguments of classes that the user names by _target_
 UNCHECKED_KEYS = ("callbacks.", "optimizer.options.", "data.options", "data._target_")
 
@@ -353,13 +358,13 @@ class _Reader:
         if key in self.keys:
             null = f", or give {key}=null" if is_optional(key) else ""
             return f"~{key} would delete a key that every run has: leave ~{key} out{null}"
-        return unknown_key(key)
+        return unknown_key(key, self.recipe)
 
     def _without_value(self, word: str) -> str:
         if word in self.keys or word in self.groups or word in SHORT_KEYS:
             return f"{word} needs a value: give {word}=VALUE, without blanks around the ="
-        for group in ("experiment", "model", "data"):
-            if word in self.groups[group]:
+        for group in () if self._is_own_run(word) else ("experiment", "model", "data"):
+            if group not in NOT_READ_BY[self.recipe] and word in self._usable(group):
                 return f"'{word}' is not a setting: did you mean {group}={word}?"
         key, colon, value = word.partition(":")
         if colon and (key in self.keys or key in self.groups):
@@ -373,8 +378,7 @@ class _Reader:
         """
         from positron.run.folder import OUTPUTS, Run
 
-        name = word.removeprefix(f"{OUTPUTS}/")
-        is_own = bool(name) and _is_file(Run(OUTPUTS / name).config_path)
+        name, is_own = word.removeprefix(f"{OUTPUTS}/"), self._is_own_run(word)
         if is_own and self.recipe == "train":
             return f"did you mean name={name}, to continue this run, or init_from={name}, to start a new run with its weights?"
         if is_own or _is_file(Run(Path(word)).config_path):
@@ -384,17 +388,26 @@ class _Reader:
             return f"did you mean data={source} data.path={word}?"
         if word.endswith((".py", ".yaml", ".yml")):
             return "ready-made settings are chosen by name, such as experiment=shakespeare_char"
-        similar = difflib.get_close_matches(word, self.groups["experiment"], 1, 0.75)
+        similar = difflib.get_close_matches(word, self._usable("experiment"), 1, 0.75)
         return (
             f"did you mean experiment={similar[0]}?"
             if similar
-            else "settings are given as key=value, such as train.max_steps=100"
+            else f"settings are given as key=value, such as {_EXAMPLE[self.recipe]}"
         )
+
+    def _is_own_run(self, word: str) -> bool:
+        """Tell whether `word` is the name or the folder of a run below outputs/ in the current folder."""
+        from positron.run.folder import OUTPUTS, Run
+
+        name = word.removeprefix(f"{OUTPUTS}/")
+        return bool(name) and _is_file(Run(OUTPUTS / name).config_path)
 
     def _unknown(self, key: str, value: str) -> str:
         last = key.rpartition(".")[2]
         if betas := with_other_beta(key, value):
             return f"unknown key {key}: did you mean {betas}?"
+        if reason := why_not_needed(key, self.recipe):
+            return f"unknown key {key}: there is no setting for it, because {reason}: leave it out"
         same_word = [leaf for leaf in all_keys() if leaf.rpartition(".")[2] == last]
         other = same_option(key, self.recipe)
         if other is None and all(map(self._is_unread, same_word)):
@@ -408,7 +421,7 @@ class _Reader:
             return f"unknown key {key}: {question(other, value)}"
         if near_group and "." not in key:
             return f"unknown key {key}: did you mean {near_group[0]}?"
-        return unknown_key(key)
+        return unknown_key(key, self.recipe)
 
     def _refuse_keys_of_other_loggers(self, words: Sequence[str]) -> None:
         chosen = self.chosen.get("logger", "")

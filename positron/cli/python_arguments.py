@@ -9,7 +9,7 @@ from types import FunctionType
 from typing import Any
 
 from positron.cli.hydra_app import conf_folder
-from positron.cli.other_tools import question, same_option
+from positron.cli.other_tools import question, same_option, why_not_needed
 from positron.cli.overrides import UNCHECKED_KEYS, groups_of, quoted
 from positron.settings import Recipe, all_keys, is_text, keys_read_by, unknown_key
 from positron.system.errors import UserError
@@ -32,9 +32,11 @@ def full_name(key: str, recipe: Recipe) -> str:
         case []:
             if other_keys := [known for known in all_keys() if known.rpartition(".")[2] == key]:
                 return other_keys[0]
+            if reason := why_not_needed(key, recipe):
+                raise UserError(f"unknown key {key}: there is no setting for it, because {reason}: leave it out")
             other = same_option(key, recipe)
             if other is None:
-                raise UserError(unknown_key(key, spelling))
+                raise UserError(unknown_key(key, recipe, spelling))
             raise UserError(f"unknown key {key}: {question(other, None, spelling)}")
         case [only]:
             return only

@@ -199,7 +199,13 @@ def bf16_is_fast(accelerator: Accelerator) -> bool:
 
 
 def speed_on_cpu(precision: Precision) -> float:
-    """Return the speed of matrix products in `precision` on this CPU, divided by their speed in fp32.
+    """Return the speed of matrix products in `precision` on this CPU, divided by their speed in fp32."""
+    speed, speed_of_fp32 = flops_on_cpu(precision)
+    return speed / speed_of_fp32
+
+
+def flops_on_cpu(precision: Precision) -> tuple[float, float]:
+    """Return the FLOP/s of matrix products in `precision` on this CPU, and those of products in fp32.
 
     Another program can slow down a measurement. Therefore `precision` and fp32 are measured alternately, several times each,
     and the highest speed of each counts. Each is measured at least twice and at most 5 times (TURNS). The function stops
@@ -212,7 +218,7 @@ def speed_on_cpu(precision: Precision) -> float:
         ratio = best[DTYPES[precision]] / best[torch.float32]
         if turn > 0 and not 1 / SLOWDOWN <= ratio <= MIN_GAIN:
             break
-    return ratio
+    return best[DTYPES[precision]], best[torch.float32]
 
 
 Shape = tuple[int, int, int]  # (n, k, m): a product (n, k) x (k, m)

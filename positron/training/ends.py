@@ -89,7 +89,7 @@ def why_it_is_over(session: Session, plan: Plan, objective: Objective) -> str | 
         )
     if step >= plan.last_step:
         until, remedy = "", "to train longer, give train.extend=true and a larger train.max_steps="
-        if plan.last_step < plan.horizon:
+        if step < plan.horizon:
             until = f" up to step {plan.last_step}"
             remedy = "to continue, leave train.stop_at= out, or give a larger step"
         return f"nothing to do{until}: {run.folder} is at step {step} of {plan.horizon}; {remedy}"

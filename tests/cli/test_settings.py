@@ -32,6 +32,7 @@ from positron.config import (
     DataConfig,
     LoggerConfig,
     OptimizerConfig,
+    PreferenceConfig,
     RewardConfig,
     RewardTerm,
     RunConfig,
@@ -876,6 +877,18 @@ def test_the_state_of_an_optimizer_is_refused_by_another_optimizer(tmp_path, mon
         (("beta1=0.8",), "did you mean optimizer.betas=[0.8,0.95]?"),
         (("beta2=high",), "did you mean optimizer.betas? (both numbers as a list, such as [0.9,0.95])"),
         (("--compile",), "write device.compile= (true or false)"),
+        (("--precision=bf16-true",), "write precision= (bf16, fp16, fp32 or auto)"),
+        (("--precision=bf16",), "write precision=bf16"),
+        (("--data=TextFiles",), "write data= (data=text data.path=FILE for text of your own)"),
+        (("--lr", "7e-3"), "write optimizer.lr=7e-3"),
+        (("always_save_checkpoint=False",), "unknown key always_save_checkpoint: did you mean train.save_every?"),
+        (("eval.max_iters=5",), "did you mean train.val_tokens? (the number of tokens used for validation)"),
+        (("--train.max_iters=5",), "write train.max_steps=5"),
+        (("--eval.interval=5",), "write train.val_every=5"),
+        (("--init_from=resume",), "to continue a run, give the command with which it was started again"),
+        (("--eval_only=True",), "because python -m positron.evaluate --run NAME evaluates a run: leave it out"),
+        (("load_best_model_at_end=true",), "because every command uses the checkpoint with the lowest validation loss"),
+        (("lora_alpha=16",), "unknown key lora_alpha: there is no setting for it, because the factor of the LoRA"),
         (("config/train_shakespeare_char.py",), "chosen by name, such as experiment=shakespeare_char"),
         (
             ("-m", "train.max_steps=1e3,2e3"),
@@ -888,6 +901,40 @@ def test_the_state_of_an_optimizer_is_refused_by_another_optimizer(tmp_path, mon
 )
 def test_a_choice_is_answered_with_the_way_to_give_it(words, said):
     assert said in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "word", "said"),
+    [
+        ("reinforce", "epsilon=0.2", "because each batch of answers is used for one optimizer step"),
+        ("reinforce", "num_iterations=2", "because each batch of answers is used for one optimizer step"),
+        ("reinforce", "--actor.clip_ratio=0.2", "because each batch of answers is used for one optimizer step"),
+        ("train", "epsilon=1e-6", "did you mean optimizer.eps? (optimizer.eps=1e-6)"),
+        ("train", "num_iterations=20", "did you mean train.max_steps? (train.max_steps=20)"),
+        ("prefer", "precompute_ref_log_probs=true", "are always computed once and stored: leave it out"),
+        ("reinforce", "foo=1", "unknown key foo: python -m positron.reinforce --cfg job lists all keys"),
+        ("sft", "quickstart", "settings are given as key=value, such as init_from=quickstart"),
+        ("sft", "story_instruct", "did you mean experiment=story_instruct?"),
+    ],
+)
+def test_a_choice_is_answered_as_the_command_reads_it(recipe, word, said):
+    assert said in refused(word, recipe=recipe)
+
+
+def test_a_choice_that_is_hardly_similar_to_the_possible_ones_is_answered_with_all_of_them():
+    for loss in ("sigmoid", "cpo"):  # names of trl
+        with pytest.raises(UserError, match=f"loss='{loss}' is not a possible value: give dpo or ipo or simpo or orpo"):
+            from_dict(PreferenceConfig, {"loss": loss})
+    with pytest.raises(UserError, match=r"did you mean orpo\? \(dpo, ipo, simpo, orpo\)"):
+        from_dict(PreferenceConfig, {"loss": "orppo"})
+
+
+def test_a_word_that_names_a_run_is_answered_with_the_setting_for_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs/quickstart").mkdir(parents=True)
+    made_run(tmp_path / "outputs/quickstart", tiny(tmp_path))
+    assert refused("quickstart", recipe="sft").endswith("did you mean init_from=quickstart?")
+    assert "did you mean name=quickstart, to continue this run, or init_from=quickstart" in refused("quickstart")
 
 
 def test_the_folder_of_own_choices_is_a_folder_and_its_names_are_compared(run_command, tmp_path):

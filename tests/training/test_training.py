@@ -516,7 +516,7 @@ def test_a_finished_run_stays_finished_where_stop_at_is_passed_already(tmp_path,
     config = tiny(tmp_path, train__stop_at=20)
     assert train(config, tmp_path / "run").status == "finished"
     log = (tmp_path / "run" / "train.log").read_text()
-    assert "nothing to do" in log
+    assert "to train longer, give train.extend=true and a larger train.max_steps=" in log
     assert "writing the weights" not in log
     assert (tmp_path / "run" / "report.html").exists()  # a missing file is written again
 
