@@ -89,8 +89,10 @@ class LibraryTokenizer:
             library.encode_special_tokens = True  # a text that spells a special token stays text
             library.no_truncation()
             library.no_padding()
-        unknown = (facts.get("model") or {}).get("unk_token")
-        self._unknown = None if unknown is None else self._library.token_to_id(unknown)
+        model = facts.get("model") or {}
+        unknown = model.get("unk_token")
+        # a Unigram model names the id of its unknown token, the others name the token
+        self._unknown = model.get("unk_id") if unknown is None else self._library.token_to_id(unknown)
         first = self._encoder.encode("a", add_special_tokens=False).ids
         self.puts_space_first = bool(first) and self.bytes_of(first[0]).startswith(b" ")
         self.has_unknown = self._unknown == 0 and self._unknown not in self._silent

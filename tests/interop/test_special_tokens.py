@@ -299,6 +299,16 @@ def test_no_text_spells_a_special_token_whatever_the_model_of_the_vocabulary(fac
     assert tokenizer.content == content
 
 
+@pytest.mark.parametrize("facts", [unigram, word_level])
+def test_text_that_an_imported_vocabulary_does_not_know_is_decoded_as_the_replacement_character(facts):
+    described = facts()
+    size = len(described["model"]["vocab"])
+    specials = {END_OF_TEXT: 1, **{token: size + i for i, token in enumerate(SPECIALS[1:])}}
+    tokenizer = LibraryTokenizer(json.dumps(described).encode(), specials, size + len(SPECIALS) - 1)
+    assert tokenizer.encode("☃")[-1] == 0
+    assert tokenizer.decode(tokenizer.encode("☃")) == "\N{REPLACEMENT CHARACTER}"
+
+
 def test_an_export_neither_cuts_nor_pads_texts_though_the_imported_file_does():
     tokenizer = imported_pieces(
         truncation={"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
