@@ -89,7 +89,7 @@ def _library(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     model = file["model"]
     if model.get("type") != "BPE":
         raise _refused(f"its model {model.get('type')}")
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise _refused(f"its {key} {model[key]!r}")
     added = file.get("added_tokens") or []

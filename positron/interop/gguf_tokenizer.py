@@ -170,7 +170,7 @@ def pieces_fit(facts: dict[str, Any]) -> bool:
     a space first even if the text begins with a space.
     """
     model = facts["model"]
-    changes = ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+    changes = ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
     if not model.get("byte_fallback") or any(model.get(key) for key in changes):
         return False
     added = [token for token in facts.get("added_tokens") or () if not token.get("special")]

@@ -161,6 +161,13 @@ def test_an_unknown_token_that_the_vocabulary_lacks_is_none():
     assert page_tokenizer(imported(original, model=model, pre_tokenizer=BYTE_LEVEL))["unknown"] is None
 
 
+def test_a_dropout_of_merges_which_positron_switches_off_does_not_matter():
+    original = byte_pairs("r50k_base")
+    model = tokenizer_json(original)["model"]
+    random_merges = imported(original, model={**model, "dropout": 0.1}, pre_tokenizer=BYTE_LEVEL)
+    assert page_tokenizer(random_merges) == page_tokenizer(imported(original, model=model, pre_tokenizer=BYTE_LEVEL))
+
+
 def test_every_special_token_keeps_its_id():
     facts = page_tokenizer(char())
     assert facts["specials"][END_OF_TEXT] == char().special_id(END_OF_TEXT)

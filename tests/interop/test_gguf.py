@@ -171,12 +171,12 @@ PIECES: list[tuple[dict[str, Any], bool]] = [
     (metaspace("first", split=True), False),
     (metaspace("first", replacement="_"), False),
     ({**metaspace("first"), "normalizer": PREPEND}, False),
+    ({"model": {**pieces()["model"], "dropout": 0.1}}, True),  # never used: LibraryTokenizer switches it off
     *(
         ({"model": {**pieces()["model"], key: value}}, False)
         for key, value in {
             "byte_fallback": False,
             "ignore_merges": True,
-            "dropout": 0.1,
             "end_of_word_suffix": "w",
         }.items()
     ),
