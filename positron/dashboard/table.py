@@ -19,6 +19,7 @@ from positron.run.folder import SFT, Run
 from positron.run.load import gpt_config
 from positron.run.paths import FACTS, JOB
 from positron.run.samples import read_samples
+from positron.run.validated import comparable, validation_text
 from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.disk import is_temporary, open_inside, read_bytes, read_json, readable_name
@@ -64,6 +65,8 @@ class Outputs:
                     if folder.exists():  # the folder may have been deleted in the meantime
                         rows.append(_broken_row(name, folder, error))
             shorten_overrides(rows)
+            for row, text in zip(rows, comparable([row["validated"] for row in rows]), strict=True):
+                row["validated"] = f"{text.text} {text.limit if text.n_bytes is None else text.n_bytes}"
             return rows
 
     def trained(self) -> dict[str, Run]:
@@ -178,7 +181,8 @@ class Outputs:
             "text": text_of(config),
             "fingerprint": facts.data_fingerprint or "",
             "val_tokens": val_tokens_of(config),
-            "validated_on": facts.validated_on,
+            "val_bytes": facts.val_bytes,
+            "validated": validation_text(facts, config),
             "params": gpt.n_params() if gpt else None,
             "flops_per_token": gpt.flops_per_token() if gpt else None,
             "speed": metrics.last("speed/tokens_per_s"),
@@ -242,7 +246,8 @@ def _broken_row(name: str, folder: Path, error: Exception) -> dict[str, Any]:
         "text": text_of({}),
         "fingerprint": "",
         "val_tokens": None,
-        "validated_on": None,
+        "val_bytes": None,
+        "validated": validation_text(Facts(), {}),
         "file": "",
         "offset": 0,
         "samples": 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from positron.evaluation.comparison import common_text, read_runs, text_facts
 from positron.evaluation.eval_texts import token_files
 from positron.run.folder import PRETRAIN, Run
 from positron.run.load import gpt_config
+from positron.run.validated import ValidationText, comparable, validation_text
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer
 
@@ -97,20 +99,28 @@ def _refuse_different_beginnings(runs: Sequence[Run]) -> None:
 
     The length depends on `train.val_tokens` and the tokenizer; `model=auto` and `budget=` choose `train.val_tokens`.
     """
-    limits = [(run.settings().train.val_tokens, load_tokenizer(run.tokenizer_folder).hash) for run in runs]
-    if len(set(limits)) == 1:
-        return
-    read = [
-        "whole" if token_files(run, "val", "name other runs").n_tokens <= limit[0] + 1 else limit
-        for run, limit in zip(runs, limits, strict=True)
-    ]
-    for run, part in zip(runs, read, strict=True):
-        if part != read[0]:
-            raise UserError(
-                f"{runs[0].folder} and {run.folder} were validated on beginnings of different length of the validation text "
-                f"(train.val_tokens={limits[0][0]} and {run.settings().train.val_tokens}, or other tokenizers), so their "
-                "losses cannot be compared: train them with the same tokenizer and train.val_tokens="
-            )
+    # the text is the same, although its fingerprints may differ
+    texts = [dataclasses.replace(validation_text(run.facts(), run.config()), text="") for run in runs]
+    if len(set(comparable(texts))) > 1:
+        texts = [_with_length(run, each) for run, each in zip(runs, texts, strict=True)]
+    first, *others = comparable(texts)
+    other = next((run for run, each in zip(runs[1:], others, strict=True) if each != first), None)
+    if other is not None:
+        limits = [run.settings().train.val_tokens for run in (runs[0], other)]
+        raise UserError(
+            f"{runs[0].folder} and {other.folder} were validated on beginnings of different length of the validation text "
+            f"(train.val_tokens={limits[0]} and {limits[1]}, or other tokenizers), so their losses cannot be compared: train "
+            "them with the same tokenizer and train.val_tokens="
+        )
+
+
+def _with_length(run: Run, text: ValidationText) -> ValidationText:
+    """Return `text` with its length, also for a run of an older version that does not record it but read the whole text."""
+    if text.n_bytes is not None:
+        return text
+    files = token_files(run, "val", "name other runs")
+    is_whole = files.n_tokens <= run.settings().train.val_tokens + 1
+    return dataclasses.replace(text, n_bytes=files.n_bytes if is_whole else None)
 
 
 def _size(run: Run, tokens: int, bpb: float) -> Size:

@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from positron.evaluation.run_plots import sweep_picture
 from positron.evaluation.seed_groups import SeedGroup, seed_groups
@@ -22,13 +23,13 @@ from positron.run.folder import SFT, Run
 from positron.run.metrics import read_metrics
 from positron.run.outcome import canonical, read_outcome
 from positron.run.paths import JOB
+from positron.run.validated import ValidationText, comparable, validation_text
 from positron.system.commands import command
 from positron.system.disk import whole_file, write_text
 from positron.system.errors import UserError
 from positron.system.formatting import aligned, counted, representative_bpb
 
 SEED = "seed"  # the key whose values are repetitions of a variant and not variants
-SAME_LENGTH = 1.01  # ratio of the lengths of two validation texts up to which they count as the same text
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Job:
     bpb: float | None  # see `reported_bpb`; None if the job failed or was never validated
     facts: Facts  # contents of run.json; all fields are None if the files of the job are damaged
     why: str  # reason why the job failed, was refused or cannot be read, otherwise empty
+    validated: ValidationText | None = None  # on which `bpb` was measured; None if `bpb` is None
 
     @property
     def deciding(self) -> dict[str, str]:
@@ -88,18 +90,29 @@ def sweep_jobs(folder: Path) -> list[Job]:
             continue
         number = path.parent.name
         try:
-            outcome, facts = read_outcome(path), Run(path.parent).facts()
-            bpb = None if outcome.failed else reported_bpb(Run(path.parent), facts)
+            run = Run(path.parent)
+            outcome, facts = read_outcome(path), run.facts()
+            bpb = None if outcome.failed else reported_bpb(run, facts)
+            validated = None if bpb is None else validation_text(facts, _config(run))
         except UserError as error:  # one damaged file must not cost the report of the other jobs
             jobs.append(Job(number, {}, "unknown", None, Facts(), str(error)))
             continue
         status = "failed" if outcome.failed else "refused" if outcome.refused else facts.status or "unknown"
-        jobs.append(Job(number, outcome.choices, status, bpb, facts, outcome.failed or outcome.refused or ""))
+        why = outcome.failed or outcome.refused or ""
+        jobs.append(Job(number, outcome.choices, status, bpb, facts, why, validated))
     keys = dict.fromkeys(key for job in jobs for key in job.choices if decides_a_new_run(key))
     jobs = [_with_values(job, keys, Run(folder / job.number)) for job in jobs]
     jobs.sort(key=lambda job: (job.bpb is None, job.bpb or 0, _place(job.number)))
     ranked = [job for group in variants(jobs) for job in group.members]
     return sorted(ranked, key=lambda job: job.bpb is None)
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """Return the settings of a run as nested dicts, or an empty dict if they cannot be read."""
+    try:
+        return run.config()
+    except UserError:  # a damaged config.json must not cost the score of the job
+        return {}
 
 
 def _with_values(job: Job, keys: Iterable[str], run: Run) -> Job:
@@ -205,18 +218,13 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
 
 def _remark(jobs: Sequence[Job]) -> str:
     """Return a remark about scores that cannot be compared, or an empty string."""
-    splits = {(job.deciding.get("data.seed"), job.deciding.get("data.val_fraction")) for job in jobs}
-    if len({job.facts.data_fingerprint for job in jobs} - {None}) > 1 or len(splits) > 1:
+    texts = [job.validated for job in jobs if job.validated is not None]
+    if len({each.text for each in texts}) > 1:
         return (
             "These jobs were validated on different texts, so their scores cannot be compared. To score them on one text: "
             + command("compare", "RUNS", "--text", "FILE")
         )
-    lengths = [job.facts.val_bytes for job in jobs if job.facts.val_bytes is not None]
-    if lengths:  # the first token of a text is not predicted, so the lengths for two tokenizers differ a little
-        is_same = max(lengths) <= SAME_LENGTH * min(lengths)
-    else:  # jobs of older versions
-        is_same = len({job.deciding.get("train.val_tokens") for job in jobs}) < 2
-    if is_same:
+    if len(set(comparable(texts))) < 2:
         return ""
     return (
         "These jobs were validated on beginnings of different length of the validation text (train.val_tokens=, which budget= "

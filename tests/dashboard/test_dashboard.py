@@ -128,6 +128,15 @@ def test_runs_of_different_texts_are_told_apart(page: Page, outputs: Path) -> No
     assert rows["one"]["above"] == pytest.approx((1 + 1 / 30) / 0.2 - 1)
 
 
+def test_losses_on_beginnings_of_the_same_length_are_comparable_whatever_limited_them(
+    page: Page, outputs: Path
+) -> None:
+    for name, length, limit, floor in (("a", 3000, 2000, 0.2), ("b", 3000, 900, 0.201), ("c", 9000, 2000, 0.2)):
+        choose(make_run(outputs, name, floor_bpb=floor, **{"val/bytes": length}), train__val_tokens=limit)
+    validated = {row["id"]: row["validated"] for row in page.json("/api/runs")["runs"]}
+    assert validated["a"] == validated["b"] != validated["c"]
+
+
 def test_a_text_whose_name_is_not_utf_8_is_shown_with_an_escape(page: Page, outputs: Path) -> None:
     choose(make_run(outputs, "latin"), data__source="text", data__path="caf\udce9.txt")
     rows = {row["id"]: row for row in page.json("/api/runs")["runs"]}

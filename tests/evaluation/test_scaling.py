@@ -21,6 +21,7 @@ from positron.evaluation import scaling_points
 from positron.evaluation.run_plots import scaling_picture
 from positron.evaluation.scaling_law import fit_law, log_excess
 from positron.evaluation.statistics import t95
+from positron.run.folder import Run
 from positron.system.errors import UserError
 from positron.system.formatting import amount
 from positron.text.char_word import CharTokenizer
@@ -298,9 +299,18 @@ def test_runs_that_were_validated_on_beginnings_of_different_length_are_refused(
     limit, config["train"]["val_tokens"] = config["train"]["val_tokens"], 7
     (folder / "1" / "config.json").write_text(json.dumps(config))
     for tokens, refused in ((limit + 2, True), (limit + 1, True), (8, False)):
-        monkeypatch.setattr(scaling_points, "token_files", lambda *_, n=tokens: SimpleNamespace(n_tokens=n))
+        monkeypatch.setattr(
+            scaling_points, "token_files", lambda *_, n=tokens: SimpleNamespace(n_tokens=n, n_bytes=3 * n)
+        )
         code, _, err = said(monkeypatch, capsys, str(folder))
         assert (code, f"train.val_tokens={limit} and 7" in err) == ((2, True) if refused else (0, False))
+    for path in folder.glob("*/config.json"):
+        Run(path.parent).update(val_bytes=3000)  # recorded: the text files are not needed
+    monkeypatch.setattr(scaling_points, "token_files", None)
+    assert said(monkeypatch, capsys, str(folder))[0] == 0
+    Run(folder / "1").update(val_bytes=2000)
+    code, _, err = said(monkeypatch, capsys, str(folder))
+    assert (code, f"train.val_tokens={limit} and 7" in err) == (2, True)
 
 
 def test_numbers_are_read_and_written_short() -> None:

@@ -141,6 +141,8 @@ def test_jobs_with_different_texts_are_not_compared_and_the_table_says_so(tmp_pa
     assert remark not in as_text(jobs[:2])
     for number, share in enumerate(("0.1", "0.2")):
         job(tmp_path / "shares", number, [f"data.val_fraction={share}"], 0.3, data_fingerprint="same")
+        config = tiny(tmp_path, data__val_fraction=float(share))
+        write_record(Run(tmp_path / "shares" / str(number)).config_path, dataclasses.asdict(config))
     assert remark in as_text(write_sweep_report(tmp_path / "shares"))
 
 
@@ -155,8 +157,8 @@ def test_jobs_validated_on_beginnings_of_different_length_are_not_compared(
 
 
 def test_a_copy_of_a_job_is_no_further_seed(tmp_path: Path) -> None:
-    jobs = write_sweep_report(sweep(tmp_path, LUCKY))
-    curves = finished_curves_of(tmp_path)
+    curves = finished_curves_of(sweep(tmp_path, LUCKY))
+    jobs = write_sweep_report(tmp_path)
     shutil.copytree(tmp_path / "4", tmp_path / "4 (copy)")
     assert write_sweep_report(tmp_path) == jobs
     assert finished_curves_of(tmp_path) == curves

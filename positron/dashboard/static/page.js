@@ -161,13 +161,11 @@ const textOf = (run) => run.fingerprint || run.text;
 // Losses of different texts do not compare, so each text has a chart with its own axis and floor.
 const dependsOnText = (key) => /^(val|train)\/(bpb|loss|perplexity)$/.test(key);
 
-// Validation losses do not compare either if they were measured on different beginnings of the validation text. Two beginnings
-// of known entropy differ if the entropy does, and others if train.val_tokens does.
-const validatedOn = (run) => `${run.validated_on ?? ""} ${run.floor ? run.floor.toFixed(6) : run.val_tokens}`;
-
+// Validation losses do not compare either if they were measured on different beginnings of the validation text; `validated` of
+// two runs is equal if they do.
 function groupOf(run) {
   if (!dependsOnText(metric())) return "";
-  return metric().startsWith("val/") ? `${textOf(run)} ${validatedOn(run)}` : textOf(run);
+  return metric().startsWith("val/") ? run.validated : textOf(run);
 }
 
 function showCurves() {
@@ -188,7 +186,8 @@ function showCurves() {
 function captionOf([run], groups) {
   const text = run.text || "unknown text";
   const same = [...groups.values()].filter(([other]) => textOf(other) === textOf(run));
-  return same.length > 1 && run.val_tokens !== null ? `${text}, validated on at most ${run.val_tokens.toLocaleString("en-US")} tokens` : text;
+  const limit = run.val_bytes !== null ? `${run.val_bytes.toLocaleString("en-US")} bytes` : run.val_tokens !== null ? `at most ${run.val_tokens.toLocaleString("en-US")} tokens` : "";
+  return same.length > 1 && limit ? `${text}, validated on ${limit}` : text;
 }
 
 // Draw the curves of one group of runs; returns whether there was anything to draw.

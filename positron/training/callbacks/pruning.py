@@ -14,6 +14,7 @@ from positron.run.find import numbered_folders
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics, validation_curve
 from positron.run.outcome import read_outcome
+from positron.run.validated import are_comparable, validation_text
 from positron.system.errors import UserError
 from positron.training.module import TrainingModule
 
@@ -22,17 +23,21 @@ def finished_curves(sweep: Path, own_folder: Path) -> list[dict[int, float]]:
     """Return a dict from step to validation bits per byte for each finished run in the folder `sweep`, except `own_folder`.
 
     Only runs with the seed of the run `own_folder` are included. Differences between the curves then come from the settings of
-    the runs, and not from their seeds. A run with a damaged file is left out: it must not end a run that is sound.
+    the runs, and not from their seeds. Runs that were validated on another text, or on a beginning of another length, are left
+    out, too. So is a run with a damaged file: it must not end a run that is sound.
     """
     curves = []
-    seed = Run(own_folder).config().get("seed")
+    own = Run(own_folder)
+    config = own.config()
+    seed, validated = config.get("seed"), validation_text(own.facts(), config)
     for run in map(Run, numbered_folders(sweep)):
         if not run.job_path.exists():
             continue
         with contextlib.suppress(UserError):
             if run.folder == own_folder or read_outcome(run.job_path).failed or run.facts().status != "finished":
                 continue
-            if run.config().get("seed") != seed:
+            config = run.config()
+            if config.get("seed") != seed or not are_comparable(validation_text(run.facts(), config), validated):
                 continue
             curves.append(validation_curve(read_metrics(run.metrics_path)))
     return curves
