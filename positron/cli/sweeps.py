@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from positron.cli.request import Request, compose_request, read_request, typed_o
 from positron.cli.user_callbacks import make_callbacks
 from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
-from positron.evaluation.sweep_report import reported_bpb, write_sweep_report
+from positron.evaluation.sweep_report import reported_score, write_sweep_report
 from positron.run.common_precision import with_common_precision, with_model
 from positron.run.differences import begins_alike, decides_a_new_run, differences
 from positron.run.facts import Facts
@@ -63,9 +63,9 @@ def run_job(
     is called after a run that is not a job of a sweep. It may train further runs, and yields each of them at its end; the last
     one is the result of the job.
 
-    Returns the validation bits per byte (see `reported_bpb`), which a hyperparameter search minimises. If there are none, the
-    result is nan for a single run, and inf for a job of a sweep, for example because this job failed. Raises UserError for a
-    single run that cannot start, and the errors of `train` for a single run that fails.
+    Returns the score of the run (see `reported_score`), which a hyperparameter search minimises. If there is none, the result
+    is nan for a single run, and inf for a job of a sweep, for example because this job failed. Raises UserError for a single
+    run that cannot start, and the errors of `train` for a single run that fails.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -94,8 +94,8 @@ def run_job(
             with despite_closed_output():
                 show_result(run.folder)
             result, facts = run, run.facts()
-    bpb = reported_bpb(result, facts)
-    return math.nan if bpb is None else bpb
+    score = reported_score(result, facts)
+    return math.nan if score is None else score
 
 
 def run_config(
@@ -176,10 +176,9 @@ def _end_with_sweep() -> None:
 def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> float:
     """Run one job of a sweep, record its outcome and update the report of the sweep.
 
-    Returns the validation bits per byte of the job (see `reported_bpb`), or inf if there are none, for example because the job
-    failed. If an earlier start of the same sweep finished the job, `job()` returns at once. Raises SystemExit if Ctrl-C or
-    another signal ended the training of the job, and KeyboardInterrupt if Ctrl-C was pressed before the training began or after
-    it ended.
+    Returns the score of the job (see `reported_score`), or inf if there is none, for example because the job failed. If an
+    earlier start of the same sweep finished the job, `job()` returns at once. Raises SystemExit if Ctrl-C or another signal
+    ended the training of the job, and KeyboardInterrupt if Ctrl-C was pressed before the training began or after it ended.
     """
     print(f"\n{relative_to_here(folder)}: {' '.join(overrides)}", file=sys.stderr)
     try:
@@ -203,8 +202,10 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
             f"positron: could not write sweep.md ({describe(error)[1]}); the next job writes this file again",
             file=sys.stderr,
         )
-    bpb = reported_bpb(Run(folder), facts)
-    return math.inf if bpb is None else bpb
+    score = None
+    with suppress(UserError):  # a damaged metrics.jsonl, which the row of this job names
+        score = reported_score(Run(folder), facts)
+    return math.inf if score is None else score
 
 
 def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: RunConfig | None) -> Path:

@@ -12,7 +12,7 @@ from positron.evaluation.statistics import half_interval
 if TYPE_CHECKING:
     from positron.evaluation.research import Trial
 
-# values of a job, (million tokens, bits per byte) at each validation, status, score in bits per byte or None
+# values of a job, (million tokens, value of the measure) at each validation, status, final value of the measure or None
 Curve = tuple[list[str], list[tuple[float, float]], str, float | None]
 MILLION = 1e6
 MAX_TICKS = 12  # if there are more tested values, matplotlib chooses the ticks
@@ -60,11 +60,14 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
     return as_png(figure)
 
 
-def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, title: str) -> bytes:
+def sweep_picture(
+    keys: list[str], jobs: list[Curve], floor_bpb: float | None, title: str, measure: str = "bits per byte"
+) -> bytes:
     """Draw the validation curves of a sweep's jobs and, in a second panel, their scores against the swept values.
 
     `keys` are the keys of the settings that differ between the jobs, without the seed. `jobs` has a `Curve` for each job.
-    `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
+    `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown. `measure` is the name of what the curves and
+    the scores measure.
 
     The x axis of the second panel is the first key whose values are numbers; it is logarithmic if the values are positive and
     span a factor of 10 or more. Each combination of the values of the other keys has a line, which joins the mean scores of the
@@ -87,7 +90,7 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
     scores = [score for *_, score in jobs if score is not None]
     floors = [floor_bpb] if floor_bpb and scores and min(scores) < 2 * floor_bpb else []
     for axes in (upper, lower):
-        axes.set_ylabel("bits per byte")
+        axes.set_ylabel(measure)
         for floor in floors:  # an entropy far below would make the curves flat
             axes.axhline(floor, color="tab:green", linestyle="--", label=f"floor {floor:.4f}: the entropy of the text")
     if scores:
@@ -131,7 +134,7 @@ def _draw_curves(axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tup
 def _draw_scores(
     axes: Any, keys: list[str], jobs: list[Curve], colors: dict[tuple[str, ...], Any], x_key: int | None
 ) -> None:
-    """Draw a point for each job of a sweep: its score in bits per byte against its value of the setting `keys[x_key]`.
+    """Draw a point for each job of a sweep: its score against its value of the setting `keys[x_key]`.
 
     `keys` are the keys of the settings that differ between the jobs. If `x_key` is None, the x axis shows each combination of
     their values. Otherwise, a line joins the mean scores of the jobs whose other settings are equal. `colors` maps each

@@ -19,7 +19,8 @@ from positron.evaluation.seed_groups import SeedGroup, seed_groups
 from positron.run.differences import decides_a_new_run, deciding_settings
 from positron.run.facts import Facts
 from positron.run.find import numbered_folders
-from positron.run.folder import SFT, Run
+from positron.run.folder import TUNED, Run
+from positron.run.measure import BITS_PER_BYTE, Measure, measure_of
 from positron.run.metrics import read_metrics
 from positron.run.outcome import canonical, read_outcome
 from positron.run.paths import JOB
@@ -46,10 +47,15 @@ class Job:
     number: str  # name of the job's folder in the folder of the sweep
     choices: dict[str, str]
     status: str
-    bpb: float | None  # see `reported_bpb`; None if the job failed or was never validated
+    score: float | None  # see `reported_score`; None if the job failed or was never validated
     facts: Facts  # contents of run.json; all fields are None if the files of the job are damaged
     why: str  # reason why the job failed, was refused or cannot be read, otherwise empty
-    validated: ValidationText | None = None  # on which `bpb` was measured; None if `bpb` is None
+    validated: ValidationText | None = None  # on which the score was measured; None if there is no score
+
+    @property
+    def measure(self) -> Measure:
+        """Return the metric whose score is `score`."""
+        return measure_of(self.facts.kind)
 
     @property
     def deciding(self) -> dict[str, str]:
@@ -63,20 +69,25 @@ class Job:
 
     @property
     def result(self) -> float | None:
-        """Return the bits per byte of the job if its status is "finished" or "stopped", otherwise None.
+        """Return the score of the job if its status is "finished" or "stopped", otherwise None.
 
         A stopped job can be continued: it ended at a limit of time or steps, or by a signal. Other jobs have no result, for
         example a pruned job, which was ended because it was worse than others.
         """
-        return self.bpb if self.status in ("finished", "stopped") else None
+        return self.score if self.status in ("finished", "stopped") else None
 
 
-def reported_bpb(run: Run, facts: Facts) -> float | None:
-    """Return the validation bits per byte by which a run of a sweep or a search is ranked, or None if `facts` has none.
+def reported_score(run: Run, facts: Facts) -> float | None:
+    """Return the score by which a run of a sweep or a search is ranked, or None if the run has none; a lower one is better.
 
-    `facts` are those of `run`. The result is the value that the run reports at its end (see `representative_bpb`). In
-    supervised fine-tuning, this is the value of the best checkpoint, which is the model that is kept.
+    `facts` are those of `run`. The result is the score of the value that the run reports at its end. For most runs, this is the
+    value of the bits per byte (see `representative_bpb`). In supervised fine-tuning, it is the value of the best checkpoint,
+    which is the model that is kept. In preference tuning and reinforcement learning, it is the accuracy or the reward at the
+    last validation, with a minus sign (see `measure_of`).
     """
+    measure = measure_of(facts.kind)
+    if measure != BITS_PER_BYTE:
+        return next(reversed(measure.curve(read_metrics(run.metrics_path)).values()), None)
     if facts.val_bpb is None or facts.best_bpb is None:
         return facts.val_bpb
     return representative_bpb(facts.val_bpb, facts.best_bpb, run.is_measured_on_answers)
@@ -92,19 +103,19 @@ def sweep_jobs(folder: Path) -> list[Job]:
         try:
             run = Run(path.parent)
             outcome, facts = read_outcome(path), run.facts()
-            bpb = None if outcome.failed else reported_bpb(run, facts)
-            validated = None if bpb is None else validation_text(facts, _config(run))
+            score = None if outcome.failed else reported_score(run, facts)
+            validated = None if score is None else validation_text(facts, _config(run))
         except UserError as error:  # one damaged file must not cost the report of the other jobs
             jobs.append(Job(number, {}, "unknown", None, Facts(), str(error)))
             continue
         status = "failed" if outcome.failed else "refused" if outcome.refused else facts.status or "unknown"
         why = outcome.failed or outcome.refused or ""
-        jobs.append(Job(number, outcome.choices, status, bpb, facts, why, validated))
+        jobs.append(Job(number, outcome.choices, status, score, facts, why, validated))
     keys = dict.fromkeys(key for job in jobs for key in job.choices if decides_a_new_run(key))
     jobs = [_with_values(job, keys, Run(folder / job.number)) for job in jobs]
-    jobs.sort(key=lambda job: (job.bpb is None, job.bpb or 0, _place(job.number)))
+    jobs.sort(key=lambda job: (job.score is None, job.score or 0, _place(job.number)))
     ranked = [job for group in variants(jobs) for job in group.members]
-    return sorted(ranked, key=lambda job: job.bpb is None)
+    return sorted(ranked, key=lambda job: job.score is None)
 
 
 def _config(run: Run) -> dict[str, Any]:
@@ -158,9 +169,9 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
     The last column has the score of the job or, if the job has no score, the reason.
     """
     keys = swept_keys(jobs)
-    rows = [["job", *keys, "status", "val bits per byte"]]
+    rows = [["job", *keys, "status", _measure(jobs).title]]
     for job in jobs:
-        score = f"{job.bpb:.4f}" if job.bpb is not None else job.why
+        score = f"{job.measure.score(job.score):.4f}" if job.score is not None else job.why
         if job.status == "pruned":
             score = f"after {counted(job.facts.step or 0, 'step')}: {score}"
         rows.append([job.number, *(job.choices.get(key, "") for key in keys), job.status, score])
@@ -176,12 +187,14 @@ def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
     if SEED not in keys:
         return []
     keys.remove(SEED)
-    rows = [[*keys, "seeds", "mean val bits per byte"]]
+    measure = _measure(jobs)
+    rows = [[*keys, "seeds", f"mean {measure.title}"]]
     for group in variants(jobs):
         choices = [group.members[0].choices.get(key, "") for key in keys]
         seeds = f"{group.scored} of {group.scored + group.missing}" if group.missing else str(group.scored)
         interval_text = f" ± {group.half:.4f} (95% over seeds)" if group.half is not None else ""
-        rows.append([*choices, seeds, f"{group.mean:.4f}{interval_text}" if group.mean is not None else "none"])
+        mean = "none" if group.mean is None else f"{measure.score(group.mean):.4f}{interval_text}"
+        rows.append([*choices, seeds, mean])
     return rows
 
 
@@ -190,9 +203,9 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
 
     A variant consists of the jobs that differ only in their seed. Only variants with scores for at least two seeds count. The
     list is empty if there are fewer than two such variants, if one of the two was started without a choice such as model=,
-    which no setting of the run tells, if their texts differ, or if the jobs are supervised fine-tuning: the sweep ranks them by
-    their loss on answers, and `compare` would measure the loss on the pretraining text. Otherwise the list has an argument for
-    each variant, FOLDER:KEY=VALUE, with the overrides of this variant.
+    which no setting of the run tells, if their texts differ, or if the jobs are fine-tuning: the sweep ranks them by their loss
+    on answers, their accuracy or their reward, and `compare` would measure the loss on the pretraining text. Otherwise the list
+    has an argument for each variant, FOLDER:KEY=VALUE, with the overrides of this variant.
 
     The option --differ-in, with the names of the settings in which the two variants differ, is added in three cases: if the
     variants differ in several settings, in a key without a dot such as model, or in a setting that changes the order of the
@@ -203,7 +216,7 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
 
     keys = swept_keys(jobs)
     groups = [group for group in variants(jobs) if group.scored > 1][:2]
-    if SEED not in keys or len(groups) < 2 or any(job.facts.kind == SFT for job in jobs):
+    if SEED not in keys or len(groups) < 2 or any(job.facts.kind in TUNED for job in jobs):
         return []
     keys.remove(SEED)
     first, second = (group.members[0] for group in groups)
@@ -216,15 +229,22 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
     return names
 
 
+def _measure(jobs: Sequence[Job]) -> Measure:
+    """Return the measure of the jobs, which is that of the first job with a score."""
+    return next((job.measure for job in jobs if job.score is not None), BITS_PER_BYTE)
+
+
 def _remark(jobs: Sequence[Job]) -> str:
     """Return a remark about scores that cannot be compared, or an empty string."""
+    if len({job.measure for job in jobs if job.score is not None}) > 1:
+        return "These jobs were trained by different commands, so their scores cannot be compared."
     texts = [job.validated for job in jobs if job.validated is not None]
     if len({each.text for each in texts}) > 1:
         return (
             "These jobs were validated on different texts, so their scores cannot be compared. To score them on one text: "
             + command("compare", "RUNS", "--text", "FILE")
         )
-    if len(set(comparable(texts))) < 2:
+    if _measure(jobs) != BITS_PER_BYTE or len(set(comparable(texts))) < 2:
         return ""
     return (
         "These jobs were validated on beginnings of different length of the validation text (train.val_tokens=, which budget= "
@@ -268,14 +288,17 @@ def _as_markdown(table: Sequence[Sequence[str]]) -> str:
 def as_csv(jobs: Sequence[Job]) -> str:
     """Format the jobs as CSV, with all overrides and the final metrics."""
     keys = list(dict.fromkeys(key for job in jobs for key in job.choices))
-    columns = ("step", "tokens", "time_s", "val/bpb", "best/bpb", "floor_bpb")
+    columns = ["step", "tokens", "time_s", "val/bpb", "best/bpb", "floor_bpb"]
+    measure = _measure(jobs)
+    own = [] if measure == BITS_PER_BYTE else [measure.key]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["job", *keys, "status", *columns, "why"])
+    writer.writerow(["job", *keys, "status", *own, *columns, "why"])
     for job in jobs:
         facts = job.facts
         known = [facts.step, facts.tokens, facts.time_s, facts.val_bpb, facts.best_bpb, facts.floor_bpb]
-        writer.writerow([job.number, *(job.choices.get(key, "") for key in keys), job.status, *known, job.why])
+        score = [None if job.score is None else job.measure.score(job.score)] if own else []
+        writer.writerow([job.number, *(job.choices.get(key, "") for key in keys), job.status, *score, *known, job.why])
     return text.getvalue()
 
 
@@ -290,14 +313,16 @@ def write_sweep_report(folder: Path) -> list[Job]:
         write_text(folder / "sweep.csv", as_csv(jobs))
         keys = swept_keys(jobs)
         keys = [key for key in keys if key != SEED] or keys
-        curves = []
+        curves, measure = [], _measure(jobs)
         for job in sorted(jobs, key=lambda job: _place(job.number)):
             rows = [
-                row for row in read_metrics(Run(folder / job.number).metrics_path) if row.get("val/bpb") is not None
+                row for row in read_metrics(Run(folder / job.number).metrics_path) if row.get(measure.key) is not None
             ]
             values = [job.deciding.get(key, "") for key in keys]
-            curves.append((values, [(row["tokens"] / 1e6, row["val/bpb"]) for row in rows], job.status, job.bpb))
-        floors = {job.facts.floor_bpb for job in jobs if job.facts.floor_bpb}
+            score = None if job.score is None else measure.score(job.score)
+            curves.append((values, [(row["tokens"] / 1e6, row[measure.key]) for row in rows], job.status, score))
+        floors = {job.facts.floor_bpb for job in jobs if job.facts.floor_bpb and measure == BITS_PER_BYTE}
+        floor = floors.pop() if len(floors) == 1 else None
         with whole_file(folder / "sweep.png") as file:
-            file.write(sweep_picture(keys, curves, floors.pop() if len(floors) == 1 else None, folder.name))
+            file.write(sweep_picture(keys, curves, floor, folder.name, measure.title.removeprefix("val ")))
     return jobs

@@ -37,16 +37,6 @@ def check_row(row: dict[str, Any]) -> None:
             raise DamagedLine(f"{one_line(key, 60)} is not a finite number")
 
 
-def validation_curve(rows: list[dict[str, Any]], every: int = 1) -> dict[int, float]:
-    """Return a dict from step to bits per byte for the validations at multiples of `every` steps.
-
-    A run is also validated at the step at which it is stopped. With `every=train.val_every`, this validation is left out,
-    unless its step is a multiple of `every`. So a run that was stopped and continued has the same curve as a run that was never
-    stopped.
-    """
-    return {row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None and row["step"] % every == 0}
-
-
 def best_row(rows: list[dict[str, Any]]) -> tuple[float, int]:
     """Return the lowest validation bits per byte in the rows, and its step; inf and 0 if no row has a validation."""
     scored = [(row["val/bpb"], row["step"]) for row in rows if row.get("val/bpb") is not None]

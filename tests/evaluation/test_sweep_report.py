@@ -122,7 +122,7 @@ def test_the_two_best_are_compared_although_they_differ_in_more_than_the_default
 
 
 def test_a_sweep_that_ranks_answers_is_not_compared_on_the_pretraining_text(tmp_path: Path) -> None:
-    for kind, says in (("sft", False), ("reinforce", True)):
+    for kind, says in (("sft", False), ("reinforce", False), ("distillation", True)):
         for number, (rate, seed) in enumerate(itertools.product(("1e-3", "1e-2"), (0, 1))):
             words = [f"optimizer.lr={rate}", f"seed={seed}"]
             job(tmp_path / kind, number, words, 0.3 + number / 100, kind=kind)
@@ -162,6 +162,41 @@ def test_a_copy_of_a_job_is_no_further_seed(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "4", tmp_path / "4 (copy)")
     assert write_sweep_report(tmp_path) == jobs
     assert finished_curves_of(tmp_path) == curves
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "title"),
+    [("reinforce", "val/reward", "val reward"), ("preference", "preference/accuracy", "val accuracy")],
+)
+def test_learning_from_rewards_and_preferences_is_ranked_by_them_and_not_by_what_is_forgotten(
+    tmp_path: Path, kind: str, key: str, title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job that learns nothing has the best loss on the pretraining text."""
+    scores = []
+    for number, (rate, seed) in enumerate(itertools.product((0, 1e-3, 1e-2), (0, 1))):
+        words = [f"optimizer.lr={rate}", f"seed={seed}"]
+        job(tmp_path, number, words, 0.3 + rate, kind=kind, floor_bpb=0.2)
+        run = Run(tmp_path / str(number))
+        value = {0: 0.1, 1e-3: 0.7, 1e-2: 0.4}[rate] + seed / 100
+        rows = [{"step": 3, "tokens": 300, key: 0.9, "val/bpb": 0.3}, {"step": 6, "tokens": 600, key: value}]
+        run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_record(run.config_path, dataclasses.asdict(tiny(tmp_path, seed=seed)))
+        scores.append(record_job(run.folder, words, run.facts))
+    assert scores == pytest.approx([-0.1, -0.11, -0.7, -0.71, -0.4, -0.41])  # a search minimises
+    pictures = []
+    monkeypatch.setattr("positron.evaluation.sweep_report.sweep_picture", lambda *of: pictures.append(of) or b"")
+    jobs = write_sweep_report(tmp_path)
+    assert [job.number for job in jobs] == ["3", "2", "5", "4", "1", "0"]
+    header, first, *_ = variant_table(jobs)
+    assert (header[-1], first[0]) == (f"mean {title}", "0.001")
+    assert first[-1].startswith("0.7050 ± ")
+    assert as_text(jobs).count("0.7100") == 1
+    assert "bits per byte" not in as_text(jobs)
+    row = next(csv.DictReader((tmp_path / "sweep.csv").open()))
+    assert (float(row[key]), float(row["val/bpb"])) == pytest.approx((0.71, 0.301))
+    ((_, curves, floor, _, measured),) = pictures
+    assert (curves[0][1][-1], curves[0][3], floor, measured) == ((0.0006, 0.1), 0.1, None, title[4:])
+    assert finished_curves(tmp_path, tmp_path / "0") == [{3: -0.9, 6: -0.7}, {3: -0.9, 6: -0.4}]
 
 
 def test_fine_tuning_is_ranked_by_the_model_that_is_kept(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from positron.run.metrics import validation_curve
+from positron.run.measure import BITS_PER_BYTE
 from positron.system.formatting import counted
 from positron.training.module import TrainingModule
 
@@ -25,7 +25,7 @@ class Patience(L.Callback):
         count.
         """
         self.limit, self.every, self.best, self.since = limit, every, float("inf"), 0
-        for bpb in validation_curve(rows, every).values():
+        for bpb in BITS_PER_BYTE.curve(rows, every).values():
             self._note(bpb)
 
     def _note(self, bpb: float) -> None:

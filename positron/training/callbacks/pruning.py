@@ -12,7 +12,8 @@ import lightning as L
 from positron.config import SweepConfig
 from positron.run.find import numbered_folders
 from positron.run.folder import Run
-from positron.run.metrics import read_metrics, validation_curve
+from positron.run.measure import measure_of
+from positron.run.metrics import read_metrics
 from positron.run.outcome import read_outcome
 from positron.run.validated import are_comparable, validation_text
 from positron.system.errors import UserError
@@ -20,7 +21,9 @@ from positron.training.module import TrainingModule
 
 
 def finished_curves(sweep: Path, own_folder: Path) -> list[dict[int, float]]:
-    """Return a dict from step to validation bits per byte for each finished run in the folder `sweep`, except `own_folder`.
+    """Return a dict from step to validation score for each finished run in the folder `sweep`, except `own_folder`.
+
+    The score is that of the measure of the run `own_folder` (see run/measure.py), such as the bits per byte.
 
     Only runs with the seed of the run `own_folder` are included. Differences between the curves then come from the settings of
     the runs, and not from their seeds. Runs that were validated on another text, or on a beginning of another length, are left
@@ -28,28 +31,29 @@ def finished_curves(sweep: Path, own_folder: Path) -> list[dict[int, float]]:
     """
     curves = []
     own = Run(own_folder)
-    config = own.config()
-    seed, validated = config.get("seed"), validation_text(own.facts(), config)
+    config, facts = own.config(), own.facts()
+    seed, validated, measure = config.get("seed"), validation_text(facts, config), measure_of(facts.kind)
     for run in map(Run, numbered_folders(sweep)):
         if not run.job_path.exists():
             continue
         with contextlib.suppress(UserError):
-            if run.folder == own_folder or read_outcome(run.job_path).failed or run.facts().status != "finished":
+            facts = run.facts()
+            if run.folder == own_folder or read_outcome(run.job_path).failed or facts.status != "finished":
                 continue
             config = run.config()
-            if config.get("seed") != seed or not are_comparable(validation_text(run.facts(), config), validated):
+            if config.get("seed") != seed or not are_comparable(validation_text(facts, config), validated):
                 continue
-            curves.append(validation_curve(read_metrics(run.metrics_path)))
+            curves.append(measure.curve(read_metrics(run.metrics_path)))
     return curves
 
 
 def is_hopeless(own_curve: dict[int, float], others: list[dict[int, float]], startup_jobs: int) -> bool:
     """Tell whether a run is worse than the median of the finished runs, by the rule of Optuna's MedianPruner.
 
-    `own_curve` and `others`: dicts from step to validation bits per byte, of this run and of the finished runs. The lowest
-    value of this run is compared with the median of the values that the finished runs had at this run's newest step (Akiba et
-    al. 2019, arXiv:1907.10902). Returns False if fewer than `startup_jobs` runs have finished, or if none of the finished runs
-    was validated at this step.
+    `own_curve` and `others`: dicts from step to validation score, of this run and of the finished runs. A lower score is
+    better (see `Measure.score`). The lowest value of this run is compared with the median of the values that the finished runs
+    had at this run's newest step (Akiba et al. 2019, arXiv:1907.10902). Returns False if fewer than `startup_jobs` runs have
+    finished, or if none of the finished runs was validated at this step.
     """
     step = max(own_curve)
     values = [curve[step] for curve in others if step in curve]
@@ -76,19 +80,20 @@ class Pruning(L.Callback):
         """
         self.sweep, self.own, self.startup_jobs = run.folder.parent, run.folder, startup_jobs
         self.every, self.last_step = every, last_step
-        self.curve = validation_curve(rows, every)
+        self.measure = measure_of(run.facts().kind)
+        self.curve = self.measure.curve(rows, every)
         self.pruned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """End this run if its lowest validation bits per byte exceed the sweep's median at this step.
+        """End this run if its lowest validation score exceeds the sweep's median at this step.
 
         The median is that of the finished runs of the sweep that have the same seed (see `finished_curves` and `is_hopeless`).
         The runs are compared only after a validation, at a multiple of `self.every` steps and before `self.last_step`.
         """
         step = trainer.global_step
-        if "val/bpb" not in module.metrics or step % self.every:
+        if self.measure.key not in module.metrics or step % self.every:
             return
-        self.curve[step] = module.metrics["val/bpb"]
+        self.curve[step] = self.measure.score(module.metrics[self.measure.key])
         self.pruned = self.is_hopeless_at(step)
         if self.pruned:
             trainer.should_stop = True
