@@ -13,6 +13,7 @@ from positron.evaluation.research import BASE, Plan, Trial, merged
 from positron.evaluation.run_plots import research_picture
 from positron.evaluation.sequential import FIRST_ADOPTION, FIRST_REJECTION, LEVEL, MISS
 from positron.evaluation.statistics import half_interval
+from positron.run.find import numbered_folders
 from positron.run.folder import Run
 from positron.run.paths import PROVENANCE
 from positron.system.disk import whole_file, write_json, write_text
@@ -55,7 +56,7 @@ def as_record(folder: Path, date: str, file: str, trials: Sequence[Trial]) -> di
     the settings. The recorded commit and machine are those of the first run of the recipe without a candidate. They are None if
     there is no such run.
     """
-    runs = sorted((folder / BASE).glob("*/"), key=lambda path: int(path.name))
+    runs = numbered_folders(folder / BASE)  # other folders, such as a copy of a run, are none of its runs
     return {
         "date": date,
         **(origin(Run(runs[0])) if runs else {"commit": None, "machine": dict.fromkeys(("cpu", "cores", "torch"))}),

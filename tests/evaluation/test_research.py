@@ -304,6 +304,7 @@ def test_the_report_is_an_entry_of_the_log(tmp_path):
     assert rendered(entry, tmp_path) == entry
     assert entry.startswith(f"## 2026-01-01 · Research {tmp_path.name} (adopted: good, better)\n")
     record = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+    (tmp_path / "base" / "3 (copy)").mkdir()  # or .ipynb_checkpoints
     assert record == as_record(tmp_path, "2026-01-01", "c.yaml", trials)
     (good,) = (row for row in record["rows"] if row["candidate"] == "good")
     assert good["gain"][0] == pytest.approx(good["bpb_without"] - good["bpb_with"], abs=2e-6)
