@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from positron.config import Asked, PrecisionConfig, RunConfig
 from positron.run.checkpoint import checkpoints
-from positron.run.facts import Facts
+from positron.run.facts import Facts, write_record
 from positron.run.folder import DISTILL, Run
 from positron.train import train
 from positron.training.budget import generations
@@ -175,6 +175,31 @@ def test_a_second_run_that_is_stopped_is_no_teacher(
     assert [each.folder.name for each in train_generations(config, run, list, SINGLE)] == ["mine-2"]
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith("mine-student is not trained yet: give the same command again")
+
+
+@pytest.mark.parametrize("name", ["mine-2", "mine-student"])
+def test_a_run_of_another_command_is_not_continued_and_not_an_error_after_the_first_run(
+    first: tuple[RunConfig, Run],
+    trained: list[tuple[RunConfig, Path, list[str]]],
+    tmp_path: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as the second run of an earlier command with a shorter budget."""
+    config, run = first
+    for copy in ("mine", name):
+        shutil.copytree(run.folder, tmp_path / copy)
+    own, other = Run(tmp_path / "mine"), Run(tmp_path / name)
+    assert not list(train_generations(config, own, list, SINGLE))
+    assert not trained
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{other.folder} contains a run that another command trained" in said
+    shutil.rmtree(other.folder)
+    assert len(list(train_generations(config, own, list, SINGLE))) == 2
+    for settings, folder, _ in list(trained):  # its own runs are continued
+        shutil.copytree(run.folder, folder)
+        write_record(Run(folder).config_path, dataclasses.asdict(settings))
+    assert len(list(train_generations(config, own, list, SINGLE))) == 2
 
 
 @pytest.mark.slow

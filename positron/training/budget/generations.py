@@ -20,6 +20,7 @@ from positron.config import Asked, DistillConfig, RunConfig, seconds
 from positron.run.base import portable
 from positron.run.budget_choice import restore_choice
 from positron.run.common_precision import with_common_precision
+from positron.run.differences import differences
 from positron.run.folder import Run
 from positron.training.budget.course import MAX_MEASURING_S, MEASURING_SHARE, RESERVED_SHARE
 from positron.training.budget.rest import may_train_generations, teachers_within
@@ -45,6 +46,7 @@ def train_generations(
 
     Nothing is trained if the command does not train generations (see `may_train_generations`), if `run` is not finished, or if
     the rest of the budget is too short for a student. If the second run is stopped before its end, the student is not trained.
+    If one of the two folders contains a run that another command trained, nothing is trained, and a message says so.
     """
     facts = run.facts()
     if config.budget is None or not may_train_generations(config, asked):
@@ -58,18 +60,31 @@ def train_generations(
         return
     second, student = (run.folder.with_name(f"{run.folder.name}-{suffix}") for suffix in ("2", "student"))
     teachers = [run.folder, second][:n_teachers]
+    # resume=must is meant for the first run
+    common = dataclasses.replace(restore_choice(config, asked, run), budget=None, resume="auto")
+    lesson = DistillConfig(tuple(portable(teacher) for teacher in teachers), alpha=ALPHA)
+    of_second = dataclasses.replace(common, name=second.name, seed=config.seed + 1)
+    of_student = dataclasses.replace(common, name=student.name, seed=config.seed + 2, distill=lesson)
+    configs = {second: of_second, student: of_student} if second in teachers else {student: of_student}
+    configs = {folder: with_common_precision(own, Run(folder), [run]) for folder, own in configs.items()}
+    taken = next(
+        (folder for folder, own in configs.items() if Run(folder).exists and differences(Run(folder), own)), None
+    )
+    if taken is not None:
+        print(
+            f"\nthe rest of budget={config.budget} is not used, because {taken} contains a run that another command trained: "
+            f"to train {' and '.join(map(str, configs))}, rename this folder, and give the same command again",
+            file=sys.stderr,
+        )
+        return
     first_then = f"{second}, which differs from {run.folder} in its seed, and then " if second in teachers else ""
     print(
         f"\nthe rest of budget={config.budget} trains {first_then}{student}, which learns from "
         f"{' and '.join(map(str, teachers))}",
         file=sys.stderr,
     )
-    # resume=must is meant for the first run
-    config = dataclasses.replace(restore_choice(config, asked, run), budget=None, resume="auto")
-    if second in teachers:
-        own = dataclasses.replace(config, name=second.name, seed=config.seed + 1)
-        own = with_common_precision(own, Run(second), [run])
-        ended = train_on_text(own, second, make_callbacks(), Asked(), time.monotonic(), lambda _: Lesson())
+    if second in configs:
+        ended = train_on_text(configs[second], second, make_callbacks(), Asked(), time.monotonic(), lambda _: Lesson())
         yield Run(second)
         # the weights of an unfinished run will change, but the student must have the same teachers to its end
         if ended.status != "finished":
@@ -78,8 +93,5 @@ def train_generations(
                 file=sys.stderr,
             )
             return
-    lesson = DistillConfig(tuple(portable(teacher) for teacher in teachers), alpha=ALPHA)
-    own = dataclasses.replace(config, name=student.name, seed=config.seed + 2, distill=lesson)
-    own = with_common_precision(own, Run(student), [run])
-    train_on_text(own, student, make_callbacks(), Asked(), time.monotonic(), lesson_of_teachers)
+    train_on_text(configs[student], student, make_callbacks(), Asked(), time.monotonic(), lesson_of_teachers)
     yield Run(student)
