@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from positron.run.folder import OUTPUTS, Run
-from positron.run.paths import CHECKPOINTS, CONFIG, FACTS
+from positron.run.outcome import read_outcome
+from positron.run.paths import CHECKPOINTS, CONFIG, FACTS, JOB
 from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.disk import is_temporary, read_json, refuse_links_in
@@ -62,6 +63,13 @@ def find_run(
             )
         if inside := next((parent for parent in folder.parents if Run(parent).exists), None):
             raise UserError(one_line(f"{folder} is inside the run {inside}: name the run, {inside}"))
+        if (folder / JOB).exists() and not (folder / CONFIG).exists() and (reason := read_outcome(folder / JOB).failed):
+            raise UserError(
+                one_line(
+                    f"{folder} is a job that failed before its run began: {reason.removeprefix('positron: ')}", 600
+                )
+                + "; name another run"
+            )
         if (folder / CONFIG).exists():
             raise UserError(
                 one_line(f"{folder} is not a run, because it has a {CONFIG} but no {FACTS}: ")
@@ -82,6 +90,8 @@ def find_run(
         hint = f": did you mean {similar}?"
     elif known:
         hint = f" (its runs: {shown})"
+    elif nested := next(iter(sorted(files_below(outputs, FACTS))), None):
+        hint = f", such as {nested.parent}"
     else:
         hint = f", which has no runs yet: train one with {command('train', 'experiment=quickstart')}"
     if folder is not None:

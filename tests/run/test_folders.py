@@ -504,3 +504,23 @@ def test_a_misspelt_run_is_answered_with_the_nearest(tmp_path):
         find_run("quikstart", tmp_path)
     with pytest.raises(UserError, match=r"and 2 more\)"):
         find_run("xyz", tmp_path)
+
+
+def test_a_job_of_a_sweep_that_failed_before_its_run_began_says_why_it_is_no_run(tmp_path: Path) -> None:
+    sweep = tmp_path / "outputs" / "sweeps" / "heads"
+    (sweep / "0").mkdir(parents=True)
+    reason = "positron: model.d_model=64 is not divisible by model.n_head=3"
+    (sweep / "0" / "job.json").write_text(json.dumps({"overrides": ["model.n_head=3"], "failed": reason}))
+    with pytest.raises(UserError, match=r"failed before its run began: model\.d_model=64 is not .*; name another run$"):
+        find_run("sweeps/heads/0", tmp_path / "outputs")
+
+
+def test_the_runs_of_sweeps_are_runs_even_if_there_are_no_others(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    with pytest.raises(UserError, match="has no runs yet"):
+        find_run("missing", outputs)
+    folder = outputs / "sweeps" / "lr" / "0"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=re.escape(f"in {outputs}/, such as {folder}")):
+        find_run("missing", outputs)
