@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from positron.data.conversations import Conversation
+    from positron.data.shards import TokenFiles
     from positron.evaluation.score import Score
     from positron.inference.text_model import Writer
     from positron.run.folder import Run
@@ -110,6 +111,9 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
 
     runs = find_runs(options.run)
     announce(runs[0], options.run)
+    # refused before anything is measured
+    training = training_text(runs) if options.stories else None
+    requests = requests_of_all(runs) if options.instruct else None
     from positron.inference.text_model import Writer
     from positron.model.ensemble import members_of
 
@@ -131,10 +135,10 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
                 f"the loss of {path} on {facts['text']} is NaN or infinite, because the training diverged or the "
                 "weights are damaged: train again under another name= with a lower optimizer.lr=, or import the model again"
             )
-    if options.stories:
-        facts["stories"] = story_facts(runs, writer, options)
-    if options.instruct:
-        facts["instruct"] = instruct_facts(runs, writer, options)
+    if training is not None:
+        facts["stories"] = story_facts(training, writer, options)
+    if requests is not None:
+        facts["instruct"] = instruct_facts(requests, writer, options)
     return facts
 
 
@@ -211,26 +215,18 @@ def in_training(runs: Sequence[Run]) -> float | None:
     return None if others else run.facts().best_bpb if run.kind in FROM_TEXT else None
 
 
-def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
+def story_facts(training: TokenFiles, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Let the model write stories, and return measurements of their quality.
 
     The key "grammar" holds the same measurements of new stories from the built-in grammar. They are generated with the negative
-    seed -1 - `options.seed`, while training texts have seeds of 0 or larger. Several `runs` are the members of an ensemble.
-    Raises UserError if the training texts of the runs differ or are not available.
+    seed -1 - `options.seed`, while training texts have seeds of 0 or larger. `training` is the training text, from which the
+    model may have copied.
     """
     import dataclasses
 
     from positron import stories
-    from positron.evaluation.eval_texts import token_files
     from positron.evaluation.story_quality import quality, write_stories
 
-    training, *others = [token_files(run, "train", "leave --stories out, which needs this text") for run in runs]
-    for run, other in zip(runs[1:], others, strict=True):
-        if other.fingerprint != training.fingerprint:
-            raise UserError(
-                f"{runs[0].folder} and {run.folder} were trained on different texts, so --stories cannot count what is copied "
-                "from the training text: leave --stories out"
-            )
     sampling = chosen_sampling(options, default="balanced")
     written = write_stories(writer, options.count, sampling, options.seed, longest(writer))
     fresh = [story.text for story in stories.documents(-1 - options.seed, 0, options.count)]
@@ -244,15 +240,28 @@ def story_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace
     }
 
 
-def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
+def training_text(runs: Sequence[Run]) -> TokenFiles:
+    """Return the training text of the runs. Raises UserError if their texts differ or are not available."""
+    from positron.evaluation.eval_texts import token_files
+
+    training, *others = [token_files(run, "train", "leave --stories out, which needs this text") for run in runs]
+    for run, other in zip(runs[1:], others, strict=True):
+        if other.fingerprint != training.fingerprint:
+            raise UserError(
+                f"{runs[0].folder} and {run.folder} were trained on different texts, so --stories cannot count what is copied "
+                "from the training text: leave --stories out"
+            )
+    return training
+
+
+def instruct_facts(data: DataConfig, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Let the model answer `options.count` new requests for a story, and return the results and the sampling settings.
 
-    The results have the keys `followed`, `accepted` and `ended` (shares of the answers, see `Following`), and `count`, the
-    number of answers. A request is a combination of a name, an object and a place. If data.val_fraction of the runs is above 0,
-    the fine-tuning contained none of the requested combinations. If it is 0, the fine-tuning may have contained some of them.
+    `data` are the data settings of the requests on which the model was trained (see `requests_of_all`).
 
-    `writer` has the model of `runs`, which is an ensemble if there are several. Raises UserError for a run that was not
-    fine-tuned on conversations, and for an ensemble whose runs were fine-tuned on different requests.
+    The results have the keys `followed`, `accepted` and `ended` (shares of the answers, see `Following`), and `count`, the
+    number of answers. A request is a combination of a name, an object and a place. If data.val_fraction is above 0, the
+    fine-tuning contained none of the requested combinations. If it is 0, the fine-tuning may have contained some of them.
     """
     import dataclasses
 
@@ -260,18 +269,6 @@ def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namesp
     from positron.data.conversations import story_requests
     from positron.evaluation.story_quality import answer_requests, following
 
-    for run in runs:
-        if not run.is_chat:
-            raise UserError(
-                f"{run.folder} was not fine-tuned on conversations: --instruct needs a run of {command('sft')}"
-            )
-    data, *others = map(_requests_of, runs)
-    for run, other in zip(runs[1:], others, strict=True):
-        if (other.seed, other.examples, other.val_fraction) != (data.seed, data.examples, data.val_fraction):
-            raise UserError(
-                f"{runs[0].folder} and {run.folder} were fine-tuned on different requests, so no request is known to be new to "
-                "both: leave --instruct out"
-            )
     unseen: list[int] = []  # indices of requests
     conversations: list[Conversation] = []
     index = data.examples  # smaller indices took part in fine-tuning, for training or validation
@@ -285,6 +282,26 @@ def instruct_facts(runs: Sequence[Run], writer: Writer, options: argparse.Namesp
     written = answer_requests(writer, conversations, sampling, options.seed, longest(writer))
     measured = following(written, [stories.requests(data.seed, i) for i in unseen])
     return {"count": len(written), "sampling": dataclasses.asdict(sampling), **dataclasses.asdict(measured)}
+
+
+def requests_of_all(runs: Sequence[Run]) -> DataConfig:
+    """Return the data settings of the requests on which all runs were trained (see `_requests_of`).
+
+    Raises UserError for a run that was not fine-tuned on conversations, and if the runs were fine-tuned on different requests.
+    """
+    for run in runs:
+        if not run.is_chat:
+            raise UserError(
+                f"{run.folder} was not fine-tuned on conversations: --instruct needs a run of {command('sft')}"
+            )
+    data, *others = map(_requests_of, runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        if (other.seed, other.examples, other.val_fraction) != (data.seed, data.examples, data.val_fraction):
+            raise UserError(
+                f"{runs[0].folder} and {run.folder} were fine-tuned on different requests, so no request is known to be new to "
+                "both: leave --instruct out"
+            )
+    return data
 
 
 def _requests_of(run: Run) -> DataConfig:
