@@ -78,6 +78,7 @@ class SweepTable(Callback):
                 raise UserError(f"each job of a sweep (-m) runs on one device: leave device.{key}= out")
         parsed = sweep_overrides(config)
         _refuse_search_over_seeds(config, {override.key_or_group for override in parsed})
+        _refuse_search_for_the_worst(config)
         _refuse_repeated_values(parsed)
         _refuse_keys_without_influence(parsed)
         _refuse_several_extensions(config, {override.key_or_group for override in parsed})
@@ -148,6 +149,16 @@ def _refuse_search_over_seeds(config: Any, swept: set[str]) -> None:
         raise UserError(
             "a search cannot choose the seed, because the luckiest seed would win: search with a single seed=, "
             "then train the best settings without hydra/sweeper= and with several seeds, such as -m seed=0,1,2,3,4"
+        )
+
+
+def _refuse_search_for_the_worst(config: Any) -> None:
+    """Raise UserError if a search would maximise the score, of which lower values are always better (see `reported_score`)."""
+    direction = str(config.hydra.sweeper.get("direction", "minimize"))
+    if not direction.endswith("minimize"):  # it may also be written as Direction.minimize
+        raise UserError(
+            f"hydra.sweeper.direction={direction} would search for the worst settings, because the score of a job is its loss, "
+            "or its accuracy or reward with a minus sign: leave hydra.sweeper.direction= out"
         )
 
 

@@ -9,6 +9,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import scipy.stats
 from conftest import tiny
 
-from positron.cli.sweep_callback import _refuse_search_over_seeds
+from positron.cli.sweep_callback import _refuse_search_for_the_worst, _refuse_search_over_seeds
 from positron.cli.sweeps import record_job
 from positron.evaluation import run_plots
 from positron.evaluation.comparison import Row, _with_variants, as_table
@@ -302,6 +303,14 @@ def test_a_search_does_not_choose_the_seed() -> None:
     _refuse_search_over_seeds(config("hydra_plugins.optuna.OptunaSweeper"), {"optimizer.lr"})
     with pytest.raises(UserError, match="a search cannot choose the seed"):
         _refuse_search_over_seeds(config("hydra_plugins.optuna.OptunaSweeper"), {"optimizer.lr", "seed"})
+
+
+@pytest.mark.parametrize("direction", [None, "minimize", "Direction.minimize", "maximize", "Direction.maximize"])
+def test_a_search_does_not_look_for_the_worst_settings(direction: str | None) -> None:
+    sweeper = {} if direction is None else {"direction": direction}
+    refused = direction is not None and "max" in direction
+    with pytest.raises(UserError, match="search for the worst settings") if refused else nullcontext():
+        _refuse_search_for_the_worst(SimpleNamespace(hydra=SimpleNamespace(sweeper=sweeper)))
 
 
 def test_the_table_of_compare_shows_the_mean_of_runs_that_differ_in_their_seed() -> None:
