@@ -244,6 +244,8 @@ def _remark(jobs: Sequence[Job]) -> str:
             "These jobs were validated on different texts, so their scores cannot be compared. To score them on one text: "
             + command("compare", "RUNS", "--text", "FILE")
         )
+    if any(key.split(".")[0] == "reward" for key in swept_keys([job for job in jobs if job.score is not None])):
+        return "These jobs have different rewards (reward=), so their scores cannot be compared."
     if _measure(jobs) != BITS_PER_BYTE or len(set(comparable(texts))) < 2:
         return ""
     return (

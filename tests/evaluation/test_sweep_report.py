@@ -200,6 +200,19 @@ def test_learning_from_rewards_and_preferences_is_ranked_by_them_and_not_by_what
     assert finished_curves(tmp_path, tmp_path / "0") == [{3: -0.9, 6: -0.7}, {3: -0.9, 6: -0.4}]
 
 
+@pytest.mark.parametrize("keys", [("reward", "reward"), ("reward.full", "reward.full"), ("optimizer.lr", "seed")])
+def test_jobs_with_different_rewards_are_not_compared(tmp_path: Path, keys: tuple[str, str]) -> None:
+    for number, key in enumerate(keys):
+        job(tmp_path, number, [f"{key}={number}"], 0.3, kind="reinforce")
+        row = {"step": 6, "tokens": 600, "val/reward": 0.5 + number}
+        Run(tmp_path / str(number)).metrics_path.write_text(json.dumps(row) + "\n")
+        config = dataclasses.asdict(tiny(tmp_path)) | {"reward": {"target": number if key.startswith("reward") else 0}}
+        write_record(Run(tmp_path / str(number)).config_path, config)
+    differ = keys[0].startswith("reward")
+    assert ("These jobs have different rewards" in as_text(write_sweep_report(tmp_path))) == differ
+    assert bool(finished_curves(tmp_path, tmp_path / "0")) != differ
+
+
 def test_fine_tuning_is_ranked_by_the_model_that_is_kept(tmp_path: Path) -> None:
     results = []
     for number, (last, best) in enumerate(((0.5, 0.2), (0.4, 0.3))):

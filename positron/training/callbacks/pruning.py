@@ -27,12 +27,12 @@ def finished_curves(sweep: Path, own_folder: Path) -> list[dict[int, float]]:
 
     Only runs with the seed of the run `own_folder` are included. Differences between the curves then come from the settings of
     the runs, and not from their seeds. Runs that were validated on another text, or on a beginning of another length, are left
-    out, too. So is a run with a damaged file: it must not end a run that is sound.
+    out, too, and so are runs with another reward. A run with a damaged file is also left out: it must not end a run that is
+    sound.
     """
     curves = []
-    own = Run(own_folder)
-    config, facts = own.config(), own.facts()
-    seed, validated, measure = config.get("seed"), validation_text(facts, config), measure_of(facts.kind)
+    own, facts = Run(own_folder).config(), Run(own_folder).facts()
+    validated, measure = validation_text(facts, own), measure_of(facts.kind)
     for run in map(Run, numbered_folders(sweep)):
         if not run.job_path.exists():
             continue
@@ -41,7 +41,9 @@ def finished_curves(sweep: Path, own_folder: Path) -> list[dict[int, float]]:
             if run.folder == own_folder or read_outcome(run.job_path).failed or facts.status != "finished":
                 continue
             config = run.config()
-            if config.get("seed") != seed or not are_comparable(validation_text(facts, config), validated):
+            if any(config.get(key) != own.get(key) for key in ("seed", "reward")):
+                continue
+            if not are_comparable(validation_text(facts, config), validated):
                 continue
             curves.append(measure.curve(read_metrics(run.metrics_path)))
     return curves
