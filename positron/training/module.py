@@ -160,19 +160,23 @@ class TrainingModule(L.LightningModule):
         return contextlib.nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients. If the gradient (in fp16: the loss) is NaN or infinite, let the step change no weights.
+        """Clip the gradients. If the loss or the gradient is NaN or infinite, let the step change no weights.
 
         Lightning calls this method when the gradients are complete and, in fp16, divided by the loss scale. In fp16 an
-        infinite gradient is normal: the gradient scaler then skips the step and lowers the loss scale. A fused optimizer
-        decides on the device whether to change the weights (see `skip_step_if`), so that the CPU does not wait for the device.
+        infinite gradient is normal while the loss scale is above 1: the gradient scaler then skips the step and lowers the
+        scale, and the step does not count as bad. A fused optimizer decides on the device whether to change the weights (see
+        `skip_step_if`), so that the CPU does not wait for the device.
         """
-        scaled = self.trainer.precision == "16-mixed"
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # only in fp16
         self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
-        is_bad = ~torch.isfinite(self.loss if scaled else self.grad_norm)
+        is_bad = ~torch.isfinite(self.grad_norm)
+        if scaler is not None:
+            has_settled = scaler.get_scale() <= 1  # waits for the device, as the scaler itself does
+            is_bad = (is_bad & has_settled) | ~torch.isfinite(self.loss)
         self.bad_in_a_row = (self.bad_in_a_row + 1) * is_bad
         self.longest_bad_streak = torch.maximum(self.longest_bad_streak, self.bad_in_a_row)
         self.bad_steps = self.bad_steps + is_bad
-        if not scaled and optimizer.defaults.get("fused"):
+        if scaler is None and optimizer.defaults.get("fused"):
             skip_step_if(optimizer, is_bad.float())
         elif is_bad.item():
             optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,7 @@
 """A training that fails by its own numbers says so every time, and leaves nothing behind that looks like a success."""
 
 import dataclasses
+import functools
 import importlib
 import json
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 from conftest import FAST, tiny
 from two_processes import TWO, as_torchrun
 
+from positron.config import PrecisionConfig
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint
 from positron.run.folder import Run
@@ -119,6 +121,16 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_counted_on_all(tmp_path, start
     results = as_torchrun(start, "train", *settings, "train.max_steps=12", code=1)
     assert "the training diverged: 5 steps in a row had" in results[0].err
     assert Run(tmp_path / "outputs" / "run").facts().status == "diverged"
+
+
+def test_in_fp16_a_gradient_that_no_loss_scale_makes_finite_is_divergence(tmp_path, shared, monkeypatch):
+    """The scaler skips the steps 3 to 5 and halves its scale from 8 to 1; from step 6 on, the skipped steps count."""
+    first = functools.partialmethod(torch.amp.GradScaler.__init__, init_scale=8.0)
+    monkeypatch.setattr(torch.amp.GradScaler, "__init__", first)
+    poisoned(range(3, 30), monkeypatch)
+    config = dataclasses.replace(short(shared), precision=PrecisionConfig("fp16"))
+    with pytest.raises(Diverged, match=r"5 steps in a row had .* up to step 10.*precision=fp32"):
+        train(config, tmp_path / "run")
 
 
 def test_a_streak_of_bad_steps_is_counted_across_stops(tmp_path, shared, monkeypatch):

@@ -30,8 +30,8 @@ MAX_LOSS_RATIO = 2.0  # validation loss / log(vocabulary)
 class Divergence(L.Callback):
     """Raise Diverged after a step that shows divergence, before samples and checkpoints are written.
 
-    A step is bad if its loss or gradient is NaN or infinite (in fp16, only the loss counts). The loss of random guessing is
-    log(`vocab_size`). A run has diverged in each of these cases:
+    A step is bad if its loss or gradient is NaN or infinite (in fp16, only the loss counts while the loss scale is above 1).
+    The loss of random guessing is log(`vocab_size`). A run has diverged in each of these cases:
 
     - train.max_bad_steps steps in a row were bad. On a GPU, this is checked only at every 10th step and when training stops.
     - A validation loss is NaN or infinite.
