@@ -7,6 +7,7 @@ never changed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
     from positron.data.conversations import read_conversations
     from positron.rewards import open_reward
     from positron.run.load import load_model
-    from positron.training.objective.reinforce import ReinforceObjective, RewardRule, fingerprint_of
+    from positron.training.objective.reinforce import ReinforceObjective, RewardRule, fingerprint_of, trial_loss
     from positron.training.resolve import log_plan, make_plan
     from positron.training.resume import open_session
     from positron.training.tuning import (
@@ -89,7 +90,9 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         )
         questions = questions_of(conversations)
         reward = open_reward(config.reward, (question.text for question in (*questions[0], *questions[1])))
-        plan = make_plan(config, model, session.machine, start, lambda _: DEFAULT_STEPS)
+        initial = functools.cache(lambda: load_model(base)[0])
+        trial = functools.partial(trial_loss, initial=initial, config=settings)
+        plan = make_plan(config, model, session.machine, start, lambda _: DEFAULT_STEPS, trial)
         if start.step < plan.last_step:
             refuse_changed_base(session)
         objective = ReinforceObjective(
@@ -99,7 +102,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
             settings,
             micro_batch_size=plan.micro_batch_size,
             seed=config.seed,
-            initial=load_model(base)[0],
+            initial=initial(),
             text=validation_text(session, plan, tokenizer, "let the run validate on the answers of the data instead")
             or _answers(config, conversations, tokenizer),
             replay=_replay(config, start, tokenizer),

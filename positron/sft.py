@@ -6,6 +6,7 @@ The training loop is the same as in pretraining; data, loss mask and initial wei
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -43,9 +44,16 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
 
     from positron.data.conversations import read_conversations
     from positron.training.objective.sft import SFTObjective, fingerprint_of, usable_conversations
-    from positron.training.resolve import log_plan, make_plan
+    from positron.training.resolve import log_plan, make_plan, next_token_loss
     from positron.training.resume import open_session
-    from positron.training.tuning import and_replayed, base_model, replayed_run, replayed_text, train_further
+    from positron.training.tuning import (
+        and_replayed,
+        base_model,
+        is_trained_inside_documents,
+        replayed_run,
+        replayed_text,
+        train_further,
+    )
 
     config = with_origin(Run(folder), config)
     assert config.sft is not None
@@ -63,7 +71,9 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
         def steps(batch_size: int) -> int:
             return math.ceil(epochs * len(usable[0]) / (batch_size - _replayed_rows(ratio, batch_size)))
 
-        plan = make_plan(config, model, session.machine, start, steps)
+        is_masked = config.sft.packing or (base is not None and is_trained_inside_documents(base))
+        trial = functools.partial(next_token_loss, is_masked=is_masked)
+        plan = make_plan(config, model, session.machine, start, steps, trial)
         replay = None
         if base is not None:
             if plan.batch_size == 1:

@@ -23,7 +23,7 @@ from positron.training.budget.choose import choose
 from positron.training.ends import why_it_is_over
 from positron.training.loop import fit
 from positron.training.objective.pretrain import PretrainObjective
-from positron.training.resolve import log_plan, make_plan
+from positron.training.resolve import TrialLoss, log_plan, make_plan
 from positron.training.resume import Session, open_session, refuse_before_start, refuse_untrainable
 
 
@@ -33,11 +33,13 @@ class Lesson:
 
     `objective` is called with the arguments of `PretrainObjective`. If `tokenizer` is None, the run uses the tokenizer of the
     checkpoint or run from which it starts. If it starts from none, the tokenizer is trained on the text, or a tokenizer with a
-    fixed vocabulary is loaded (see `prepare`).
+    fixed vocabulary is loaded (see `prepare`). `trial_loss` is the loss of the trial steps that `make_plan` takes; None: the
+    loss of pretraining.
     """
 
     objective: Callable[..., PretrainObjective] = PretrainObjective
     tokenizer: Tokenizer | None = None
+    trial_loss: TrialLoss | None = None
 
 
 def train_on_text(
@@ -69,7 +71,7 @@ def train_on_text(
         refuse_untrainable(config, machine, vocab_size=tokenizer.vocab_size)
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
         model.checkpoint_activations = config.device.checkpoint_activations
-        plan = make_plan(config, model, machine, start)
+        plan = make_plan(config, model, machine, start, trial_loss=lesson.trial_loss)
         log_plan(plan)
         task = lesson.objective(
             config.data,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from positron.config import BATCH_TOKENS, GPTConfig, Precision, RunConfig
-from positron.model.gpt import GPT
+from positron.model.gpt import GPT, document_numbers
 from positron.run.facts import Resolved
 from positron.system.errors import UserError
 from positron.system.formatting import USUAL_TOKENS_PER_PARAMETER, counted, parameter_count, tokens_per_parameter
@@ -32,6 +33,10 @@ from positron.training.resume import Start
 from positron.training.timing import faster_precision
 
 logger = logging.getLogger(__name__)
+
+TrialLoss = Callable[
+    [GPT, Tensor], Tensor
+]  # returns the loss of a model for token ids (B, T), as `next_token_loss` does
 
 MIN_STEPS, MIN_BATCH_TOKENS = (
     2_000,
@@ -70,12 +75,16 @@ def make_plan(
     machine: Machine,
     start: Start,
     auto_steps: Callable[[int], int] | None = None,
+    trial_loss: TrialLoss | None = None,
 ) -> Plan:
     """Return the plan of a run, in which numbers replace the settings that are `auto`.
 
     A setting with a value keeps it. For a setting that is `auto`, a run that continues keeps the value with which it was
     started (`start.resolved`), and a new run gets a default. `auto_steps` computes the default number of steps from the batch
     size in sequences. Without it, the default is the number of steps that read 20 tokens per parameter.
+
+    On a GPU, steps are tried to find a micro-batch that fits the memory. `trial_loss` is their loss, which must need as much
+    memory as the loss of the training. Without it, it is the loss of pretraining with the settings `config.data`.
 
     Raises UserError if the batch cannot be divided among the devices, if a micro-batch does not fit into the memory, or if
     activation checkpointing and dropout are used together on MPS.
@@ -114,7 +123,8 @@ def make_plan(
         )
     enough = auto_steps(batch_size) if auto_steps else -(-USUAL_TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
     horizon = settle(train.max_steps, None if known is None else known.max_steps, enough)
-    rows, try_step = batch_size // world, functools.partial(_try_step, model, machine)
+    trial_loss = trial_loss or functools.partial(next_token_loss, is_masked=config.data.document_mask)
+    rows, try_step = batch_size // world, functools.partial(_try_step, model, machine, trial_loss, world)
     if known is None or train.micro_batch_size != "auto":
         micro = choose_micro_batch(gpt, machine, rows, train.micro_batch_size, try_step)
     elif known.accelerator != machine.accelerator:
@@ -212,21 +222,31 @@ def default_batch_tokens(gpt: GPTConfig, machine: Machine) -> int:
     return batch
 
 
-def _try_step(model: GPT, machine: Machine, rows: int) -> None:
+def next_token_loss(model: GPT, idx: Tensor, *, is_masked: bool) -> Tensor:
+    """Return the summed loss of token ids (B, T) as targets of themselves, which needs as much memory as that of a text.
+
+    `is_masked`: attention stays inside documents, which needs a mask (B, 1, T, T).
+    """
+    total: Tensor = model(idx, idx, document_numbers(idx, 0 if is_masked else None))
+    return total
+
+
+def _try_step(model: GPT, machine: Machine, trial_loss: TrialLoss, world_size: int, rows: int) -> None:
     """Run the forward and backward pass of `rows` sequences. Raises torch's error if they do not fit the memory.
 
     The memory also holds two numbers in fp32 for each weight that is trained, as large as the moments of AdamW, which do not
-    exist yet.
+    exist yet, and with several processes (`world_size`) a third one, as large as DDP's copy of the gradients.
     """
     model.to(machine.device)
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    moments = torch.empty(2 * weights, dtype=torch.float32, device=machine.device)
+    copies = 2 if world_size == 1 else 3
+    reserved = torch.empty(copies * weights, dtype=torch.float32, device=machine.device)
     idx = torch.zeros(rows, model.config.context_length, dtype=torch.int64, device=machine.device)
     try:
         with machine.autocast():
-            loss = model(idx, idx)
+            loss = trial_loss(model, idx)
         loss.backward()
     finally:
-        del moments
+        del reserved
         model.zero_grad(set_to_none=True)
         release_memory(machine.accelerator)

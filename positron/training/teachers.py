@@ -19,7 +19,7 @@ from positron.system.formatting import counted, parameter_count
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import Tokenizer
 from positron.training.from_text import Lesson
-from positron.training.objective.distill import DistillObjective, Teachers
+from positron.training.objective.distill import DistillObjective, Teachers, trial_loss
 from positron.training.resume import Session
 from positron.training.tuning import hash_of_checkpoint
 
@@ -34,7 +34,9 @@ def lesson_of_teachers(session: Session) -> Lesson:
     settings = session.config.distill
     assert settings is not None
     teachers, tokenizer = open_teachers(session)
-    return Lesson(functools.partial(DistillObjective, settings=settings, teachers=teachers), tokenizer)
+    is_masked = session.config.data.document_mask
+    trial = functools.partial(trial_loss, teachers=teachers, settings=settings, is_masked=is_masked)
+    return Lesson(functools.partial(DistillObjective, settings=settings, teachers=teachers), tokenizer, trial)
 
 
 def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:

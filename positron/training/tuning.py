@@ -243,7 +243,12 @@ def replayed_text(
 
 def _document_start(base: Run, tokenizer: Tokenizer) -> int | None:
     """Return the id that begins a document if attention stayed inside documents when `base` was pretrained, otherwise None."""
-    return tokenizer.special_id(END_OF_TEXT) if pretrained_run(base).settings().data.document_mask else None
+    return tokenizer.special_id(END_OF_TEXT) if is_trained_inside_documents(base) else None
+
+
+def is_trained_inside_documents(base: Run) -> bool:
+    """Tell whether attention stayed inside documents when the model of `base` was pretrained (data.document_mask)."""
+    return pretrained_run(base).settings().data.document_mask
 
 
 def and_replayed(replay: Windows | None) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
 import weakref
 from pathlib import Path
@@ -400,7 +401,8 @@ def test_with_sharded_weights_no_step_is_tried_and_the_estimate_fits_half_of_the
     assert asked == [torch.device("cuda", 1)]
 
 
-def test_the_trial_of_a_step_leaves_memory_for_the_moments_of_the_optimizer(monkeypatch):
+@pytest.mark.parametrize(("processes", "copies"), [(1, 2), (2, 3)])
+def test_the_trial_of_a_step_leaves_memory_for_moments_and_ddp_s_gradients(processes, copies, monkeypatch):
     model = GPT(GPTConfig(vocab_size=64, context_length=16, d_model=16, n_layer=1, n_head=2))
     model.wte.requires_grad_(False)  # as with LoRA
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -413,12 +415,13 @@ def test_the_trial_of_a_step_leaves_memory_for_the_moments_of_the_optimizer(monk
 
     def counted(*arguments):
         alive = [tensor for reference in held if (tensor := reference()) is not None]
-        assert sum(tensor.nbytes for tensor in alive) == 8 * trained
+        assert sum(tensor.nbytes for tensor in alive) == 4 * copies * trained
         return forward(*arguments)
 
     monkeypatch.setattr(model, "forward", counted)
     monkeypatch.setattr(torch, "empty", recorded)
-    resolve._try_step(model, Machine("cpu", "fp32", ""), 2)
+    loss = functools.partial(resolve.next_token_loss, is_masked=False)
+    resolve._try_step(model, Machine("cpu", "fp32", ""), loss, processes, 2)
     assert not any(reference() is not None for reference in held)
 
 

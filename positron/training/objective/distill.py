@@ -31,6 +31,19 @@ class Teachers:
     hashes: Sequence[str]
     masks: Sequence[bool]
 
+    @torch.no_grad()
+    def states(self, x: Tensor, documents: Tensor | None, inside: Tensor | None) -> list[States]:
+        """Return the last hidden states (N, C) and the output matrix (V, C) of each teacher, for the input ids `x` (B, T).
+
+        `inside` (B, T): the number of each token's document. `documents`: the same numbers, or None if the student's attention
+        crosses documents. The attention of a teacher that was trained inside documents stays inside them in both cases: across
+        documents, its probabilities would be much worse. N is B T, and C is the width of the teacher.
+        """
+        return [
+            (each.hidden(x, inside if is_masked else documents).flatten(0, 1), each.head_weight)
+            for each, is_masked in zip(self.models, self.masks, strict=True)
+        ]
+
 
 class DistillObjective(PretrainObjective):
     """Train on every token of a text and, at each position, on the teachers' probabilities of all tokens of the vocabulary.
@@ -88,21 +101,25 @@ class DistillObjective(PretrainObjective):
         self._sums = self._sums.to(ce.device) + torch.stack([ce, kl, self.count(part).to(ce.dtype)]).float()
         return total
 
-    @torch.no_grad()
     def _states(self, x: Tensor, documents: Tensor | None) -> list[States]:
-        """Return the last hidden states (N, C) and the output matrix (V, C) of each teacher, for the input ids `x` (B, T).
-
-        `documents` (B, T): the number of each token's document, or None if the student's attention crosses documents. The
-        attention of a teacher that was trained inside documents stays inside them in both cases: across documents, its
-        probabilities would be much worse. N is B T, and C is the width of the teacher.
-        """
+        """Return what the teachers predict for the input ids `x` (B, T); see `Teachers.states`."""
         inside = document_numbers(x, self.tokenizer.special_id(END_OF_TEXT))
-        return [
-            (each.hidden(x, inside if is_masked else documents).flatten(0, 1), each.head_weight)
-            for each, is_masked in zip(self.teachers.models, self.teachers.masks, strict=True)
-        ]
+        return self.teachers.states(x, documents, inside)
 
     def loss_terms(self) -> dict[str, Tensor]:
         """Return the means of the cross-entropy and of the KL divergence over the targets of the last step, in nats."""
         ce, kl, count = self._sums
         return {"train/ce": ce / count, "train/kl": kl / count}
+
+
+def trial_loss(model: GPT, idx: Tensor, *, teachers: Teachers, settings: DistillConfig, is_masked: bool) -> Tensor:
+    """Return the summed loss of token ids (B, T) as targets of themselves, which needs as much memory as that of a text.
+
+    `is_masked`: the student's attention stays inside documents.
+    """
+    inside = document_numbers(idx, 0)
+    documents = inside if is_masked else None
+    student, states = model.hidden(idx, documents).flatten(0, 1), teachers.states(idx, documents, inside)
+    return linear_distillation(student, model.head_weight, idx.flatten(), states, settings.alpha, settings.temperature)[
+        0
+    ]

@@ -309,33 +309,15 @@ class ReinforceObjective(NextToken):
         of advantages. For such a micro-batch, return the summed cross-entropy times this weight. In this case, the logits are
         not divided by the temperature, and no KL divergence is added.
         """
-        x, y, weights, sampled, _, places = part
+        x, y, weights, sampled, _, _ = part
         if sampled.ndim == 1:
             assert self.replay is not None
             nats: Tensor = model(x, y, document_numbers(x, self.replay.document_start))
             return nats * weights[0]
-        logits = self._logits(model, x, places)
-        nll = F.cross_entropy(logits.to(wide(logits.dtype)), y.flatten()[places], reduction="none")
-        advantage = weights.repeat_interleave(x.shape[1])[places]
-        if not self.is_exact:
-            ratio = (-nll.detach() - sampled.flatten()[places]).exp()
-            self._ratio_gap = self._ratio_gap + torch.stack([(ratio - 1).abs().sum(), ratio.new_tensor(ratio.numel())])
-            advantage = advantage * ratio.clamp(max=self.config.max_ratio)
-        total = (nll * advantage).sum()
-        if self.config.kl:
-            total = total + self.config.kl * exact_kl(logits, self._initial_logits(x, places)).sum()
+        total, ratio_gap = answer_losses(model, self.initial, part, self.config, is_exact=self.is_exact)
+        if ratio_gap is not None:
+            self._ratio_gap = self._ratio_gap + ratio_gap
         return total
-
-    def _logits(self, model: GPT, x: Tensor, places: Tensor) -> Tensor:
-        """Compute the logits (N, V) at N of the positions in `x` (B, T), divided by the sampling temperature.
-
-        `places` (N,): the indices of the positions in the flattened `x`.
-        """
-        return model.logits(model.hidden(x).flatten(0, 1)[places]) / self.config.temperature
-
-    @torch.no_grad()
-    def _initial_logits(self, x: Tensor, places: Tensor) -> Tensor:
-        return self._logits(self.initial.to(x.device), x, places)
 
     def state(self, step: int) -> dict[str, Any]:
         """Return the indices of the prompts that count as hard after step `step`, or {} if there are none.
@@ -411,8 +393,8 @@ class ReinforceObjective(NextToken):
         rows = [(asked[answer.prompt].ids, answer, 0.0) for answer in answers]
         total = 0.0
         for x, *_, places in self._parts(rows, model.wte.weight.device):
-            logits = self._logits(model, x, places)
-            total += float(exact_kl(logits, self._initial_logits(x, places)).sum())
+            logits, initial = (_logits(each, x, places, self.config) for each in (model, self.initial.to(x.device)))
+            total += float(exact_kl(logits, initial).sum())
         return total
 
     def _show(self, asked: Sequence[Question], answers: list[Rollout], rewards: Tensor, copies: int) -> None:
@@ -428,3 +410,49 @@ class ReinforceObjective(NextToken):
         """Return the first validation prompt; `asked` is not used."""
         first = self.val_questions[0]
         return Prompt(f"{first.text}\n\n", first.ids, list(first.stop_ids))
+
+
+def answer_losses(
+    model: GPT, initial: GPT, part: Part, config: ReinforceConfig, *, is_exact: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss of a micro-batch of answers (see `ReinforceObjective.loss`), and two numbers (2,) about their ratios.
+
+    The ratio of a token is (probability in training) / (probability in sampling). The two numbers are the sum of |ratio - 1|
+    over all tokens, and the number of tokens. If `is_exact` is true, the ratios are not computed, and None stands in place of
+    the numbers. `initial`: the model before the training.
+    """
+    x, y, weights, sampled, _, places = part
+    logits, ratio_gap = _logits(model, x, places, config), None
+    nll = F.cross_entropy(logits.to(wide(logits.dtype)), y.flatten()[places], reduction="none")
+    advantage = weights.repeat_interleave(x.shape[1])[places]
+    if not is_exact:
+        ratio = (-nll.detach() - sampled.flatten()[places]).exp()
+        ratio_gap = torch.stack([(ratio - 1).abs().sum(), ratio.new_tensor(ratio.numel())])
+        advantage = advantage * ratio.clamp(max=config.max_ratio)
+    total = (nll * advantage).sum()
+    if config.kl:
+        with torch.no_grad():
+            initial_logits = _logits(initial.to(x.device), x, places, config)
+        total = total + config.kl * exact_kl(logits, initial_logits).sum()
+    return total, ratio_gap
+
+
+def _logits(model: GPT, x: Tensor, places: Tensor, config: ReinforceConfig) -> Tensor:
+    """Compute the logits (N, V) at N of the positions in `x` (B, T), divided by the sampling temperature.
+
+    `places` (N,): the indices of the positions in the flattened `x`.
+    """
+    return model.logits(model.hidden(x).flatten(0, 1)[places]) / config.temperature
+
+
+def trial_loss(model: GPT, idx: Tensor, *, initial: Callable[[], GPT], config: ReinforceConfig) -> Tensor:
+    """Return the loss of rows of token ids (B, T) that end with the longest answers, `config.max_tokens` tokens.
+
+    It needs as much memory as the loss of sampled answers. `initial` returns the model before the training, which also is on
+    the device from now on, as it is for the validations.
+    """
+    B, T = idx.shape
+    places = torch.arange(idx.numel(), device=idx.device).view(B, T)[:, -config.max_tokens :].flatten()
+    weights, sampled = torch.ones(B, device=idx.device), torch.zeros(B, T, device=idx.device)
+    part = (idx, idx, weights, sampled, torch.zeros(()), places)
+    return answer_losses(model, initial().to(idx.device), part, config, is_exact=False)[0]
