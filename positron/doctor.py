@@ -30,6 +30,8 @@ from positron.system.threads import OtherPrograms, describe_others
 if TYPE_CHECKING:
     import torch
 
+    from positron.config import Accelerator
+
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "datasets", "tiktoken", "numpy", "wandb")
 NETWORK_SECONDS = 3.0
 ODD_LENGTHS = (1, 31, 33, 129)  # not multiples of the block sizes of attention kernels, some of which were wrong there
@@ -126,49 +128,51 @@ def devices() -> Iterator[Finding]:
     """Check memory, speed and correctness of each accelerator, and of the CPU."""
     import torch
 
-    from positron.training.device import (
-        MIN_GAIN,
-        accelerators,
-        bf16_is_fast,
-        flops_on_cpu,
-        free_memory,
-        matmul_flops,
-        mps_fallback,
-    )
+    from positron.training.device import accelerators, mps_fallback
 
     for name in (name for name, is_there in accelerators().items() if is_there):
         device = torch.device(name)
-        title = (
-            torch.cuda.get_device_name()
-            if name == "cuda"
-            else counted(os.cpu_count() or 1, "core")
-            if name == "cpu"
-            else ""
-        )
-        free = free_memory(device)
-        memory = f"{free / 1e9:.1f} GB of memory free" if free else "memory unknown"
-        yield Finding(f"device={name}", True, f"{title}, {memory}")
+        yield _guarded(f"device={name}", partial(memory, device))
         if name == "mps":
             slow = mps_fallback()
             yield Finding("mps fallback", not slow, slow or "off: no operator is computed on the CPU instead")
-        if name == "cpu":  # the measurement that decides
-            bf16, fp32 = flops_on_cpu("bf16")
-            is_fast = bf16 > MIN_GAIN * fp32
-        else:
-            bf16, fp32 = (matmul_flops(device, dtype) for dtype in (torch.bfloat16, torch.float32))
-            is_fast = bf16_is_fast(name)
-        choice = "bf16" if is_fast else "fp32"
-        yield Finding(
-            f"{name} matmul",
-            True,
-            f"fp32 {fp32 / 1e9:,.0f} GFLOP/s, bf16 {bf16 / 1e9:,.0f}: precision=auto takes {choice}",
-        )
+        yield _guarded(f"{name} matmul", partial(matmul, name))
         for dtype in (torch.float32, torch.bfloat16):
             yield _guarded(f"{name} {str(dtype)[6:]} causality", partial(causality, device, dtype))
             yield _guarded(f"{name} {str(dtype)[6:]} attention", partial(attention, device, dtype))
 
 
+def memory(device: torch.device) -> Finding:
+    """Name the device, and tell how much of its memory is free."""
+    import torch
+
+    from positron.training.device import free_memory
+
+    title = {"cuda": torch.cuda.get_device_name, "cpu": lambda: counted(os.cpu_count() or 1, "core")}
+    free = free_memory(device)
+    says = f"{free / 1e9:.1f} GB of memory free" if free else "memory unknown"
+    return Finding(f"device={device.type}", True, f"{title.get(device.type, str)()}, {says}")
+
+
+def matmul(name: Accelerator) -> Finding:
+    """Measure how fast a device multiplies matrices in both precisions that precision=auto may choose."""
+    import torch
+
+    from positron.training.device import MIN_GAIN, bf16_is_fast, flops_on_cpu, matmul_flops
+
+    if name == "cpu":  # the measurement that decides
+        bf16, fp32 = flops_on_cpu("bf16")
+        is_fast = bf16 > MIN_GAIN * fp32
+    else:
+        bf16, fp32 = (matmul_flops(torch.device(name), dtype) for dtype in (torch.bfloat16, torch.float32))
+        is_fast = bf16_is_fast(name)
+    choice = "bf16" if is_fast else "fp32"
+    says = f"fp32 {fp32 / 1e9:,.0f} GFLOP/s, bf16 {bf16 / 1e9:,.0f}: precision=auto takes {choice}"
+    return Finding(f"{name} matmul", True, says)
+
+
 def _guarded(name: str, probe: Callable[[], Finding]) -> Finding:
+    """Return the finding of `probe`, or one that it failed, for example because other programs fill the memory of a GPU."""
     try:
         return probe()
     except RuntimeError as error:

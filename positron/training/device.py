@@ -19,7 +19,7 @@ from positron.model.kernels.attention import BLOCK_QUERIES, MAX_BLOCKED_KEYS
 from positron.system import memory
 from positron.system.errors import Occupied, UserError
 from positron.system.formatting import counted
-from positron.system.ranks import local_rank
+from positron.system.ranks import local_rank, started_together
 from positron.system.threads import usable_cores
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -93,15 +93,19 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         case _:
             assert_never(accelerator)
     if config.devices > count:
-        raise UserError(
-            f"device.devices={config.devices}: this machine has only {counted(count, f'{accelerator.upper()} device')}: give "
-            f"device.devices={max(1, count)}"
-        )
+        present, remedy = counted(count, f"{accelerator.upper()} device"), f"give device.devices={max(1, count)}"
+        if started_together() > 1:
+            raise UserError(
+                f"device.devices={config.devices}: this process, which a launcher has started, sees only {present}, but must "
+                "see all those of its machine: give srun --gpus-per-node= and neither --gpus-per-task= nor --gpu-bind=, or "
+                f"{remedy}"
+            )
+        raise UserError(f"device.devices={config.devices}: this machine has only {present}: {remedy}")
     dtype = precision.dtype
     if dtype == "auto":
         dtype = "bf16" if bf16_is_fast(accelerator) else "fp32"
         # `faster_precision` may time steps of the model and log its choice
-        if dtype == "bf16" and accelerator == "cpu":
+        if dtype == "bf16" and accelerator == "cpu" and config.processes == 1:
             why += ", bf16, or fp32 if steps of this model are faster in fp32 (precision=auto)"
         else:
             faster = "faster" if dtype == "bf16" else "no faster"
@@ -403,7 +407,8 @@ def is_lost_connection(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out, by its type (CUDA, Python) or its message (MPS and CPU)."""
-    texts = ("out of memory", "can't allocate memory", "not enough memory")  # MPS; a CPU; a CPU on Windows
+    # MPS; a CPU; a CPU on Windows; cuBLAS and cuDNN, which get their memory from the driver
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
     is_known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return is_known or any(text in str(error) for text in texts)
 

@@ -81,6 +81,7 @@ def test_windows_is_asked_for_each_number(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_message_of_a_full_memory_is_known_on_every_system() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**55, dtype=torch.uint8)

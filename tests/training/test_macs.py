@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -51,6 +53,15 @@ def test_the_doctor_tells_it_too(value: str | None, monkeypatch: pytest.MonkeyPa
     assert findings["device=mps"].says.endswith("12.0 GB of memory free")
     assert findings["mps fallback"].good == (value is None)
     assert not findings["mps fallback"].fatal
+
+
+def test_a_device_without_free_memory_is_a_finding_of_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("MPS backend out of memory")
+
+    monkeypatch.setattr(device, "matmul_flops", is_full)
+    finding = next(finding for finding in doctor.devices() if finding.what == "mps matmul")
+    assert finding == ("mps matmul", False, "failed: MPS backend out of memory", True)
 
 
 def test_a_run_takes_no_more_memory_than_the_system_recommends(

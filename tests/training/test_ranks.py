@@ -92,6 +92,14 @@ def test_more_devices_than_the_machine_has_are_refused(four_gpus, monkeypatch):
         choose_machine(DeviceConfig("mps", devices=2, strategy="ddp"), FP32)
 
 
+def test_a_launcher_that_gives_each_process_a_gpu_of_its_own_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UserError, match=r"sees only 1 CUDA device.*--gpus-per-node= and neither --gpus-per-task="):
+        choose_machine(FOUR, FP32)
+
+
 def test_torchrun_numbers_the_processes_and_not_slurm(monkeypatch):
     """Its rendezvous may make the second SLURM task rank 0. If both rules had to hold, no process would write."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")

@@ -89,15 +89,19 @@ def test_a_busy_moment_does_not_decide_against_bf16(monkeypatch, rates, is_fast:
 
 
 @pytest.mark.parametrize(
-    ("is_fast", "said"),
+    ("is_fast", "processes", "said"),
     [
-        (True, "bf16, or fp32 if steps of this model are faster in fp32 (precision=auto)"),
-        (False, "fp32 (precision=auto: matrix products in bf16 are no faster on this machine)"),
+        (True, 1, "bf16, or fp32 if steps of this model are faster in fp32 (precision=auto)"),
+        (True, 2, "bf16 (precision=auto: matrix products in bf16 are faster on this machine)"),
+        (False, 1, "fp32 (precision=auto: matrix products in bf16 are no faster on this machine)"),
     ],
 )
-def test_the_first_line_leaves_open_which_precision_a_test_may_choose(monkeypatch, is_fast: bool, said: str) -> None:
+def test_the_first_line_leaves_open_which_precision_a_test_may_choose(
+    monkeypatch, is_fast: bool, processes: int, said: str
+) -> None:
     monkeypatch.setattr(device, "bf16_is_fast", lambda _: is_fast)
-    assert device.choose_machine(DeviceConfig("cpu"), PrecisionConfig("auto")).why == f"device=cpu, {said}"
+    config = DeviceConfig("cpu", devices=processes, strategy="ddp")
+    assert device.choose_machine(config, PrecisionConfig("auto")).why == f"device=cpu, {said}"
 
 
 @pytest.mark.parametrize(("speed", "precision"), [(0.1, "fp32"), (0.9, "bf16")])
