@@ -194,7 +194,7 @@ def _train(
     if session.is_first_rank:
         _record_start(session, plan, objective, tokenizer)
     if session.config.device.compile:
-        _compile(plan, model, objective)
+        _compile(session, plan, model, objective)
     _without_notices()
     module = _module(session.config, plan, model, objective, tokenizer)
     # a callback may change the current folder: the run is written to its folder nevertheless
@@ -303,16 +303,18 @@ def _module(config: RunConfig, plan: Plan, model: GPT, objective: Objective, tok
     )
 
 
-def _compile(plan: Plan, model: GPT, objective: Objective) -> None:
-    """Compile the model. If the run has only one process, also compare the compiled model with eager mode.
+def _compile(session: Session, plan: Plan, model: GPT, objective: Objective) -> None:
+    """Compile the model, compare it with eager mode, and undo the compilation if it fails or if the results differ.
 
-    If the results differ, the compilation is undone. If the run has several processes, the comparison is left out: it needs the
-    device of this process, which is not known yet.
+    Each process does this on its own device, with a micro-batch of the next step. If the weights are sharded, the comparison is
+    left out: one device may be too small for all weights.
     """
-    if plan.world_size == 1:
-        compile_in_place(model, objective.batch(1, 0, 1)[0], plan.machine)
-    else:
+    if plan.machine.shards_weights:
         model.compile()
+    else:
+        # a streamed text of earlier steps may be deleted; only the first rank fetches text
+        parts = objective.batch(session.start.step + 1, 0 if session.is_first_rank else 1, plan.world_size)
+        compile_in_place(model, parts[0], plan.machine, objective.loss)
 
 
 def _callbacks(

@@ -1,12 +1,16 @@
 """`device.compile=true`: believed after its first step was seen to be eager's, otherwise left out, in one line."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from positron.config import GPTConfig
-from positron.model.gpt import GPT
+from positron.model.gpt import GPT, document_numbers
+from positron.training import loop
 from positron.training.compiling import compile_in_place
 from positron.training.device import Machine
+from positron.training.resume import Start
 
 MACHINE = Machine("cpu", "fp32", "")
 
@@ -52,6 +56,30 @@ def test_a_compiler_that_fails_costs_a_line_and_not_the_run(monkeypatch, logged)
     _, _, believed = compiled_by(monkeypatch, compiler)
     assert not believed
     assert logged == ["WARNING: device.compile=true is ignored: no C++ compiler was found"]
+
+
+@pytest.mark.parametrize(("is_first", "processes", "asked"), [(True, 1, (8, 0, 1)), (False, 2, (8, 1, 2))])
+def test_each_process_compares_the_loss_of_the_next_step_with_its_mask(is_first, processes, asked, monkeypatch, logged):
+    def compiler(function):
+        def broken(idx, targets, documents):
+            raise RuntimeError("no kernel was found")
+
+        return broken
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiler(function))
+    model, rows = GPT(GPTConfig(vocab_size=9, context_length=8, d_model=8, n_layer=1, n_head=2)), torch.arange(18) % 9
+    part = (rows.view(2, 9)[:, :-1], rows.view(2, 9)[:, 1:])
+    asked_for = []
+
+    def loss(model, part):
+        return model(*part, document_numbers(part[0], 0))
+
+    objective = SimpleNamespace(batch=lambda *which: asked_for.append(which) or [part], loss=loss)
+    session = SimpleNamespace(start=Start(step=7), is_first_rank=is_first)
+    loop._compile(session, SimpleNamespace(machine=MACHINE, world_size=processes), model, objective)
+    assert asked_for == [asked]
+    assert logged == ["WARNING: device.compile=true is ignored: no kernel was found"]
+    assert objective.loss(model, part).isfinite()
 
 
 @pytest.mark.slow
