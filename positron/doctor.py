@@ -128,8 +128,10 @@ def devices() -> Iterator[Finding]:
     """Check memory, speed and correctness of each accelerator, and of the CPU."""
     import torch
 
-    from positron.training.device import accelerators, mps_fallback
+    from positron.training.device import accelerators, mps_fallback, unusable_gpu
 
+    if remark := unusable_gpu():
+        yield Finding("device=cuda", False, remark)
     for name in (name for name, is_there in accelerators().items() if is_there):
         device = torch.device(name)
         yield _guarded(f"device={name}", partial(memory, device))

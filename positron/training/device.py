@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -72,9 +73,8 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     if asked == "auto":
         accelerator = next(name for name in available if available[name])
         absent = [name.upper() for name in ("cuda", "mps") if not available[name]]
-        why = f"{accelerator.upper()} (device=auto" + (
-            f": this machine has no {' and no '.join(absent)})" if absent else ")"
-        )
+        reason = unusable_gpu() or (f"this machine has no {' and no '.join(absent)}" if absent else "")
+        why = f"{accelerator.upper()} (device=auto" + (f": {reason})" if reason else ")")
     elif available[asked]:
         accelerator = asked
     else:
@@ -121,6 +121,19 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         free = free_memory(device)
         why += f" and {free * config.share / 1e9:.1f} of {free / 1e9:.1f} GB of free memory" if free else ""
     return Machine(accelerator, dtype, why, config.share, config.checkpoint_activations, local, config.shards_weights)
+
+
+def unusable_gpu() -> str:
+    """Return a remark if this machine has the driver of an NVIDIA GPU that torch does not find, otherwise an empty string.
+
+    If CUDA_VISIBLE_DEVICES hides all GPUs, the user does not want them, and the result is empty.
+    """
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    if torch.cuda.is_available() or is_hidden or shutil.which("nvidia-smi") is None:
+        return ""
+    if torch.version.cuda is None:
+        return "the installed PyTorch cannot use the NVIDIA GPU: install a PyTorch with CUDA"
+    return f"PyTorch finds no NVIDIA GPU: install a driver that supports CUDA {torch.version.cuda}"
 
 
 def mps_fallback() -> str:

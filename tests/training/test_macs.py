@@ -1,4 +1,4 @@
-"""What a run decides on a Mac, tried without one."""
+"""What a run decides on a Mac, and on a machine whose NVIDIA GPU torch does not find, tried without them."""
 
 from __future__ import annotations
 
@@ -42,6 +42,30 @@ def test_a_run_tells_that_operators_may_run_on_the_cpu(
     assert (
         f"{FALLBACK} is set, so operators that MPS lacks run on the CPU, which is slow: unset it" in machine.why
     ) == is_told
+
+
+@pytest.mark.parametrize(
+    ("cuda", "visible", "said"),
+    [
+        (None, None, "the installed PyTorch cannot use the NVIDIA GPU: install a PyTorch with CUDA"),
+        ("13.0", None, "PyTorch finds no NVIDIA GPU: install a driver that supports CUDA 13.0"),
+        ("13.0", "", "this machine has no CUDA and no MPS"),
+    ],
+)
+def test_an_nvidia_gpu_that_torch_does_not_find_is_named(
+    cuda: str | None, visible: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    chosen = choose_machine(DeviceConfig("auto"), PrecisionConfig("fp32"))
+    assert chosen.why == f"CPU (device=auto: {said}), fp32"
+    first = next(doctor.devices())
+    assert (first.says == said) == (visible is None)
+    assert not first.fatal
 
 
 @pytest.mark.parametrize("value", [None, "1"])
