@@ -235,14 +235,17 @@ def _try_step(model: GPT, machine: Machine, trial_loss: TrialLoss, world_size: i
     """Run the forward and backward pass of `rows` sequences. Raises torch's error if they do not fit the memory.
 
     The memory also holds two numbers in fp32 for each weight that is trained, as large as the moments of AdamW, which do not
-    exist yet, and with several processes (`world_size`) a third one, as large as DDP's copy of the gradients.
+    exist yet, and with several processes (`world_size`) a third one, as large as DDP's copy of the gradients. The gradients
+    exist from the beginning, as in each micro-batch of a step but the first.
     """
     model.to(machine.device)
-    weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    copies = 2 if world_size == 1 else 3
-    reserved = torch.empty(copies * weights, dtype=torch.float32, device=machine.device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    numbers = (2 if world_size == 1 else 3) * sum(parameter.numel() for parameter in trained)
+    reserved = torch.empty(numbers, dtype=torch.float32, device=machine.device)
     idx = torch.zeros(rows, model.config.context_length, dtype=torch.int64, device=machine.device)
     try:
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
         with machine.autocast():
             loss = trial_loss(model, idx)
         loss.backward()

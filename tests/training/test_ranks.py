@@ -410,7 +410,7 @@ def test_with_sharded_weights_no_step_is_tried_and_the_estimate_fits_half_of_the
 
 
 @pytest.mark.parametrize(("processes", "copies"), [(1, 2), (2, 3)])
-def test_the_trial_of_a_step_leaves_memory_for_moments_and_ddp_s_gradients(processes, copies, monkeypatch):
+def test_the_trial_of_a_step_leaves_memory_for_moments_gradients_and_ddp_s_copy_of_them(processes, copies, monkeypatch):
     model = GPT(GPTConfig(vocab_size=64, context_length=16, d_model=16, n_layer=1, n_head=2))
     model.wte.requires_grad_(False)  # as with LoRA
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -424,6 +424,7 @@ def test_the_trial_of_a_step_leaves_memory_for_moments_and_ddp_s_gradients(proce
     def counted(*arguments):
         alive = [tensor for reference in held if (tensor := reference()) is not None]
         assert sum(tensor.nbytes for tensor in alive) == 4 * copies * trained
+        assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
         return forward(*arguments)
 
     monkeypatch.setattr(model, "forward", counted)
@@ -431,6 +432,7 @@ def test_the_trial_of_a_step_leaves_memory_for_moments_and_ddp_s_gradients(proce
     loss = functools.partial(resolve.next_token_loss, is_masked=False)
     resolve._try_step(model, Machine("cpu", "fp32", ""), loss, processes, 2)
     assert not any(reference() is not None for reference in held)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_slurm_does_not_make_lightning_save_or_submit_the_job_again(tmp_path, monkeypatch):
