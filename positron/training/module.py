@@ -160,7 +160,7 @@ class TrainingModule(L.LightningModule):
         return contextlib.nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients. If the loss or the gradient is NaN or infinite, let the step change no weights.
+        """Clip the gradients. If the gradient (in fp16: or the loss) is NaN or infinite, let the step change no weights.
 
         Lightning calls this method when the gradients are complete and, in fp16, divided by the loss scale. In fp16 an
         infinite gradient is normal while the loss scale is above 1: the gradient scaler then skips the step and lowers the

@@ -34,9 +34,8 @@ from positron.training.timing import faster_precision
 
 logger = logging.getLogger(__name__)
 
-TrialLoss = Callable[
-    [GPT, Tensor], Tensor
-]  # returns the loss of a model for token ids (B, T), as `next_token_loss` does
+# Returns the loss of a model for token ids (B, T); an example is `next_token_loss`.
+TrialLoss = Callable[[GPT, Tensor], Tensor]
 
 MIN_STEPS, MIN_BATCH_TOKENS = (
     2_000,
