@@ -36,9 +36,9 @@ FROM_TEXT = (PRETRAIN, DISTILL)  # the kinds that have a text of their own, and 
 TUNED = (SFT, PREFERENCE, REINFORCE)  # the kinds that always have a base run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Run(RunPaths):
-    """Represent a run by its folder, `outputs/<name>/`; `RunPaths` names the files in it."""
+    """Represent a run by its folder, `outputs/<name>/`, a path or a text; `RunPaths` names the files in it."""
 
     @property
     def is_chat(self) -> bool:

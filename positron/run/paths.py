@@ -15,11 +15,14 @@ CHECKPOINTS = "checkpoints"
 PROVENANCE = "provenance.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RunPaths:
-    """Hold the folder of a run and return the path of each file and folder in it."""
+    """Hold the folder of a run, given as a path or a text, and return the path of each file and folder in it."""
 
     folder: Path
+
+    def __init__(self, folder: str | Path) -> None:
+        object.__setattr__(self, "folder", Path(folder))  # a frozen dataclass refuses a plain assignment
 
     @property
     def config_path(self) -> Path:

@@ -133,6 +133,13 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run(tmp_path / "outputs" / "tiny")
 
 
+def test_a_run_may_be_given_as_text(run: Run) -> None:
+    given = Run("outputs/tiny")
+    assert given == Run(Path("outputs/tiny"))
+    assert (given.facts(), given.settings(), given.history) == (run.facts(), run.settings(), [])
+    assert len(given.metrics()["step"]) == len(run.metrics()["step"])
+
+
 def names_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
