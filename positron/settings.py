@@ -96,6 +96,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     An int is accepted as a float, but a string is not accepted as a number, a number not as a bool, and 2.0 not as an int.
     """
     options = _alternatives(hint)
+    if value == MISSING:  # no chosen file gives the value
+        raise UserError(f"{key} is missing: give {key}=VALUE, or add it to the file of your own that you chose")
     for option in options:
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
             return from_dict(typing.cast(type, option), value, key)
@@ -118,7 +120,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if any(dataclasses.is_dataclass(option) for option in options):
         raise UserError(_not_a_group(key, value))
     if int in options and type(value) is float and value.is_integer():
-        raise UserError(f"{key}={value:g} is not written as a whole number: give {key}={int(value)}")
+        raise UserError(f"{key}={value} is not written as a whole number: give {key}={int(value)}")
     typed = str(value).lower() if isinstance(value, bool) else "null" if value is None else repr(value)
     raise UserError(f"{key}={typed} is not a possible value: {_describe(options, value)}")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from positron.cli.overrides import similar_choice
+from positron.cli.overrides import groups_of, similar_choice
 from positron.settings import Recipe, unknown_key
 from positron.system.errors import UserError, why_not_yaml
 from positron.system.exits import errors_as_one_line
@@ -48,7 +50,25 @@ def hydra_errors_as_ours() -> Iterator[None]:
             raise UserError(_hydra_reason(error)) from error
         if type(error).__module__.startswith("yaml"):
             raise UserError(_yaml_reason(error)) from error
+        if _is_raised_by_defaults(error):
+            raise UserError(_defaults_reason(error)) from error
         raise
+
+
+def _is_raised_by_defaults(error: Exception) -> bool:
+    """Tell whether an error that is not one of Hydra's classes was raised while Hydra read the `defaults:` of the files."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") == "hydra._internal.defaults_list" for frame in frames)
+
+
+def _defaults_reason(error: Exception) -> str:
+    """Return the message for the user about `defaults:` that Hydra cannot read, or that never end."""
+    if isinstance(error, RecursionError):
+        return (
+            "the `defaults:` of a file in --config-dir name this file itself, or a file that leads back to it: remove this "
+            "entry"
+        )
+    return f"{' '.join(str(error).split())}: write each entry as a line such as `- override /model: nano`"
 
 
 def _hydra_reason(error: BaseException) -> str:
@@ -73,6 +93,8 @@ def _hydra_reason(error: BaseException) -> str:
         choices = missing[2].split()
         hint = similar_choice(group, name, choices) or f"choose from {', '.join(choices)}"
         return f"there is no {group}={name}: {hint}"
+    if reason := _entry_reason(text):
+        return reason
     if place := re.search(r" full_key: (\S+)", text):
         return f"{place[1]}=: {_reference_reason(text[: place.start()])}"
     if no_file := re.match(r"Cannot find primary config '([^']*)'", text):
@@ -84,6 +106,44 @@ def _hydra_reason(error: BaseException) -> str:
             f"{key}.NAME=VALUE"
         )
     return text
+
+
+def _entry_reason(text: str) -> str | None:
+    """Return the message for the user about a wrong entry in the `defaults:` of a file, or None if `text` is about no entry.
+
+    `text` is the message of Hydra, which contains names in Hydra's own notation, and no advice that works in an experiment.
+    """
+    import re
+
+    if twice := re.match(r"Multiple values for (\S+)\. To override a value use 'override \S+: (.*)'$", text):
+        return (
+            f"the `defaults:` of a file choose {twice[1]}: {twice[2]}, although {twice[1]} has a choice already: write "
+            f"`- override /{twice[1]}: {twice[2]}` at the end of this list"
+        )
+    if not (entry := re.match(r"In '([^']*)': Could not (override|find|load) '([^']*)'", text)):
+        return None
+    file, verb, name = entry[1], entry[2], entry[3]
+    folder, groups = file.rpartition("/")[0], groups_of(conf_folder())
+    place = f"in the `defaults:` of {file}.yaml"
+    if verb == "load":
+        return f"{place}: there is no file {name}.yaml in conf/ or in the folder of --config-dir: correct the name"
+    group = name.partition("@")[0] if verb == "override" else name.rpartition("/")[0]
+    if (
+        group.removeprefix(f"{folder}/") in groups and group not in groups
+    ):  # without a slash, a name is relative to the file
+        group = group.removeprefix(f"{folder}/")
+        choice = name.rpartition("/")[2] if verb == "find" else "NAME"
+        return f"{place}: the entry of {group} needs a slash: write `- override /{group}: {choice}` at the end of this list"
+    if group in groups and f"@{folder}." in name:
+        return (
+            f"{file}.yaml does not begin with the line `# @package _global_`: add this line, so that its settings are those "
+            "of the run"
+        )
+    if group in groups:
+        return f"{place}: this command has no choice of {group}: remove the entry, or use the file with another command"
+    similar = difflib.get_close_matches(group, groups, 1, 0.6)
+    hint = f"did you mean {similar[0]}?" if similar else f"choose from {', '.join(groups)}"
+    return f"{place}: there is no group {group}: {hint}"
 
 
 def _yaml_reason(error: Any) -> str:

@@ -892,7 +892,7 @@ def test_the_state_of_an_optimizer_is_refused_by_another_optimizer(tmp_path, mon
         (("config/train_shakespeare_char.py",), "chosen by name, such as experiment=shakespeare_char"),
         (
             ("-m", "train.max_steps=1e3,2e3"),
-            "train.max_steps=1000 is not written as a whole number: give train.max_steps=1000",
+            "train.max_steps=1000.0 is not written as a whole number: give train.max_steps=1000",
         ),
         (("-m", "optimizer.lr=1e-3,-1"), "optimizer.lr=-1 must be positive"),
         (("-m", "train.max_steps=auto,0"), "train.max_steps=0 must be at least 1"),
@@ -1001,6 +1001,48 @@ def test_a_fault_in_the_users_experiment_is_reported_with_its_file(run_command, 
     assert result.code == 2
     assert re.search(said, result.err), result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (
+            "[/model: nano]",
+            "choose model: nano, although model has a choice already: write `- override /model: nano` at",
+        ),
+        (
+            "[model: nano]",
+            "in the `defaults:` of experiment/mine.yaml: .* needs a slash: write `- override /model: nano`",
+        ),
+        ("[override model: nano]", "the entry of model needs a slash: write `- override /model: NAME` at the end"),
+        ("[override /modle: nano]", "of experiment/mine.yaml: there is no group modle: did you mean model?"),
+        ("[override /reward: sum]", "this command has no choice of reward: remove the entry, or use"),
+        ("[absent]", "there is no file experiment/absent.yaml in conf/ or in the folder of --config-dir: correct"),
+        ("[mine]", "name this file itself, or a file that leads back to it: remove this entry"),
+        ("{override /model: nano}", "'experiment/mine', defaults must be a list .*: write each entry as a line such"),
+        (None, "model.context_length is missing: give model.context_length=VALUE, or add it to the file"),
+    ],
+)
+def test_a_wrong_entry_in_the_defaults_of_an_own_experiment_is_answered_with_the_right_one(
+    run_command, tmp_path, entries, said
+):
+    (tmp_path / "own/experiment").mkdir(parents=True)
+    (tmp_path / "own/model").mkdir()
+    (tmp_path / "own/model/half.yaml").write_text("d_model: 8\n")
+    text = f"# @package _global_\ndefaults: {'[override /model: half]' if entries is None else entries}\n"
+    (tmp_path / "own/experiment/mine.yaml").write_text(text)
+    result = run_command("train", "--config-dir", "own", "experiment=mine", "data.size_mb=0.5")
+    assert result.code == 2
+    assert re.search(said, result.err), result.err
+    assert "Traceback" not in result.err
+
+
+def test_an_own_experiment_without_its_first_line_that_overrides_a_choice_is_told_the_line(run_command, tmp_path):
+    (tmp_path / "own/experiment").mkdir(parents=True)
+    (tmp_path / "own/experiment/mine.yaml").write_text("defaults: [override /model: nano]\n")
+    result = run_command("train", "--config-dir", "own", "experiment=mine")
+    assert result.code == 2
+    assert "experiment/mine.yaml does not begin with the line `# @package _global_`: add this line" in result.err
 
 
 @pytest.mark.parametrize(
