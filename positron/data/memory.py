@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from positron.data.sources import MEMORY
@@ -23,12 +24,17 @@ def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text")
     """Write documents to a file below `data_dir` and return its path.
 
     The path is the value of data.path for a command with data=text. Each item is a text, or a row (of a `datasets.Dataset`, for
-    example) with a text in `field`. Empty texts are left out. Raises UserError if an item has another type, or if all texts are
-    empty.
+    example) with a text in `field`. Empty texts are left out. Raises UserError if an item has another type, if all texts are
+    empty, or if the first item is the name of a file.
     """
 
     def row(item: Any, number: int) -> Any:
         text = item.get(field) if isinstance(item, Mapping) else item
+        if isinstance(text, Path) or (number == 0 and isinstance(text, str) and _names_a_file(text)):
+            raise UserError(
+                f"data=: item {number} (counted from 0) is the path of a file, {one_line(str(text), 200)}, not a text: give a "
+                "folder or a pattern, as in data='texts/*.txt', or put the texts of the files into the list"
+            )
         if not isinstance(text, str):
             if not isinstance(item, Mapping):
                 fault = _kind(item)
@@ -80,6 +86,11 @@ def write_pairs(rows: Iterable[Any], data_dir: str | Path) -> Path:
         return item
 
     return _write(rows, row, data_dir)
+
+
+def _names_a_file(text: str) -> bool:
+    """Tell whether a text is the name of an existing file with a suffix; a list of them would train on the names."""
+    return bool(PurePath(text).suffix) and os.path.isfile(text)
 
 
 def _kind(item: Any) -> str:

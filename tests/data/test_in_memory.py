@@ -72,6 +72,19 @@ def test_an_item_that_is_not_text_is_named(tmp_path: Path, given: Any, says: str
     assert not list(tmp_path.rglob("*.*"))
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_names_of_files_are_no_texts(tmp_path: Path, kind: Any) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text("a text")
+    names = [kind(tmp_path / f"{number}.txt") for number in range(2)]
+    with pytest.raises(
+        UserError, match=r"item 0 .* is the path of a file, .*0\.txt, not a text: give a folder or a pattern"
+    ):
+        write_texts(names, tmp_path / "data")
+    assert not list(tmp_path.glob("data/memory/*"))
+    assert write_texts([f"A sentence about {name}" for name in names], tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("key", ["field", "data.field"])
 def test_rows_are_read_from_the_field_that_is_named(tmp_path: Path, key: str) -> None:
     rows = [{"text": f"title {i}", "body": f"the long article {i}"} for i in range(30)]
