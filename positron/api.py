@@ -54,11 +54,13 @@ def train(
     from positron.train import configure
     from positron.train import train as recipe
 
+    own_callbacks = _checked(callbacks)
+    _refuse_other_objective(objective)
     return run_config(
         *_composed("train", name, {**_given("model", model), **_data_settings(data, "text", settings)}, settings),
         configure,
         lambda config, folder, config_callbacks, asked: recipe(
-            config, folder, [*config_callbacks, *callbacks], asked, objective
+            config, folder, [*config_callbacks, *own_callbacks], asked, objective
         ),
     )
 
@@ -85,11 +87,14 @@ def distill(
     from positron.distill import configure
     from positron.distill import distill as recipe
 
+    own_callbacks = _checked(callbacks)
     chosen = {"teachers": _names_of(teachers), **_given("model", model), **_data_settings(data, "text", settings)}
     return run_config(
         *_composed("distill", name, chosen, settings),
         configure,
-        lambda config, folder, config_callbacks, asked: recipe(config, folder, [*config_callbacks, *callbacks], asked),
+        lambda config, folder, config_callbacks, asked: recipe(
+            config, folder, [*config_callbacks, *own_callbacks], asked
+        ),
     )
 
 
@@ -113,11 +118,12 @@ def finetune(
     from positron.cli.sweeps import run_config
     from positron.sft import configure, sft
 
+    own_callbacks = _checked(callbacks)
     origin = {} if base is None else {"init_from": _name_of(base)}
     return run_config(
         *_composed("sft", name, {**origin, **_data_settings(data, "instruct", settings)}, settings),
         configure,
-        lambda config, folder, config_callbacks, _: sft(config, folder, [*config_callbacks, *callbacks]),
+        lambda config, folder, config_callbacks, _: sft(config, folder, [*config_callbacks, *own_callbacks]),
     )
 
 
@@ -142,11 +148,12 @@ def prefer(
     from positron.prefer import configure
     from positron.prefer import prefer as recipe
 
+    own_callbacks = _checked(callbacks)
     origin = {} if base is None else {"init_from": _name_of(base)}
     return run_config(
         *_composed("prefer", name, {**origin, **_data_settings(data, "preferences", settings)}, settings),
         configure,
-        lambda config, folder, config_callbacks, _: recipe(config, folder, [*config_callbacks, *callbacks]),
+        lambda config, folder, config_callbacks, _: recipe(config, folder, [*config_callbacks, *own_callbacks]),
     )
 
 
@@ -174,12 +181,13 @@ def reinforce(
     from positron.reinforce import configure
     from positron.reinforce import reinforce as recipe
 
+    own_callbacks = _checked(callbacks)
     origin = {} if base is None else {"init_from": _name_of(base)}
     chosen = {**origin, **_data_settings(data, "instruct", settings), **_reward_settings(reward)}
     return run_config(
         *_composed("reinforce", name, chosen, settings),
         configure,
-        lambda config, folder, config_callbacks, _: recipe(config, folder, [*config_callbacks, *callbacks]),
+        lambda config, folder, config_callbacks, _: recipe(config, folder, [*config_callbacks, *own_callbacks]),
     )
 
 
@@ -299,6 +307,43 @@ def import_model(
 
     with unchanged_state():
         return Run(read(path, name, tokenizer, revision).absolute())
+
+
+def _checked(callbacks: Iterable[Any]) -> list[Callback]:
+    """Return the user's callbacks as a list. Raises UserError for anything but objects of lightning.Callback."""
+    from lightning import Callback
+
+    if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
+        raise UserError(
+            f"callbacks= takes a list of callbacks, not an object of type {type(callbacks).__name__}: give "
+            "callbacks=[MyCallback()], or leave callbacks= out"
+        )
+    listed = list(callbacks)
+    for callback in listed:
+        if isinstance(callback, type):
+            raise UserError(
+                f"callbacks= takes objects, not the class {callback.__name__}: give callbacks=[{callback.__name__}()]"
+            )
+        if not isinstance(callback, Callback):
+            raise UserError(
+                f"callbacks= takes objects of lightning.Callback, not of type {type(callback).__name__}: derive the class "
+                "from lightning.Callback"
+            )
+    return listed
+
+
+def _refuse_other_objective(objective: Any) -> None:
+    """Raise UserError if `objective` is neither None nor a class that is derived from PretrainObjective."""
+    if objective is None:
+        return
+    from positron.training.objective.pretrain import PretrainObjective
+
+    if not (isinstance(objective, type) and issubclass(objective, PretrainObjective)):
+        given = f"the class {objective.__name__}" if isinstance(objective, type) else f"type {type(objective).__name__}"
+        raise UserError(
+            f"objective= takes a subclass of PretrainObjective (positron.training.objective.pretrain), not {given}: see "
+            "docs/examples/add_an_objective.py"
+        )
 
 
 def _composed(

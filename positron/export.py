@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from positron.system.callable_module import make_callable
 from positron.system.command_parser import CommandParser
-from positron.system.console import say_loading
+from positron.system.console import one_line, say_loading
+from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.log import screen_log
 
@@ -65,11 +66,14 @@ def export(run: str | None, to: Format, out: str | Path | None, precision: Any =
     """Write a run (None: the run trained last) in the format `to` into the new folder `out`, and return this folder.
 
     If `out` is None, the folder is `export/FORMAT` in the run's folder. `precision` is the number format of the weight matrices
-    (see `arguments`). The files and their sizes are logged. Raises UserError if the folder has files, or if the format cannot
-    express the model or `precision`.
+    (see `arguments`). The files and their sizes are logged. Raises UserError if the folder has files, if there is no such
+    format, or if the format cannot express the model or `precision`.
     """
     from positron.run.find import announce, find_run, progress_of
     from positron.system.disk import expanded
+
+    if to not in FORMATS:  # from Python; the command line has checked it
+        raise UserError(f"there is no format {one_line(str(to), 60)}: choose from {', '.join(FORMATS)}")
 
     source_run = find_run(run)
     announce(source_run, run)

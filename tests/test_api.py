@@ -392,6 +392,19 @@ def test_a_thread_can_train():
             {"optimizer._target_": dict},
             'takes the name of a function or class, such as "builtins.dict", not the object itself',
         ),
+        (
+            {"optimizer": torch.optim.SGD},
+            'takes the name of a choice, not a class: give optimizer="custom", _target_="torch.optim.sgd.SGD"',
+        ),
+        (
+            {"callbacks": Norm()},
+            r"takes a list of callbacks, not an object of type Norm: give callbacks=\[MyCallback\(\)\]",
+        ),
+        ({"callbacks": None}, "takes a list of callbacks, not an object of type NoneType"),
+        ({"callbacks": [Norm]}, r"takes objects, not the class Norm: give callbacks=\[Norm\(\)\]"),
+        ({"callbacks": ["norm"]}, "takes objects of lightning.Callback, not of type str: derive"),
+        ({"objective": "mine.Loss"}, "takes a subclass of PretrainObjective .*, not type str: see docs"),
+        ({"objective": Norm}, "takes a subclass of PretrainObjective .*, not the class Norm: see docs"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(folder, settings, message):
@@ -407,6 +420,28 @@ def test_a_mistake_is_named_before_anything_is_written(folder, settings, message
 def test_an_object_that_names_no_run_is_refused(folder, function, arguments):
     with pytest.raises(UserError, match="3 is of type int, not a run: give the name or the folder of one run"):
         function(3, *arguments)
+
+
+def test_a_function_is_refused_as_a_reward_with_the_way_to_name_it():
+    talks = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+    with pytest.raises(
+        UserError, match=r'reward= takes the name of a function or class, such as "\w*test_api.call", not'
+    ):
+        positron.reinforce("none", data=talks, reward=call)
+
+
+@pytest.mark.parametrize("function", [positron.finetune, positron.distill, positron.prefer, positron.reinforce])
+def test_each_training_names_a_wrong_callback(folder, function):
+    with pytest.raises(UserError, match="takes objects, not the class Norm"):
+        function("none", callbacks=[Norm])
+    assert not list(folder.iterdir())
+
+
+def test_an_unknown_format_of_an_export_is_answered_with_the_formats():
+    with pytest.raises(
+        UserError, match="there is no format onxx: choose from hf, gguf, ollama, onnx, llama2c, safetensors"
+    ):
+        positron.export("none", "onxx")
 
 
 def test_last_words_stand_for_the_key_that_training_reads():

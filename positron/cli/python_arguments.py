@@ -92,9 +92,13 @@ def _inner_word(key: str, value: Any) -> str:
             return "{" + ",".join(items) + "}"
         case Iterable():
             return "[" + ",".join(_inner_word(key, inner) for inner in value) + "]"
-    if key.endswith(("_target_", "function")) and isinstance(value, type | FunctionType):
+    if key.endswith(("_target_", "function", "reward", "optimizer")) and isinstance(value, type | FunctionType):
         name = f"{value.__module__}.{value.__qualname__}"
         example = "my_module.my_function" if "<" in name or name.startswith("__main__.") else name
+        if key == "optimizer":
+            raise UserError(
+                f'{key}= takes the name of a choice, not a class: give optimizer="custom", _target_="{example}"'
+            )
         raise UserError(f'{key}= takes the name of a function or class, such as "{example}", not the object itself')
     raise UserError(
         f"{key}= cannot hold an object of type {type(value).__name__}: give a Python str, int, float or bool, or a list or "
