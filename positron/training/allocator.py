@@ -67,6 +67,8 @@ def _use_huge_pages(libc: ctypes.CDLL, size: int) -> None:
 
 def _is_commit_limited() -> bool:
     """Tell whether Linux counts memory that a process has allocated and not yet used (vm.overcommit_memory=2)."""
+    if not sys.platform.startswith("linux"):
+        return False
     try:
         return Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "2"
     except OSError:
