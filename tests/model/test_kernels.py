@@ -2,10 +2,12 @@
 
 import functools
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from rounding import FACTOR, largest_share, spread
 from torch.nn import functional as F
 
@@ -14,7 +16,13 @@ from numpy_ref.linear import linear_backward, linear_forward
 from numpy_ref.loss import cross_entropy_backward, cross_entropy_forward
 from positron.config import IGNORE
 from positron.model.gpt import document_mask
-from positron.model.kernels.attention import BLOCK_QUERIES, BlockedCausalAttention, causal_attention, window_mask
+from positron.model.kernels.attention import (
+    BLOCK_QUERIES,
+    BlockedCausalAttention,
+    causal_attention,
+    scaled_scores,
+    window_mask,
+)
 from positron.model.kernels.distillation import linear_distillation
 from positron.model.kernels.loss import linear_cross_entropy, token_losses
 
@@ -156,6 +164,31 @@ def test_large_scores_cost_no_more_precision_than_the_library_s(size):
         expected = torch.autograd.grad(plain(*exact_inputs), exact_inputs, upstream.double())
         errors.append([relative_error(a, b) for a, b in zip(gradients, expected, strict=True)])
     assert all(ours < 2 * library for ours, library in zip(*errors, strict=True)), errors
+
+
+def test_scores_of_two_threads_leave_float32_products_exact(monkeypatch):
+    """The first thread to set the precision of products is the first to restore it, while the second still computes."""
+    precision = lambda: torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]  # noqa: E731
+    baddbmm, begun, ended = torch.baddbmm, (threading.Event(), threading.Event()), threading.Event()
+    q, before, during = torch.ones(1, 8, 4, dtype=torch.bfloat16), precision(), []
+
+    def product(*arguments, **options):
+        is_second = begun[0].is_set()
+        begun[is_second].set()
+        assert (ended if is_second else begun[1]).wait(PATIENCE)
+        during.append(precision())
+        return baddbmm(*arguments, **options)
+
+    monkeypatch.setattr(torch, "baddbmm", product)
+    first, second = (threading.Thread(target=scaled_scores, args=(q, q)) for _ in range(2))
+    first.start()
+    assert begun[0].wait(PATIENCE)
+    second.start()
+    first.join(PATIENCE)
+    ended.set()
+    second.join(PATIENCE)
+    assert during == ["bf16", "bf16"]
+    assert precision() == before
 
 
 def test_autocast_leaves_float64_alone():

@@ -8,6 +8,7 @@ the CPU is fast.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from positron.model.kernels.dropout import draw_kept, scale_of_kept
 from positron.model.kernels.precision import product_dtype, wide
 from positron.model.kernels.torch_private import softmax_gradient
+from positron.system.torch_settings import bf16_products
 
 BLOCK_QUERIES = 128  # 64 and 256 are slower at T = 256 to 1024
 MAX_BLOCKED_KEYS = 2048  # with more visible keys, the saved probabilities take too much memory
@@ -176,16 +178,11 @@ def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
     in bf16.
 
     On a CPU, bmm cannot multiply bf16 tensors into an fp32 result. So bf16 factors are converted to fp32, and oneDNN is told to
-    round these factors to bf16 again, for speed. This rounding loses nothing, because the factors were bf16 before.
+    round these factors to bf16 again, for speed. This rounding loses nothing, because the factors were bf16 before. But oneDNN
+    also rounds the factors of float32 products that other threads compute at this moment.
     """
     dtype = wide(q.dtype)
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    if q.dtype == torch.bfloat16:
-        matmul.fp32_precision = "bf16"
-    try:
+    with bf16_products.changed() if q.dtype == torch.bfloat16 else nullcontext():
         return torch.baddbmm(
             q.new_empty((), dtype=dtype), q.to(dtype), k.to(dtype).mT, beta=0, alpha=q.shape[-1] ** -0.5
         )
-    finally:
-        matmul.fp32_precision = before
