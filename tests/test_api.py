@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from composing import composed
+from conftest import PATIENCE
 from torch import distributed
 
 import positron
@@ -217,12 +218,23 @@ def default_dtype(dtype):
         torch.set_default_dtype(torch.float32)
 
 
+@contextlib.contextmanager
+def rounded_products():
+    """Let the CPU round the factors of products to bf16, as set_float32_matmul_precision does on CPUs that gain speed."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 STATES: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
     "bf16": lambda: default_dtype(torch.bfloat16),
     "meta": lambda: torch.device("meta"),
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu"),
+    "medium": rounded_products,
 }
 
 
@@ -230,7 +242,9 @@ def torch_state():
     depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
-    return torch.get_default_dtype(), torch.get_default_device(), *modes, depth
+    products = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    precision = torch.get_float32_matmul_precision(), products
+    return torch.get_default_dtype(), torch.get_default_device(), *precision, *modes, depth
 
 
 def trained_and_used(name):
@@ -256,6 +270,27 @@ def test_the_state_of_torch_in_the_calling_program_neither_changes_the_result_no
     assert results_there == results
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert all(torch.equal(weights[name], tensor) for name, tensor in wanted.items())
+
+
+def test_calls_in_two_threads_leave_the_default_dtype_of_their_caller():
+    """The call that began first ends first; the second call still computes in float32."""
+    first_has_ended, dtypes = threading.Event(), []
+
+    def second():
+        with caller.unchanged_state():
+            has_begun.set()
+            assert first_has_ended.wait(PATIENCE)
+            dtypes.append(torch.get_default_dtype())
+
+    has_begun, thread = threading.Event(), threading.Thread(target=second)
+    with default_dtype(torch.float64):
+        with caller.unchanged_state():
+            thread.start()
+            assert has_begun.wait(PATIENCE)
+        first_has_ended.set()
+        thread.join(PATIENCE)
+        assert torch.get_default_dtype() == torch.float64
+    assert dtypes == [torch.float32]
 
 
 class Stop(L.Callback):

@@ -30,8 +30,9 @@ _calls: Counter[Path] = Counter()
 def unchanged_state() -> Iterator[None]:
     """Run the block in torch's initial state, and restore the state of the calling program after it.
 
-    In the block, new tensors are float32 and on the CPU, gradients are recorded and autocast is off. Otherwise, a program that
-    has chosen another default, such as torch.set_default_dtype(torch.bfloat16), would silently train other weights.
+    In the block, new tensors are float32 and on the CPU, gradients are recorded and autocast is off, and a CPU does not round
+    the factors of float32 products. Otherwise, a program that has chosen something else, such as
+    torch.set_default_dtype(torch.bfloat16) or torch.set_float32_matmul_precision("medium"), would silently train other weights.
 
     The random generators of Python, NumPy and torch, and torch's number of threads, are restored, too. Each training step seeds
     these generators: a random search that calls `train` in a loop would draw the same values after every call.
@@ -39,15 +40,17 @@ def unchanged_state() -> Iterator[None]:
     import numpy as np
     import torch
 
+    from positron.system.torch_settings import exact_products, float32_tensors
+
     threads, python, numpy = torch.get_num_threads(), random.getstate(), np.random.get_state()
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    dtype = torch.get_default_dtype()
     # entered only if it changes something, because torch calls Python in each operation of such a block
     on_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     try:
-        torch.set_default_dtype(torch.float32)
         with (
+            float32_tensors.changed(),
+            exact_products.changed(),
             torch.inference_mode(False),
             torch.enable_grad(),
             _without_autocast(),
@@ -56,7 +59,6 @@ def unchanged_state() -> Iterator[None]:
         ):
             yield
     finally:
-        torch.set_default_dtype(dtype)
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_num_threads(threads)

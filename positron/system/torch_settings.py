@@ -46,7 +46,12 @@ class SharedSetting(Generic[Value]):
 _matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
-# a CPU may round the factors of float32 matrix products to bf16
-bf16_products = SharedSetting(
-    lambda: _matmul.fp32_precision, lambda value: setattr(_matmul, "fp32_precision", value), "bf16"
-)
+def _of_products(value: str) -> SharedSetting[str]:
+    """Return the precision to which a CPU may round the factors of float32 matrix products, as a setting."""
+    return SharedSetting(lambda: _matmul.fp32_precision, lambda new: setattr(_matmul, "fp32_precision", new), value)
+
+
+# new tensors whose dtype is not given
+float32_tensors = SharedSetting(torch.get_default_dtype, torch.set_default_dtype, torch.float32)
+exact_products = _of_products("ieee")
+bf16_products = _of_products("bf16")
