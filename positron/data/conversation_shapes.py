@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ def parse_conversation(value: Any) -> ParsedConversation:
             "that are not an object",
             f"is not an object with fields but {_kind_of(value)}: {_brief(value)}; correct or remove it",
         )
-    row = _lowercase_names(value)
+    row = fields_of(value)
     shape = shape_of(row)
     if shape is None:
         raise _unknown(row)
@@ -108,7 +109,7 @@ def is_conversation(value: Any) -> bool:
         return bool(value) and (all(map(_is_turn, value)) or all(isinstance(turn, str) for turn in value))
     if not isinstance(value, dict):
         return False
-    row = _lowercase_names(value)
+    row = fields_of(value)
     shape = shape_of(row)
     if shape is None:
         return False
@@ -117,8 +118,10 @@ def is_conversation(value: Any) -> bool:
     return all(isinstance(row[name], str) or _is_turns(row[name]) for name in shape.fields)
 
 
-def _lowercase_names(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(name).strip().lower(): cell for name, cell in row.items()}
+def fields_of(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the fields of a row with their names in lower case. A cell with NaN, by which pandas marks no value, is None."""
+    is_missing = {name: isinstance(cell, float) and math.isnan(cell) for name, cell in row.items()}
+    return {str(name).strip().lower(): None if is_missing[name] else cell for name, cell in row.items()}
 
 
 def shape_of(row: dict[str, Any]) -> Shape | None:
@@ -225,7 +228,7 @@ def _turn(turn: Any) -> Iterator[Message]:
             "with a turn that is not a message",
             f"has a turn that is not a message: {_brief(turn)}; correct or remove it",
         )
-    fields = _lowercase_names(turn)
+    fields = fields_of(turn)
     role_field = next((name for name in _ROLE_FIELDS if name in fields), None)
     if role_field is None and fields and all(name in ROLE_NAMES for name in fields):  # {"user": ..., "assistant": ...}
         for name, cell in fields.items():
@@ -261,7 +264,7 @@ _OTHER_NAMES = {"role": "`from`", "content": "`value`"}
 def _is_turn(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    fields = _lowercase_names(value)
+    fields = fields_of(value)
     return any(name in fields for name in _ROLE_FIELDS) or (bool(fields) and all(name in ROLE_NAMES for name in fields))
 
 

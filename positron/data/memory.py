@@ -135,4 +135,20 @@ def _lines(items: Iterable[Any], row: Callable[[Any, int], Any]) -> Iterator[byt
         value = row(item, number)
         if value is not None:
             # ASCII can express lone surrogates, which the reader then reports
-            yield json.dumps(value, default=str).encode("ascii") + b"\n"
+            yield json.dumps(value, default=_plain).encode("ascii") + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Convert an object that JSON does not know: arrays to lists, mappings to dicts, and missing values of pandas to None.
+
+    Any other object becomes a dict with the name of its type. The reader ignores it in a field that is not used, and otherwise
+    refuses the row and shows the type: the text of an object, such as "b'Hello'" for bytes, is not what the model should learn.
+    """
+    if callable(
+        getattr(value, "tolist", None)
+    ):  # also the numbers of NumPy; pandas reads a list in Parquet as an array
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    kind = type(value).__name__
+    return None if kind in ("NAType", "NaTType") else {"type": kind}

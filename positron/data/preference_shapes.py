@@ -19,6 +19,7 @@ from positron.data.conversation_shapes import (
     TURNS,
     Malformed,
     ParsedConversation,
+    fields_of,
     parse_conversation,
     parsed_turns,
     shape_of,
@@ -55,7 +56,7 @@ def parse_pair(value: Any) -> ParsedPair:
             "that are not an object",
             "is not an object with fields, such as prompt, chosen and rejected: correct or remove it",
         )
-    row = {str(name).strip().lower(): parsed_turns(cell) for name, cell in value.items()}
+    row = {name: parsed_turns(cell) for name, cell in fields_of(value).items()}
     for side in _SIDES:
         if row.get(side) in (None, "", []):
             raise Malformed(f"without `{side}`", f"has no answer in the field `{side}`: {_FORMATS}")
@@ -79,7 +80,7 @@ def is_pair(value: Any) -> bool:
     return isinstance(value, dict) and all(
         isinstance(side, str | dict)
         or (isinstance(side, list) and bool(side) and all(isinstance(t, dict) for t in side))
-        for side in ({str(name).strip().lower(): cell for name, cell in value.items()}.get(name) for name in _SIDES)
+        for side in map(fields_of(value).get, _SIDES)
     )
 
 

@@ -11,7 +11,8 @@ from text_files import DOCUMENTS, as_jsonl, source
 from positron.api import _data_settings
 from positron.config import DataConfig
 from positron.data.conversations import read_conversations
-from positron.data.memory import write_conversations, write_texts
+from positron.data.memory import write_conversations, write_pairs, write_texts
+from positron.data.preferences import read_pairs
 from positron.system.errors import UserError
 
 CONVERSATIONS = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(6)]
@@ -106,3 +107,35 @@ def test_a_table_is_refused_with_the_way_to_give_its_column_or_rows(tmp_path: Pa
 def test_an_item_that_is_not_a_conversation_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"item 0 .*must be a conversation, .* but it is of type str"):
         write_conversations(["hello"], tmp_path)
+
+
+def test_the_rows_of_a_table_are_those_of_its_file(tmp_path: Path) -> None:
+    """pandas reads a list in a Parquet file as an array, and an empty cell as NaN."""
+    pandas = pytest.importorskip("pandas")
+    alpaca = [
+        {"instruction": f"What is {i}?", "input": "" if i % 3 else "Briefly.", "output": "It is."} for i in range(9)
+    ]
+    turns = [
+        {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "Ho"}], "n": i}
+        for i in range(9)
+    ]
+    pandas.DataFrame(alpaca).to_csv(tmp_path / "alpaca.csv", index=False)
+    pandas.DataFrame(turns).to_parquet(tmp_path / "turns.parquet")
+    tables = {"alpaca.csv": pandas.read_csv, "turns.parquet": pandas.read_parquet}
+    for name, read in tables.items():
+        frame = read(tmp_path / name)
+        from_file = read_conversations(DataConfig("instruct", str(tmp_path / name)))
+        for table in (frame, frame.convert_dtypes()):
+            path = write_conversations(table.to_dict("records"), tmp_path / "data")
+            assert read_conversations(DataConfig("instruct", str(path))) == from_file
+    pairs = [{"prompt": f"{i}?", "input": float("nan"), "chosen": "a", "rejected": "b"} for i in range(9)]
+    known = read_pairs(DataConfig("preferences", str(write_pairs(pairs, tmp_path))))
+    assert [[message.content for message in pair.prompt] for pair in known] == [[f"{i}?"] for i in range(9)]
+
+
+def test_an_object_that_is_not_text_is_refused_where_text_is_needed_and_else_ignored(tmp_path: Path) -> None:
+    path = write_conversations([{**row, "image": b"PNG"} for row in CONVERSATIONS], tmp_path)
+    assert len(read_conversations(DataConfig("instruct", str(path)))) == len(CONVERSATIONS)
+    path = write_conversations([{"prompt": b"Hi", "completion": "Ho"}], tmp_path)
+    with pytest.raises(UserError, match=r"line 1 has an object \(\{'type': 'bytes'\}\) in `prompt`, not text"):
+        read_conversations(DataConfig("instruct", str(path)))
