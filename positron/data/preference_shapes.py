@@ -153,6 +153,13 @@ def _answers(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversati
     shape = shape_of({**fields, _ANSWER: ""})
     if shape is not None and shape.fields[0] in TURNS and isinstance(fields[shape.fields[0]], list):
         fields["prompt"] = fields.pop(shape.fields[0])
+        shape = shape_of({**fields, _ANSWER: ""})
+    asked = None if shape is None else shape.fields[0]
+    if asked in fields:
+        prompt = _without_answer(fields[asked], sides)
+        if isinstance(fields[asked], str) and prompt != fields[asked]:  # the answers continue a transcript: " Yes."
+            sides = [side.strip() if isinstance(side, str) else side for side in sides]
+        fields[asked] = prompt
     parsed = []
     for name, side in zip(_SIDES, sides, strict=True):
         try:
@@ -161,6 +168,40 @@ def _answers(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversati
             label, message = (text.replace(f"`{_ANSWER}`", f"`{name}`") for text in (error.label, str(error)))
             raise Malformed(label, message) from error
     return parsed
+
+
+def _without_answer(prompt: Any, sides: Sequence[Any]) -> Any:
+    """Convert a transcript or a list of messages to messages that end with a question; return any other prompt unchanged.
+
+    An answer at the end of the prompt is left out if it is empty, like the `Assistant:` at the end of a transcript, or if it is
+    one of the two answers `sides`, because some datasets also have the whole conversation with the chosen answer. Raises
+    Malformed if the prompt ends with another answer: the model would learn to give two answers in a row.
+    """
+    turns = _as_turns(prompt)
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        return prompt
+    try:
+        messages = list(parse_conversation({"messages": turns}).messages)
+    except Malformed:  # the caller parses the prompt again, and then names its field
+        return prompt
+    contents = [
+        cell for side in sides for turn in (side if isinstance(side, list) else [side]) for cell in _cells(turn)
+    ]
+    answers = {"", *(content.strip() for content in contents)}
+    if messages[-1].role == "assistant" and messages[-1].content.strip() in answers:
+        messages.pop()
+    if messages and messages[-1].role == "assistant":
+        raise Malformed(
+            "with a prompt that ends with an answer",
+            "has a prompt that ends with an answer of the assistant: let it end with the question that `chosen` and `rejected` "
+            "answer",
+        )
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _cells(turn: Any) -> list[str]:
+    """Return the texts of a message, or a list with the text itself if `turn` is a text."""
+    return [cell for cell in (turn.values() if isinstance(turn, dict) else [turn]) if isinstance(cell, str)]
 
 
 def _split(

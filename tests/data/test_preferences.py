@@ -41,6 +41,13 @@ ONE_TURN: dict[str, dict[str, Any]] = {
     "ShareGPT": {"conversations": [said("human", ASK)], "chosen": said("gpt", GOOD), "rejected": said("gpt", BAD)},
     "prompt and a list of tags": {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "data": ["one", "two"]},
     "list of one text as prompt": {"data": [ASK], "chosen": GOOD, "rejected": BAD},
+    "prompt that is a transcript": {
+        "prompt": f"\n\nHuman: {ASK}\n\nAssistant:",
+        "chosen": f" {GOOD}",
+        "rejected": f" {BAD}",
+    },
+    "messages with the chosen answer": {"prompt": ASK, "messages": TALK, "chosen": GOOD, "rejected": BAD},
+    "messages with the rejected answer": {"messages": BAD_TALK, "chosen": TALK[1:], "rejected": BAD_TALK[1:]},
     "whole conversations": {"chosen": TALK, "rejected": BAD_TALK, "score_chosen": 0.9},
     "whole conversations and prompt": {"prompt": ASK, "chosen": TALK, "rejected": BAD_TALK},
     "transcripts of HH-RLHF": {
@@ -137,6 +144,12 @@ def test_a_prompt_is_compared_without_a_system_field_and_without_the_spaces_arou
 WRONG = {
     "with identical sides": {"prompt": ASK, "chosen": GOOD, "rejected": GOOD},
     "without a prompt": {"chosen": GOOD, "rejected": BAD, "completion": GOOD, "score": 1},
+    "with a prompt that ends with an answer": {
+        "messages": [*TALK, message("assistant", "So?")],
+        "chosen": GOOD,
+        "rejected": BAD,
+    },
+    "without a question": {"prompt": "Assistant:", "chosen": GOOD, "rejected": BAD},
     "without `rejected`": {"prompt": ASK, "chosen": GOOD},
     "without `chosen`": {"prompt": ASK, "chosen": "", "rejected": BAD},
     "with an empty `rejected`": {"prompt": ASK, "chosen": GOOD, "rejected": "  "},
