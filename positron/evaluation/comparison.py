@@ -237,14 +237,21 @@ def _variant(run: Run, later: tuple[Path, ...] = ()) -> str:
 
 
 def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -> str:
-    """Return the text that a base model generates after the prompt, or a chat model's answer to the prompt."""
-    if not run.is_chat:
-        return writer.generate(prompt, max_tokens=max_tokens, seed=seed)
-    ids, stops = (
-        conversation.prompt_ids([Message("user", prompt)], writer.tokenizer),
-        conversation.stop_ids(writer.tokenizer),
-    )
-    return "".join(writer.engine().stream(ids, BALANCED, max_tokens=max_tokens, seed=seed, stop_ids=stops))
+    """Return the text that a base model generates after the prompt, or a chat model's answer to the prompt.
+
+    If the prompt does not fit the context of the run, logs this and returns an empty text: the scores do not need the prompt.
+    """
+    try:
+        if not run.is_chat:
+            return writer.generate(prompt, max_tokens=max_tokens, seed=seed)
+        ids, stops = (
+            conversation.prompt_ids([Message("user", prompt)], writer.tokenizer),
+            conversation.stop_ids(writer.tokenizer),
+        )
+        return "".join(writer.engine().stream(ids, BALANCED, max_tokens=max_tokens, seed=seed, stop_ids=stops))
+    except UserError as error:
+        logger.info(f"{run.folder} writes no text: {error} by --prompt")
+        return ""
 
 
 def as_table(rows: Sequence[Row]) -> str:

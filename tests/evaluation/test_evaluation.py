@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from positron import stories
 from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig
-from positron.evaluation.comparison import common_text, find_runs
+from positron.evaluation.comparison import common_text, compare, find_runs
 from positron.evaluation.eval_texts import (
     Beginning,
     Lossy,
@@ -487,3 +487,12 @@ def test_compare_refuses_different_texts_but_takes_one_for_all(run_command: Call
         result = run_command("compare", *wrong, folder=runs)
         assert (result.code, result.err.count("\n")) == (2, 1), result.err
         assert says in result.err
+
+
+def test_a_prompt_that_is_too_long_for_a_run_does_not_prevent_its_comparison(runs: Path, logged: list[str]) -> None:
+    run = Run(runs / "outputs" / "chars")
+    (row,) = compare([run], ["Tom had a red ball."], "x" * 99, 5, 0)
+    assert row.bpb > 0
+    assert row.sample == ""
+    says = "writes no text: the prompt has 99 tokens, but the model reads at most 31: give a shorter prompt by --prompt"
+    assert any(line.endswith(says) for line in logged)
