@@ -33,6 +33,7 @@ _CHANGEABLE_TRAIN = {
 }
 # Where the text is; its fingerprint is compared instead.
 TEXT_LOCATION = {"data.path", "data.dir", "data.url", "data.sha256"}
+_EPOCHS = {"sft.epochs", "preference.epochs"}
 _SHOWN_DIFFERENCES = 3  # in an error message
 # Keys that decide which other keys of their group are read. The full table is READ_BY in cli/unused_settings.py; this package
 # must not import the command line.
@@ -44,12 +45,15 @@ def differences(run: Run, config: RunConfig) -> list[str]:
     """Return `key: recorded -> requested` for each setting in which the run and `config` differ.
 
     The name of the run is compared, and all settings that decide what the model learns or when the model is validated. The
-    place of the text, such as data.path, is not compared if `run.json` contains the text's fingerprint.
+    place of the text, such as data.path, is not compared if `run.json` contains the text's fingerprint. The number of epochs
+    is not compared if `config` has a number of steps, because it only replaces train.max_steps=auto.
     """
     resolved = run.resolved()
     recorded, requested = (learned_settings(settings, resolved) for settings in (run.settings(), config))
     asked = {f"train.{name}": getattr(config.train, name) for name in _RESOLVED}  # shown as the command gives them
     ignored = TEXT_LOCATION if run.facts().data_fingerprint else set()
+    if config.train.max_steps != "auto":
+        ignored = ignored | _EPOCHS
     keys = [key for key in {**recorded, **requested} if key not in ignored]
     return [
         one_line(f"{key}: {_shown(recorded.get(key))} -> {_shown(asked.get(key, requested.get(key)))}", 200)
@@ -102,6 +106,10 @@ def refuse_differences(run: Run, config: RunConfig, given: Iterable[str] = ()) -
                 "give train.extend=true to train more steps"
                 if changed == extended
                 else f"{advice} (train.max_steps may be larger with train.extend=true)"
+            )
+        elif len(refused) == 1 and (key := refused[0].split(": ")[0]) in _EPOCHS:
+            advice += (
+                f", or replace {key}= by train.extend=true and train.max_steps= above {recorded_steps} to train longer"
             )
         refused = sorted(_without_consequences(refused), key=lambda change: _rank(change, given))
         remainder = f"; and {len(refused) - _SHOWN_DIFFERENCES} more" if len(refused) > _SHOWN_DIFFERENCES else ""

@@ -26,6 +26,7 @@ from positron.config import (
     LoraConfig,
     OptimizerConfig,
     PreferenceConfig,
+    RunConfig,
     SFTConfig,
     SweepConfig,
     TokenizerConfig,
@@ -464,6 +465,25 @@ def test_the_default_steps_do_not_count_conversations_that_are_too_long(base: Pa
     learned = int(re.findall(r"(\d+) conversations to learn from", log)[0])
     assert learned < 60
     assert f"{math.ceil(2 * learned / 8)} steps of 8 conversations" in log
+
+
+def test_a_run_whose_length_was_given_in_epochs_can_be_extended(base: Path, tmp_path: Path) -> None:
+    def config(epochs: float = 3.0, **length: Any) -> RunConfig:
+        default = tuned(base, sft=SFTConfig(replay_ratio=0.0, patience=0, epochs=epochs))
+        return dataclasses.replace(default, train=dataclasses.replace(default.train, **length))
+
+    steps = sft(config(epochs=0.2, max_steps="auto"), tmp_path / "run").step
+    assert steps is not None
+    says = (
+        f"replace sft.epochs= by train.extend=true and train.max_steps= above {steps} to train longer, or another name="
+    )
+    with pytest.raises(
+        UserError, match=re.escape(f"(sft.epochs: 0.2 -> 0.4): give the same settings as before, or {says}")
+    ):
+        sft(config(epochs=0.4, max_steps="auto", extend=True), tmp_path / "run")
+    longer = config(max_steps=steps + 1, extend=True)
+    assert sft(longer, tmp_path / "run").step == steps + 1
+    assert sft(longer, tmp_path / "run").step == steps + 1
 
 
 def test_an_extended_run_measures_its_new_weights_on_the_pretraining_text(base: Path, tmp_path: Path) -> None:
