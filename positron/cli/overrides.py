@@ -317,7 +317,8 @@ class _Reader:
                 raise UserError(f"{key}={text}: write a list in brackets: '{key}=[{text}]'")
             raise UserError(self._several_values(key, text, parsed))
         value = parsed.value()
-        if is_group(key) and not (isinstance(value, dict) or (value is None and is_optional(key))):
+        is_needed = key in OWN_GROUPS[self.recipe]  # null belongs to the other commands, which do not read the group
+        if is_group(key) and not (isinstance(value, dict) or (value is None and is_optional(key) and not is_needed)):
             raise UserError(f"{key}={text} is not possible: {expected(key)}")
         # Hydra strips blanks, and removes the backslashes of \\server, \[ and similar texts
         is_quoted = text == text.strip() and text[:1] in ("'", '"')
