@@ -66,7 +66,7 @@ class Call:
     `n`: the number of texts for each prompt. The texts for the first prompt come first, then those for the second prompt, and
     so on. `prompt_tokens`: the number of tokens of all prompts. `echoed`: for each text, the prompt that the answer repeats
     before the text, or "". `hidden`: the number of tokens that the server put before each prompt. `left_out`: what the model
-    does not read of a conversation that did not fit the context, as fields of the answer.
+    does not read of a conversation or a prompt that did not fit the context, as fields of the answer.
     """
 
     requests: list[Request]
@@ -182,7 +182,10 @@ def _stream_options(value: Any) -> bool:
 
 
 def _truncation(value: Any) -> bool:
-    """Tell whether the oldest turns are dropped if a conversation is too long: "auto" means yes, "disabled" means no."""
+    """Tell whether a prompt that is too long is cut, and not refused: "auto" means yes, "disabled" means no.
+
+    In a conversation, the oldest turns are left out first.
+    """
     if value not in ("auto", "disabled"):
         raise UserError(f"truncation must be auto or disabled, not {shown(value)}")
     return bool(value == "auto")
@@ -224,9 +227,7 @@ def _chat_ids(served: Served, messages: list[Message], continues: bool) -> list[
     return conversation.encode(messages, served.tokenizer)[0][:-1]  # without <|end|>: the last message is not over
 
 
-def _refuse_longer(
-    ids: list[int], served: Served, parameter: str, label: str = "the prompt", advice: str = "give a shorter prompt"
-) -> None:
+def _refuse_longer(ids: list[int], served: Served, parameter: str, advice: str, label: str = "the prompt") -> None:
     if len(ids) > served.context:
         raise ApiError(
             400,
@@ -285,7 +286,7 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
         }
         messages = read + last
     ids = _chat_ids(served, messages, continues)
-    _refuse_longer(ids, served, "messages", "the conversation", advice)
+    _refuse_longer(ids, served, "messages", advice, "the conversation")
     max_tokens = max_tokens or max(1, served.context - len(ids))
     wants, likeliest = (
         body.take("logprobs", _flag("logprobs"), False),
@@ -304,6 +305,11 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
         echoed=None,
         hidden=0,
     )
+    return _with_left_out(call, left_out)
+
+
+def _with_left_out(call: Call, left_out: dict[str, Any]) -> Call:
+    """Return `call` with those fields of `left_out` that are not 0 or false."""
     return dataclasses.replace(call, left_out={name: value for name, value in left_out.items() if value})
 
 
@@ -316,10 +322,19 @@ def completion_call(values: dict[str, Any], served: Served) -> Call:
     prompts: list[str | list[int]] = body.take("prompt", lambda value: _prompts(value, served))
     # a text gets the token that begins a document; a list of ids is used unchanged
     ids = [[begin, *served.tokenizer.encode(p)] if isinstance(p, str) else p for p in prompts]
-    for prompt in ids:
-        _refuse_longer(prompt, served, "prompt")
     logprobs = body.take("logprobs", _number("logprobs", 0, MAX_LOGPROBS))
     echo = body.take("echo", _flag("echo"), False)
+    left_out: dict[str, Any] = {}
+    if body.take("truncation", _truncation, False):
+        if echo:
+            raise ApiError(
+                400, "echo repeats the whole prompt: leave truncation=auto out, which may cut it", "truncation"
+            )
+        left_out["cut_prompt"] = max(map(len, ids)) > served.context
+        ids = [prompt[-served.context :] for prompt in ids]
+    advice = "give a shorter prompt" if echo else "give a shorter prompt, or truncation=auto to read only its end"
+    for prompt in ids:
+        _refuse_longer(prompt, served, "prompt", advice)
     echoed = None
     if echo:
         # with log-probabilities, the text of the tokens, to which text_offset refers: the tokenizer may change a prompt
@@ -328,7 +343,7 @@ def completion_call(values: dict[str, Any], served: Served) -> Call:
             for prompt, read in zip(prompts, ids, strict=True)
         ]
     max_tokens = _max_tokens(body, 0 if echo else 1, ("max_tokens",))
-    return _call(
+    call = _call(
         body,
         served,
         ids,
@@ -339,6 +354,7 @@ def completion_call(values: dict[str, Any], served: Served) -> Call:
         echoed=echoed,
         hidden=int(isinstance(prompts[0], str)),
     )
+    return _with_left_out(call, left_out)
 
 
 def _prompts(value: Any, served: Served) -> list[str | list[int]]:

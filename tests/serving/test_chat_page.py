@@ -193,6 +193,18 @@ def test_a_selected_alternative_is_where_the_next_answer_continues(page: Page) -
     assert "2 of 2" in page.locator(".answer footer").inner_text()
 
 
+def test_an_alternative_at_the_end_of_a_text_that_has_filled_the_context_continues_it(page: Page) -> None:
+    choose_models(page, "writer")
+    send(page, "a beginning that takes some of the context")
+    wait_for_end(page)
+    page.get_by_label("Token probabilities").check()
+    page.locator(".token").nth(CONTEXT - 2).click()
+    page.locator("#alternatives button:not(:disabled)").first.click()
+    wait_for_end(page)
+    assert page.locator(".answer .error").is_hidden()
+    assert page.locator(".token").count() > CONTEXT - 2
+
+
 def test_an_alternative_after_parts_of_a_character_continues_after_the_character(page: Page) -> None:
     join = "async (tokens) => (await import('./static/chat/tokens.js')).textOf(tokens)"
     tokens = [

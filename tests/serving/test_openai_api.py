@@ -429,6 +429,28 @@ def test_a_cut_message_and_a_dropped_system_prompt_are_told(client, system, ques
     assert {name for name in fields if getattr(answer, name, False)} == left_out
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_a_prompt_that_is_too_long_the_end_is_read_if_the_client_wants_that(client, stream):
+    def complete(prompt: Any, **extra: Any) -> Any:
+        answer = client.completions.create(
+            model="writer", prompt=prompt, seed=1, max_tokens=20, stream=stream, extra_body=extra
+        )
+        return list(answer) if stream else [answer]
+
+    def text(answer: list[Any]) -> str:
+        return "".join(part.choices[0].text for part in answer)
+
+    long = "many words " * 20
+    with pytest.raises(openai.BadRequestError, match="or truncation=auto to read only its end"):
+        complete(long)
+    cut, end = complete(long, truncation="auto"), complete(TOKENIZER.encode(long)[-CONTEXT:])
+    assert text(cut) == text(end)
+    assert all(part.cut_prompt for part in cut)
+    assert not any(hasattr(part, "cut_prompt") for part in complete("a text", truncation="auto"))
+    with pytest.raises(openai.BadRequestError, match="echo repeats the whole prompt"):
+        complete(long, truncation="auto", echo=True)
+
+
 def test_the_cached_tokens_of_a_prompt_are_counted_once_for_all_its_texts(client):
     def ask(*messages: str) -> Any:
         roles = ("user", "assistant", "user")

@@ -58,15 +58,18 @@ export async function* events(path, body, signal) {
 }
 
 // Stream one answer. messages: [{role, content}]; prefix: text with which the answer must begin; yields {text, tokens, finish,
-// dropped}: tokens as [[text, log-probability, [[text, log-probability], ...]], ...]; dropped: oldest turns that the model does not read.
+// leftOut}: tokens as [[text, log-probability, [[text, log-probability], ...]], ...]; leftOut: what the model does not read.
 export async function* answer(model, messages, { system, prefix, ...settings }, signal) {
   const common = { model: model.id, stream: true, ...settings };
   const longest = Math.min(model.max_model_len, MOST_TOKENS); // the server's default is 16 tokens for a text
   if (!model.chats) {
     const prompt = messages[messages.length - 1].content + prefix;
-    for await (const event of events("/v1/completions", { max_tokens: longest, ...common, prompt, logprobs: TOP }, signal)) {
+    const body = { max_tokens: longest, ...common, prompt, logprobs: TOP, truncation: "auto" };
+    for await (const event of events("/v1/completions", body, signal)) {
       const [choice] = event.choices;
-      if (choice) yield { text: choice.text, tokens: completionTokens(choice.logprobs), finish: choice.finish_reason };
+      // an answer may be longer than the context, so it is no news if its beginning is not read when it is continued
+      const leftOut = { cut: !prefix && (event.cut_prompt ?? false) };
+      if (choice) yield { text: choice.text, tokens: completionTokens(choice.logprobs), finish: choice.finish_reason, leftOut };
     }
     return;
   }
