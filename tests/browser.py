@@ -68,6 +68,29 @@ def serious_findings(page: Page) -> list[str]:
     ]
 
 
+def begins_at_the_right(page: Page, selector: str) -> bool:
+    """Show a Hebrew line in an element, and tell whether its first letter is at the right end of the element.
+
+    In a line from the right to the left, the full stop at the end is to the left of the first letter.
+    """
+    shown = page.locator(selector).first.evaluate(
+        """(element) => {
+            element.textContent = "שלום, עולם.";
+            const [text, style] = [element.firstChild, getComputedStyle(element)];
+            const place = (i) => {
+                const range = document.createRange();
+                range.setStart(text, i);
+                range.setEnd(text, i + 1);
+                return range.getBoundingClientRect();
+            };
+            const edge = parseFloat(style.paddingRight) + parseFloat(style.borderRightWidth);
+            const right = element.getBoundingClientRect().right - edge;
+            return place(10).right < place(0).left && Math.abs(place(0).right - right) < 2;
+        }"""
+    )
+    return bool(shown)
+
+
 def has_sideways_scroll(page: Page) -> bool:
     """Tell whether the page is wider than its window."""
     return bool(page.evaluate("document.documentElement.scrollWidth > innerWidth"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import torch
-from browser import has_sideways_scroll, opened, serious_findings
+from browser import begins_at_the_right, has_sideways_scroll, opened, serious_findings
 from conftest import PATIENCE
 from serving_models import Running
 
@@ -215,6 +215,24 @@ def test_the_inspector_shows_the_template_around_a_message(browser: Browser, cha
             assert page.locator(".look-written").text_content() == f"Hi\n\n{answer}"
     finally:
         running.stop()
+
+
+def test_a_text_in_a_right_to_left_script_begins_at_the_right(browser: Browser, site: Running, kept_run: Run) -> None:
+    with opened(browser, site.url) as page:
+        page.wait_for_selector(".welcome")
+        assert page.locator("#question").evaluate("(field) => getComputedStyle(field).unicodeBidi") == "plaintext"
+        page.fill("#question", "hello")
+        page.press("#question", "Enter")
+        page.locator("#stop").wait_for(state="hidden")
+        assert all(begins_at_the_right(page, one) for one in (".question .text", ".answer .text", ".title"))
+        page.goto(f"{site.url}/look?run=sweep/1")
+        page.locator(".look-written").wait_for()
+        assert begins_at_the_right(page, ".look-written")
+        page.goto(f"{site.url}/runs")
+        page.locator("#sample-text:not(:empty)").wait_for()
+        assert begins_at_the_right(page, "#sample-text")
+        page.goto(kept_run.report_path.as_uri())
+        assert begins_at_the_right(page, "blockquote")
 
 
 def test_the_chat_continues_a_text_with_a_run_of_the_folder(browser: Browser, site: Running) -> None:
