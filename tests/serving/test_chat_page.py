@@ -84,6 +84,27 @@ def test_an_answer_is_streamed_and_is_there_after_a_reload(page: Page) -> None:
     assert texts(page) == [answer]
 
 
+def test_another_tab_and_a_reload_keep_the_open_conversation_and_the_message_that_is_being_written(page: Page) -> None:
+    limit(page, 12)
+    send(page, "hello")
+    wait_for_end(page)
+    shown = texts(page)
+    page.fill("#question", "not sent yet")
+    page.get_by_role("link", name="Runs").click()
+    page.go_back()
+    page.wait_for_selector(".answer")
+    assert texts(page) == shown
+    assert page.input_value("#question") == "not sent yet"
+    page.press("#question", "Enter")
+    wait_for_end(page)
+    page.reload()
+    page.locator(".answer").nth(1).wait_for()
+    assert page.input_value("#question") == ""
+    page.click("#new")
+    page.reload()
+    page.wait_for_selector(".welcome")
+
+
 def question_without_answer(site: Running) -> str:
     """Return a question to which the likeliest answer ends before its first token."""
     for question in map("".join, itertools.product(ascii_lowercase, repeat=2)):

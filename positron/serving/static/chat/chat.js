@@ -82,6 +82,7 @@ async function keep(changed) {
 }
 
 async function listConversations() {
+  sessionStorage.setItem("open", conversation.id);
   const all = await store.all();
   const items = all.map((one) => {
     const isOpen = one.id === conversation.id;
@@ -284,13 +285,20 @@ function submit() {
   const text = $("question").value;
   if (!text.trim() || running.size || !conversation.models.length) return;
   $("question").value = "";
+  keepDraft();
   send(text);
+}
+
+// A message that is not sent yet, and which conversation is open, outlive a visit to another tab of the site and a reload.
+function keepDraft() {
+  sessionStorage.setItem("draft", $("question").value);
 }
 
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
 });
+$("question").addEventListener("input", keepDraft);
 $("question").addEventListener("keydown", (event) => {
   if (event.isComposing) return;
   if (event.key === "Enter" && !event.shiftKey) {
@@ -341,7 +349,8 @@ async function start() {
       conversation.settings = values;
       save();
     });
-    open(fresh());
+    open((await store.get(sessionStorage.getItem("open") ?? "")) ?? fresh());
+    $("question").value = sessionStorage.getItem("draft") ?? "";
     $("question").focus();
   } catch (error) {
     if (error instanceof KeyNeeded) askForKey();
