@@ -395,6 +395,25 @@ def test_a_preset_fills_the_fields_and_a_changed_field_is_custom(page: Page) -> 
     wait_for_end(page)
 
 
+@pytest.mark.parametrize(("label", "largest"), [("Seed", 2**52), ("Top-k", 2**52), ("Longest answer", 32768)])
+def test_a_setting_that_the_server_or_an_exported_file_cannot_hold_is_refused_at_its_field(
+    page: Page, label: str, largest: int
+) -> None:
+    page.click("#show-settings")
+    field = page.get_by_label(label)
+    for value in (str(largest), str(10 * largest), "1e30"):
+        field.fill(value)
+        field.press("Tab")
+        assert field.evaluate("(field) => field.validity.valid") == (value == str(largest))
+    if label != "Longest answer":  # the model would write for long
+        with page.expect_request("**/completions") as sent:
+            send(page, "hello")
+        assert sent.value.post_data_json[label.lower().replace("-", "_")] == largest
+        page.keyboard.press("Escape")
+        wait_for_end(page)
+        assert page.locator(".answer .error").is_hidden()
+
+
 def test_the_exported_file_holds_the_conversation(page: Page) -> None:
     limit(page, 5)
     send(page, "hello")
@@ -479,7 +498,7 @@ BAD_FILES = [
     (a_file(conversation__turns=[]), "its conversation is empty"),
     (a_file(conversation__turns=[{}]), "conversation.turns[0].user must be a text"),
     (a_file(conversation__settings__temperature=6), "conversation.settings.temperature must be a number from 0 to 5"),
-    (a_file(conversation__settings__seed=0.5), "conversation.settings.seed must be a whole number of 0 or more"),
+    (a_file(conversation__settings__seed=0.5), "conversation.settings.seed must be a whole number from 0 to "),
     (a_file(conversation__turns__0__answers__talker__shown=1), "answers.talker.shown must be the number of a variant"),
     (a_file(**{f"{VARIANT}__tokens": [["b", None, []]]}), "variants[0].tokens[0][1] must be a number of at most 0"),
     (a_file(**{f"{VARIANT}__text": {"toString": 1}}), "variants[0].text must be a text"),

@@ -1,7 +1,7 @@
 // Requests to the server that this page came from: models, presets, streamed answers.
 
 export const TOP = 8; // alternatives of each token that are requested
-const MOST_TOKENS = 32768; // that the server writes in one answer
+export const MOST_TOKENS = 32768; // that the server writes in one answer
 
 let key = sessionStorage.getItem("api-key");
 

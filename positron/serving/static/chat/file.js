@@ -47,10 +47,10 @@ const mapOf = (part) => (value, place) =>
 const object = (parts) => (value, place) =>
   isPlain(value) ? Object.fromEntries(Object.entries(parts).map(([key, part]) => [key, part(value[key], `${place}.${key}`)])) : wrong(place, "an object");
 
-function setting({ min, max = Infinity, step, optional }) {
+function setting({ min, max, step, optional }) {
   const isWhole = step === 1;
-  const wanted = `${isWhole ? "a whole number" : "a number"} ${max === Infinity ? `of ${min} or more` : `from ${min} to ${max}`}`;
-  const number = check(wanted, (value) => isBetween(min, max)(value) && (!isWhole || Number.isSafeInteger(value)));
+  const wanted = `${isWhole ? "a whole number" : "a number"} from ${min} to ${max}`;
+  const number = check(wanted, (value) => isBetween(min, max)(value) && (!isWhole || Number.isInteger(value)));
   return optional ? orNull(number) : number;
 }
 

@@ -1,13 +1,17 @@
 // The form of settings: a preset, the sampling values, the limit, the seed and the system prompt.
 
+import { MOST_TOKENS } from "./api.js";
+
+const LARGEST = 2 ** 52; // below it a number of the page and of an exported file is exact, and so are the seeds of the next answers
+
 export const NUMBERS = [
   { key: "temperature", label: "Temperature", min: 0, max: 5, step: 0.05, hint: "0: always the likeliest token; higher: more varied" },
   { key: "top_p", label: "Top-p", min: 0.01, max: 1, step: 0.01, optional: true, hint: "sample from the likeliest tokens with this total probability; empty: all" },
-  { key: "top_k", label: "Top-k", min: 1, step: 1, optional: true, hint: "sample from this many of the likeliest tokens; empty: all" },
+  { key: "top_k", label: "Top-k", min: 1, max: LARGEST, step: 1, optional: true, hint: "sample from this many of the likeliest tokens; empty: all" },
   { key: "min_p", label: "Min-p", min: 0.001, max: 1, step: 0.001, optional: true, hint: "sample from tokens with at least this share of the largest probability; empty: all" },
   { key: "repetition_penalty", label: "Repetition penalty", min: 1, max: 5, step: 0.05, hint: "1: none; higher: repeats fewer tokens" },
-  { key: "max_tokens", label: "Longest answer", min: 1, step: 1, optional: true, hint: "in tokens; empty: until the answer ends or is as long as the context" },
-  { key: "seed", label: "Seed", min: 0, step: 1, hint: "the same seed and settings give the same answer" },
+  { key: "max_tokens", label: "Longest answer", min: 1, max: MOST_TOKENS, step: 1, optional: true, hint: "in tokens; empty: until the answer ends or is as long as the context" },
+  { key: "seed", label: "Seed", min: 0, max: LARGEST, step: 1, hint: "the same seed and settings give the same answer" },
 ];
 
 export class Settings {
@@ -23,7 +27,7 @@ export class Settings {
     });
     form.append(labelled("Preset", this.preset, "values for the fields beside it"));
     for (const field of NUMBERS) {
-      const input = Object.assign(document.createElement("input"), { type: "number", min: field.min, max: field.max ?? "", step: field.step, required: !field.optional });
+      const input = Object.assign(document.createElement("input"), { type: "number", min: field.min, max: field.max, step: field.step, required: !field.optional });
       input.addEventListener("change", () => this.take(field, input));
       this.fields.set(field.key, input);
       form.append(labelled(field.label, input, field.hint));
