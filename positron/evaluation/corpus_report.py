@@ -62,7 +62,8 @@ def _is_text(part: bytes) -> bool:
 def preview(files: TokenFiles, tokenizer: Tokenizer, context: int, folder: Path) -> str:
     """Return lines of text with the document lengths and with three windows of `context` tokens, as a model reads them.
 
-    Also writes a histogram of the lengths to `folder`/lengths.png, if there is a document.
+    Windows that would be the same, because the text is hardly longer than the context, occur once. Also
+    writes a histogram of the lengths to `folder`/lengths.png, if there is a document.
     """
     end = tokenizer.special_id(END_OF_TEXT)
     positions = files.find_token(end)
@@ -78,8 +79,8 @@ def preview(files: TokenFiles, tokenizer: Tokenizer, context: int, folder: Path)
         with whole_file(folder / "lengths.png") as file:
             file.write(length_histogram(lengths, context))
         lines.append(f"  histogram: {folder / 'lengths.png'}")
-    for part in (0.1, 0.5, 0.9):
-        start = int(part * max(0, files.n_tokens - context))
+    last = max(0, files.n_tokens - context)
+    for start in sorted({int(part * last) for part in (0.1, 0.5, 0.9)}):
         ids = files.read(start, context)
         cuts = [0, *(int(i) for i in np.flatnonzero(ids == end)), len(ids)]
         pieces = [tokenizer.decode(ids[a:b].tolist()) for a, b in pairwise(cuts)]

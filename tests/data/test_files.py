@@ -509,6 +509,8 @@ def test_prepare_and_preview_print_and_draw(run_command: Any, tmp_path: Path) ->
     seen = run_command("preview", "my.txt", "tokenizer=word", "model.context_length=32")
     assert seen.code == 0, seen.err
     assert seen.out.count("--- a window of 32 tokens") == 3
+    whole = run_command("preview", "my.txt", "tokenizer=word", "model.context_length=8192")
+    assert whole.out.count("--- a window of ") == 1
     (picture,) = tmp_path.glob("outputs/data/*/*/lengths.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     for name, arguments, said in (
