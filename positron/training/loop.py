@@ -213,7 +213,7 @@ def _train(
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     try:
         path = None if checkpoint is None else checkpoint.absolute()
-        trainer.fit(module, Steps(objective, trainer, plan.last_step), ckpt_path=path)
+        trainer.fit(module, Steps(objective, trainer, plan.last_step, ends.stopping.signals), ckpt_path=path)
     finally:
         with contextlib.suppress(FileNotFoundError):  # the user deleted it, which has ended the training
             os.chdir(here)
@@ -250,17 +250,20 @@ class Steps:
 
     Each item is the list of this rank's micro-batches for one optimizer step. An iterator has no state except the step. After
     `last_step`, the last batch is repeated endlessly: Lightning reads a batch ahead, whose text may not be available.
+
+    If the training has only one process, a signal ends the wait for a batch, because a streamed text may come very late.
     """
 
-    def __init__(self, objective: Objective, trainer: L.Trainer, last_step: int) -> None:
-        self.objective, self.trainer, self.last_step = objective, trainer, last_step
+    def __init__(self, objective: Objective, trainer: L.Trainer, last_step: int, signals: Signals) -> None:
+        self.objective, self.trainer, self.last_step, self.signals = objective, trainer, last_step, signals
 
     def __iter__(self) -> Iterator[list[Part]]:
         trainer = self.trainer
         step, to_cuda = trainer.global_step, trainer.strategy.root_device.type == "cuda"
         while True:
             step = min(step + 1, self.last_step)
-            parts = self.objective.batch(step, trainer.global_rank, trainer.world_size)
+            with self.signals.ending_wait() if trainer.world_size == 1 else contextlib.nullcontext():
+                parts = self.objective.batch(step, trainer.global_rank, trainer.world_size)
             if to_cuda:  # from pinned memory, Lightning copies to the GPU without waiting
                 parts = [tuple(tensor.pin_memory() for tensor in part) for part in parts]
             yield parts

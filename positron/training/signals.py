@@ -33,8 +33,8 @@ else:
 class Signals:
     """Handle SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 and SIGBREAK (Ctrl-Break) in a `with` block.
 
-    If `can_save` is True, the first signal only sets `received`, and a second one raises LeftAtOnce. If `can_save` is False,
-    the first signal raises LeftAtOnce.
+    If `can_save` is True, the first signal only sets `received` (but see `ending_wait`), and a second one raises LeftAtOnce. If
+    `can_save` is False, the first signal raises LeftAtOnce.
 
     Python calls a handler only in the main thread, and not while this thread waits for another process of the training. If
     `has_others` is True, the training has other processes: a second thread then receives the signals, too. If the main thread
@@ -48,6 +48,7 @@ class Signals:
         self.has_others = has_others
         self.received = 0  # the number of the first signal, or 0; the training checks it at places where it can end
         self.can_save = False  # true while a training runs that checks `received`
+        self._ends_wait = False  # true inside an `ending_wait` block
         self._is_held = False
         self._waiting = 0  # the number of a signal that arrived inside a `held` block
         self._handlers: dict[int, Any] = {}
@@ -100,13 +101,15 @@ class Signals:
         sys.unraisablehook = self._hook
 
     def _send_again(self, ignored: Any) -> None:
-        """Send a signal again if its handler raised LeftAtOnce inside a finalizer (`__del__`).
+        """Send a signal again if its handler raised LeftAtOnce or Interrupted inside a finalizer (`__del__`).
 
-        LeftAtOnce is raised to end the run immediately. But Python ignores an exception that is raised inside a finalizer, and
-        only passes it to `sys.unraisablehook`. This method is installed as this hook, and `ignored` is the argument of the
-        hook. Any other exception is passed to the previous hook.
+        They are raised to end the run. But Python ignores an exception that is raised inside a finalizer, and only passes it to
+        `sys.unraisablehook`. This method is installed as this hook, and `ignored` is the argument of the hook. Any other
+        exception is passed to the previous hook.
         """
-        if isinstance(ignored.exc_value, LeftAtOnce):
+        if isinstance(ignored.exc_value, (LeftAtOnce, Interrupted)):
+            if isinstance(ignored.exc_value, Interrupted):
+                self.received = 0  # the signal that is sent again is the first one
             threading.Timer(AGAIN_S, _thread.interrupt_main, [ignored.exc_value.exit_code - 128]).start()
         else:
             self._hook(ignored)
@@ -139,11 +142,26 @@ class Signals:
                     f"{signal.Signals(signum).name}: saving the last complete step "
                     "(a second signal ends the training without saving)"
                 )
+            if self._ends_wait:
+                self.leave()
 
     def leave(self) -> None:
         """Raise Interrupted if a signal was received."""
         if self.received:
             raise Interrupted(self.received)
+
+    @contextlib.contextmanager
+    def ending_wait(self) -> Iterator[None]:
+        """Raise Interrupted at the first signal, which may arrive while the `with` block waits, such as for the network.
+
+        A signal that arrived before the block raises it, too.
+        """
+        self._ends_wait = True
+        try:
+            self.leave()
+            yield
+        finally:
+            self._ends_wait = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from windows import as_on_windows
 from positron.system.errors import Interrupted, LeftAtOnce
 from positron.system.ranks import first_rank
 from positron.training import signals
+from positron.training.loop import Steps
 from positron.training.signals import Signals
 
 if sys.platform == "win32":
@@ -142,6 +143,55 @@ def test_a_signal_in_a_finalizer_is_obeyed_after_it_and_prints_nothing(capsys):
             wait_in_python()
     assert left.value.exit_code == 130
     assert capsys.readouterr().err == ""
+
+
+def batches(signals: Signals, batch, world_size: int = 1):
+    trainer = SimpleNamespace(
+        global_step=3,
+        global_rank=0,
+        world_size=world_size,
+        strategy=SimpleNamespace(root_device=SimpleNamespace(type="cpu")),
+    )
+    return iter(Steps(SimpleNamespace(batch=batch), trainer, 9, signals))
+
+
+def test_the_first_signal_ends_the_wait_for_a_batch_which_a_silent_network_may_never_give():
+    def wait(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_in_python()
+
+    with Signals() as signals:
+        signals.can_save = True
+        with pytest.raises(Interrupted) as first:
+            next(batches(signals, wait))
+        assert first.value.exit_code == 143
+        with pytest.raises(Interrupted):  # also if the signal came before the wait
+            next(batches(signals, lambda *_: wait_in_python()))
+
+
+def test_a_signal_while_one_of_several_processes_waits_for_a_batch_leaves_the_others_in_step():
+    with Signals() as signals:
+        signals.can_save = True
+        assert next(batches(signals, lambda *_: os.kill(os.getpid(), signal.SIGTERM) or [], world_size=2)) == []
+        assert signals.received == signal.SIGTERM
+
+
+def test_a_signal_in_a_finalizer_during_the_wait_for_a_batch_counts_as_the_first():
+    class Held:
+        pass
+
+    held = [Held()]
+    called = weakref.ref(held[0], lambda _: os.kill(os.getpid(), signal.SIGINT))
+
+    def wait(*_):
+        held.clear()
+        wait_in_python()
+
+    with Signals() as signals:
+        signals.can_save = True
+        with pytest.raises(Interrupted):
+            next(batches(signals, wait))
+    assert called() is None
 
 
 BLOCKED = """
