@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from types import FrameType, TracebackType
 from positron.system.console import one_line, open_streams
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachable, UserError
 
+ECHO_S = 0.25  # a signal that is sent twice has arrived twice after this time
 ABANDONED = "positron-abandoned"  # name of a thread for whose result nobody waits any more when the command ends
 
 
@@ -45,7 +47,7 @@ def errors_as_one_line() -> Iterator[None]:
     changed: its code is kept, and neither a line nor a traceback is printed for it.
 
     The first SIGTERM raises LeftAtOnce, so that temporary files are deleted and child processes end. A second one ends the
-    process at once.
+    process at once (see also `absorb_echo`).
     """
     open_streams()
     try:
@@ -78,7 +80,23 @@ def _sigterm_as_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def absorb_echo(signum: int) -> None:
+    """Ignore the same signal for 0.25 seconds (ECHO_S); call this function in the handler of the signal.
+
+    `timeout` sends its signal to the command and then to the process group of the command, and a shell whose terminal closes
+    passes on the SIGHUP that the terminal has sent already. This is no second signal, which would end the process at once.
+    """
+    handler = signal.signal(
+        signum, lambda *_: None
+    )  # not SIG_IGN, because Python complains of one that has arrived already
+    try:
+        time.sleep(ECHO_S)
+    finally:
+        signal.signal(signum, handler)
+
+
 def _leave(signum: int, _: FrameType | None) -> None:
+    absorb_echo(signum)
     signal.signal(signum, signal.SIG_DFL)
     raise LeftAtOnce(signum)
 

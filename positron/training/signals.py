@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from positron.system.errors import Interrupted, LeftAtOnce
+from positron.system.exits import ECHO_S, absorb_echo
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +118,14 @@ class Signals:
 
     def _end_without_answer(self, arriving: socket.socket) -> None:
         """End the process after the second signal that `arriving` receives, if the main thread does not handle it."""
-        count = 0
+        count, previous, arrived_at = 0, b"", -math.inf
         with arriving:
             while number := arriving.recv(1):
+                is_echo = number == previous and time.monotonic() - arrived_at < ECHO_S
+                if is_echo:
+                    continue
                 count += number[0] in _HANDLED
-                arrived_at = time.monotonic()
+                previous, arrived_at = number, time.monotonic()
                 if count > 1 and number[0] in _HANDLED:
                     time.sleep(PATIENCE_S)
                     # two signals that arrive at the same time may be handled as one
@@ -130,6 +135,7 @@ class Signals:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self._handled, self._handled_at = self._handled + 1, time.monotonic()
+        absorb_echo(signum)
         if self._is_held:
             self._waiting = signum
         elif self.received or not self.can_save:

@@ -67,6 +67,28 @@ def test_sigterm_ends_a_command_after_its_cleanup_and_leaves_the_handler_of_the_
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+SENT_TWICE = """
+import os, signal, threading, time
+from positron.system.exits import errors_as_one_line
+
+with errors_as_one_line():
+    try:
+        threading.Timer(0.02, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        time.sleep(0.1)
+        print("cleanup")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once")
+def test_a_sigterm_that_is_sent_twice_at_once_as_by_timeout_leaves_time_for_the_cleanup():
+    result = subprocess.run(
+        [sys.executable, "-c", SENT_TWICE], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (128 + signal.SIGTERM, "cleanup\n", "")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once")
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
 def test_a_handler_of_the_caller_is_kept(handler):

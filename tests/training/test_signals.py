@@ -80,6 +80,8 @@ def test_a_second_signal_leaves_at_once_and_the_next_start_is_identical(tmp_path
     while "a second signal ends the training" not in (folder / "train.log").read_text():
         assert running.process.is_alive(), "it ended before it had noted the first signal"
         time.sleep(0.001)
+    if first == second:
+        time.sleep(signals.ECHO_S)  # at once, it would be the same signal
     os.kill(running.process.pid, second)
     result = running.wait()
     assert result.code in {128 + getattr(signal, name) for name in names}
@@ -104,6 +106,28 @@ def test_signals_are_noted_first_and_obeyed_at_once_the_second_time(logged):
             os.kill(os.getpid(), signal.SIGINT)
         assert second.value.exit_code == 130
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_is_sent_twice_at_once_as_by_timeout_counts_once(monkeypatch):
+    with Signals() as received:
+        received.can_save = True
+        again = threading.Timer(signals.ECHO_S / 10, os.kill, [os.getpid(), signal.SIGTERM])
+        again.start()
+        os.kill(os.getpid(), signal.SIGTERM)
+        again.join()
+        with pytest.raises(Interrupted):
+            received.leave()
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(signals, "PATIENCE_S", 0)
+    mine, other = socket.socketpair()
+    received = Signals(has_others=True)
+    received._numbers = mine
+    received._handled, received._handled_at = 1, time.monotonic()
+    mine.sendall(bytes([signal.SIGTERM, signal.SIGTERM]))
+    mine.close()
+    received._end_without_answer(other)
+    assert ended == []
 
 
 def test_a_signal_before_the_first_step_is_obeyed_at_once_but_not_while_run_json_is_written():
