@@ -12,9 +12,10 @@ deleted, too; the program must give it again.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import get_args
 
@@ -66,14 +67,24 @@ def main() -> None:
             # never their parent, which may contain other files if the user chose it by POSITRON_CACHE
             folders += [folder for kind in get_args(CacheKind) if (folder := cache_folder(kind)).is_dir()]
         for folder in folders:
-            files = [path for path in folder.rglob("*") if path.is_file()]
-            size = sum(path.stat().st_size for path in files)
+            files = _files_in(folder)
+            size = sum(facts.st_size for facts in files)
             total += size
-            newest = max((path.stat().st_mtime for path in files), default=0.0)
+            newest = max((facts.st_mtime for facts in files), default=0.0)
             day = time.strftime("%Y-%m-%d", time.localtime(newest)) if files else "-"
             print(f"  {size / 1e6:>10,.1f} MB  {day:<10}  {folder}" + (_clean(folder) if options.clean else ""))
         advice = "" if options.clean or not total else f"; {command('cache', '--clean', *options.settings)} frees it"
         print(f"  {total / 1e6:>10,.1f} MB  in total{advice}")
+
+
+def _files_in(folder: Path) -> list[os.stat_result]:
+    """Return the facts about each file in a folder, except files that another process deletes meanwhile."""
+    facts = []
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                facts.append(os.stat(os.path.join(place, name)))
+    return facts
 
 
 def _clean(folder: Path) -> str:

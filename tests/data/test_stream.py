@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -386,6 +387,29 @@ def test_the_validation_text_needs_no_epoch_and_no_network_once_it_was_written(
     after = token_files(run, "val")
     assert after.read(0, after.n_tokens).tolist() == before.read(0, before.n_tokens).tolist()
     assert not list(corpus.glob("stream-*/epoch-*"))
+
+
+def test_files_that_another_process_deletes_while_they_are_counted_do_not_end_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    for name in ("lock", "deleted-at-once", "deleted-later"):
+        (tmp_path / "corpus" / name).write_bytes(b"")
+    seen: list[str] = []
+    stat = os.stat
+
+    def seen_once(path: Any, *more: Any, **options: Any) -> os.stat_result:
+        name = Path(path).name if isinstance(path, str | Path) else ""
+        seen.append(name)
+        if name == "deleted-at-once" or (name == "deleted-later" and seen.count(name) > 1):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return stat(path, *more, **options)
+
+    monkeypatch.setattr(sys, "argv", ["cache", f"data.dir={tmp_path}"])
+    monkeypatch.setattr(os, "stat", seen_once)
+    cache.main()
+    assert "corpus" in capsys.readouterr().out
+    assert "deleted-later" in seen
 
 
 def test_a_corpus_that_is_in_use_on_windows_is_named_and_not_used_again(
