@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from positron.system.console import one_line
-from positron.system.disk import make_folder
+from positron.system.disk import make_folder, remedy_for
 from positron.system.errors import Unreachable, UserError
 from positron.system.locks import lock
 
@@ -37,16 +37,16 @@ def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: di
     `file` has the keys `name`, `size` (in bytes) and `sha256`; a size or a checksum that the repository does not state is None.
     If the same file is already being downloaded, the call waits for the end of that download, because the hub's client would
     delete the unfinished file when it begins another download. Raises UserError if less than 1 GB (SPARE_BYTES) would
-    stay free on the disk, or if the hub refuses the request. Raises Unreachable if the network fails, or if the checksum stays
-    wrong in repeated downloads.
+    stay free on the disk, if the file cannot be written, or if the hub refuses the request. Raises Unreachable if the network
+    fails, or if the checksum stays wrong in repeated downloads.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
 
     free = shutil.disk_usage(make_folder(folder)).free
     size = file["size"] or 0
+    remedy = "set data.dir=" if kind == "dataset" else "set the environment variable POSITRON_CACHE"
     if free < size + SPARE_BYTES:
-        remedy = "set data.dir=" if kind == "dataset" else "set the environment variable POSITRON_CACHE"
         raise UserError(
             f"the disk of {folder} has {free / 1e9:.1f} GB free, but {file['name']} needs {size / 1e9:.1f} GB "
             f"and {SPARE_BYTES / 1e9:.0f} GB must stay free: delete files, or {remedy} to a folder on another disk"
@@ -72,7 +72,13 @@ def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: di
                 raise ConnectionError("the downloaded file does not have the checksum that the repository states")
             return path
 
-    return retry_network(get, f"{file['name']} of {repo}")
+    try:
+        return retry_network(get, f"{file['name']} of {repo}")
+    except OSError as error:  # of this machine: another program may have filled the disk meanwhile
+        otherwise = f"{remedy} to a folder that can be written"
+        raise UserError(
+            f"cannot write {file['name']} to {folder}: {error.strerror or error}; {remedy_for(error, otherwise)}"
+        ) from error
 
 
 def _sha256(path: Path) -> str:

@@ -204,7 +204,7 @@ def whole_file(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
             ) from error
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder; give the name of a file") from error
-        remedy = _remedy(error, "the existing file is unchanged" if path.exists() else "give another path")
+        remedy = remedy_for(error, "the existing file is unchanged" if path.exists() else "give another path")
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or on a disk that refuses everything
@@ -242,13 +242,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another command has written it meanwhile
             raise UserError(f"cannot write to {path}, because it exists already: {_ANOTHER_FOLDER}") from error
-        remedy = _remedy(error, "give another path")
+        remedy = remedy_for(error, "give another path")
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _remedy(error: OSError, otherwise: str) -> str:
+def remedy_for(error: OSError, otherwise: str) -> str:
     """Return what to do after a failed write: `otherwise`, unless the disk is full or may be full."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free disk space, and give the same command again"

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from positron.system.console import one_line, open_streams
+from positron.system.disk import remedy_for
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachable, UserError
 
 ECHO_S = 0.25  # a signal that is sent twice has arrived twice after this time
@@ -150,6 +151,11 @@ def _described(error: BaseException) -> tuple[int, str]:
             f"positron: {sys.executable} has no module {error.name}: activate the environment in which Positron is installed "
             "(source .venv/bin/activate), or install it with make install"
         )
+    if (
+        isinstance(error, OSError) and (remedy := remedy_for(error, "")) and error.strerror
+    ):  # of a library that writes files
+        file = "" if error.filename is None else f" ({error.filename})"
+        return 2, f"positron: {error.strerror}{file}: {remedy}"
     kind = type(error).__name__
     text = " ".join(str(error).split())
     return 1, f"positron: {kind}: {text} (POSITRON_DEBUG=1 shows the traceback)"

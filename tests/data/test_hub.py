@@ -196,6 +196,20 @@ def test_a_full_disk_is_reported_before_the_download(stories_hub: Hub, tmp_path:
     assert not any("resolve" in path for path in stories_hub.requests)
 
 
+def test_a_disk_that_another_program_fills_during_the_download_is_named_in_one_line(
+    stories_hub: Hub, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    said = (
+        r"cannot write data/train-00000\.parquet to .*raw: No space left on device; free disk space, and give the same"
+    )
+    with pytest.raises(UserError, match=said):
+        prepare(config(tmp_path), CHAR, None)
+
+
 def test_a_fault_of_this_machine_is_not_taken_for_one_of_the_network() -> None:
     calls = []
 

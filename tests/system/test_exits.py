@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from positron.system.errors import UserError
-from positron.system.exits import ABANDONED, end_despite_threads, errors_as_one_line
+from positron.system.exits import ABANDONED, describe, end_despite_threads, errors_as_one_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +27,14 @@ def test_a_python_without_the_packages_is_named_with_the_remedy():
     (line,) = result.stderr.splitlines()
     assert f"{sys.executable} has no module " in line
     assert "activate the environment" in line
+
+
+def test_a_full_disk_that_a_library_reports_is_named_with_the_remedy():
+    full = OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+    said = "positron: No space left on device (/tmp/x): free disk space, and give the same command again"
+    assert describe(full) == (2, said)
+    code, line = describe(OSError("no number"))
+    assert (code, line.startswith("positron: OSError: no number")) == (1, True)
 
 
 def test_a_command_does_not_wait_for_a_thread_whose_result_nobody_needs(monkeypatch):
