@@ -222,6 +222,32 @@ def test_the_newest_checkpoint_is_the_result_if_the_objective_says_so(tmp_path):
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["global_step"] == 4
 
 
+class LosesItsText(PretrainObjective):
+    def batch(self, step, rank, world_size):
+        if step == 4:
+            raise UserError("the disk of the text is full")
+        return super().batch(step, rank, world_size)
+
+
+def test_an_error_of_the_text_saves_the_last_whole_step_and_is_reported_although_it_cannot_be_saved(
+    tmp_path, monkeypatch
+):
+    config, run = tiny(tmp_path, train__max_steps=5, train__log_every=5), tmp_path / "run"
+    with pytest.raises(UserError, match="the disk of the text is full"):
+        train(config, run, objective=LosesItsText)
+    saved = load_checkpoint(newest_checkpoint(run / "checkpoints"))["global_step"]
+    assert saved >= 2  # Lightning reads a batch ahead
+    assert Run(run).facts().step == saved
+    assert train(config, run).status == "finished"
+
+    def full(*_):
+        raise UserError("the disk of the run is full")
+
+    monkeypatch.setattr("positron.training.callbacks.checkpoints.Checkpoints.save", full)
+    with pytest.raises(UserError, match="the disk of the text is full"):
+        train(config, tmp_path / "other", objective=LosesItsText)
+
+
 class NewestCounts(PretrainObjective):
     keeps_best = False
 

@@ -126,18 +126,20 @@ class Checkpoints(L.Callback):
         a callback cut off would never measure this step. Only for a Diverged whose `can_save` is True, that step is saved,
         because the run cannot be continued.
 
-        Nothing is saved if the weights are partly updated or not finite, or if the exception is a UserError (such as a full
-        disk), a KeyboardInterrupt, a LeftAtOnce (the user asked for an end without saving), or another Diverged. With several
-        processes, nothing is saved either, because all of them would have to save together.
+        Nothing is saved if the weights are partly updated or not finite, or if the exception is a KeyboardInterrupt, a
+        LeftAtOnce (the user asked for an end without saving), or another Diverged. With several processes, nothing is saved
+        either, because all of them would have to save together. If the step cannot be saved after a UserError, such as that of
+        a full disk, the UserError says why.
         """
         if trainer.global_step <= max(self.saved_step, 0) or module.updating or trainer.world_size > 1:
             return
-        if isinstance(exception, (UserError, KeyboardInterrupt, LeftAtOnce)):
+        if isinstance(exception, (KeyboardInterrupt, LeftAtOnce)):
             return
         is_complete = trainer.global_step == self.complete_step
         can_save = exception.can_save if isinstance(exception, Diverged) else is_complete
         if can_save and has_finite_state(trainer, module):
-            self.save(trainer)
+            with contextlib.suppress(*([UserError] if isinstance(exception, UserError) else [])):
+                self.save(trainer)
 
 
 def complete_best(run: Run, newest: Path, *, keeps_best: bool) -> None:
