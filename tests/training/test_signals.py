@@ -18,6 +18,7 @@ from traces import trace, weights
 from windows import as_on_windows
 
 from positron.system.errors import Interrupted, LeftAtOnce
+from positron.system.exits import ECHO_S
 from positron.system.ranks import first_rank
 from positron.training import signals
 from positron.training.loop import Steps
@@ -81,7 +82,7 @@ def test_a_second_signal_leaves_at_once_and_the_next_start_is_identical(tmp_path
         assert running.process.is_alive(), "it ended before it had noted the first signal"
         time.sleep(0.001)
     if first == second:
-        time.sleep(signals.ECHO_S)  # at once, it would be the same signal
+        time.sleep(ECHO_S)  # at once, it would be the same signal
     os.kill(running.process.pid, second)
     result = running.wait()
     assert result.code in {128 + getattr(signal, name) for name in names}
@@ -111,7 +112,7 @@ def test_signals_are_noted_first_and_obeyed_at_once_the_second_time(logged):
 def test_a_signal_that_is_sent_twice_at_once_as_by_timeout_counts_once(monkeypatch):
     with Signals() as received:
         received.can_save = True
-        again = threading.Timer(signals.ECHO_S / 10, os.kill, [os.getpid(), signal.SIGTERM])
+        again = threading.Timer(ECHO_S / 10, os.kill, [os.getpid(), signal.SIGTERM])
         again.start()
         os.kill(os.getpid(), signal.SIGTERM)
         again.join()
