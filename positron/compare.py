@@ -123,8 +123,10 @@ def _compare_runs(options: argparse.Namespace, prompt: str, seed: int) -> None:
         print(side_by_side([(printable(row.run), printable(row.sample)) for row in rows], width) + "\n")
     path = Path(options.png) if options.png else make_folder(OUTPUTS) / "compare.png"
     bars = [(row.run, row.bpb, row.interval or 0.0) for row in rows]
+    compared = [Run(Path(row.run)) for row in rows]
+    is_same_text = comparison.are_validated_alike(compared)
     with whole_file(path) as file:
-        file.write(comparison_picture(comparison.curves([Run(Path(row.run)) for row in rows]), bars))
+        file.write(comparison_picture(comparison.curves(compared), bars, is_same_text=is_same_text))
     logger.info(f"wrote the picture {path}")
 
 

@@ -25,6 +25,7 @@ from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.run.paths import CONFIG
+from positron.run.validated import comparable, validation_text
 from positron.settings import flat
 from positron.system.disk import refuse_links_in
 from positron.system.errors import UserError
@@ -293,6 +294,11 @@ def as_csv(rows: Sequence[Row]) -> str:
 def as_json(rows: Sequence[Row]) -> str:
     """Format the rows as a JSON list with one object for each run."""
     return json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=2)
+
+
+def are_validated_alike(runs: Sequence[Run]) -> bool:
+    """Tell whether all runs were validated on the same beginning of the same text, so that their curves can be compared."""
+    return len(set(comparable([validation_text(run.facts(), run.config()) for run in runs]))) <= 1
 
 
 def curves(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:

@@ -18,13 +18,16 @@ MILLION = 1e6
 MAX_TICKS = 12  # if there are more tested values, matplotlib chooses the ticks
 
 
-def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[tuple[str, float, float]]) -> bytes:
+def comparison_picture(
+    curves: dict[str, list[tuple[float, float]]], bars: list[tuple[str, float, float]], *, is_same_text: bool
+) -> bytes:
     """Draw the validation curves of several runs and, in a second panel, their scores on one text. Returns a PNG.
 
     The second panel has the name of each run beside its score, in the colour of its curve.
 
     `curves` has (million tokens, bits per byte) for each run. `bars` has (run, bits per byte, half the width of the 95 %
-    interval), the best run first.
+    interval), the best run first. `is_same_text`: all curves were measured on the same validation text; if they were not, the
+    title of the first panel says so.
     """
     from matplotlib.figure import Figure
 
@@ -36,7 +39,8 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
     drawn = {name: [(x * MILLION, y) for x, y in points] for name, points in curves.items() if points}
     for name, points in drawn.items():
         upper.plot(*zip(*points, strict=True), color=colors[name], marker=dots(points), ms=3)
-    upper.set(ylabel="bits per byte", title="validation during training")
+    warning = "" if is_same_text else "\n(on different texts: only the scores below can be compared)"
+    upper.set(ylabel="bits per byte", title=f"validation during training{warning}")
     if drawn:
         fit_range(upper, [y for points in drawn.values() for _, y in points])
     else:

@@ -78,10 +78,18 @@ def test_a_plot_without_points_says_why_and_one_point_is_visible() -> None:
     assert "no job was validated" in words(
         plots_of_runs.sweep_picture(["lr"], [(["1"], [], "failed", None)], None, "s")
     )
-    assert "validated" in words(plots_of_runs.comparison_picture({"a": []}, [("a", 1.0, 0.1)]))
+    nothing = plots_of_runs.comparison_picture({"a": []}, [("a", 1.0, 0.1)], is_same_text=True)
+    assert "none of these runs was validated" in words(nothing)
     assert "no document" in words(plots.length_histogram([], 64))
     for line in plots.loss_curve(rows(1, lambda i: 1.0, every=1), None, "one").axes[0].lines:
         assert line.get_marker() == "o"
+
+
+@pytest.mark.parametrize("is_same_text", [True, False])
+def test_curves_of_different_validation_texts_are_said_not_to_compare(is_same_text: bool) -> None:
+    curves = {name: [(1.0, 2.0), (2.0, 1.0)] for name in ("a", "b")}
+    drawn = plots_of_runs.comparison_picture(curves, [("a", 1.0, 0.1), ("b", 1.0, 0.1)], is_same_text=is_same_text)
+    assert ("on different texts" not in drawn.axes[0].get_title()) is is_same_text
 
 
 def test_a_loss_is_drawn_beside_the_validation_that_measures_the_same() -> None:

@@ -11,6 +11,7 @@ import pytest
 from conftest import tiny
 
 from positron.dashboard.table import Outputs
+from positron.evaluation.comparison import are_validated_alike
 from positron.evaluation.sweep_report import as_text, sweep_jobs
 from positron.run.facts import Facts, write_record
 from positron.run.folder import Run
@@ -67,13 +68,14 @@ def make_job(sweep: Path, number: int, n_bytes: int | None, bpb: float = 0.3, **
 
 
 @pytest.mark.parametrize("are_same", [True, False])
-def test_the_sweep_the_dashboard_and_pruning_agree(tmp_path: Path, are_same: bool) -> None:
+def test_the_sweep_the_dashboard_pruning_and_compare_agree(tmp_path: Path, are_same: bool) -> None:
     make_job(tmp_path, 0, 3000, train__val_tokens=2000)
     make_job(tmp_path, 1, 3000 if are_same else 3500, train__val_tokens=9000)
     assert ("beginnings of different length" not in as_text(sweep_jobs(tmp_path))) == are_same
     first, second = Outputs(tmp_path).rows()
     assert (first["validated"] == second["validated"]) == are_same
     assert bool(finished_curves(tmp_path, tmp_path / "0")) == are_same
+    assert are_validated_alike([Run(tmp_path / "0"), Run(tmp_path / "1")]) == are_same
 
 
 def test_jobs_that_failed_do_not_make_the_scores_of_the_others_incomparable(tmp_path: Path) -> None:
