@@ -14,7 +14,7 @@ from positron.run.outcome import read_outcome
 from positron.run.paths import CHECKPOINTS, CONFIG, FACTS, JOB
 from positron.system.commands import command
 from positron.system.console import one_line
-from positron.system.disk import is_temporary, read_json, refuse_links_in
+from positron.system.disk import expanded, is_temporary, read_json, refuse_links_in
 from positron.system.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -100,8 +100,8 @@ def find_run(
 
 
 def named_run(name: str, outputs: Path = OUTPUTS) -> Run | None:
-    """Return the run whose folder is `name` or `outputs / name`, or None if there is no such run."""
-    return next((run for run in (Run(Path(name)), Run(outputs / name)) if run.exists), None)
+    """Return the run whose folder is `name`, which may begin with `~`, or `outputs / name`; None if there is no such run."""
+    return next((run for run in (Run(expanded(name)), Run(outputs / name)) if run.exists), None)
 
 
 def numbered_folders(folder: Path) -> list[Path]:

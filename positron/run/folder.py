@@ -221,11 +221,14 @@ class Run(RunPaths):
         """Return the columns of `metrics.jsonl`, with NaN for missing numbers.
 
         The result is a pandas DataFrame if pandas is installed, otherwise a dict of NumPy arrays. Raises UserError for a
-        damaged line.
+        damaged line, and if the folder is no run.
         """
         import numpy as np
 
         from positron.run.metrics import read_metrics
+
+        if not self.exists:
+            raise UserError(f"{self.folder} is no run: give the folder of a run, such as outputs/quickstart")
 
         rows = read_metrics(self.metrics_path)
         names = dict.fromkeys(name for row in rows for name in row)

@@ -531,3 +531,14 @@ def test_the_runs_of_sweeps_are_runs_even_if_there_are_no_others(tmp_path: Path)
     (folder / "run.json").write_text("{}")
     with pytest.raises(UserError, match=re.escape(f"in {outputs}/, such as {folder}")):
         find_run("missing", outputs)
+
+
+def test_the_home_folder_in_the_name_of_a_run_is_found(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HOME", "USERPROFILE"):  # the second on Windows
+        monkeypatch.setenv(variable, str(run.folder.absolute().parent))
+    assert find_run(f"~/{run.folder.name}").folder == run.folder.absolute()
+
+
+def test_metrics_of_a_folder_that_is_no_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nope is no run: give the folder of a run"):
+        Run(tmp_path / "nope").metrics()
