@@ -206,8 +206,10 @@ def _questions(
         conversations,
         question,
         "prompt",
-        unusable=f"are empty or too long: the context has {context} tokens, and an answer needs at least {MIN_ANSWER_TOKENS}",
-        remedy="give shorter prompts, or give init_from= a run that was trained with a larger model.context_length=",
+        unusable=f"are empty, begin with an answer or are too long: the context has {context} tokens, and an answer needs at "
+        f"least {MIN_ANSWER_TOKENS}",
+        remedy="give shorter prompts that begin with a message of the user, or give init_from= a run that was trained with a "
+        "larger model.context_length=",
         instead="the reward shows how well they are memorised, and not how well new prompts are answered",
     )
     if not is_chat:

@@ -218,7 +218,7 @@ def test_prompts_without_room_for_an_answer_are_refused(base: Path, tmp_path: Pa
     (tmp_path / "long.jsonl").write_text(json.dumps({"instruction": "a" * 99, "output": "b"}))
     config = reinforced(base)
     data = dataclasses.replace(config.data, path=str(tmp_path / "long.jsonl"))
-    with pytest.raises(UserError, match="all 1 prompts are empty or too long: the context has 64 tokens"):
+    with pytest.raises(UserError, match="all 1 prompts are empty, begin with an answer or are too long: the context "):
         reinforce(dataclasses.replace(config, data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
