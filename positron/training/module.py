@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from positron.config import OptimizerConfig, ScheduleConfig
 from positron.model.gpt import GPT
-from positron.model.kernels.torch_private import skip_step_if
+from positron.model.kernels.torch_private import loss_scale, skip_step_if
 from positron.training.objective.base import Objective, Part
 from positron.training.optim.groups import build_optimizer, clip_gradients, set_lr
 from positron.training.optim.schedule import lr_at
@@ -171,8 +171,7 @@ class TrainingModule(L.LightningModule):
         self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
         is_bad = ~torch.isfinite(self.grad_norm)
         if scaler is not None:
-            has_settled = scaler.get_scale() <= 1  # waits for the device, as the scaler itself does
-            is_bad = (is_bad & has_settled) | ~torch.isfinite(self.loss)
+            is_bad = (is_bad & (loss_scale(scaler) <= 1)) | ~torch.isfinite(self.loss)
         self.bad_in_a_row = (self.bad_in_a_row + 1) * is_bad
         self.longest_bad_streak = torch.maximum(self.longest_bad_streak, self.bad_in_a_row)
         self.bad_steps = self.bad_steps + is_bad

@@ -103,6 +103,14 @@ def test_int8_product_multiplies_whole_numbers_by_the_scale_of_their_row() -> No
     assert (got.double() - wanted).abs().max() < 2e-2 * wanted.abs().max()
 
 
+def test_the_loss_scale_is_the_number_that_the_scaler_multiplies_by() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    scaled = scaler.scale(torch.ones(()))
+    scale = torch_private.loss_scale(scaler)
+    assert scale.shape == ()
+    assert scale == scaled == scaler.get_scale()
+
+
 def test_hooks_of_a_module_are_seen_while_they_are_registered() -> None:
     linear = nn.Linear(2, 2)
     assert not torch_private.has_forward_hooks(linear)

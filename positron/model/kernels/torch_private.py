@@ -90,6 +90,16 @@ def skip_step_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
     optimizer.found_inf = flag  # type: ignore[attr-defined]
 
 
+def loss_scale(scaler: torch.amp.GradScaler) -> Tensor:
+    """Return the loss scale as a scalar on the device (`GradScaler._scale`), after the scaler has scaled a loss.
+
+    The public method `get_scale` returns a number, for which the CPU waits for the device.
+    """
+    scale: Tensor | None = scaler._scale
+    assert scale is not None
+    return scale
+
+
 def divides_by_loss_scale(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether the step of an optimizer divides the gradients by the loss scale (`_step_supports_amp_scaling`).
 

@@ -341,8 +341,10 @@ class ReinforceObjective(NextToken):
         """Return the metrics of the answers of the last step.
 
         `train/ratio_gap` is the mean of |ratio - 1|, where ratio is a token's probability in training divided by its
-        probability when it was sampled.
+        probability when it was sampled. If `is_exact` is true, there are no ratios, and the CPU does not wait for the device.
         """
+        if self.is_exact:
+            return self._last
         sums = self._ratio_gap
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
