@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import math
 import os
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from positron.system.console import one_line
 from positron.system.disk import make_folder, remedy_for
-from positron.system.errors import Unreachable, UserError
+from positron.system.errors import Unreachable, UserError, is_of_this_machine
 from positron.system.locks import lock
 
 if TYPE_CHECKING:
@@ -102,21 +100,6 @@ def patience_s() -> float:
             f"the environment variable POSITRON_PATIENCE_S={text} is not a number of seconds: correct or unset it"
         )
     return seconds
-
-
-_OF_THIS_MACHINE = {
-    *(
-        errno.ENOSPC,
-        errno.EFBIG,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.ENAMETOOLONG,
-        errno.ENOTDIR,
-        errno.EMFILE,
-    ),
-    *([errno.EDQUOT] if sys.platform != "win32" else []),
-}
 
 
 _CONTINUES = (
@@ -211,11 +194,6 @@ def ask_hub(ask: Callable[[], Info], label: str, *, remedy: str = _CONTINUES, wa
         return info
 
     return retry_network(answer, label, remedy=remedy, waits_for_name=waits_for_name)
-
-
-def is_of_this_machine(error: BaseException) -> TypeGuard[OSError]:
-    """Tell whether an error is a fault of this machine, such as a full disk, so that another attempt would fail, too."""
-    return isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE
 
 
 def _is_unresolved(error: BaseException) -> bool:

@@ -21,13 +21,13 @@ from typing import Any
 from positron.config import DataConfig
 from positron.data.decoding import Reading
 from positron.data.hub import HubSource, Repository
-from positron.data.hub_download import is_of_this_machine, patience_s, retry_network
+from positron.data.hub_download import patience_s, retry_network
 from positron.data.records import parquet_rows
 from positron.data.sources import ROWS_FILE, WAIT, Document, is_validation
 from positron.system.children import CHILDREN, PipeEnd, end_with_parent, leave_interrupts_to_parent
 from positron.system.console import one_line
 from positron.system.disk import make_folder, sweep_drafts_of, whole_file
-from positron.system.errors import UserError
+from positron.system.errors import UserError, is_of_this_machine
 from positron.system.locks import lock
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ depend only on these results. No run is started once the sum of the recorded tra
 from __future__ import annotations
 
 import dataclasses
-import errno
 import logging
 import math
 import time
@@ -28,7 +27,7 @@ from positron.run.folder import Run
 from positron.run.outcome import canonical
 from positron.run.paths import JOB
 from positron.system.disk import is_number, make_folder, read_json, write_json
-from positron.system.errors import Diverged, Interrupted, Occupied, Unreachable, UserError
+from positron.system.errors import Diverged, Interrupted, Occupied, Unreachable, UserError, is_of_this_machine
 from positron.system.exits import describe
 from positron.system.formatting import counted
 
@@ -36,17 +35,6 @@ logger = logging.getLogger(__name__)
 
 BASE = "base"  # the folder of the runs of the base recipe
 _PLAN = "research.json"
-# a disk that is full, read-only or broken, and too many open files
-_OF_THE_MACHINE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EIO,
-    errno.ENOMEM,
-    errno.EMFILE,
-    errno.ENFILE,
-}
 # A function that trains a run with these settings in this folder, or continues it, and returns its facts.
 Trainer = Callable[[list[str], Path], Facts]
 
@@ -333,7 +321,7 @@ class _Runs:
 def _is_of_the_machine(error: BaseException | None) -> bool:
     """Tell whether an error or one of its causes is due to the state of the machine, and not to the settings of a run."""
     while error is not None:
-        if isinstance(error, Occupied | MemoryError) or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE):
+        if isinstance(error, Occupied | MemoryError) or is_of_this_machine(error):
             return True
         error = error.__cause__
     return False

@@ -5,9 +5,11 @@ This module imports only the standard library.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import signal
+from typing import TypeGuard
 
 
 class UserError(Exception):
@@ -47,6 +49,31 @@ class Interrupted(Exception):
         super().__init__(signal.Signals(signum).name)
         self.exit_code = 128 + signum
         self.is_ctrl_c = signum == signal.SIGINT
+
+
+# a disk that is full, read-only or broken, paths that cannot be used, no memory, and too many open files
+_FAULTS_OF_A_MACHINE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+}
+
+
+def is_of_this_machine(error: BaseException) -> TypeGuard[OSError]:
+    """Tell whether an error is a fault of this machine, such as a full disk, and not of the network or of settings.
+
+    Another attempt would fail, too.
+    """
+    return isinstance(error, OSError) and error.errno in _FAULTS_OF_A_MACHINE
 
 
 def why_unreadable(error: OSError, remedy: str = "check the spelling of the path") -> str:
