@@ -526,7 +526,7 @@ def test_a_file_that_holds_no_conversation_changes_nothing(page: Page, tmp_path:
 
 def test_an_error_of_the_server_is_shown_at_the_answer(page: Page) -> None:
     refusal = {"error": {"message": "there are too many requests: send it again later", "type": "error"}}
-    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=429, json=refusal))
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=429, json=refusal), times=1)
     send(page, "hello")
     wait_for_end(page)
     assert "there are too many requests: send it again later" in page.locator(".answer .error").inner_text()
