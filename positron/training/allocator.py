@@ -41,7 +41,7 @@ def tune_allocator(max_steps: int | Literal["auto"] = "auto") -> bool:
         return False
     # M_MMAP_THRESHOLD is not used, because glibc before 2.35 refuses more than 32 MiB, and a chunk of logits is larger.
     is_kept = bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never
-    if is_kept and (max_steps == "auto" or max_steps >= STEPS_FOR_HUGE_PAGES) and not _is_commit_limited():
+    if is_kept and (max_steps == "auto" or max_steps >= STEPS_FOR_HUGE_PAGES) and not _counts_unused_memory():
         _use_huge_pages(libc, min(MAX_IN_HUGE_PAGES, (physical_memory() or 0) // 4))
     return is_kept
 
@@ -56,7 +56,7 @@ def _use_huge_pages(libc: ctypes.CDLL, size: int) -> None:
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     block = libc.malloc(size)
-    if block is None:  # more than a limit such as `ulimit -v` allows
+    if block is None:
         return
     first, last = -(-block // HUGE_PAGE), (block + size) // HUGE_PAGE
     if first < last:
@@ -65,8 +65,18 @@ def _use_huge_pages(libc: ctypes.CDLL, size: int) -> None:
     libc.free(block)
 
 
-def _is_commit_limited() -> bool:
-    """Tell whether Linux counts memory that a process has allocated and not yet used (vm.overcommit_memory=2)."""
+def _counts_unused_memory() -> bool:
+    """Tell whether a limit counts memory that a process has allocated and not yet used.
+
+    Such limits are vm.overcommit_memory=2, `ulimit -v` and `ulimit -d`.
+    """
+    if sys.platform == "win32":
+        return False
+    import resource
+
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        return True
     if not sys.platform.startswith("linux"):
         return False
     try:

@@ -939,11 +939,14 @@ def test_memory_that_was_freed_stays_in_the_process():
 
 
 IN_HUGE_PAGES = """
-import re
+import re, resource, sys
 from pathlib import Path
 import torch
 from positron.training.allocator import tune_allocator
 
+if len(sys.argv) > 1:
+    limit = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 tune_allocator()
 address = torch.ones(30_000_000).data_ptr() + 60_000_000
 for part in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())[1:]:
@@ -955,10 +958,15 @@ for part in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems' allocators have no such setting")
 def test_tensors_lie_in_memory_for_which_huge_pages_are_asked():
-    if not Path("/sys/kernel/mm/transparent_hugepage").exists() or allocator._is_commit_limited():
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists() or allocator._counts_unused_memory():
         pytest.skip("this system has no huge pages, or counts memory that is not used yet")
-    result = subprocess.run([sys.executable, "-c", IN_HUGE_PAGES], capture_output=True, text=True, timeout=PATIENCE)
-    assert (result.stdout, result.stderr) == ("True\n", "")
+    for limits, is_huge in (
+        ((), "True\n"),
+        (("100000000000",), "False\n"),
+    ):  # a limit of the addresses counts unused memory
+        command = [sys.executable, "-c", IN_HUGE_PAGES, *limits]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        assert (result.stdout, result.stderr) == (is_huge, "")
 
 
 @pytest.mark.slow
