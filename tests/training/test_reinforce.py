@@ -389,7 +389,7 @@ def test_the_gap_between_two_precisions_is_the_mean_over_the_tokens_of_one_step(
 
 def test_the_gap_between_two_precisions_is_that_of_all_processes(monkeypatch):
     objective = objective_of()
-    objective._ratio_gap = torch.tensor([1.0, 4.0])
+    objective.is_exact, objective._ratio_gap = False, torch.tensor([1.0, 4.0])
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums.add_(torch.tensor([2.0, 4.0])))
     assert objective.step_metrics()["train/ratio_gap"] == 3 / 8
