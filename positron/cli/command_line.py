@@ -176,9 +176,8 @@ def _unknown_option(name: str, value: str | None, recipe: Recipe, conf: Path) ->
         similar = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
         hint = f"did you mean {similar[0]}?" if similar else f"{command(recipe, '--help')} lists options and settings"
         return f"there is no option {name}: {hint}"
-    is_same = bool(value) and key.replace(".", "_").endswith(bare) and key.split(".")[0] not in NOT_READ_BY[recipe]
-    if value and is_same:
-        choices = groups_of(conf).get(key)
-        is_same = is_possible(key, value) if choices is None else value in choices
-    setting = f"{key}={value}" if is_same else advice(key, value)
+    is_same = key.replace(".", "_").endswith(bare) and key.split(".")[0] not in NOT_READ_BY[recipe]
+    # a possible choice of a group was returned above
+    takes_value = value and is_same and key not in groups_of(conf) and is_possible(key, value)
+    setting = f"{key}={value}" if takes_value else advice(key, value)
     return f"there is no option {name}; settings are given as key=value: write {setting}"
