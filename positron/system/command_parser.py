@@ -13,9 +13,10 @@ from typing import NoReturn
 from positron.system.commands import command, in_user_form
 from positron.system.errors import UserError
 
-# The names that llama.cpp, nanoGPT, transformers and other tools give to the options of Positron.
+# The names that llama.cpp, nanoGPT, transformers and other tools give to the options of Positron. --run is among them, because
+# some commands take the run without an option.
 _OTHER_NAMES = {
-    "run": "-m --model --model-path --model-name-or-path --model-dir --ckpt --checkpoint --out-dir",
+    "run": "--run --runs -m --model --model-path --model-name-or-path --model-dir --ckpt --checkpoint --out-dir",
     "max-tokens": "-n --n-predict --predict --max-new-tokens --max-length --num-tokens",
     "num-samples": "--n-samples --num-return-sequences",
     "file": "-f",

@@ -94,6 +94,9 @@ def test_what_generate_cannot_use_is_refused_in_one_line_before_the_run_is_loade
         ("evaluate", ["r"], "did you mean --run r?"),
         ("bench", ["r"], "did you mean --run r?"),
         ("look", ["-m", "r"], "name the run without -m"),
+        ("look", ["--run", "r", "Tom"], "name the run without --run"),
+        ("export", ["--run=r", "--to", "hf"], "name the run without --run"),
+        ("compare", ["--runs", "r", "s"], "name the run without --runs"),
     ],
 )
 def test_options_of_other_tools_and_a_run_without_an_option_are_answered_with_the_way_to_give_them(
