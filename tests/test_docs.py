@@ -118,6 +118,23 @@ def test_the_migration_tables_agree_with_the_advice_of_the_command_line():
                 assert same_option(name, readers[0] if readers else "train") == ours, name
 
 
+def test_the_sizes_of_models_in_the_help_and_in_the_guide_are_those_of_the_models():
+    files = {path.stem: path.read_text(encoding="utf-8") for path in (PROJECT / "conf" / "model").glob("*.yaml")}
+    claims = []  # the name of a model, its number of parameters in millions, and the size of the vocabulary
+    for name, text in files.items():
+        claims += [(name, *claim) for claim in re.findall(r"([\d.]+)M parameters with .*?vocabulary of ([\d,]+)", text)]
+        claims += [(name, claim, "1") for claim in re.findall(r"([\d.]+)M parameters plus the embedding", text)]
+    guide = (DOCS / "guides" / "training.md").read_text(encoding="utf-8")
+    sizes = re.search(r"with `tokenizer=spm_4k` the models have these numbers of parameters: (.*?)\. A larger", guide)[
+        1
+    ]
+    claims += [(name, millions, "4,000") for name, millions in re.findall(r"`(\w+)` ([\d.]+)M", sizes)]
+    assert len(claims) > 14
+    for name, millions, vocabulary in claims:
+        model = GPTConfig(**yaml.safe_load(files[name]), vocab_size=int(vocabulary.replace(",", "")))
+        assert f"{model.n_params() / 1e6:.{len(millions.partition('.')[2])}f}" == millions, name
+
+
 def test_the_python_reference_names_facts_that_a_run_has():
     rows = re.findall(
         r"^\| (`[^|]*`) \| [^|]*\|$", (DOCS / "reference" / "python.md").read_text(encoding="utf-8"), re.M
