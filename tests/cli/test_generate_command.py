@@ -94,6 +94,8 @@ def test_what_generate_cannot_use_is_refused_in_one_line_before_the_run_is_loade
         ("evaluate", ["r"], "did you mean --run r?"),
         ("bench", ["r"], "did you mean --run r?"),
         ("look", ["-m", "r"], "name the run without -m"),
+        ("dashboard", ["--no-open"], "leave --no-open out, because it is the default"),
+        ("serve", ["r", "--open"], "leave --open out, because it is the default"),
         ("look", ["--run", "r", "Tom"], "name the run without --run"),
         ("export", ["--run=r", "--to", "hf"], "name the run without --run"),
         ("compare", ["--runs", "r", "s"], "name the run without --runs"),
