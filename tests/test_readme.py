@@ -34,9 +34,9 @@ PAGES = [
 ]
 
 
-def printed_commands(page: Path) -> list[str]:
-    """The lines of a page's shell blocks, without comments."""
-    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+def printed_commands(page: Path, kinds: str = "bash") -> list[str]:
+    """The lines of a page's shell blocks, without comments; blocks of the kind `sh` cannot run in seconds."""
+    blocks = re.findall(rf"```(?:{kinds})\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
     return [" ".join(line.split(" # ")[0].split()) for line in lines]
 
@@ -113,11 +113,15 @@ def test_the_documents_have_the_words_that_people_search_for_and_count_the_plots
 
 
 LEARN = sorted((PROJECT / "docs" / "learn").glob("*.md"))
-QUOTED = [command for page in [*PAGES, *LEARN, PROJECT / "docs" / "migration.md"] for command in quoted_commands(page)]
+OTHERS = [
+    PROJECT / "docs" / f"{name}.md" for name in ("SCALE", "migration", "speed", "guides/index", "guides/look-inside")
+]
+PARSED = [command for page in [*PAGES, *OTHERS] for command in printed_commands(page, "bash|sh")]
+PARSED += [command for page in [*PAGES, *LEARN, *OTHERS] for command in quoted_commands(page)]
 
 
 @pytest.mark.parametrize(
-    "command", sorted({c for c in [*COMMANDS, *QUOTED] if c.startswith(("positron", "python -m positron", "torchrun"))})
+    "command", sorted({c for c in PARSED if c.startswith(("positron", "python -m positron", "torchrun"))})
 )
 def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path, monkeypatch, kept_run):
     """By the reader of settings and by Hydra's composition, or by the command's own parser."""
