@@ -47,7 +47,7 @@ MAX_BYTES = (
 )
 MAX_PARAMETERS = 60_000_000  # with 8 bits per weight, the file has 70 MB and a browser unpacks it in seconds
 MAX_PROOF = 1 << 16  # maximum number of PyTorch's logits in a file, with which the page compares its own
-ENOUGH_BITS = 14  # bits per weight with which the logits of the quickstart differ by only 0.003
+ENOUGH_BITS = 14  # bits per weight with which the logits of the quickstart differ by less than 0.004
 MAX_HISTORY = 12  # maximum number of kept steps in a file; each takes 10 to 50 kB
 # The same settings as in static/inspector.js
 CONTINUATION: Continuation = {"max_tokens": 40, "temperature": 0, "seed": 0}
