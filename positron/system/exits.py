@@ -17,6 +17,10 @@ from positron.system.disk import remedy_for
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachable, UserError
 
 ECHO_S = 0.25  # a signal that is sent twice has arrived twice after this time
+if sys.platform == "win32":
+    _ENDING = (signal.SIGTERM,)
+else:
+    _ENDING = (signal.SIGTERM, signal.SIGHUP)
 ABANDONED = "positron-abandoned"  # name of a thread for whose result nobody waits any more when the command ends
 
 
@@ -47,12 +51,12 @@ def errors_as_one_line() -> Iterator[None]:
     and 1 for other errors. With POSITRON_DEBUG=1 in the environment, the traceback is printed, too. A SystemExit is not
     changed: its code is kept, and neither a line nor a traceback is printed for it.
 
-    The first SIGTERM raises LeftAtOnce, so that temporary files are deleted and child processes end. A second one ends the
-    process at once (see also `absorb_echo`).
+    The first SIGTERM or SIGHUP (the terminal was closed) raises LeftAtOnce, so that temporary files are deleted and child
+    processes end. A second one ends the process at once (see also `absorb_echo`).
     """
     open_streams()
     try:
-        with _sigterm_as_exception():
+        with _ends_as_exceptions():
             yield
     except BaseException as error:
         if isinstance(error, SystemExit):
@@ -68,17 +72,17 @@ def errors_as_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
-    """Raise LeftAtOnce at the first SIGTERM, unless this process ignores SIGTERM or another function handles it already."""
+def _ends_as_exceptions() -> Iterator[None]:
+    """Raise LeftAtOnce at the first of these signals; one that is ignored or that another function handles is not changed."""
     is_main = threading.current_thread() is threading.main_thread()  # Python allows signal handlers nowhere else
-    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _leave)
+    handled = [signum for signum in _ENDING if is_main and signal.getsignal(signum) is signal.SIG_DFL]
+    for signum in handled:
+        signal.signal(signum, _leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for signum in handled:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 def absorb_echo(signum: int) -> None:

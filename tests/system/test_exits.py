@@ -58,22 +58,27 @@ def test_a_command_does_not_wait_for_a_thread_whose_result_nobody_needs(monkeypa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once")
-def test_sigterm_ends_a_command_after_its_cleanup_and_leaves_the_handler_of_the_caller(capsys):
-    events = []
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_command_after_its_cleanup_and_leaves_the_handler_of_the_caller(capsys, name):
+    events, signum = [], getattr(signal, name)
 
     def work():
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signum)
             events.append("not interrupted")
         finally:
-            events.extend(["cleanup", signal.getsignal(signal.SIGTERM)])
+            events.extend(["cleanup", signal.getsignal(signum)])
 
-    with pytest.raises(SystemExit) as left, errors_as_one_line():
-        work()
-    assert left.value.code == 128 + signal.SIGTERM
-    assert events == ["cleanup", signal.SIG_DFL]  # so a second signal ends the process
-    assert capsys.readouterr().err == ""
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    previous = signal.signal(signum, signal.SIG_DFL)  # the program that runs the tests may ignore SIGHUP
+    try:
+        with pytest.raises(SystemExit) as left, errors_as_one_line():
+            work()
+        assert left.value.code == 128 + signum
+        assert events == ["cleanup", signal.SIG_DFL]  # so a second signal ends the process
+        assert capsys.readouterr().err == ""
+        assert signal.getsignal(signum) is signal.SIG_DFL
+    finally:
+        signal.signal(signum, previous)
 
 
 SENT_TWICE = """
