@@ -160,6 +160,11 @@ def _described(error: BaseException) -> tuple[int, str]:
     ):  # of a library that writes files
         file = "" if error.filename is None else f" ({error.filename})"
         return 2, f"positron: {error.strerror}{file}: {remedy}"
+    if isinstance(error, FileNotFoundError) and error.strerror and "usable temporary directory" in error.strerror:
+        return (
+            2,
+            f"positron: {error.strerror}: free disk space, or set the variable TMPDIR to a folder that can be written",
+        )
     kind = type(error).__name__
     text = " ".join(str(error).split())
     return 1, f"positron: {kind}: {text} (POSITRON_DEBUG=1 shows the traceback)"

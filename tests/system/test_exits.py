@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def test_a_full_disk_that_a_library_reports_is_named_with_the_remedy():
     assert describe(full) == (2, said)
     code, line = describe(OSError("no number"))
     assert (code, line.startswith("positron: OSError: no number")) == (1, True)
+
+
+def test_a_machine_without_a_folder_for_temporary_files_has_another_exit_code_than_a_verdict(monkeypatch):
+    """`positron floor` and `reproduce` exit with 1 for a negative result."""
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/null/x"])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(FileNotFoundError) as raised:
+        tempfile.mkdtemp()
+    code, line = describe(raised.value)
+    assert (
+        code,
+        line.endswith("['/dev/null/x']: free disk space, or set the variable TMPDIR to a folder that can be written"),
+    ) == (2, True)
 
 
 def test_a_command_does_not_wait_for_a_thread_whose_result_nobody_needs(monkeypatch):
