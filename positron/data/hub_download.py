@@ -41,9 +41,10 @@ def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: di
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
 
-    free = shutil.disk_usage(make_folder(folder)).free
-    size = file["size"] or 0
     remedy = "set data.dir=" if kind == "dataset" else "set the environment variable POSITRON_CACHE"
+    otherwise = f"{remedy} to a folder that can be written"
+    free = shutil.disk_usage(make_folder(folder, instead=otherwise)).free
+    size = file["size"] or 0
     if free < size + SPARE_BYTES:
         raise UserError(
             f"the disk of {folder} has {free / 1e9:.1f} GB free, but {file['name']} needs {size / 1e9:.1f} GB "
@@ -51,10 +52,10 @@ def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: di
         )
     disable_progress_bars()
 
-    in_progress = make_folder(folder / ".cache") / f"{file['name'].replace('/', '--')}.lock"
+    in_progress = make_folder(folder / ".cache", instead=otherwise) / f"{file['name'].replace('/', '--')}.lock"
 
     def get() -> Path:
-        with lock(in_progress, lambda: None):
+        with lock(in_progress, lambda: None, instead=otherwise):
             path = Path(
                 hf_hub_download(
                     repo,
@@ -73,7 +74,6 @@ def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: di
     try:
         return retry_network(get, f"{file['name']} of {repo}")
     except OSError as error:  # of this machine: another program may have filled the disk meanwhile
-        otherwise = f"{remedy} to a folder that can be written"
         raise UserError(
             f"cannot write {file['name']} to {folder}: {error.strerror or error}; {remedy_for(error, otherwise)}"
         ) from error

@@ -172,14 +172,14 @@ class _Recorder(io.BufferedIOBase):
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, root: Path | None = None, *, instead: str = "give another path") -> Iterator[IO[bytes]]:
     """Open a binary file that appears at `path` when the block ends without an error, and not at all otherwise.
 
     The block writes to a temporary file, which is then renamed to `path`. The temporary file is in the same folder, because a
     rename is atomic only within a file system. After an error, a file that existed at `path` is unchanged.
 
     Raises UserError if the disk is full or not writable, or if a component of `path` below the folder `root` (default: the
-    folder of the file) is a symbolic link.
+    folder of the file) is a symbolic link. `instead` is the advice if a new file cannot be written there.
     """
     temporary = _temporary_path(path)
     root = path.parent if root is None else root
@@ -204,7 +204,7 @@ def whole_file(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
             ) from error
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder; give the name of a file") from error
-        remedy = remedy_for(error, "the existing file is unchanged" if path.exists() else "give another path")
+        remedy = remedy_for(error, "the existing file is unchanged" if path.exists() else instead)
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or on a disk that refuses everything

@@ -19,6 +19,7 @@ from positron.system.disk import make_folder, whole_file
 from positron.system.errors import UserError, why_unreadable
 
 PATIENCE_S = 4.0  # longest wait for a connection and for each piece of data, so that an error appears within 5 seconds
+ANOTHER_CACHE = "set the environment variable POSITRON_CACHE to a folder that can be written"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -67,8 +68,8 @@ def fetch(url: str, path: Path, sha256: str | None, *, instead: str, sha256_key:
             f"{url} returned another file than expected (its sha256 is not {sha256[:12]}...): {correct}try again later, or "
             f"{instead}"
         )
-    make_folder(path.parent)
-    with whole_file(path) as file:
+    make_folder(path.parent, instead=ANOTHER_CACHE)
+    with whole_file(path, instead=ANOTHER_CACHE) as file:
         file.write(content)
     return content
 

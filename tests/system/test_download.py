@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from conftest import Loopback
 
 from positron.config import DataConfig
 from positron.data.files import FileSource
+from positron.system import disk
 from positron.system.download import check_address, fetch
 from positron.system.errors import UserError
 
@@ -63,6 +65,20 @@ def test_a_folder_in_the_place_of_a_download_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
     with pytest.raises(UserError, match=r"cannot read \S+a\.txt: .*; or give another file$"):
         fetch("https://example.org/a.txt", tmp_path / "a.txt", None, instead="or give another file")
+
+
+@pytest.mark.parametrize("fault", ["folder", "file"])
+def test_a_cache_that_cannot_be_written_is_named_with_the_variable_that_moves_it(
+    tmp_path: Path, loopback: Loopback, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loopback.files["/a.txt"] = b"text"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(*((Path, "mkdir") if fault == "folder" else (disk, "open_inside")), refuse)
+    with pytest.raises(UserError, match=r"Permission denied.* set the environment variable POSITRON_CACHE to a folder"):
+        fetch(f"{loopback.url}/a.txt", tmp_path / "text" / "a.txt", None, instead="nothing")
 
 
 def test_files_of_one_name_from_two_addresses_are_two_files(
