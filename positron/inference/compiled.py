@@ -29,6 +29,7 @@ from positron.inference.thread_team import TEAM
 from positron.model.gpt import GPT, Block, Elementwise, Norm
 from positron.model.kernels.norms_and_heads import interleave_pairs
 from positron.model.lora import effective_weight
+from positron.system.console import one_line
 
 logger = logging.getLogger(__name__)
 ROWS_TOGETHER = 16  # maximum number of rows of a compiled call; more rows are divided among several calls
@@ -110,8 +111,20 @@ class CompiledDecoder(Decoder):
         """
         if self.weight_dtype not in _compiled:
             message = "compiling the decoder for this processor, once for each format of weights: about 15 seconds"
+            nothing = (0, 0, self.owner, np.zeros(kernel.SYNC, dtype=np.int64), *self.arrays)
             with kernel.on_compilation(lambda: logger.info(message)):
-                kernel.work(0, 0, self.owner, np.zeros(kernel.SYNC, dtype=np.int64), *self.arrays)
+                try:
+                    kernel.work(*nothing)
+                except Exception as error:  # a power cut has damaged the cache, or its disk is full
+                    folder = kernel.leave_cache()
+                    if folder is None:
+                        raise
+                    reason = one_line(f"{type(error).__name__}: {error}")
+                    logger.warning(
+                        f"the compiled decoder is not kept for later commands, because its cache cannot be used ({reason}): "
+                        f"free disk space, or delete the folder {folder}"
+                    )
+                    kernel.work(*nothing)
             _compiled.add(self.weight_dtype)
 
     def _phases(self) -> Iterable[tuple[int, int, int]]:

@@ -27,6 +27,7 @@ import numpy as np
 from llvmlite import ir
 from numba import config, njit, types
 from numba.core import cgutils
+from numba.core.caching import NullCache
 from numba.core.event import Listener, install_listener
 from numba.extending import intrinsic
 
@@ -556,6 +557,14 @@ def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
         idle += 1
         if idle % SPINS_BEFORE_YIELD == 0:
             _yield()
+
+
+def leave_cache() -> str | None:
+    """Make `work` stop using Numba's cache on disk; return the folder of the cache, or None if there was none."""
+    dispatcher: Any = work
+    folder: str | None = dispatcher.stats.cache_path
+    dispatcher._cache = NullCache()  # keeps what this process has compiled
+    return folder
 
 
 def on_compilation(say: Callable[[], None]) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import itertools
 import logging
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -28,9 +30,10 @@ from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 
 pytest.importorskip("numba", reason="the extra `fast` is not installed")
-from numba import njit
+from numba import config, njit
+from numba.core.caching import IndexDataCacheFile
 
-from positron.inference import compiled_step
+from positron.inference import compiled, compiled_step
 from positron.inference.compiled import DIRECT_PROMPT, ROWS_TOGETHER, CompiledDecoder
 
 DTYPES = [None, torch.bfloat16, torch.int8]
@@ -263,3 +266,30 @@ def test_a_compilation_is_announced_once_and_only_if_there_is_one() -> None:
     with compiled_step.on_compilation(lambda: said.append(2)):
         doubled(1)
     assert said == [1]
+
+
+@pytest.mark.parametrize("fault", ["EOFError", "No space left on device"])
+def test_a_damaged_or_full_cache_of_compiled_functions_does_not_end_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str], fault: str
+) -> None:
+    """A small function stands in for the step, which takes 15 seconds to compile."""
+
+    def do_nothing(thread, spins, owner, sync, plan, model, cache, batch, memory):
+        return
+
+    def fill_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, fault)
+
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiled, "_compiled", set())
+    work: Any = njit(cache=True)(do_nothing)
+    monkeypatch.setattr(compiled_step, "work", work)
+    if fault == "EOFError":
+        Path(work._cache._cache_file._index_path).write_bytes(b"")
+    else:
+        monkeypatch.setattr(IndexDataCacheFile, "_save_data", fill_disk)
+    CompiledDecoder(model_of())
+    (warning,) = (line for line in logged if "is not kept for later commands" in line)
+    assert fault in warning
+    assert str(tmp_path) in warning
+    assert len(work.signatures) == 1
