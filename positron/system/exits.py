@@ -56,8 +56,11 @@ def errors_as_one_line() -> Iterator[None]:
     """
     open_streams()
     try:
-        with _ends_as_exceptions():
-            yield
+        try:
+            with _ends_as_exceptions():
+                yield
+        finally:
+            _flush_output()
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
@@ -67,8 +70,6 @@ def errors_as_one_line() -> Iterator[None]:
         if line:
             print(line, file=sys.stderr)
         raise SystemExit(code) from None
-    finally:
-        _flush_output()
 
 
 @contextmanager
@@ -112,22 +113,34 @@ def _is_debugging() -> bool:
 
 
 def _flush_output() -> None:
-    """Flush stdout; if its reader has ended, as in `positron --help | head -3`, discard the rest.
+    """Flush stdout. Raises OSError if this fails, for example because the disk is full.
 
-    Python would otherwise print a BrokenPipeError when it flushes stdout at exit.
+    If the reader of stdout has ended, as in `positron --help | head -3`, no error is raised. In both cases, the rest of the
+    output is discarded, because Python would otherwise print an error of its own when it flushes stdout at exit.
     """
-    with despite_closed_output():
-        pass
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _discard_output()
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 @contextmanager
 def despite_closed_output() -> Iterator[None]:
-    """Go on after the block if it prints to stdout and the reader of stdout has ended; discard the rest of the output."""
+    """Go on after the block, which prints to stdout, even if nothing can be written there; discard the rest of the output.
+
+    The reader of stdout has ended, its terminal was closed, or the disk of its file is full.
+    """
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe(error: BaseException) -> tuple[int, str]:

@@ -38,6 +38,36 @@ def test_a_full_disk_that_a_library_reports_is_named_with_the_remedy():
     assert (code, line.startswith("positron: OSError: no number")) == (1, True)
 
 
+def on_full_disk(work: str) -> subprocess.CompletedProcess[str]:
+    """Run a program whose output goes to a file on a full disk, and wait for it."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        return subprocess.run(
+            [sys.executable, "-c", "from positron.system.exits import *\n" + work],
+            cwd=ROOT,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            timeout=60,
+        )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file of Linux")
+@pytest.mark.parametrize("end", ["", "    raise SystemExit(0)\n", "    print('x' * 100_000)\n"])
+def test_a_result_that_does_not_fit_on_the_disk_is_named_in_one_line(end):
+    """Python writes a short text only when the command ends."""
+    done = on_full_disk(f"with errors_as_one_line():\n    print('result')\n{end}")
+    assert done.stderr == "positron: No space left on device: free disk space, and give the same command again\n"
+    assert done.returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file of Linux")
+def test_what_follows_an_output_does_not_depend_on_it():
+    done = on_full_disk("with despite_closed_output():\n    print('result')\nraise SystemExit(3)\n")
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_a_machine_without_a_folder_for_temporary_files_has_another_exit_code_than_a_verdict(monkeypatch):
     """`positron floor` and `reproduce` exit with 1 for a negative result."""
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/null/x"])
