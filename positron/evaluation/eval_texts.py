@@ -26,7 +26,7 @@ from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.system.commands import command
 from positron.system.console import one_line
-from positron.system.errors import UserError
+from positron.system.errors import UserError, without_advice
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, contains_unknown
 
@@ -96,7 +96,8 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
                 folder = open_split(data, run.tokenizer_folder, split)
     except UserError as error:
         if folder is None:
-            reason = str(error).partition(CHECK_SPELLING)[0]  # the path stands in the settings of the run
+            # the paths stand in the settings of the run, so the user cannot give others
+            reason = without_advice(error).partition(CHECK_SPELLING)[0]
             raise UserError(
                 f"the text that {run.folder} was trained on is not available ({reason}): {instead}"
             ) from error

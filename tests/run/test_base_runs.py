@@ -14,6 +14,7 @@ import pytest
 from conftest import Result, tiny
 
 from positron.config import DataConfig, LoraConfig, RunConfig, SFTConfig
+from positron.evaluation import eval_texts
 from positron.evaluation.comparison import compare, find_runs
 from positron.evaluation.eval_texts import texts_of_run, token_files
 from positron.evaluation.score import Score
@@ -236,6 +237,19 @@ def test_the_text_of_the_base_is_named_as_that_where_it_is_gone(here: Path) -> N
     with pytest.raises(UserError, match=r"the text that outputs/base was trained on is not available .*--text FILE"):
         texts_of_run(Run(Path("outputs/s1")), "val", 100)
     assert sft(tuned("outputs/base"), Path("outputs/without")).status == "finished"
+
+
+def test_a_text_that_cannot_be_written_as_tokens_is_named_without_a_setting_that_the_command_lacks(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree("outputs/data")
+
+    def refuse(*_: object) -> None:
+        raise UserError("cannot write outputs/data/lock (Permission denied): give another data.dir=")
+
+    monkeypatch.setattr(eval_texts, "prepare", refuse)
+    with pytest.raises(UserError, match=r"\(cannot write outputs/data/lock \(Permission denied\)\): give --text FILE"):
+        texts_of_run(Run("outputs/base"), "val", 100)
 
 
 def test_another_text_under_the_same_name_is_not_taken_for_the_runs_own(here: Path, logged: list[str]) -> None:
