@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from positron.system.console import one_line
-from positron.system.disk import append_text, json_ready, read_bytes, whole_file
+from positron.system.disk import append_text, json_ready, read_bytes, remedy_for, whole_file
 from positron.system.errors import UserError
 from positron.system.paths import relative_to_here
 
@@ -113,4 +113,5 @@ def append(path: Path, text: str) -> None:
             "command again to start anew, or move the folder back first to continue"
         ) from error
     except OSError as error:
-        raise UserError(f"cannot write {relative_to_here(path)}: {error.strerror or error}") from error
+        remedy = remedy_for(error, "correct this, and give the same command again to continue")
+        raise UserError(f"cannot write {relative_to_here(path)}: {error.strerror or error}; {remedy}") from error

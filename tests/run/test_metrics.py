@@ -1,5 +1,6 @@
 """metrics.jsonl has one writer, and one idea of a damaged line for who reads it whole and for who follows it."""
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from positron.dashboard.curves import Metrics
+from positron.run import lines
 from positron.run.metrics import append_row, read_metrics
 from positron.system.errors import UserError
 
@@ -89,3 +91,14 @@ def test_lines_that_come_one_by_one_are_counted_like_those_of_a_whole_file(path:
         file.write('{"step": 5, "a": 2.0}\n')
     followed.read()
     assert "line 6 is damaged (its step 5 is not greater than the step before, 5)" in followed.trouble
+
+
+def test_a_full_disk_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lines, "append_text", fill)
+    with pytest.raises(
+        UserError, match=r"cannot write \S+: No space left on device; free disk space, and give the same"
+    ):
+        append_row(tmp_path / "metrics.jsonl", {"step": 1})
