@@ -121,11 +121,12 @@ def _compare_runs(options: argparse.Namespace, prompt: str, seed: int) -> None:
         print("\n" + comparison.as_table(rows) + "\n")
         width = shutil.get_terminal_size().columns
         print(side_by_side([(printable(row.run), printable(row.sample)) for row in rows], width) + "\n")
-    path = Path(options.png) if options.png else make_folder(OUTPUTS) / "compare.png"
+    elsewhere = "give --png FILE"
+    path = Path(options.png) if options.png else make_folder(OUTPUTS, instead=elsewhere) / "compare.png"
     bars = [(row.run, row.bpb, row.interval or 0.0) for row in rows]
     compared = [Run(Path(row.run)) for row in rows]
     is_same_text = comparison.are_validated_alike(compared)
-    with whole_file(path) as file:
+    with whole_file(path, instead=elsewhere) as file:
         file.write(comparison_picture(comparison.curves(compared), bars, is_same_text=is_same_text))
     logger.info(f"wrote the picture {path}")
 

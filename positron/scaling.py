@@ -68,7 +68,7 @@ def main() -> None:
         print(json.dumps(facts, indent=2) if options.json else "\n" + "\n".join(lines(law, facts)))
         path = Path(options.png) if options.png else _beside(options.runs, runs[0].folder)
         picture = scaling_picture(law, n, d, bpb, (facts["next"]["parameters"], facts["next"]["tokens"]))
-        with whole_file(path) as file:
+        with whole_file(path, instead="give --png FILE") as file:
             file.write(picture)
         logger.info(f"wrote the picture {path}")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from positron.evaluation.run_plots import scaling_picture
 from positron.evaluation.scaling_law import fit_law, log_excess
 from positron.evaluation.statistics import t95
 from positron.run.folder import Run
+from positron.system import disk
 from positron.system.errors import UserError
 from positron.system.formatting import amount
 from positron.text.char_word import CharTokenizer
@@ -236,6 +239,22 @@ def test_the_command_shows_the_law_of_a_sweep_and_predicts_the_next_size(tmp_pat
     assert facts["next"]["tokens"] == pytest.approx(20 * twice)
     assert facts["next"]["bpb"] == pytest.approx(0.2 + 5 * twice**-0.4, rel=1e-6)
     assert (tmp_path / "x.png").exists()
+
+
+def test_a_folder_of_runs_that_cannot_be_written_is_named_with_the_option_for_the_picture(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    folder, open_inside = sweep(tmp_path / "sizes"), disk.open_inside
+
+    def refuse(path: Path, mode: Any, root: Path | None = None) -> IO[bytes]:
+        if mode == "xb":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_inside(path, mode, root)
+
+    monkeypatch.setattr(disk, "open_inside", refuse)
+    code, out, err = said(monkeypatch, capsys, str(folder))
+    assert "\nprediction for " in out
+    assert (code, err.endswith("scaling.png: Permission denied; give --png FILE\n")) == (2, True)
 
 
 @pytest.mark.slow
