@@ -9,13 +9,12 @@ another person made cannot cause this program to import code.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, assert_never
 
 from positron.config import DataConfig
 from positron.settings import recipe_of
-from positron.system.console import one_line
+from positron.system.console import one_line, say
 from positron.system.errors import UserError
 from positron.system.imports import load_object
 
@@ -67,7 +66,7 @@ def write_custom_data(values: dict[str, Any]) -> None:
                 data |= {"source": "preferences", "path": str(write_pairs(rows, data["dir"]))}
             case other:
                 assert_never(other)
-    print(f"the data that {KEY}={target} returned was written to {data['path']}", file=sys.stderr)
+    say(f"the data that {KEY}={target} returned was written to {data['path']}")
 
 
 @contextlib.contextmanager

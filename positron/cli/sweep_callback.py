@@ -7,7 +7,6 @@ import importlib
 import itertools
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from positron.run.find import find_run
 from positron.run.folder import Run
 from positron.settings import from_dict, recipe_of
 from positron.system.commands import command, module_of
+from positron.system.console import say
 from positron.system.disk import make_folder
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
@@ -60,10 +60,7 @@ class SweepTable(Callback):
             print(f"\n{self.folder}  (sweep.md, sweep.csv, sweep.png)\n{as_text(jobs)}")
             if arguments := paired_arguments(jobs, self.folder):
                 comparison = command("compare", "--paired", *arguments)
-                print(
-                    f"\nto check whether the best settings are better by more than chance: {comparison}",
-                    file=sys.stderr,
-                )
+                say(f"\nto check whether the best settings are better by more than chance: {comparison}")
             best = next((job for job in jobs if job.result is not None), None)
             if best is not None:
                 print(f"next:    {command(*next_words(Run(self.folder / best.number)))}")
@@ -239,10 +236,9 @@ def _check_each_job(config: Any, parsed: list[Any]) -> None:
         return
     values, reason = next(iter(refusals.items()))
     if len(refusals) < len(jobs):
-        print(
+        say(
             f"{len(refusals)} of {len(jobs)} jobs cannot start; the reason for the first of these jobs "
-            f"({' '.join(values)}): {reason}",
-            file=sys.stderr,
+            f"({' '.join(values)}): {reason}"
         )
     elif len(set(refusals.values())) == 1:
         raise UserError(reason)

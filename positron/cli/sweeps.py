@@ -36,6 +36,7 @@ from positron.run.paths import JOB
 from positron.settings import Recipe
 from positron.system.caller import is_for_another, name_training, other_processes, unchanged_state
 from positron.system.children import end_with
+from positron.system.console import say
 from positron.system.disk import make_folder, read_json, write_json
 from positron.system.errors import Interrupted, LeftAtOnce, UserError
 from positron.system.exits import describe, despite_closed_output
@@ -83,7 +84,7 @@ def run_job(
     config, folder = request.settle(configure)
     is_first = first_rank(config.device.processes)
     if is_first and "torch" not in sys.modules:  # the import of torch takes seconds
-        print(f"loading PyTorch for {folder}", file=sys.stderr, flush=True)
+        say(f"loading PyTorch for {folder}")
     facts = job(config, folder)
     if is_first:
         with despite_closed_output():  # the runs that follow must not depend on it
@@ -180,7 +181,7 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
     earlier start of the same sweep finished the job, `job()` returns at once. Raises SystemExit if Ctrl-C or another signal
     ended the training of the job, and KeyboardInterrupt if Ctrl-C was pressed before the training began or after it ended.
     """
-    print(f"\n{relative_to_here(folder)}: {' '.join(overrides)}", file=sys.stderr)
+    say(f"\n{relative_to_here(folder)}: {' '.join(overrides)}")
     try:
         facts = job()
         outcome: dict[str, Any] = {"failed": None}
@@ -190,7 +191,7 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
         if isinstance(error, Interrupted | LeftAtOnce):
             raise SystemExit(error.exit_code) from error
         reason = describe(error)[1] or f"{type(error).__name__}: {error}"
-        print(reason, file=sys.stderr)
+        say(reason)
         facts, outcome = Facts(), {"failed": reason, "traceback": traceback.format_exc()}
         if isinstance(error, UserError) and Run(folder).facts().status == "finished":
             facts, outcome = Run(folder).facts(), {"failed": None, "refused": reason}  # a finished run stays finished
@@ -198,10 +199,7 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
     try:
         write_sweep_report(folder.parent)
     except Exception as error:  # the next job writes the table again
-        print(
-            f"positron: could not write sweep.md ({describe(error)[1]}); the next job writes this file again",
-            file=sys.stderr,
-        )
+        say(f"positron: could not write sweep.md ({describe(error)[1]}); the next job writes this file again")
     score = None
     with suppress(UserError):  # a damaged metrics.jsonl, which the row of this job names
         score = reported_score(Run(folder), facts)

@@ -7,7 +7,6 @@ Code in these files is never executed.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import torch
@@ -33,7 +32,7 @@ from positron.run.facts import write_record
 from positron.run.folder import OUTPUTS, PRETRAIN, Run
 from positron.run.paths import RunPaths
 from positron.system.commands import command
-from positron.system.console import one_line
+from positron.system.console import one_line, say
 from positron.system.disk import expanded, refuse_lfs_pointer, whole_file, whole_folder, write_json
 from positron.system.errors import UserError
 from positron.text.conversation import TEMPLATE
@@ -92,7 +91,7 @@ def import_source_run(name: str) -> str:
             + "rename or delete the folder"
         )
     # printed, because a run has no log before it is opened
-    print(f"{name} is not a run yet: importing it as {folder}", file=sys.stderr, flush=True)
+    say(f"{name} is not a run yet: importing it as {folder}")
     import_run(name, folder)
     return str(folder)
 

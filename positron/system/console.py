@@ -5,12 +5,14 @@ This module imports only the standard library.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import shutil
 import sys
 import unicodedata
+from collections.abc import Iterator
 from typing import TextIO
 
 # Control characters can move the cursor, set the window's title or send input; format characters can reorder a line.
@@ -35,13 +37,32 @@ def open_streams() -> None:
             stream.reconfigure(encoding=encoding, errors=errors)
 
 
+@contextlib.contextmanager
+def despite_closed_stderr() -> Iterator[None]:
+    """If the block cannot write to stderr, raise no error, and show nothing more there.
+
+    The terminal or the pipe is closed, for example because the connection to another machine has ended, or the disk of a log
+    file is full. The work of the command does not depend on what it shows.
+    """
+    try:
+        yield
+    except OSError:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def say(line: str) -> None:
+    """Print a line to stderr, if possible (see `despite_closed_stderr`)."""
+    with despite_closed_stderr():
+        print(line, file=sys.stderr, flush=True)
+
+
 def say_loading(subject: str) -> None:
     """Print `loading SUBJECT` to stderr before slow imports, so that a command shows something at once.
 
     If torch is already imported, the other imports are fast, and nothing is printed.
     """
     if "torch" not in sys.modules:
-        print(f"loading {one_line(subject)}", file=sys.stderr, flush=True)
+        say(f"loading {one_line(subject)}")
 
 
 def printable(text: str) -> str:

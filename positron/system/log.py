@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from positron.system.console import one_line, shows_bars
+from positron.system.console import despite_closed_stderr, one_line, say, shows_bars
 from positron.system.disk import append_text
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, UserError
 from positron.system.exits import describe
@@ -33,7 +32,7 @@ def show(line: str) -> None:
 
         tqdm.write(line, file=sys.stderr)
     else:
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
 
 class _OneLine(logging.Formatter):
@@ -68,10 +67,8 @@ class ScreenHandler(_Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record."""
-        try:
+        with despite_closed_stderr():
             self.write(self.prefix + self.format(record))
-        except OSError:
-            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 class RunFileHandler(_Handler):
@@ -105,7 +102,7 @@ class RunFileHandler(_Handler):
         except (OSError, UserError) as error:
             if not self._is_unwritable:
                 reason = error.strerror if isinstance(error, OSError) else error
-                print(one_line(f"WARNING: cannot write {self.path}: {reason}"), file=sys.stderr)
+                say(one_line(f"WARNING: cannot write {self.path}: {reason}"))
             self._is_unwritable = True
 
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from positron.system.console import despite_closed_stderr, say
+
 T = TypeVar("T")
 
 SILENT_SECONDS = 3.0  # shorter work shows nothing
@@ -41,8 +43,7 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         """Erase the bar, so that the next output takes its place."""
         if self.drawn and sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            _write("\r\x1b[K")
 
     def show(self, amount: float) -> None:
         """Show `amount` in the bar or in a new line, if enough time has passed since the last update."""
@@ -66,13 +67,18 @@ class Meter:
             text = f" {share:4.0%}, {clock(left)} left"
             line = f"{self.label}: {share:.0%}, {clock(left)} left"
         if not sys.stderr.isatty():
-            print(line, file=sys.stderr, flush=True)
+            say(line)
             return
         if text is not None and share is not None:
             width = min(MAX_WIDTH, shutil.get_terminal_size().columns - 1) - len(self.label) - len(text) - 3
             bar = f" [{'#' * round(share * width):-<{width}}]" if width > 5 else ""
             line = f"{self.label}{bar}{text}"
-        sys.stderr.write(f"\r\x1b[K{line}")
+        _write(f"\r\x1b[K{line}")
+
+
+def _write(text: str) -> None:
+    with despite_closed_stderr():
+        sys.stderr.write(text)
         sys.stderr.flush()
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
+import io
 import itertools
 import json
 import shutil
 import statistics
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +28,7 @@ from positron.evaluation import run_plots
 from positron.evaluation.comparison import Row, _with_variants, as_table
 from positron.evaluation.seed_groups import seed_groups
 from positron.evaluation.sweep_report import as_text, paired_arguments, sweep_jobs, variant_table, write_sweep_report
-from positron.run.facts import write_record
+from positron.run.facts import Facts, write_record
 from positron.run.folder import Run
 from positron.system.errors import UserError
 from positron.text.conversation import TEMPLATE
@@ -402,3 +405,14 @@ def test_runs_of_other_teachers_or_starts_are_another_variant_but_not_those_of_o
     assert variants[3] == variants[4]
     assert variants[8] == variants[9]
     assert len(set(variants)) == 10
+
+
+def test_a_sweep_goes_on_after_its_terminal_was_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    for number in range(2):
+        monkeypatch.setattr(sys, "stderr", Closed())
+        record_job(tmp_path / str(number), ["seed=1"], Facts)
+    assert json.loads((tmp_path / "1" / "job.json").read_text())["failed"] is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import time
 
 import pytest
 
+from positron.system.console import say
 from positron.system.progress import Meter, clock, progress
 
 
@@ -70,3 +72,19 @@ def test_work_that_is_continued_foretells_by_what_was_done_since(
             meter.show(done)
     assert stream.getvalue() == "tokenizing: 94%, 0:06 left\n"
     assert clock(3723) == "1:02:03"
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_closed_terminal_does_not_end_the_work(
+    clock_at: list[float], monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]
+) -> None:
+    """As after `ssh HOST positron ...` whose connection has ended."""
+
+    class Closed(stream):  # type: ignore[valid-type]
+        def write(self, _: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert list(progress(range(10), "scoring")) == list(range(10))
+    monkeypatch.setattr(sys, "stderr", Closed())
+    say("and a line")

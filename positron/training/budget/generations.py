@@ -10,7 +10,6 @@ the time is not enough for a second run, the student has one teacher.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,6 +21,7 @@ from positron.run.budget_choice import restore_choice
 from positron.run.common_precision import with_common_precision
 from positron.run.differences import differences
 from positron.run.folder import Run
+from positron.system.console import say
 from positron.training.budget.course import MAX_MEASURING_S, MEASURING_SHARE, RESERVED_SHARE
 from positron.training.budget.rest import may_train_generations, teachers_within
 from positron.training.from_text import Lesson, train_on_text
@@ -71,27 +71,22 @@ def train_generations(
         (folder for folder, own in configs.items() if Run(folder).exists and differences(Run(folder), own)), None
     )
     if taken is not None:
-        print(
+        say(
             f"\nthe rest of budget={config.budget} is not used, because {taken} contains a run that another command trained: "
-            f"to train {' and '.join(map(str, configs))}, rename this folder, and give the same command again",
-            file=sys.stderr,
+            f"to train {' and '.join(map(str, configs))}, rename this folder, and give the same command again"
         )
         return
     first_then = f"{second}, which differs from {run.folder} in its seed, and then " if second in teachers else ""
-    print(
+    say(
         f"\nthe rest of budget={config.budget} trains {first_then}{student}, which learns from "
-        f"{' and '.join(map(str, teachers))}",
-        file=sys.stderr,
+        f"{' and '.join(map(str, teachers))}"
     )
     if second in configs:
         ended = train_on_text(configs[second], second, make_callbacks(), Asked(), time.monotonic(), lambda _: Lesson())
         yield Run(second)
         # the weights of an unfinished run will change, but the student must have the same teachers to its end
         if ended.status != "finished":
-            print(
-                f"\n{second} is not finished, so {student} is not trained yet: give the same command again",
-                file=sys.stderr,
-            )
+            say(f"\n{second} is not finished, so {student} is not trained yet: give the same command again")
             return
     train_on_text(configs[student], student, make_callbacks(), Asked(), time.monotonic(), lesson_of_teachers)
     yield Run(student)
