@@ -28,7 +28,7 @@ def export(source: Source, to: Format, folder: Path, precision: Precision = "f32
     cannot express the model or its tokenizer, if a package that the format needs is not installed, or if the disk is full.
     """
     _chosen(precision, PRECISIONS.get(to, ("f32",)), to)
-    with whole_folder(folder) as draft:
+    with whole_folder(folder, instead="give --out FOLDER") as draft:
         match to:
             case "hf":
                 from positron.interop import huggingface

@@ -212,11 +212,11 @@ def whole_file(path: Path, root: Path | None = None, *, instead: str = "give ano
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, instead: str | None = None) -> Iterator[Path]:
     """Create an empty folder that appears at `path` when the block ends without an error, and not at all otherwise.
 
     An empty folder at `path` is replaced. Raises UserError if `path` is a file, a link or a folder that is not empty, or if the
-    disk is full or not writable.
+    disk is full or not writable. `instead` is the advice if the folder cannot be written there.
     """
     if path.is_dir() and not path.is_symlink() and path.name:  # the current folder, ".", has no name
         if any(path.iterdir()):
@@ -226,7 +226,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             )
     elif path.exists() or path.is_symlink():
         raise UserError(f"cannot write to {path}, because it exists already: {_ANOTHER_FOLDER}")
-    make_folder(path.parent)
+    make_folder(path.parent, instead=instead)
     _sweep_drafts(path.parent)
     draft = _temporary_path(path)
     try:
@@ -242,7 +242,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another command has written it meanwhile
             raise UserError(f"cannot write to {path}, because it exists already: {_ANOTHER_FOLDER}") from error
-        remedy = remedy_for(error, "give another path")
+        remedy = remedy_for(error, instead or "give another path")
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -1,5 +1,6 @@
 """`positron export`: a new folder that is complete or absent, and one line for what cannot be exported."""
 
+import errno
 import json
 import os
 import stat
@@ -80,6 +81,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(UserError, match="cannot write"):
         export(source(tmp_path, {}, char()), "hf", tmp_path / "closed" / "out")
+
+
+def test_a_run_folder_that_cannot_be_written_is_named_with_the_option_for_another_folder(tmp_path, monkeypatch):
+    run = source(tmp_path, {}, char())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=r"cannot create the folder \S+ \(Permission denied\): give --out FOLDER$"):
+        export(run, "safetensors", tmp_path / "export" / "safetensors")
 
 
 @pytest.mark.parametrize("to", ["safetensors", "hf", "gguf", "llama2c"])
