@@ -28,7 +28,7 @@ from positron.system.disk import expanded, sweep_temporary_files
 from positron.system.download import CacheKind, cache_folder
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
-from positron.system.locks import try_lock
+from positron.system.locks import is_locked, try_lock
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -98,6 +98,8 @@ def _clean(folder: Path) -> str:
     """
     lock_file = folder / "lock"
     with try_lock(lock_file) if lock_file.exists() else nullcontext(True) as free:
+        if not free and is_locked(lock_file) is False:  # the file belongs to another user
+            return f"  not deleted: cannot write {lock_file}"
         if not free or any(_is_held(path) for path in folder.glob("stream-*/users/*")):
             return "  in use, not deleted"
         paths = [folder] if folder.exists() else []

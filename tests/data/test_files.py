@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gzip
 import hashlib
 import json
@@ -34,7 +35,9 @@ from positron.data.files import SEPARATOR, FileSource, split_documents
 from positron.data.listing import list_files
 from positron.data.shards import TokenFiles, verify
 from positron.data.sources import is_validation
+from positron.system.disk import open_descriptor
 from positron.system.errors import UserError
+from positron.system.locks import lock
 
 FORMATS = {
     "a.txt": as_text(DOCUMENTS),
@@ -398,6 +401,21 @@ def test_what_killed_processes_left_in_a_corpus_is_freed(tmp_path: Path) -> None
     (tmp_path / f".tokenizer.json.{2**30}-0123abcd.tmp").write_text("half")
     assert cache._clean(tmp_path) == "  freed"
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_prepared_text_of_another_user_is_not_called_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock_file = tmp_path / "lock"
+    lock_file.touch()
+
+    def refuse(path: Path, mode: str) -> int:
+        if mode == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_descriptor(path, mode)
+
+    monkeypatch.setattr("positron.system.locks.open_descriptor", refuse)
+    assert cache._clean(tmp_path) == f"  not deleted: cannot write {lock_file}"
+    with lock(lock_file, lambda: None):
+        assert cache._clean(tmp_path) == "  in use, not deleted"
 
 
 def test_files_of_an_interrupted_call_of_another_version_do_not_stay(tmp_path: Path) -> None:
