@@ -216,9 +216,12 @@ def evaluate(
     """
     from positron.evaluate import arguments, figures
 
-    words = [] if run is None else ["--run", ",".join(_names_of(run))]
-    words += ["--split", split] if text is None else ["--text", str(text)]
-    words += ["--limit", str(limit), "--count", str(count)]
+    if not isinstance(text, str | Path | None):
+        raise UserError(f"text= takes the path of a file or folder, not an object of type {type(text).__name__}")
+    # in one word, because a value may begin with a hyphen
+    words = [] if run is None else [f"--run={','.join(_names_of(run))}"]
+    words += [f"--split={split}"] if text is None else [f"--text={text}"]
+    words += [f"--limit={limit}", f"--count={count}"]
     words += ["--stories"] * stories + ["--instruct"] * instruct
     with unchanged_state():
         return figures(arguments().parse_args(words))
@@ -386,16 +389,20 @@ def _data_settings(
     from positron.cli.overrides import groups_of
     from positron.cli.python_arguments import full_name
     from positron.config import DataConfig
+    from positron.data.listing import is_text
     from positron.data.memory import write_conversations, write_pairs, write_texts
 
     if data is None:
         return {}
     if isinstance(data, str) and data in groups_of(conf_folder())["data"]:
         return {"data": data}
+    items = {"text": "texts", "instruct": "conversations", "preferences": "pairs"}[kind]
+    if isinstance(data, str) and is_text(data):
+        example = ", as in data=[text]" if kind == "text" else ""
+        raise UserError(f"data= takes the path of a file, not a text: give a list of {items}{example}")
     if isinstance(data, (str, Path)):
         return {"data": kind, "data.path": data}
     if not isinstance(data, Iterable):
-        items = {"text": "texts", "instruct": "conversations", "preferences": "pairs"}[kind]
         raise UserError(
             f"data= takes a path, a list of {items}, a Dataset, or the name of a preset, not {type(data).__name__}"
         )

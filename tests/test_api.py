@@ -420,6 +420,8 @@ def test_a_thread_can_train():
         ),
         ({"model": "quikstart"}, "did you mean model=quickstart"),
         ({"data": 3}, "data= takes a path, a list"),
+        ({"data": "Once upon a time. " * 300}, r"takes the path of a file, not a text: .* as in data=\[text\]$"),
+        ({"data": "Once upon a time\nthere was"}, r"takes the path of a file, not a text: give a list of texts"),
         ({"data": []}, "contains no text"),
         ({"data": ["a", 3]}, r"item 1 \(counted from 0\) must be a text"),
         ({"lr": object()}, "lr= cannot hold an object of type object"),
@@ -446,6 +448,14 @@ def test_a_mistake_is_named_before_anything_is_written(folder, settings, message
     with pytest.raises(UserError, match=message):
         positron.train(**{"model": "debug", **settings})
     assert not list(folder.glob("outputs/*/config.json"))
+
+
+def test_a_file_whose_name_begins_with_a_hyphen_is_measured(monkeypatch):
+    monkeypatch.setattr("positron.evaluate.figures", vars)
+    options = positron.evaluate("-run", "-x.txt", limit=-1)
+    assert (options["run"], options["text"], options["limit"]) == ("-run", "-x.txt", -1)
+    with pytest.raises(UserError, match="text= takes the path of a file or folder, not an object of type list"):
+        positron.evaluate("-run", ["a text"])
 
 
 @pytest.mark.parametrize(

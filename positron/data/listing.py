@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import glob
 import os
 import stat
@@ -92,6 +93,12 @@ def list_files(path: str, label: str | None = None, suffixes: Collection[str] = 
     Raises UserError if no file is left, if the path cannot be read, or if a file is a pointer of git-lfs instead of the data.
     """
     label = one_line(label or path)
+    if not path:
+        raise UserError(f"{label or 'the path'} is empty: give a file or a folder (. is the current folder)")
+    if is_text(path):
+        raise UserError(
+            f"{one_line(label, 80)} is a text, not the path of a file: save the text in a file, and give the path of this file"
+        )
     given = expanded(path)
     try:
         if given.is_dir():
@@ -126,6 +133,15 @@ def list_files(path: str, label: str | None = None, suffixes: Collection[str] = 
         skipped = listing.describe_skipped()
         raise UserError(message + (f"; skipped: {skipped}" if skipped else ""))
     return listing
+
+
+def is_text(path: str) -> bool:
+    """Tell whether `path` is a text of several lines, or too long for a path, and not the path of an existing file."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG or "\n" in path
+    return False
 
 
 def _similar_file(missing: Path) -> str:

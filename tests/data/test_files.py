@@ -216,6 +216,22 @@ def test_missing_paths_are_named(tmp_path: Path, path: str) -> None:
         source(tmp_path / path)
 
 
+@pytest.mark.parametrize(
+    ("label", "said"), [(None, "the path is empty: give"), ("data.path=", "data.path= is empty: give")]
+)
+def test_an_empty_path_is_not_the_current_folder(label: str | None, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        list_files("", label)
+
+
+@pytest.mark.parametrize("text", ["Once upon a time. " * 300, "Once upon a time\nthere was a fox."])
+def test_a_text_in_place_of_a_path_is_told_from_a_missing_file(text: str) -> None:
+    with pytest.raises(
+        UserError, match=r"Once .* is a text, not the path of a file: save the text in a file, and give the"
+    ):
+        list_files(text)
+
+
 def test_invalid_bytes_can_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a" * 1000 + b"\xffb" * 10)
     text_source = source(tmp_path / "a.txt", on_invalid="replace")
