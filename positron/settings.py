@@ -59,8 +59,12 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
     return next((recipe for recipe, groups in OWN_GROUPS.items() if groups and groups[0] in values), "train")
 
 
-class UnknownKey(UserError):
-    """Report a key that is not the name of any setting."""
+class WrongSetting(UserError):
+    """Report a setting whose key does not exist, or whose value has a wrong type. `key` is its full key."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 def from_dict(cls: type[T], values: Any, path: str = "") -> T:
@@ -69,7 +73,7 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
     `path` is the dotted key of `values` in the whole configuration. Raises UserError, which names the wrong key and a remedy.
     """
     if not isinstance(values, dict):
-        raise UserError(_not_a_group(path, values))
+        raise WrongSetting(_not_a_group(path, values), path)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{path}." if path else ""
@@ -77,7 +81,7 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
         if key not in fields:
             if "[" in prefix:  # an entry of a list, whose keys `unknown_key` does not know
                 raise UserError(f"unknown key {prefix}{key}: choose from {', '.join(fields)}")
-            raise UnknownKey(unknown_key(f"{prefix}{key}"))
+            raise WrongSetting(unknown_key(f"{prefix}{key}"), f"{prefix}{key}")
     missing = [
         name
         for name, f in fields.items()
@@ -118,11 +122,11 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if typing.get_origin(option) is Literal and value in typing.get_args(option) and type(value) is str:
             return value
     if any(dataclasses.is_dataclass(option) for option in options):
-        raise UserError(_not_a_group(key, value))
+        raise WrongSetting(_not_a_group(key, value), key)
     if int in options and type(value) is float and value.is_integer():
-        raise UserError(f"{key}={value} is not written as a whole number: give {key}={int(value)}")
+        raise WrongSetting(f"{key}={value} is not written as a whole number: give {key}={int(value)}", key)
     typed = str(value).lower() if isinstance(value, bool) else "null" if value is None else repr(value)
-    raise UserError(f"{key}={typed} is not a possible value: {_describe(options, value)}")
+    raise WrongSetting(f"{key}={typed} is not a possible value: {_describe(options, value)}", key)
 
 
 def _not_a_group(key: str, value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from positron.cli.unused_settings import refuse_unread
 from positron.config import Asked, RunConfig
 from positron.interop.names import needs_import
 from positron.run.folder import OUTPUTS
-from positron.settings import BESIDE_VALUES, Recipe, UnknownKey, from_dict, recipe_of
+from positron.settings import BESIDE_VALUES, Recipe, WrongSetting, from_dict, recipe_of
+from positron.system.console import one_line
 from positron.system.errors import UserError
+from positron.system.paths import relative_to_here
 
 
 @dataclass(frozen=True)
@@ -45,25 +48,13 @@ class Request:
 
         Raises UserError if the values contradict each other.
         """
-        file = (
-            f"the file of experiment={self.asked.given['experiment']}" if "experiment" in self.asked.given else "conf/"
-        )
-        # without the line below, Hydra puts the settings of the file into a group with the name `experiment`
-        if "experiment" in self.values:
-            raise UserError(
-                f"{file} does not begin with the line `# @package _global_`: add this line, so that its settings are those of "
-                "the run"
-            )
-        for group in groups_of(conf_folder()):
-            if isinstance(self.values.get(group), str):
-                raise UserError(
-                    f"in {file}: `{group}: {self.values[group]}` does not choose a file of conf/{group}: write the line "
-                    f"`- override /{group}: {self.values[group]}` below `defaults:`"
-                )
         try:
             config = configure(self.values)
-        except UnknownKey as error:  # the keys of the command line have already been checked
-            raise UserError(f"in {file}: {error}") from error
+        except WrongSetting as error:
+            place = None if error.key in self.asked.given else _place_of(error.key, self.asked.given)
+            if place is None:
+                raise
+            raise UserError(f"in {place}: {error}") from error
         if self.asked.auto_size and config.budget is None:
             auto = "auto_size=true" if "auto_size" in self.asked.given else "model=auto"
             raise UserError(
@@ -99,13 +90,52 @@ def read_request(composed: Any, overrides: Sequence[str]) -> Request:
     from omegaconf import OmegaConf
 
     values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    given = given_keys(overrides)
+    _refuse_values_in_place_of_groups(values, given)
     expand_paths(values)
     write_custom_data(values)
     callbacks = values.pop("callbacks", None)
     extra_values = {key: values.pop(key) for key in BESIDE_VALUES if key in values}
-    given = given_keys(overrides)
     take_from_teachers(values, given)
     return Request(values, from_dict(Asked, {**extra_values, "given": given}), callbacks)
+
+
+def _refuse_values_in_place_of_groups(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
+    """Raise UserError if an experiment does not begin with its first line, or has a value in place of a group of settings."""
+    file = f"the file of experiment={given['experiment']}" if "experiment" in given else "conf/"
+    # without the line below, Hydra puts the settings of the file into a group with the name `experiment`
+    if "experiment" in values:
+        raise UserError(
+            f"{file} does not begin with the line `# @package _global_`: add this line, so that its settings are those of the "
+            "run"
+        )
+    for group in groups_of(conf_folder()):
+        value = values.get(group, {})
+        if not isinstance(value, Mapping) and not (group == "callbacks" and value is None):
+            choice = value if isinstance(value, str) else "NAME"
+            raise UserError(
+                f"in {_place_of(group, given) or file}: `{group}: {'null' if value is None else value}` does not choose a file "
+                f"of conf/{group}: write the line `- override /{group}: {choice}` below `defaults:`"
+            )
+
+
+def _place_of(key: str, given: Mapping[str, str]) -> str | None:
+    """Return the file and the line that set `key`, such as `own/model/mine.yaml, line 2`, or None if no file does.
+
+    `given` maps the keys of the command line, such as `model`, to their values. The files that it chooses are searched first,
+    then all other files that can set the key, because a file may take settings from another one.
+    """
+    group, _, _ = key.partition(".")
+    line = re.compile(rf"(?:^|[\s{{,'\"]){re.escape(key.rpartition('.')[2])}['\"]?\s*:", re.MULTILINE)
+    folders = [folder / name for folder in reversed(conf_folders()) for name in (group, "experiment")]
+    chosen = [folder / f"{given.get(folder.name, '')}.yaml" for folder in folders]
+    for path in [*chosen, *(path for folder in folders for path in sorted(folder.rglob("*.yaml")))]:
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if match := line.search(text):
+                number = text.count("\n", 0, match.end()) + 1
+                return f"{one_line(relative_to_here(path))}, line {number}"
+    return None
 
 
 def typed_overrides(hydra: Any) -> list[str]:

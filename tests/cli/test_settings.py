@@ -990,7 +990,15 @@ def test_an_experiment_of_another_command_is_refused():
         ),
         (
             "# @package _global_\nmodel: debug\n",
-            "in the file of experiment=mine: `model: debug` does not choose a file of conf/model: write the line `- override",
+            r"in own\Sexperiment\Smine\.yaml, line 2: `model: debug` does not choose a file of conf/model: write the line `- o",
+        ),
+        (
+            "# @package _global_\nseed: 1\ndata: text\n",
+            r"mine\.yaml, line 3: `data: text` does not choose a file of conf/data: write the line `- override /data: text` be",
+        ),
+        (
+            "# @package _global_\ndata:\n",
+            "mine.yaml, line 2: `data: null` does not choose a file of conf/data: write the",
         ),
         (
             "train: {max_steps: 3}\n",
@@ -998,7 +1006,11 @@ def test_an_experiment_of_another_command_is_refused():
         ),
         (
             "# @package _global_\ntrain: {max_stepz: 3}\n",
-            "in the file of experiment=mine: unknown key train.max_stepz: did you",
+            r"in own\Sexperiment\Smine\.yaml, line 2: unknown key train\.max_stepz: did you",
+        ),
+        (
+            "# @package _global_\ntrain:\n  max_steps: many\n",
+            r"in own\Sexperiment\Smine\.yaml, line 3: train\.max_steps='many' is not a possible value: give",
         ),
     ],
 )
@@ -1009,6 +1021,17 @@ def test_a_fault_in_the_users_experiment_is_reported_with_its_file(run_command, 
     assert result.code == 2
     assert re.search(said, result.err), result.err
     assert "Traceback" not in result.err
+
+
+def test_a_misspelt_key_of_an_own_choice_is_reported_with_the_file_that_has_it(run_command, tmp_path):
+    (tmp_path / "own/model").mkdir(parents=True)
+    (tmp_path / "own/model/base.yaml").write_text("defaults: [nano]\nn_layers: 2\n")
+    (tmp_path / "own/model/mine.yaml").write_text("defaults: [base]\nn_head: 2\n")
+    result = run_command("train", "--config-dir", "own", "model=mine")
+    assert re.search(
+        r"in own.model.base\.yaml, line 2: unknown key model\.n_layers: did you mean model\.n_layer\?", result.err
+    )
+    assert result.code == 2
 
 
 @pytest.mark.parametrize(
