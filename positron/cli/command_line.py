@@ -76,7 +76,7 @@ def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> Comma
     own_conf = _own_conf(options)
     if own_conf is not None:
         _refuse_hidden_files(own_conf, conf)
-        _refuse_other_encodings(own_conf)
+        _refuse_byte_order_mark(own_conf, settings)
     return CommandLine(options, checked_overrides(settings, recipe, conf, own_conf=own_conf, is_sweep=is_sweep))
 
 
@@ -107,22 +107,18 @@ def _refuse_hidden_files(own_conf: Path, conf: Path) -> None:
             )
 
 
-def _refuse_other_encodings(own_conf: Path) -> None:
-    """Raise UserError for an experiment of --config-dir that is not UTF-8, or that begins with a byte order mark.
+def _refuse_byte_order_mark(own_conf: Path, settings: Sequence[str]) -> None:
+    """Raise UserError if an experiment that the settings choose begins with a byte order mark.
 
-    Hydra does not see the line `# @package _global_` behind a byte order mark, which some editors of Windows write.
+    Hydra does not see the line `# @package _global_` behind such a mark, which some editors of Windows write.
     """
-    for path in sorted((own_conf / "experiment").rglob("*.yaml")):
-        content = path.read_bytes()
-        try:
-            content.decode("utf-8")
-        except UnicodeDecodeError:
-            fault = "is not UTF-8"
-        else:
-            if not content.startswith(codecs.BOM_UTF8):
-                continue
-            fault = "begins with a byte order mark"
-        raise UserError(f"--config-dir: {path} {fault}: save it as UTF-8 without a byte order mark")
+    chosen = [word.removeprefix("experiment=") for word in settings if word.startswith("experiment=")]
+    for name in ",".join(chosen).split(","):
+        path = own_conf / "experiment" / f"{name.strip()}.yaml"
+        if path.is_file() and path.read_bytes().startswith(codecs.BOM_UTF8):
+            raise UserError(
+                f"--config-dir: {path} begins with a byte order mark: save it as UTF-8 without a byte order mark"
+            )
 
 
 def _options(words: Sequence[str], recipe: Recipe, conf: Path) -> tuple[list[str], list[str]]:

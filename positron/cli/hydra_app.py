@@ -15,6 +15,7 @@ from positron.cli.overrides import groups_of, similar_choice
 from positron.settings import Recipe, unknown_key
 from positron.system.errors import UserError, why_not_yaml
 from positron.system.exits import errors_as_one_line
+from positron.system.paths import relative_to_here
 from positron.version import __version__
 
 _PLUGINS = {  # choice of hydra/launcher= or hydra/sweeper= -> package that provides it
@@ -50,9 +51,19 @@ def hydra_errors_as_ours() -> Iterator[None]:
             raise UserError(_hydra_reason(error)) from error
         if type(error).__module__.startswith("yaml"):
             raise UserError(_yaml_reason(error)) from error
+        if isinstance(error, UnicodeDecodeError) and (path := _file_being_read(error)):
+            raise UserError(f"{path} is not UTF-8: save it as UTF-8 without a byte order mark") from error
         if _is_raised_by_defaults(error):
             raise UserError(_defaults_reason(error)) from error
         raise
+
+
+def _file_being_read(error: Exception) -> str | None:
+    """Return the configuration file that Hydra was reading when `error` was raised, or None if it was reading none."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == "hydra._internal.core_plugins.file_config_source":
+            return relative_to_here(Path(frame.f_locals["full_path"]))
+    return None
 
 
 def _is_raised_by_defaults(error: Exception) -> bool:

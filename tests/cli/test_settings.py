@@ -1076,14 +1076,28 @@ def test_an_own_experiment_without_its_first_line_that_overrides_a_choice_is_tol
     assert "experiment/mine.yaml does not begin with the line `# @package _global_`: add this line" in result.err
 
 
-@pytest.mark.parametrize(
-    ("encoding", "said"), [("utf-8-sig", "begins with a byte order mark"), ("utf-16", "is not UTF-8")]
-)
-def test_an_own_experiment_in_another_encoding_is_named_with_what_to_do(tmp_path, encoding, said):
+@pytest.mark.parametrize("name", ["experiment/mine", "model/latin"])
+def test_an_own_file_in_another_encoding_is_named_with_what_to_do(run_command, tmp_path, name):
+    for group in ("experiment", "model"):
+        (tmp_path / "own" / group).mkdir(parents=True)
+    (tmp_path / "own" / f"{name}.yaml").write_text("# @package _global_\n# größer\nseed: 3\n", encoding="latin-1")
+    group, _, choice = name.partition("/")
+    result = run_command("train", "--config-dir", "own", f"{group}={choice}")
+    assert result.code == 2
+    assert re.search(
+        rf"own\S{group}\S{choice}\.yaml is not UTF-8: save it as UTF-8 without a byte order mark$", result.err.strip()
+    )
+
+
+def test_a_byte_order_mark_is_refused_in_a_chosen_experiment_only(tmp_path):
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\nseed: 3\n", encoding=encoding)
-    with pytest.raises(UserError, match=rf"mine\.yaml {said}: save it as UTF-8 without a byte order mark$"):
-        read_command_line(["--config-dir", str(tmp_path), "experiment=mine"], "train", CONF)
+    for name, encoding in (("mine", "utf-8-sig"), ("latin", "latin-1"), ("good", "utf-8")):
+        (tmp_path / "experiment" / f"{name}.yaml").write_text("# @package _global_\n# ö\nseed: 3\n", encoding=encoding)
+    with pytest.raises(
+        UserError, match=r"mine\.yaml begins with a byte order mark: save it as UTF-8 without a byte order m"
+    ):
+        read_command_line(["--config-dir", str(tmp_path), "-m", "experiment=good,mine"], "train", CONF)
+    read_command_line(["--config-dir", str(tmp_path), "experiment=good"], "train", CONF)
 
 
 # Sweeps
