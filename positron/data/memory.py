@@ -7,7 +7,9 @@ file of the user: other processes can read it, and it still exists when a run is
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,8 +26,8 @@ def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text")
     """Write documents to a file below `data_dir` and return its path.
 
     The path is the value of data.path for a command with data=text. Each item is a text, or a row (of a `datasets.Dataset`, for
-    example) with a text in `field`. Empty texts are left out. Raises UserError if an item has another type, if all texts are
-    empty, or if the first item is the name of a file.
+    example) with a text in `field`. Empty texts and missing values are left out. Raises UserError if an item has another type,
+    if all texts are empty, or if the first item is the name of a file.
     """
 
     def row(item: Any, number: int) -> Any:
@@ -36,6 +38,8 @@ def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text")
                 "folder or a pattern, as in data='texts/*.txt', or put the texts of the files into the list"
             )
         if not isinstance(text, str):
+            if _is_missing(text) and (not isinstance(item, Mapping) or field in item):
+                return None
             if not isinstance(item, Mapping):
                 fault = _kind(item)
             elif field in item:
@@ -93,6 +97,12 @@ def _names_a_file(text: str) -> bool:
     return bool(PurePath(text).suffix) and os.path.isfile(text)
 
 
+def _is_missing(value: Any) -> bool:
+    """Tell whether a value is None or a missing value of pandas or NumPy, such as NaN."""
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
+
+
 def _kind(item: Any) -> str:
     return f"is of type {type(item).__name__}"
 
@@ -111,6 +121,13 @@ def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str |
         raise UserError(
             f"data= takes a list of texts or rows, not a {type(items).__name__}, which is a table: give one column, as in "
             "data=frame['text'], or its rows, as in data=frame.to_dict('records')"
+        )
+    if isinstance(items, io.IOBase):  # whose items are lines
+        raise UserError("data= takes the path of a file, not an open file: give the path, or put the text into a list")
+    if isinstance(items, set | frozenset):
+        raise UserError(
+            "data= takes a list, not a set, whose order differs between programs, so that the run could not be continued: give "
+            "data=sorted(texts)"
         )
     folder = make_folder(expanded(data_dir) / MEMORY, instead="give another data.dir=")
     content, count = hashlib.sha256(), 0
@@ -150,5 +167,4 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Mapping):
         return dict(value)
-    kind = type(value).__name__
-    return None if kind in ("NAType", "NaTType") else {"type": kind}
+    return None if _is_missing(value) else {"type": type(value).__name__}

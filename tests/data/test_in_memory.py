@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,15 @@ def test_conversations_are_those_of_a_file(tmp_path: Path, kind: Any) -> None:
         ("a text", "takes a list of texts: put a single text into a list, as in data="),
         ({"train": [], "test": []}, "not a dict with the keys train, test: give one of its values"),
         (b"a text", "put a single text into a list, as in data="),
+        ({"a text", "another"}, r"a list, not a set, whose order differs .*: give data=sorted\(texts\)"),
+        (
+            io.StringIO("a text"),
+            "takes the path of a file, not an open file: give the path, or put the text into a list",
+        ),
         ([], "contains no text"),
+        ([None, float("nan")], "contains no text"),
         (["a", 3], r"item 1 \(counted from 0\) must be a text, .* but it is of type int"),
+        ([{"story": None}], r"item 0 .*must be .* a text in the field `text`, but it has the fields story"),
         ([{"story": "x"}], r"item 0 .*must be .* a text in the field `text`, but it has the fields story"),
     ],
 )
@@ -102,6 +110,23 @@ def test_a_table_is_refused_with_the_way_to_give_its_column_or_rows(tmp_path: Pa
     with pytest.raises(UserError, match=r"not a DataFrame, .*data=frame\['text'\], .*data=frame.to_dict\('records'\)"):
         write(frame, tmp_path)
     assert write_texts(frame["text"], tmp_path) == write_texts(frame.to_dict("records"), tmp_path)
+
+
+def test_missing_values_of_a_table_are_left_out_as_in_its_file(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    texts = [*DOCUMENTS[:20], None, *DOCUMENTS[20:]]
+    frame = pandas.DataFrame({"text": texts, "n": 1})
+    frame.to_parquet(tmp_path / "own.parquet")
+    own = [d for task in source(tmp_path / "own.parquet").tasks() for d in task]
+    with_nan = frame.where(frame.notna(), float("nan"))
+    tables = [
+        given
+        for table in (frame, with_nan, frame.convert_dtypes())
+        for given in (table["text"], table.to_dict("records"))
+    ]
+    for given in (*tables, as_dataset([{"text": text} for text in texts])):
+        path = write_texts(given, tmp_path / "data")
+        assert [d for task in source(path).tasks() for d in task] == own
 
 
 def test_an_item_that_is_not_a_conversation_is_named(tmp_path: Path) -> None:
