@@ -313,8 +313,13 @@ def import_model(
 
 
 def _checked(callbacks: Iterable[Any]) -> list[Callback]:
-    """Return the user's callbacks as a list. Raises UserError for anything but objects of lightning.Callback."""
+    """Return the user's callbacks as a list.
+
+    Raises UserError for anything but objects of lightning.Callback, and for callbacks that do not work (see `refuse_unusable`).
+    """
     from lightning import Callback
+
+    from positron.cli.user_callbacks import refuse_unusable
 
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
         raise UserError(
@@ -332,6 +337,7 @@ def _checked(callbacks: Iterable[Any]) -> list[Callback]:
                 f"callbacks= takes objects of lightning.Callback, not of type {type(callback).__name__}: derive the class "
                 "from lightning.Callback"
             )
+        refuse_unusable(type(callback), f"callbacks=: {type(callback).__name__}")
     return listed
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from composing import composed
 from conftest import PATIENCE
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from torch import distributed
 
 import positron
@@ -439,6 +440,10 @@ def test_a_thread_can_train():
         ),
         ({"callbacks": None}, "takes a list of callbacks, not an object of type NoneType"),
         ({"callbacks": [Norm]}, r"takes objects, not the class Norm: give callbacks=\[Norm\(\)\]"),
+        (
+            {"callbacks": [Timer(), EarlyStopping("x")]},
+            "callbacks=: EarlyStopping cannot be used: Lightning's validation does",
+        ),
         ({"callbacks": ["norm"]}, "takes objects of lightning.Callback, not of type str: derive"),
         ({"objective": "mine.Loss"}, "takes a subclass of PretrainObjective .*, not type str: see docs"),
         ({"objective": Norm}, "takes a subclass of PretrainObjective .*, not the class Norm: see docs"),

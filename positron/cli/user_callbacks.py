@@ -35,12 +35,56 @@ def make_callbacks(entries: Mapping[str, Any] | None) -> list[Callback]:
     return callbacks
 
 
+_AVERAGES = "the averaged weights would be saved in place of those that were validated; leave it out"
+# Lightning's callbacks that would do nothing, raise an error, or change the training so that it could not continue exactly
+_UNUSABLE = {
+    "Checkpoint": "Positron saves checkpoints itself; set train.save_every= and train.keep_last=",
+    "EarlyStopping": "Lightning's validation does not run; a callback of your own can set trainer.should_stop = True",
+    "ProgressBar": "Positron prints the progress itself; leave it out",
+    "LearningRateMonitor": "metrics.jsonl contains the learning rate already; leave it out",
+    "DeviceStatsMonitor": "metrics.jsonl contains the peak of the memory already; leave it out",
+    "ThroughputMonitor": "metrics.jsonl contains the speed already; leave it out",
+    "StochasticWeightAveraging": _AVERAGES,
+    "WeightAveraging": _AVERAGES,
+    "GradientAccumulationScheduler": "Positron adds up gradients itself; set train.batch_tokens= and train.micro_batch_size=",
+    "LearningRateFinder": "it would train by itself; compare values of optimizer.lr= in a sweep",
+    "BatchSizeFinder": "it would train by itself; train.micro_batch_size=auto finds the size",
+    "BaseFinetuning": "a training of Positron has only one epoch, so it would unfreeze nothing; leave it out",
+    "ModelPruning": "a training of Positron has only one epoch, after which it would prune; leave it out",
+    "ModelSummary": "train.log contains the number of parameters already; leave it out",
+    "SpikeDetection": "a step of Positron returns no loss to it; train.max_bad_steps= ends a run that diverges",
+    "BasePredictionWriter": "a training predicts nothing; leave it out",
+}
+_NEVER_CALLED = ("on_validation", "on_test", "on_predict", "on_sanity_check")  # beginnings of the names of methods
+
+
+def refuse_unusable(cls: type[Callback], label: str) -> None:
+    """Raise UserError for a class of callbacks that does not work with Positron's training; `label` names it in the message.
+
+    These are callbacks of Lightning that would do nothing, end the training with an error, or change it so that a run that was
+    stopped would not continue exactly. A callback of the user is refused if Positron would call none of its methods.
+    """
+    from lightning.pytorch import callbacks
+
+    for base in cls.__mro__:
+        reason = _UNUSABLE.get(base.__name__)
+        if reason is not None and getattr(callbacks, base.__name__, None) is base:
+            raise UserError(f"{label} cannot be used: {reason}")
+    hooks = [name for name in dir(callbacks.Callback) if name.startswith(("on_", "setup", "teardown"))]
+    own = [name for name in hooks if getattr(cls, name) is not getattr(callbacks.Callback, name)]
+    if own and all(name.startswith(_NEVER_CALLED) for name in own):
+        raise UserError(
+            f"{label} would do nothing, because Positron never calls {own[0]}: put its code into on_train_batch_end"
+        )
+
+
 def _make(key: str, target: str, arguments: dict[str, Any]) -> Callback:
     from lightning import Callback
 
     cls = load_object(target, f"{key}._target_")
     if not (isinstance(cls, type) and issubclass(cls, Callback)):
         raise UserError(f"{key}._target_={target} is not a callback: name a subclass of lightning.Callback")
+    refuse_unusable(cls, f"{key}._target_={target}")
     try:
         return cls(**arguments)
     except TypeError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import inspect
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from lightning.pytorch import callbacks
 from traces import same, trace
 
+from positron.cli.user_callbacks import _NEVER_CALLED, refuse_unusable
 from positron.run.checkpoint import checkpoints, load_checkpoint
 from positron.run.metrics import read_metrics
 from positron.system.errors import UserError
@@ -150,3 +154,55 @@ def test_a_run_that_a_callback_ends_is_stopped_and_can_be_continued(tmp_path: Pa
     assert (stopped.status, stopped.step) == ("stopped", 3)
     finished = train(config, tmp_path / "run", [AtStep(4, stop)])
     assert (finished.status, finished.step) == ("finished", 4)
+
+
+WORKING = {"Callback", "LambdaCallback", "Timer"}
+
+
+@pytest.mark.parametrize("name", callbacks.__all__)
+def test_each_callback_of_lightning_is_accepted_or_refused_with_what_to_do(name: str) -> None:
+    """A new version of Lightning may add a callback, which must then be tried."""
+    if name in WORKING:
+        refuse_unusable(getattr(callbacks, name), "callbacks=: it")
+    else:
+        with pytest.raises(UserError, match=r"^callbacks=: it cannot be used: .*[;,] "):
+            refuse_unusable(getattr(callbacks, name), "callbacks=: it")
+
+
+class OnlyAfterValidation(L.Callback):
+    def on_validation_end(self, *_: Any) -> None:
+        raise AssertionError
+
+
+def test_a_callback_that_would_never_be_called_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="its class would do nothing, because Positron never calls on_validation_end: put"
+    ):
+        refuse_unusable(OnlyAfterValidation, "its class")
+
+
+def test_the_accepted_callbacks_of_lightning_work_and_a_run_with_them_continues_exactly(tmp_path: Path) -> None:
+    called: collections.Counter[str] = collections.Counter()
+    names = [name for name in inspect.signature(callbacks.LambdaCallback.__init__).parameters if name != "self"]
+    listening = {name: lambda *_, name=name, **__: called.update([name]) for name in names}
+    train(tiny(tmp_path, train__max_steps=6, train__val_every=3), tmp_path / "whole")
+    for last in (3, 6):
+        config = tiny(tmp_path, train__max_steps=6, train__val_every=3, train__stop_at=last)
+        own = [callbacks.Timer("01:00:00:00"), callbacks.LambdaCallback(**listening)]
+        train(config, tmp_path / "run", own)
+    assert same(tmp_path / "run", tmp_path / "whole")
+    in_each_step = {name for name, count in called.items() if count == 6}
+    assert in_each_step >= {"on_before_optimizer_step", "on_train_batch_end", "on_train_batch_start"}
+    in_each_start = {name for name, count in called.items() if count == 2}
+    assert in_each_start >= {"setup", "on_fit_start", "on_train_start", "on_train_end", "on_fit_end", "teardown"}
+    assert not [name for name in called if name.startswith(_NEVER_CALLED)]
+
+
+def test_a_timer_ends_the_run_and_counts_the_time_of_all_starts(tmp_path: Path) -> None:
+    config = tiny(tmp_path, train__max_steps=4)
+    for _ in range(2):
+        facts = train(config, tmp_path / "run", [callbacks.Timer(timedelta(microseconds=1))])
+        assert (facts.status, facts.step) == ("stopped", 1)
+    assert train(config, tmp_path / "run").status == "finished"
+    train(config, tmp_path / "whole")
+    assert same(tmp_path / "run", tmp_path / "whole")
