@@ -342,9 +342,10 @@ def _checked(callbacks: Iterable[Any]) -> list[Callback]:
 
 
 def _refuse_other_objective(objective: Any) -> None:
-    """Raise UserError if `objective` is neither None nor a class that is derived from PretrainObjective."""
+    """Raise UserError if `objective` is neither None nor a class derived from PretrainObjective, with its own `kind`."""
     if objective is None:
         return
+    from positron.run.folder import FROM_TEXT, TUNED
     from positron.training.objective.pretrain import PretrainObjective
 
     if not (isinstance(objective, type) and issubclass(objective, PretrainObjective)):
@@ -352,6 +353,11 @@ def _refuse_other_objective(objective: Any) -> None:
         raise UserError(
             f"objective= takes a subclass of PretrainObjective (positron.training.objective.pretrain), not {given}: see "
             "docs/examples/add_an_objective.py"
+        )
+    if objective is not PretrainObjective and objective.kind in (*FROM_TEXT, *TUNED):
+        raise UserError(
+            f"objective=: the class {objective.__name__} has the kind {objective.kind}, so that a command of Positron could "
+            'continue the run with another loss: give the class a kind of its own, such as kind = "my_loss"'
         )
 
 

@@ -29,6 +29,7 @@ from positron.system import caller
 from positron.system.errors import Diverged, UserError
 from positron.system.ranks import _OF_PLACES, STARTER
 from positron.train import configure
+from positron.training.objective.pretrain import PretrainObjective
 
 TINY = {
     "model": "debug",
@@ -57,6 +58,10 @@ def folder(tmp_path, monkeypatch):
 class Norm(L.Callback):
     def on_train_batch_end(self, trainer, module, *_):
         module.metrics["norm/embeddings"] = module.model.wte.weight.norm().item()
+
+
+class WithoutKind(PretrainObjective):
+    pass
 
 
 def test_a_run_from_python_is_the_run_of_the_command_line(folder, run_command):
@@ -446,6 +451,10 @@ def test_a_thread_can_train():
         ),
         ({"callbacks": ["norm"]}, "takes objects of lightning.Callback, not of type str: derive"),
         ({"objective": "mine.Loss"}, "takes a subclass of PretrainObjective .*, not type str: see docs"),
+        (
+            {"objective": WithoutKind},
+            "WithoutKind has the kind pretrain, so that a command .* such as kind = .my_loss.$",
+        ),
         ({"objective": Norm}, "takes a subclass of PretrainObjective .*, not the class Norm: see docs"),
     ],
 )
