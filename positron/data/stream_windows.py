@@ -14,6 +14,7 @@ import queue
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from positron.data.stream import Stream
 from positron.data.window_order import windows_of_step
 from positron.system.children import CHILDREN, end_with_parent, leave_interrupts_to_parent
 from positron.system.disk import expanded, make_folder, open_descriptor
-from positron.system.errors import Unreachable, UserError
+from positron.system.errors import Unreachable, UserError, raise_together
 from positron.system.locks import lock
 from positron.system.log import log_received, log_to_queue
 
@@ -78,18 +79,25 @@ class StreamWindows:
         any_epoch = next(self.stream.folder.glob("epoch-*/tokens.json")).parent
         return TokenFiles(any_epoch, "train", self.stream.tokenizer)
 
-    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
+    def batch(
+        self,
+        step: int,
+        rank: int = 0,
+        world_size: int = 1,
+        interruption: Callable[[], Exception | None] = lambda: None,
+    ) -> Tensor:
         """Return the rows of optimizer step `step` (1, 2, ...) that process `rank` trains on, (B / world_size, T + 1).
 
         The text is divided into epochs, which another process writes to the disk. This method waits until the epochs that the
-        step reads are complete. Raises Unreachable if the network fails, UserError if the text cannot be read.
+        step reads are complete. Raises Unreachable if the network fails, UserError if the text cannot be read, and the error
+        that `interruption` returns during the wait in any process. All processes raise the same error.
         """
         share = self.batch_size // world_size
         own_part = slice(rank * share, (rank + 1) * share)
         epochs, windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
         first = int(epochs[0])
         self._enter(first, fills=rank == 0)
-        files = {epoch: self._open(epoch) for epoch in range(first, int(epochs[-1]) + 1)}
+        files = {epoch: self._open(epoch, interruption) for epoch in range(first, int(epochs[-1]) + 1)}
         self._files = files
         rows = [
             files[int(epoch)].read(int(window) * self.context, self.context + 1)
@@ -120,11 +128,11 @@ class StreamWindows:
         self._filler.at(epoch)
         self._filler.listen()
 
-    def _open(self, epoch: int) -> TokenFiles:
+    def _open(self, epoch: int, interruption: Callable[[], Exception | None]) -> TokenFiles:
         """Return the files of an epoch, as soon as all processes of the training find them on the disk.
 
-        Only the process with rank 0 knows why files cannot be written. All processes raise its error, because the others would
-        wait forever.
+        Only the process with rank 0 knows why files cannot be written, and perhaps only one process has received a signal. All
+        processes raise its error, because the others would wait forever.
         """
         if epoch in self._files:
             return self._files[epoch]
@@ -135,13 +143,13 @@ class StreamWindows:
                 if not has_logged:
                     logger.info(f"waiting for the text of epoch {epoch}")
                     has_logged = True
-                error = self._filler.listen(waits=True) if self._filler else None
+                error = interruption() or (self._filler.listen(waits=True) if self._filler else None)
             reports = _of_all_processes((self.stream.has(epoch), error))
             if all(is_there for is_there, _ in reports):
                 return TokenFiles(self.stream.path(epoch), "train", self.stream.tokenizer)
             for is_there, error in reports:
                 if error is not None and not is_there:
-                    raise error
+                    raise_together(error)
             time.sleep(0.05)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import errno
 import json
 import re
 import signal
-from typing import TypeGuard
+from typing import NoReturn, TypeGuard
 
 
 class UserError(Exception):
@@ -49,6 +49,21 @@ class Interrupted(Exception):
         super().__init__(signal.Signals(signum).name)
         self.exit_code = 128 + signum
         self.is_ctrl_c = signum == signal.SIGINT
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
+        """Let pickle, with which several processes exchange errors, construct the error from the number of the signal."""
+        return Interrupted, (self.exit_code - 128,)
+
+
+def raise_together(error: Exception) -> NoReturn:
+    """Raise an error that all processes of a training raise at the same place, so that they can still act together."""
+    vars(error)["is_of_all_processes"] = True
+    raise error
+
+
+def is_raised_together(error: BaseException) -> bool:
+    """Tell whether all processes of a training have raised this error by `raise_together`."""
+    return "is_of_all_processes" in vars(error)
 
 
 # a disk that is full, read-only or broken, paths that cannot be used, no memory, and too many open files

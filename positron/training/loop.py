@@ -200,6 +200,7 @@ def _train(
     # a callback may change the current folder: the run is written to its folder nevertheless
     here, checkpoint = Path.cwd(), session.start.checkpoint
     located = dataclasses.replace(session, run=Run(session.run.folder.absolute()))
+    objective.interruption = ends.stopping.signals.interruption
     trainer = _trainer(session, plan, _callbacks(located, plan, objective, tokenizer, records, ends, callbacks))
     others = plan.world_size - 1
     if others:
@@ -251,7 +252,8 @@ class Steps:
     Each item is the list of this rank's micro-batches for one optimizer step. An iterator has no state except the step. After
     `last_step`, the last batch is repeated endlessly: Lightning reads a batch ahead, whose text may not be available.
 
-    If the training has only one process, a signal ends the wait for a batch, because a streamed text may come very late.
+    A signal ends the wait for a batch, because a streamed text may come very late. If the training has several processes,
+    `Objective.batch` ends it in all of them together.
     """
 
     def __init__(self, objective: Objective, trainer: L.Trainer, last_step: int, signals: Signals) -> None:

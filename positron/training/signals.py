@@ -151,10 +151,14 @@ class Signals:
             if self._ends_wait:
                 self.leave()
 
+    def interruption(self) -> Interrupted | None:
+        """Return the error that ends the run if a signal was received, otherwise None."""
+        return Interrupted(self.received) if self.received else None
+
     def leave(self) -> None:
         """Raise Interrupted if a signal was received."""
-        if self.received:
-            raise Interrupted(self.received)
+        if error := self.interruption():
+            raise error
 
     @contextlib.contextmanager
     def ending_wait(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from positron.data.window_order import windows_of_step
 from positron.evaluation.eval_texts import token_files
 from positron.run.folder import Run
 from positron.system.disk import make_folder, write_json
-from positron.system.errors import Unreachable, UserError
+from positron.system.errors import Interrupted, Unreachable, UserError, is_raised_together
 from positron.system.locks import lock
 from positron.text.char_word import CharTokenizer
 from positron.text.tokenizer import END_OF_TEXT
@@ -326,7 +327,7 @@ def test_training_survives_an_outage_with_the_same_result(
 
 
 def wait_for_an_epoch_that_cannot_be_fetched(rank: int, folder: str) -> None:
-    """Wait as one of two processes, of which only the first knows that the network has failed."""
+    """Wait as one of two processes. Only the first knows that the network has failed, and only the second gets a signal."""
     patience = datetime.timedelta(seconds=60)
     distributed.init_process_group("gloo", f"{folder}/meet", patience, world_size=2, rank=rank)
     windows = StreamWindows.__new__(StreamWindows)
@@ -334,13 +335,18 @@ def wait_for_an_epoch_that_cannot_be_fetched(rank: int, folder: str) -> None:
     windows.stream = mock.Mock(has=lambda _: False)
     if rank == 0:
         heard = [Unreachable("the hub did not answer"), None]
-        windows._filler = mock.Mock(listen=lambda waits: heard.pop())
+        windows._filler = mock.Mock(listen=lambda waits: heard.pop() if heard else None)
     with pytest.raises(Unreachable, match="the hub did not answer"):
-        windows._open(1)
+        windows._open(1, lambda: None)
+    waits, ends = (lambda: None), (lambda: Interrupted(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="SIGTERM") as ended:
+        windows._open(1, ends if rank == 1 else waits)
+    assert ended.value.exit_code == 143
+    assert is_raised_together(ended.value)
     distributed.destroy_process_group()
 
 
-def test_all_processes_end_when_the_text_cannot_be_fetched(tmp_path: Path) -> None:
+def test_all_processes_end_when_the_text_cannot_be_fetched_or_one_gets_a_signal(tmp_path: Path) -> None:
     side_by_side(wait_for_an_epoch_that_cannot_be_fetched, [(rank, tmp_path.as_uri()) for rank in range(2)])
 
 

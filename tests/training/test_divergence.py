@@ -120,7 +120,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_counted_on_all(tmp_path, start
     settings = (*small, *TWO, "model=debug", "name=run", "precision=fp16", "callbacks.bad._target_=bad.Bad")
     results = as_torchrun(start, "train", *settings, "train.max_steps=12", code=1)
     assert "the training diverged: 5 steps in a row had" in results[0].err
-    assert Run(tmp_path / "outputs" / "run").facts().status == "diverged"
+    run = Run(tmp_path / "outputs" / "run")
+    assert run.facts().status == "diverged"
+    assert [path.name for path in checkpoints(run.checkpoint_folder)] == ["step-000005.ckpt"]
 
 
 def test_in_fp16_a_gradient_that_no_loss_scale_makes_finite_is_divergence(tmp_path, shared, monkeypatch):

@@ -17,7 +17,7 @@ from positron.run.checkpoint import BEST, checkpoints, load_checkpoint, run_of, 
 from positron.run.folder import Run
 from positron.run.metrics import best_so_far, read_metrics
 from positron.system.disk import replace_by_link, whole_file
-from positron.system.errors import Diverged, LeftAtOnce, UserError
+from positron.system.errors import Diverged, LeftAtOnce, UserError, is_raised_together
 from positron.training.callbacks.divergence import diverged, has_finite_state
 from positron.training.module import TrainingModule
 
@@ -127,11 +127,13 @@ class Checkpoints(L.Callback):
         because the run cannot be continued.
 
         Nothing is saved if the weights are partly updated or not finite, or if the exception is a KeyboardInterrupt, a
-        LeftAtOnce (the user asked for an end without saving), or another Diverged. With several processes, nothing is saved
-        either, because all of them would have to save together. If the step cannot be saved after a UserError, such as that of
-        a full disk, the UserError says why.
+        LeftAtOnce (the user asked for an end without saving), or another Diverged. Several processes have to save together, so
+        they save only after an error that all of them raise. If the step cannot be saved after a UserError, such as that of a
+        full disk, the UserError says why.
         """
-        if trainer.global_step <= max(self.saved_step, 0) or module.updating or trainer.world_size > 1:
+        if trainer.global_step <= max(self.saved_step, 0) or module.updating:
+            return
+        if trainer.world_size > 1 and not is_raised_together(exception):
             return
         if isinstance(exception, (KeyboardInterrupt, LeftAtOnce)):
             return

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from positron.system.errors import Diverged
+from positron.system.errors import Diverged, raise_together
 from positron.training.callbacks.validation import validate
 from positron.training.module import TrainingModule
 from positron.training.objective.base import Objective
@@ -86,7 +86,7 @@ class Divergence(L.Callback):
                 # step would mark the run as finished
                 batches = self.objective.validation(trainer.global_rank, trainer.world_size)
                 error.can_save = not is_last and self._is_sane(validate(trainer, module, batches).loss)
-                raise error
+                raise_together(error)
         loss = metrics.get("val/loss")
         if loss is None:
             return

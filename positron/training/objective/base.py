@@ -42,6 +42,8 @@ class Objective(Protocol):
     keeps_best: (
         bool  # True: the checkpoint with the lowest validation loss is the result of the run; False: the newest one
     )
+    # set by the loop; returns an error after a signal, with which `batch` has to end a long wait in all processes together
+    interruption: Callable[[], Exception | None]
 
     @property
     def fingerprint(self) -> str:

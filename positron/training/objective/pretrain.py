@@ -104,7 +104,8 @@ class PretrainObjective(NextToken):
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
         """Return the micro-batches of one rank for optimizer step `step`, counted from 1."""
-        rows = self.train.batch(step, rank, world_size)
+        waits = [self.interruption] if isinstance(self.train, StreamWindows) else []
+        rows = self.train.batch(step, rank, world_size, *waits)
         size = self.micro_batch_size
         return list(zip(rows[:, :-1].split(size), rows[:, 1:].split(size), strict=True))
 

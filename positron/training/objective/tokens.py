@@ -37,6 +37,7 @@ class NextToken:
     document_start: int | None  # the token id that begins every document; None if attention crosses documents
     keeps_best = True
     val_parts: list[Part]  # the micro-batches of the validation, for all ranks together
+    interruption: Callable[[], Exception | None] = staticmethod(lambda: None)  # see `Objective`
 
     @property
     def dependencies(self) -> dict[str, str]:
