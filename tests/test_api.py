@@ -299,6 +299,24 @@ def test_calls_in_two_threads_leave_the_default_dtype_of_their_caller():
     assert dtypes == [torch.float32]
 
 
+def test_the_memory_that_a_call_may_take_of_a_gpu_does_not_limit_the_calls_after_it(monkeypatch):
+    shares, known = [1.0, 1.0], []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda **_: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(known))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", shares.__getitem__)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, gpu: shares.__setitem__(gpu, share)
+    )
+    with caller.unchanged_state():
+        known.append("CUDA")
+        shares[:] = [1.0, 0.25]
+    assert shares == [1.0, 1.0]
+    with caller.unchanged_state():
+        shares[:] = [0.5, 0.5]
+    assert shares == [1.0, 1.0]
+
+
 class Stop(L.Callback):
     def __init__(self, signum):
         self.signum = signum

@@ -34,8 +34,9 @@ def unchanged_state() -> Iterator[None]:
     the factors of float32 products. Otherwise, a program that has chosen something else, such as
     torch.set_default_dtype(torch.bfloat16) or torch.set_float32_matmul_precision("medium"), would silently train other weights.
 
-    The random generators of Python, NumPy and torch, and torch's number of threads, are restored, too. Each training step seeds
-    these generators: a random search that calls `train` in a loop would draw the same values after every call.
+    The random generators of Python, NumPy and torch, torch's number of threads, and the share of each CUDA GPU's memory that
+    torch may take, are restored, too. Each training step seeds these generators: a random search that calls `train` in a loop
+    would draw the same values after every call.
     """
     import numpy as np
     import torch
@@ -45,6 +46,7 @@ def unchanged_state() -> Iterator[None]:
     threads, python, numpy = torch.get_num_threads(), random.getstate(), np.random.get_state()
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    shares = {gpu: torch.cuda.get_per_process_memory_fraction(gpu) for gpu in gpus}
     # entered only if it changes something, because torch calls Python in each operation of such a block
     on_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     try:
@@ -64,6 +66,10 @@ def unchanged_state() -> Iterator[None]:
         torch.set_num_threads(threads)
         if mps is not None:
             torch.mps.set_rng_state(mps)
+        for gpu in range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ():
+            share = shares.get(gpu, 1.0)
+            if torch.cuda.get_per_process_memory_fraction(gpu) != share:  # device.share= of a training
+                torch.cuda.set_per_process_memory_fraction(share, gpu)
 
 
 @contextmanager
