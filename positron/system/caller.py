@@ -15,12 +15,12 @@ from pathlib import Path
 
 from positron.system.errors import Diverged, Interrupted
 from positron.system.exits import errors_as_one_line
-from positron.system.ranks import STARTER
+from positron.system.ranks import STARTER, STARTERS_PRECISION
 
 _STARTED_FOR = "POSITRON_STARTED_FOR"  # the training for which Lightning starts the program again
 _SET_FOR_PROCESSES = (
     *("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"),  # by Lightning
-    *("OMP_NUM_THREADS", STARTER, _STARTED_FOR),
+    *("OMP_NUM_THREADS", STARTER, STARTERS_PRECISION, _STARTED_FOR),
 )
 
 _calls: Counter[Path] = Counter()

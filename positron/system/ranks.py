@@ -16,6 +16,7 @@ _OF_PLACES = (
     *("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MASTER_ADDR", "MASTER_PORT"),
 )
 STARTER = "POSITRON_STARTER"  # the id of the process that has started the others of its run on this machine
+STARTERS_PRECISION = "POSITRON_STARTERS_PRECISION"  # the precision in which that process trains
 
 
 def is_torchrun() -> bool:
@@ -59,6 +60,15 @@ def started_together() -> int:
     names = ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]  # srun sets the first; sbatch does not
     numbers = [os.environ.get(name, "") for name in (*names, *(["WORLD_SIZE"] if is_torchrun() else []))]
     return max((int(number) for number in numbers if number.isdecimal()), default=1)
+
+
+def precision_of_starter(processes: int) -> str | None:
+    """Return the precision of the process that has started this one for the same training; None if there is no such process.
+
+    `processes` is the number of processes of the training.
+    """
+    starter = os.environ.get(STARTER, str(os.getpid()))
+    return os.environ.get(STARTERS_PRECISION) if processes > 1 and starter != str(os.getpid()) else None
 
 
 def refuse_without_script(processes: int) -> None:

@@ -20,7 +20,7 @@ from positron.model.kernels.attention import BLOCK_QUERIES, MAX_BLOCKED_KEYS
 from positron.system import memory
 from positron.system.errors import Occupied, UserError
 from positron.system.formatting import counted
-from positron.system.ranks import local_rank, started_together
+from positron.system.ranks import local_rank, precision_of_starter, started_together
 from positron.system.threads import usable_cores
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,7 +103,11 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         raise UserError(f"device.devices={config.devices}: this machine has only {present}: {remedy}")
     dtype = precision.dtype
     if dtype == "auto":
-        dtype = "bf16" if bf16_is_fast(accelerator) else "fp32"
+        # all processes must choose the same, and another measurement might give another result
+        if chosen := precision_of_starter(config.processes):
+            dtype = precision_named(chosen)
+        else:
+            dtype = "bf16" if bf16_is_fast(accelerator) else "fp32"
         # `faster_precision` may time steps of the model and log its choice
         if dtype == "bf16" and accelerator == "cpu" and config.processes == 1:
             why += ", bf16, or fp32 if steps of this model are faster in fp32 (precision=auto)"

@@ -22,7 +22,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins import Precision as LightningPrecision
 
-from positron.config import DeviceConfig, RunConfig
+from positron.config import DeviceConfig, Precision, RunConfig
 from positron.model.gpt import GPT
 from positron.run.checkpoint import checkpoints
 from positron.run.facts import Facts
@@ -34,7 +34,7 @@ from positron.system.children import end_with
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachable, UserError
 from positron.system.formatting import counted
 from positron.system.paths import without_home
-from positron.system.ranks import STARTER, variables_of_places
+from positron.system.ranks import STARTER, STARTERS_PRECISION, variables_of_places
 from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks.agreement import Agreement
 from positron.training.callbacks.checkpoints import Checkpoints, WholeCheckpointIO, complete_best
@@ -204,7 +204,7 @@ def _train(
     trainer = _trainer(session, plan, _callbacks(located, plan, objective, tokenizer, records, ends, callbacks))
     others = plan.world_size - 1
     if others:
-        _end_with_starter(trainer)
+        _end_with_starter(trainer, plan.machine.precision)
         variables = variables_of_places()
         reason = f" (the environment has {variables})" if variables else ""
         logger.info(f"waiting for {counted(others, 'other process', 'other processes')}{reason}; Ctrl-C ends the run")
@@ -221,16 +221,16 @@ def _train(
     return trainer.global_step
 
 
-def _end_with_starter(trainer: L.Trainer) -> None:
+def _end_with_starter(trainer: L.Trainer, precision: Precision) -> None:
     """Make this process exit when the process that has started it with Lightning ends.
 
-    In the process that starts the others, only set the environment variable from which they know its id. If torchrun or SLURM
-    starts the processes, do nothing.
+    In the process that starts the others, only set the environment variables from which they know its id and its `precision`.
+    If torchrun or SLURM starts the processes, do nothing.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
     starter = os.environ.get(STARTER)
     if environment is not None and not environment.creates_processes_externally:
-        os.environ[STARTER] = str(os.getpid())
+        os.environ[STARTER], os.environ[STARTERS_PRECISION] = str(os.getpid()), precision
     elif starter is not None and starter != str(os.getpid()):
         end_with(int(starter))
 

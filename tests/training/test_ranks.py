@@ -26,9 +26,9 @@ from positron.run.folder import Run
 from positron.run.metrics import append_row, read_metrics
 from positron.system.disk import make_folder
 from positron.system.errors import Diverged, Unreachable, UserError
-from positron.system.ranks import _OF_PLACES, STARTER, first_rank, local_rank
+from positron.system.ranks import _OF_PLACES, STARTER, STARTERS_PRECISION, first_rank, local_rank
 from positron.train import train
-from positron.training import loop, resolve
+from positron.training import device, loop, resolve
 from positron.training.callbacks.agreement import refuse_different_plans
 from positron.training.callbacks.checkpoints import WholeCheckpointIO
 from positron.training.callbacks.stopping import CommonEnd
@@ -280,21 +280,39 @@ def test_a_process_that_lightning_has_started_ends_with_the_one_that_started_it(
     monkeypatch.setenv(STARTER, "1")
     monkeypatch.delenv(STARTER)  # restored after the test
     trainer = trainer_of_two(tmp_path)
-    loop._end_with_starter(trainer)
+    loop._end_with_starter(trainer, "bf16")
     assert (watched, os.environ[STARTER]) == ([], str(os.getpid()))
     monkeypatch.setenv("LOCAL_RANK", "0")  # Lightning sets it when it starts the others
-    loop._end_with_starter(trainer)  # in the process that Lightning has made the first
+    loop._end_with_starter(trainer, "bf16")  # in the process that Lightning has made the first
     assert watched == []
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv(STARTER, "7")
-    loop._end_with_starter(trainer)
+    loop._end_with_starter(trainer, "bf16")
     assert watched == [7]
+
+
+def test_a_process_that_lightning_has_started_computes_in_the_precision_of_the_one_that_started_it(
+    tmp_path, monkeypatch
+):
+    """A measurement of its own could have another result while other programs use the cores."""
+    for name in (STARTER, STARTERS_PRECISION):
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)  # restored after the test
+    auto, two = PrecisionConfig("auto"), DeviceConfig("cpu", devices=2, strategy="ddp")
+    measured = []
+    monkeypatch.setattr(device, "bf16_is_fast", lambda _: measured.append(1) or False)
+    loop._end_with_starter(trainer_of_two(tmp_path), "bf16")
+    assert choose_machine(two, auto).precision == "fp32"  # this is the process that starts the others
+    monkeypatch.setenv(STARTER, "7")
+    assert choose_machine(two, auto).precision == "bf16"
+    assert choose_machine(DeviceConfig("cpu"), auto).precision == "fp32"  # a training of its own
+    assert len(measured) == 2
 
 
 def test_under_torchrun_no_process_watches_another(tmp_path, monkeypatch):
     for key, value in {**TORCHRUN, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(key, value)
-    loop._end_with_starter(trainer_of_two(tmp_path))
+    loop._end_with_starter(trainer_of_two(tmp_path), "bf16")
     assert STARTER not in os.environ
 
 
