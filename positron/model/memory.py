@@ -9,13 +9,14 @@ from typing import assert_never
 
 import torch
 
-from positron.config import GPTConfig
+from positron.config import DeviceConfig, GPTConfig
 from positron.system.errors import UserError
 from positron.system.formatting import with_prefix
 from positron.system.memory import physical_memory
 
 FLOAT_BYTES = 4  # weights, gradients and moments are float32 in every precision
 TRAINING_COPIES = 4  # floats per trained parameter: the parameter, its gradient and the optimizer's two moments
+ALONE = DeviceConfig()  # one process
 LAYER_BYTES = 20_000  # memory of the Python objects of a layer, for any d_model
 
 
@@ -30,24 +31,32 @@ def machine_memory() -> int | None:
 
 
 def check_memory(
-    config: GPTConfig, *, copies: int, accelerator: str = "cpu", processes: int = 1, is_new: bool = False
+    config: GPTConfig,
+    *,
+    copies: int,
+    accelerator: str = "cpu",
+    device: DeviceConfig = ALONE,
+    is_new: bool = False,
 ) -> None:
     """Raise UserError if the memory of this machine is too small for `copies` floats per parameter of the model.
 
-    `copies`: 4 for training (TRAINING_COPIES), 1 for training with LoRA, 2 for an import, 1 for a model that is only used. With
-    an accelerator other than "cpu", one float per parameter is enough in main memory, where the weights are created. With
-    "cuda", the GPUs of all processes together must hold `copies` floats per parameter. `processes`: the number of processes,
-    each of which uses one GPU. `is_new`: true if the command's settings choose the size of the model; the message then advises
-    to reduce it.
+    `copies`: 4 for training (TRAINING_COPIES), 1 for training with LoRA, 2 for an import, 1 for a model that is only used.
+    `device`: the number of processes and their strategy. With fsdp, the processes divide the `copies` floats among themselves.
+    Otherwise each process holds all of them, and in training DDP's copy of the gradients, too. Each process creates the whole
+    weights in main memory; with an accelerator other than "cpu", main memory holds nothing else. With "cuda", the smallest GPU
+    must hold the part of a process. `is_new`: true if the command's settings choose the size of the model; the message then
+    advises to reduce it.
     """
-    total = machine_memory()
+    held = copies / device.processes if device.shards_weights else copies + (copies > 1 and device.processes > 1)
+    in_main_memory = max(1, held) if accelerator == "cpu" else 1
     fixed = config.n_layer * LAYER_BYTES + _table_bytes(config)
-    in_main_memory = copies if accelerator == "cpu" else 1
-    _check(config, FLOAT_BYTES * config.n_params() * in_main_memory + fixed, total, "this machine", is_new)
+    needed = device.devices * (round(FLOAT_BYTES * config.n_params() * in_main_memory) + fixed)
+    among = "" if device.devices == 1 else f", which {device.devices} processes share"
+    _check(config, needed, machine_memory(), f"this machine{among}", is_new)
     if accelerator == "cuda":
-        total = torch.cuda.get_device_properties(0).total_memory * processes
-        gpu = "this machine's GPU" if processes == 1 else "all GPUs together"
-        _check(config, FLOAT_BYTES * config.n_params() * copies, total, gpu, is_new)
+        total = min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(device.devices))
+        gpu = "this machine's GPU" if device.devices == 1 else "a GPU of this machine"
+        _check(config, round(FLOAT_BYTES * config.n_params() * held), total, gpu, is_new)
 
 
 def _table_bytes(config: GPTConfig) -> int:

@@ -120,7 +120,7 @@ def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) 
     """Raise UserError if training the model needs more memory than this machine has, by an estimate."""
     gpt, copies = config.model.with_vocab(vocab_size), 1 if config.lora.rank else TRAINING_COPIES
     is_new = config.init_from is None  # otherwise the model of another run decides its size
-    check_memory(gpt, copies=copies, accelerator=machine.accelerator, processes=config.device.processes, is_new=is_new)
+    check_memory(gpt, copies=copies, accelerator=machine.accelerator, device=config.device, is_new=is_new)
 
 
 @contextlib.contextmanager

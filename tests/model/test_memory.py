@@ -4,11 +4,13 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import FAST, tiny
 
+from positron.config import DeviceConfig
 from positron.model import memory
 from positron.model.memory import TRAINING_COPIES, check_memory, machine_memory
 from positron.run.folder import Run
@@ -73,6 +75,33 @@ def test_training_needs_four_numbers_for_each_parameter_and_use_one(monkeypatch)
         check_memory(gpt, copies=TRAINING_COPIES)
     monkeypatch.setattr(memory, "machine_memory", lambda: None)
     check_memory(gpt, copies=TRAINING_COPIES)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "nodes", "copies", "held"),
+    [("ddp", 1, 4, 5), ("ddp", 2, 4, 5), ("ddp", 1, 1, 1), ("fsdp", 1, 4, 2), ("fsdp", 2, 4, 1), ("fsdp", 2, 1, 0.25)],
+)
+def test_processes_with_whole_weights_need_the_memory_of_each_and_sharded_ones_their_part(
+    monkeypatch, strategy, nodes, copies, held
+):
+    """With DDP, each process also holds the gradients a second time, unless most weights are frozen (LoRA)."""
+    gpt = tiny(Path()).model.with_vocab(64)
+    device = DeviceConfig("cuda", devices=2, num_nodes=nodes, strategy=strategy)
+    size = 4 * gpt.n_params()
+    monkeypatch.setattr(memory, "LAYER_BYTES", 0)
+    monkeypatch.setattr(memory, "_table_bytes", lambda _: 0)
+    gpus = [10 * size, round(held * size)]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(total_memory=gpus[gpu]))
+    for accelerator, needed in (("cpu", 2 * max(1, held)), ("cuda", 2)):  # each process creates whole weights
+        monkeypatch.setattr(memory, "machine_memory", lambda needed=needed: round(needed * size))
+        check_memory(gpt, copies=copies, accelerator=accelerator, device=device)
+        monkeypatch.setattr(memory, "machine_memory", lambda needed=needed: round(needed * size) - 8)
+        with pytest.raises(UserError, match="of this machine, which 2 processes share"):
+            check_memory(gpt, copies=copies, accelerator=accelerator, device=device)
+    monkeypatch.setattr(memory, "machine_memory", lambda: None)
+    gpus[1] -= 8
+    with pytest.raises(UserError, match="of a GPU of this machine"):
+        check_memory(gpt, copies=copies, accelerator="cuda", device=device)
 
 
 def test_this_machine_has_memory_for_small_models():
