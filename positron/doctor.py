@@ -133,15 +133,16 @@ def devices() -> Iterator[Finding]:
     if remark := unusable_gpu():
         yield Finding("device=cuda", False, remark)
     for name in (name for name, is_there in accelerators().items() if is_there):
-        device = torch.device(name)
-        yield _guarded(f"device={name}", partial(memory, device))
-        if name == "mps":
-            slow = mps_fallback()
-            yield Finding("mps fallback", not slow, slow or "off: no operator is computed on the CPU instead")
-        yield _guarded(f"{name} matmul", partial(matmul, name))
-        for dtype in (torch.float32, torch.bfloat16):
-            yield _guarded(f"{name} {str(dtype)[6:]} causality", partial(causality, device, dtype))
-            yield _guarded(f"{name} {str(dtype)[6:]} attention", partial(attention, device, dtype))
+        count = torch.cuda.device_count() if name == "cuda" else 1
+        for device in [torch.device(name)] if count == 1 else [torch.device(name, gpu) for gpu in range(count)]:
+            yield _guarded(f"device={device}", partial(memory, device))
+            if name == "mps":
+                slow = mps_fallback()
+                yield Finding("mps fallback", not slow, slow or "off: no operator is computed on the CPU instead")
+            yield _guarded(f"{device} matmul", partial(matmul, name, device))
+            for dtype in (torch.float32, torch.bfloat16):
+                yield _guarded(f"{device} {str(dtype)[6:]} causality", partial(causality, device, dtype))
+                yield _guarded(f"{device} {str(dtype)[6:]} attention", partial(attention, device, dtype))
 
 
 def memory(device: torch.device) -> Finding:
@@ -150,14 +151,14 @@ def memory(device: torch.device) -> Finding:
 
     from positron.training.device import free_memory
 
-    title = {"cuda": torch.cuda.get_device_name, "cpu": lambda: counted(os.cpu_count() or 1, "core")}
+    title = {"cuda": lambda: torch.cuda.get_device_name(device), "cpu": lambda: counted(os.cpu_count() or 1, "core")}
     free = free_memory(device)
     says = f"{free / 1e9:.1f} GB of memory free" if free else "memory unknown"
-    return Finding(f"device={device.type}", True, f"{title.get(device.type, str)()}, {says}")
+    return Finding(f"device={device}", True, f"{title.get(device.type, str)()}, {says}")
 
 
-def matmul(name: Accelerator) -> Finding:
-    """Measure how fast a device multiplies matrices in both precisions that precision=auto may choose."""
+def matmul(name: Accelerator, device: torch.device) -> Finding:
+    """Measure how fast a device of the kind `name` multiplies matrices in both precisions that precision=auto may choose."""
     import torch
 
     from positron.training.device import MIN_GAIN, bf16_is_fast, flops_on_cpu, matmul_flops
@@ -166,11 +167,11 @@ def matmul(name: Accelerator) -> Finding:
         bf16, fp32 = flops_on_cpu("bf16")
         is_fast = bf16 > MIN_GAIN * fp32
     else:
-        bf16, fp32 = (matmul_flops(torch.device(name), dtype) for dtype in (torch.bfloat16, torch.float32))
+        bf16, fp32 = (matmul_flops(device, dtype) for dtype in (torch.bfloat16, torch.float32))
         is_fast = bf16_is_fast(name)
     choice = "bf16" if is_fast else "fp32"
     says = f"fp32 {fp32 / 1e9:,.0f} GFLOP/s, bf16 {bf16 / 1e9:,.0f}: precision=auto takes {choice}"
-    return Finding(f"{name} matmul", True, says)
+    return Finding(f"{device} matmul", True, says)
 
 
 def _guarded(name: str, probe: Callable[[], Finding]) -> Finding:
@@ -203,7 +204,7 @@ def causality(device: torch.device, dtype: torch.dtype) -> Finding:
         with torch.set_grad_enabled(grad), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             difference = (model(idx) - model(changed))[:, :FIRST_CHANGED]
         leak = max(leak, difference.abs().max().item())
-    name = f"{device.type} {str(dtype)[6:]} causality"
+    name = f"{device} {str(dtype)[6:]} causality"
     if leak == 0:
         return Finding(name, True, "no token is influenced by later tokens")
     return Finding(
@@ -239,7 +240,7 @@ def attention(device: torch.device, dtype: torch.dtype) -> Finding:
         max_error = max(max_error, ((out - exact).norm() / exact.norm()).item())
     # rounding of inputs, probabilities and outputs: a few units in the last place, averaged over many numbers
     is_good = max_error < 4 * torch.finfo(dtype).eps
-    name = f"{device.type} {str(dtype)[6:]} attention"
+    name = f"{device} {str(dtype)[6:]} attention"
     description = f"relative error {max_error:.1e} at lengths {', '.join(map(str, ODD_LENGTHS))}"
     return Finding(name, is_good, description if is_good else f"{description}: use another precision=", fatal=True)
 

@@ -79,6 +79,29 @@ def test_the_doctor_tells_it_too(value: str | None, monkeypatch: pytest.MonkeyPa
     assert not findings["mps fallback"].fatal
 
 
+@pytest.mark.parametrize(("count", "names"), [(1, ["cuda"]), (2, ["cuda:0", "cuda:1"])])
+def test_the_doctor_checks_each_gpu(count: int, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[tuple[str, torch.device]] = []
+
+    def note(kind: str) -> Any:
+        return lambda device, *_, **__: (checked.append((kind, device)), doctor.Finding(kind, True, "", False))[1]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index or 0}")
+    monkeypatch.setattr(device, "free_memory", lambda gpu: 10**9 * (1 + (gpu.index or 0)))
+    monkeypatch.setattr(device, "matmul_flops", lambda gpu, _: checked.append(("matmul", gpu)) or 1e12)
+    for kind in ("causality", "attention"):
+        monkeypatch.setattr(doctor, kind, note(kind))
+    findings = {finding.what: finding.says for finding, _ in zip(doctor.devices(), range(6 * count), strict=False)}
+    for number, name in enumerate(names):
+        assert findings[f"device={name}"] == f"GPU {number}, {number + 1}.0 GB of memory free"
+        assert f"{name} matmul" in findings
+        for kind in ("matmul", "causality", "attention"):
+            assert checked.count((kind, torch.device(name))) == 2
+
+
 def test_a_device_without_free_memory_is_a_finding_of_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     def is_full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("MPS backend out of memory")
