@@ -51,14 +51,34 @@ from positron.train import train
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def device(request: pytest.FixtureRequest) -> Any:
+def chosen_device(asked: str | None) -> str:
+    """Return the device to compare with the CPU; `asked` is that of the command line. Without one, skip the test."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     assert set(present) == set(get_args(Accelerator))
-    chosen = request.config.getoption("--device") or next(name for name, is_present in present.items() if is_present)
-    if not present[chosen] or (chosen == "cpu" and request.config.getoption("--device") is None):
-        pytest.skip(f"this machine has no device to compare with the CPU (--device {chosen})")
+    chosen = asked or next(name for name, is_present in present.items() if is_present)
+    if asked is None and chosen == "cpu":
+        pytest.skip("this machine has no device to compare with the CPU")
+    if not present[chosen]:
+        there = " or ".join(f"DEVICE={name}" for name, is_present in present.items() if is_present)
+        pytest.exit(f"nothing was tested: PyTorch finds no {chosen.upper()} device; give {there}", returncode=1)
     return chosen
+
+
+@pytest.fixture(scope="module")
+def device(request: pytest.FixtureRequest) -> Any:
+    return chosen_device(request.config.getoption("--device"))
+
+
+def test_a_device_that_is_asked_for_and_missing_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(
+        pytest.exit.Exception, match="nothing was tested: PyTorch finds no CUDA device; give DEVICE=cpu"
+    ):
+        chosen_device("cuda")
+    with pytest.raises(pytest.skip.Exception):
+        chosen_device(None)
+    assert chosen_device("cpu") == "cpu"
 
 
 def on(device: Any, config: RunConfig, precision: Any = "fp32") -> RunConfig:
