@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import logging
 import mmap
+import time
 from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 SHARD_TOKENS = 16_000_000  # training tokens per shard: 32 or 64 MB, about ten seconds of work
 SPLITS = ("train", "val")
+SIGNAL_S = 0.5  # after this time, a signal that was sent to all processes has reached this one
 SMALL_CORPUS_BYTES = 3_000_000  # a smaller corpus is tokenized faster without worker processes
 
 
@@ -120,6 +122,9 @@ def encode_all(
             yield waiting.pop(0).result()
             refill()
     except BrokenProcessPool:
+        # A signal may have ended the process, and a service manager sends it to the processes of a job one after the other. A
+        # signal to this process has its own effect, by an exception.
+        time.sleep(SIGNAL_S)
         raise UserError(
             "the operating system ended a process that was writing the text as tokens, usually because memory was short: close "
             "other programs and repeat the command, which continues where it stopped"

@@ -2,6 +2,13 @@
 
 import itertools
 import json
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +24,7 @@ from positron.data.shards import TokenFiles
 from positron.data.window_order import permute
 from positron.data.windows import Windows, validation_windows
 from positron.stories.parser import bits
-from positron.system.errors import UserError
+from positron.system.errors import LeftAtOnce, UserError
 from positron.system.log import screen_log
 from positron.text.char_word import CharTokenizer
 from positron.text.tokenizer import END_OF_TEXT
@@ -45,6 +52,37 @@ def text_of(files, tokenizer):
     assert ids[0] == end
     cuts = np.flatnonzero(ids == end)
     return [tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in itertools.pairwise(cuts)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends a process on Windows")
+def test_a_signal_that_ends_a_tokenizing_process_first_is_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    """As a service manager sends it, to one process after the other."""
+
+    class Pool:
+        def __init__(self, *_, **__):
+            pass
+
+        def submit(self, *_):
+            threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGTERM]).start()
+            failed = Future()
+            failed.set_exception(BrokenProcessPool())
+            return failed
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", Pool)
+    source = SimpleNamespace(tasks=lambda _: iter([0]), total_bytes=None)
+
+    def leave(*_):
+        raise LeftAtOnce(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with pytest.raises(LeftAtOnce):
+            next(shards.encode_all(source, None, tmp_path, 0, 2))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_stories_on_disk_are_the_stories_and_their_exact_information(tmp_path):
