@@ -97,7 +97,7 @@ class StreamWindows:
         epochs, windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
         first = int(epochs[0])
         self._enter(first, fills=rank == 0)
-        files = {epoch: self._open(epoch, interruption) for epoch in range(first, int(epochs[-1]) + 1)}
+        files = {epoch: self._open(epoch, world_size, interruption) for epoch in range(first, int(epochs[-1]) + 1)}
         self._files = files
         rows = [
             files[int(epoch)].read(int(window) * self.context, self.context + 1)
@@ -128,8 +128,8 @@ class StreamWindows:
         self._filler.at(epoch)
         self._filler.listen()
 
-    def _open(self, epoch: int, interruption: Callable[[], Exception | None]) -> TokenFiles:
-        """Return the files of an epoch, as soon as all processes of the training find them on the disk.
+    def _open(self, epoch: int, world_size: int, interruption: Callable[[], Exception | None]) -> TokenFiles:
+        """Return the files of an epoch, as soon as all `world_size` processes of the training find them on the disk.
 
         Only the process with rank 0 knows why files cannot be written, and perhaps only one process has received a signal. All
         processes raise its error, because the others would wait forever.
@@ -144,7 +144,7 @@ class StreamWindows:
                     logger.info(f"waiting for the text of epoch {epoch}")
                     has_logged = True
                 error = interruption() or (self._filler.listen(waits=True) if self._filler else None)
-            reports = _of_all_processes((self.stream.has(epoch), error))
+            reports = _of_all_processes((self.stream.has(epoch), error), world_size)
             if all(is_there for is_there, _ in reports):
                 return TokenFiles(self.stream.path(epoch), "train", self.stream.tokenizer)
             for is_there, error in reports:
@@ -161,11 +161,14 @@ class StreamWindows:
         self._filler, self._note, self._noted = None, None, None
 
 
-def _of_all_processes(value: Any) -> list[Any]:
-    """Return what each process of the training has given to this call, by rank; all of them must call it together."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+def _of_all_processes(value: Any, world_size: int) -> list[Any]:
+    """Return what each process of the training has given to this call, by rank; all of them must call it together.
+
+    `world_size` is their number. Before they are connected, only the value of this process is returned.
+    """
+    if world_size == 1 or not distributed.is_initialized():  # the calling program may have connected others
         return [value]
-    values = [value] * distributed.get_world_size()
+    values = [value] * world_size
     distributed.all_gather_object(values, value)
     return values
 

@@ -337,12 +337,15 @@ def wait_for_an_epoch_that_cannot_be_fetched(rank: int, folder: str) -> None:
         heard = [Unreachable("the hub did not answer"), None]
         windows._filler = mock.Mock(listen=lambda waits: heard.pop() if heard else None)
     with pytest.raises(Unreachable, match="the hub did not answer"):
-        windows._open(1, lambda: None)
+        windows._open(1, 2, lambda: None)
     waits, ends = (lambda: None), (lambda: Interrupted(signal.SIGTERM))
     with pytest.raises(Interrupted, match="SIGTERM") as ended:
-        windows._open(1, ends if rank == 1 else waits)
+        windows._open(1, 2, ends if rank == 1 else waits)
     assert ended.value.exit_code == 143
     assert is_raised_together(ended.value)
+    windows.stream.has = lambda _: True
+    assert stream_windows._of_all_processes(rank, 2) == [0, 1]
+    assert stream_windows._of_all_processes(rank, 1) == [rank]  # in a training of its own
     distributed.destroy_process_group()
 
 

@@ -389,7 +389,19 @@ def test_the_gap_between_two_precisions_is_the_mean_over_the_tokens_of_one_step(
 
 def test_the_gap_between_two_precisions_is_that_of_all_processes(monkeypatch):
     objective = objective_of()
-    objective.is_exact, objective._ratio_gap = False, torch.tensor([1.0, 4.0])
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    objective.is_exact, objective._ratio_gap, objective._world_size = False, torch.tensor([1.0, 4.0]), 2
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums.add_(torch.tensor([2.0, 4.0])))
     assert objective.step_metrics()["train/ratio_gap"] == 3 / 8
+
+
+def test_one_process_exchanges_nothing_with_processes_that_the_calling_program_has_connected(monkeypatch):
+    """They train other runs, or evaluate after a training that all of them shared."""
+    objective, model = objective_of(), model_of()
+    objective.is_exact = False
+    alone = objective.measures(model, 0, 1)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums.mul_(2))
+    objective.examples(model, objective.batch(1, 0, 1), 1, 0, 1, lambda: None)
+    objective._ratio_gap = torch.tensor([1.0, 4.0])
+    assert objective.step_metrics()["train/ratio_gap"] == 1 / 4
+    assert objective.measures(model, 0, 1) == alone

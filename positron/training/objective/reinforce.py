@@ -135,6 +135,7 @@ class ReinforceObjective(NextToken):
         self._ratio_gap = torch.zeros(
             2
         )  # sum of |ratio - 1| over the tokens of the last step, and the number of tokens
+        self._world_size = 1  # the number of ranks in the last step
 
     @property
     def dependencies(self) -> dict[str, str]:
@@ -183,7 +184,7 @@ class ReinforceObjective(NextToken):
         With `config.replay`, the last micro-batches contain pretraining text. Instead of advantages they have a constant, the
         weight of this text in the loss, and instead of log-probabilities an empty tensor (0,), because no token was sampled.
         """
-        self._ratio_gap = torch.zeros(2, device=model.wte.weight.device)
+        self._ratio_gap, self._world_size = torch.zeros(2, device=model.wte.weight.device), world_size
         numbers = self._scheduled(step)
         hard = self._hard.draw(step, round(self.config.hard_share * len(numbers)), self.seed)
         numbers[: len(hard)] = hard
@@ -202,7 +203,9 @@ class ReinforceObjective(NextToken):
             self._hard.record(step, numbers, of_all_ranks(passed, rank, world_size, model.wte.weight.device))
         totals = AnswerTotals.of(answers, rewards, K, self.rule.full)
         totals.silent = float((weights.view(-1, K) == 0).all(dim=1).sum())  # also if all answers were cut off
-        self._last = {f"train/{name}": value for name, value in totals.over_ranks(model).measures(K).items()}
+        self._last = {
+            f"train/{name}": value for name, value in totals.over_ranks(model, world_size).measures(K).items()
+        }
         if self.config.hard_share:
             self._last["train/hard_prompts"] = len(hard) / len(numbers)
         chosen = [i for i, weight in enumerate(weights.tolist()) if weight or self.config.kl] or [0]
@@ -346,7 +349,7 @@ class ReinforceObjective(NextToken):
         if self.is_exact:
             return self._last
         sums = self._ratio_gap
-        if torch.distributed.is_initialized():
+        if self._world_size > 1:
             torch.distributed.all_reduce(sums)
         total, n_tokens = sums.tolist()
         return {**self._last, "train/ratio_gap": total / n_tokens} if n_tokens else self._last
@@ -379,7 +382,7 @@ class ReinforceObjective(NextToken):
             totals.kl, totals.kl_tokens = self._kl(model, asked, first), sum(len(answer.ids) for answer in first)
             if rank == 0:
                 self._show(asked, answers, rewards, K)
-        totals = totals.over_ranks(model)
+        totals = totals.over_ranks(model, world_size)
         return {
             **{f"val/{name}": value for name, value in totals.measures(K).items()},
             "val/kl": totals.kl / totals.kl_tokens,
