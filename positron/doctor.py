@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import platform
 import shutil
 import socket
@@ -25,7 +24,7 @@ from positron.system.command_parser import CommandParser
 from positron.system.commands import command
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import counted
-from positron.system.threads import OtherPrograms, describe_others
+from positron.system.threads import OtherPrograms, describe_others, usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +150,7 @@ def memory(device: torch.device) -> Finding:
 
     from positron.training.device import free_memory
 
-    title = {"cuda": lambda: torch.cuda.get_device_name(device), "cpu": lambda: counted(os.cpu_count() or 1, "core")}
+    title = {"cuda": lambda: torch.cuda.get_device_name(device), "cpu": lambda: counted(usable_cores(), "core")}
     free = free_memory(device)
     says = f"{free / 1e9:.1f} GB of memory free" if free else "memory unknown"
     return Finding(f"device={device}", True, f"{title.get(device.type, str)()}, {says}")

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import itertools
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import counted
 from positron.system.locks import lock
+from positron.system.threads import usable_cores
 
 _LOCKS = contextlib.ExitStack()  # holds the lock of the sweep until this process ends
 
@@ -258,7 +258,7 @@ def _share_machine(config: Any, jobs: int | None) -> None:
     `jobs` is the number of jobs. It is None for a hyperparameter search, which has hydra.sweeper.n_jobs jobs at a time. Raises
     UserError if submitit_local would start more jobs than there are cores.
     """
-    launcher, cores = config.hydra.launcher, os.cpu_count() or 1
+    launcher, cores = config.hydra.launcher, usable_cores()
     kind = launcher._target_.rsplit(".", 1)[-1]
     parallel = jobs if jobs is not None else int(config.hydra.sweeper.n_jobs)
     if kind == "JoblibLauncher":

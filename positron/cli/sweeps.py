@@ -43,6 +43,7 @@ from positron.system.exits import describe, despite_closed_output
 from positron.system.locks import lock
 from positron.system.paths import relative_to_here
 from positron.system.ranks import first_rank, refuse_without_script
+from positron.system.threads import usable_cores
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -271,5 +272,5 @@ def share_of(launcher: Any) -> float:
     if kind == "JoblibLauncher":
         return 1 / int(launcher.n_jobs)
     if kind == "LocalLauncher":
-        return min(1.0, int(launcher.cpus_per_task) / (os.cpu_count() or 1))
+        return min(1.0, int(launcher.cpus_per_task) / usable_cores())
     return 1.0

@@ -121,7 +121,7 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     local = local_rank(config.processes)
     if config.share < 1:
         device = torch.device("cuda", local) if accelerator == "cuda" else torch.device(accelerator)
-        why += f", {config.share:.0%} of the machine: {torch.get_num_threads()} of {os.cpu_count()} cores"
+        why += f", {config.share:.0%} of the machine: {torch.get_num_threads()} of {usable_cores()} cores"
         free = free_memory(device)
         why += f" and {free * config.share / 1e9:.1f} of {free / 1e9:.1f} GB of free memory" if free else ""
     return Machine(accelerator, dtype, why, config.share, config.checkpoint_activations, local, config.shards_weights)
@@ -190,13 +190,13 @@ def precision_named(name: str) -> Precision:
 def set_threads(config: DeviceConfig) -> None:
     """Set the number of CPU threads of this process to `device.threads`.
 
-    If `device.threads` is auto, the processes of this machine divide `device.share` x all cores among themselves. One process
-    with the whole machine keeps the number that torch has chosen, and several processes keep that of OMP_NUM_THREADS.
+    If `device.threads` is auto, the processes of this machine divide `device.share` x its usable cores among themselves. One
+    process with the whole machine keeps the number that torch has chosen, and several processes keep that of OMP_NUM_THREADS.
     """
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
     elif config.share < 1:
-        torch.set_num_threads(max(1, round((os.cpu_count() or 1) * config.share) // config.devices))
+        torch.set_num_threads(max(1, round(usable_cores() * config.share) // config.devices))
     elif config.devices > 1 and "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it
         torch.set_num_threads(max(1, usable_cores() // config.devices))
 

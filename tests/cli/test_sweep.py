@@ -12,10 +12,12 @@ from conftest import FAST, PATIENCE, tiny
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
 
 import positron
 from positron.cli.hydra_app import hydra_errors_as_ours
-from positron.cli.sweeps import claim_folder
+from positron.cli.sweep_callback import _share_machine
+from positron.cli.sweeps import claim_folder, share_of
 from positron.run.facts import Resolved
 from positron.run.folder import PRETRAIN, Run
 from positron.system.errors import UserError
@@ -406,3 +408,16 @@ def test_the_parallel_jobs_of_a_killed_sweep_end_with_it(start, tmp_path):
     while any(is_locked(run / "lock") for run in runs):
         assert time.monotonic() < end, "a job is still trained"
         time.sleep(0.1)
+
+
+def test_parallel_jobs_divide_the_cores_that_a_job_scheduler_has_left(monkeypatch):
+    """Otherwise 64 jobs would run at once in a job of 4 cores, or 4 jobs with 16 threads each."""
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    joblib = {"_target_": "x.JoblibLauncher", "n_jobs": -1}
+    local = {"_target_": "x.LocalLauncher", "cpus_per_task": None}
+    for launcher, jobs, share in ((joblib, 8, 1 / 4), (local, 2, 1 / 2)):
+        config = OmegaConf.create({"hydra": {"launcher": launcher, "overrides": {"hydra": []}}})
+        _share_machine(config, jobs)
+        assert share_of(config.hydra.launcher) == share

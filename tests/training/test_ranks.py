@@ -160,7 +160,7 @@ def test_the_processes_of_a_machine_divide_its_cores_unless_the_user_says_otherw
     assert threads() == 7
     assert threads(devices=5) == 2
     assert threads(devices=5, threads=6) == 6
-    assert threads(devices=2, share=0.5) == 4
+    assert threads(devices=2, share=0.5) == 3
     assert threads(devices=64) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert threads(devices=5) == 7
