@@ -55,8 +55,12 @@ class Machine:
 
 
 def accelerators() -> dict[Accelerator, bool]:
-    """Return for each kind of accelerator whether this machine has it. The fastest kind comes first."""
-    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return for each kind of accelerator whether torch can use it on this machine. The fastest kind comes first."""
+    return {
+        "cuda": torch.cuda.is_available() and has_code_for_gpu(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
 
 
 def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
@@ -79,6 +83,8 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         accelerator = asked
     else:
         choices = " or ".join(f"device={name}" for name, is_available in available.items() if is_available)
+        if asked == "cuda" and (remark := unusable_gpu()):
+            raise UserError(f"device=cuda, but {remark}, or give {choices} or device=auto")
         remedy = f", or install a PyTorch with {asked.upper()}" if asked == "cuda" or sys.platform == "darwin" else ""
         raise UserError(
             f"device={asked}, but PyTorch finds no {asked.upper()} device: give {choices} or device=auto{remedy}"
@@ -128,16 +134,36 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
 
 
 def unusable_gpu() -> str:
-    """Return a remark if this machine has the driver of an NVIDIA GPU that torch does not find, otherwise an empty string.
+    """Return a remark if this machine has an NVIDIA GPU, or its driver, that torch cannot use, otherwise an empty string.
 
     If CUDA_VISIBLE_DEVICES hides all GPUs, the user does not want them, and the result is empty.
     """
+    if torch.cuda.is_available():
+        if has_code_for_gpu():
+            return ""
+        capability = ".".join(map(str, torch.cuda.get_device_capability(0)))
+        return (
+            f"the installed PyTorch has no code for the GPU {torch.cuda.get_device_name(0)} (compute capability {capability}): "
+            "install a PyTorch for a version of CUDA that supports it"
+        )
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    if torch.cuda.is_available() or is_hidden or shutil.which("nvidia-smi") is None:
+    if is_hidden or shutil.which("nvidia-smi") is None:
         return ""
     if torch.version.cuda is None:
         return "the installed PyTorch cannot use the NVIDIA GPU: install a PyTorch with CUDA"
     return f"PyTorch finds no NVIDIA GPU: install a driver that supports CUDA {torch.version.cuda}"
+
+
+def has_code_for_gpu() -> bool:
+    """Tell whether the installed torch has code for the first GPU. A torch for a new CUDA has none for old GPUs.
+
+    The code sm_75 is for all GPUs of compute capability 7.5 to 7.9, and compute_75 for those of 7.5 or higher.
+    """
+    known = [re.fullmatch(r"(sm|compute)_(\d+)[a-z]?", code) for code in torch.cuda.get_arch_list()]  # ROCm: gfx90a
+    codes = [(found[1], int(found[2])) for found in known if found]
+    major, minor = torch.cuda.get_device_capability(0) if codes else (0, 0)
+    number = 10 * major + minor
+    return not codes or any(code <= number and (kind == "compute" or code // 10 == major) for kind, code in codes)
 
 
 def mps_fallback() -> str:

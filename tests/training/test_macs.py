@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from positron import doctor
 from positron.config import Accelerator, DeviceConfig, PrecisionConfig
+from positron.system.errors import UserError
 from positron.training import device
 from positron.training.device import Machine, choose_machine, use_device
 
@@ -68,6 +70,39 @@ def test_an_nvidia_gpu_that_torch_does_not_find_is_named(
     assert not first.fatal
 
 
+@pytest.mark.parametrize(
+    ("codes", "capability", "is_usable"),
+    [
+        (["sm_75", "sm_80", "sm_90a", "compute_120"], (6, 1), False),
+        (["sm_75", "sm_80", "sm_90a", "compute_120"], (7, 0), False),
+        (["sm_75", "sm_80", "sm_90a"], (8, 6), True),
+        (["sm_75", "sm_80"], (9, 0), False),
+        (["sm_75", "compute_80"], (9, 0), True),
+        (["gfx90a"], (9, 0), True),
+    ],
+)
+def test_a_gpu_for_which_torch_has_no_code_is_named_and_not_used(
+    codes: list[str], capability: tuple[int, int], is_usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name, value in (("is_available", True), ("device_count", 1), ("get_arch_list", codes)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Old 1080")
+    chosen = choose_machine(DeviceConfig("auto"), PrecisionConfig("fp32"))
+    assert chosen.accelerator == ("cuda" if is_usable else "cpu")
+    if is_usable:
+        return
+    reason = (
+        f"the installed PyTorch has no code for the GPU Old 1080 (compute capability {capability[0]}.{capability[1]}): "
+        "install a PyTorch for a version of CUDA that supports it"
+    )
+    assert chosen.why == f"CPU (device=auto: {reason}), fp32"
+    with pytest.raises(UserError, match=re.escape(f"device=cuda, but {reason}, or give device=cpu or device=auto")):
+        choose_machine(DeviceConfig("cuda"), PrecisionConfig("fp32"))
+    assert next(doctor.devices()).says == reason
+
+
 @pytest.mark.parametrize("value", [None, "1"])
 def test_the_doctor_tells_it_too(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if value is not None:
@@ -88,6 +123,7 @@ def test_the_doctor_checks_each_gpu(count: int, names: list[str], monkeypatch: p
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: [])
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index or 0}")
     monkeypatch.setattr(device, "free_memory", lambda gpu: 10**9 * (1 + (gpu.index or 0)))

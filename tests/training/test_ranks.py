@@ -62,6 +62,7 @@ def no_launcher(monkeypatch):
 def four_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: [])
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,7 @@ def test_more_devices_than_the_machine_has_are_refused(four_gpus, monkeypatch):
 def test_a_launcher_that_gives_each_process_a_gpu_of_its_own_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: [])
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(UserError, match=r"sees only 1 CUDA device.*--gpus-per-node= and neither --gpus-per-task="):
         choose_machine(FOUR, FP32)
