@@ -52,11 +52,17 @@ def assert_learned_the_same(one: Path, two: Path, base: Path, metrics: Sequence[
 
 
 def as_torchrun(
-    start: Callable[..., CommandProcess], name: str, *arguments: str, nodes: int = 1, code: int = 0
+    start: Callable[..., CommandProcess],
+    name: str,
+    *arguments: str,
+    nodes: int = 1,
+    code: int = 0,
+    meanwhile: Callable[..., None] = lambda *_: None,
+    **environment: str,
 ) -> list[Result]:
     """Run a command in two processes on `nodes` machines, with the environment that torchrun gives to each process.
 
-    Both must end with the exit code `code`.
+    `meanwhile` is called with both processes. Both must end with the exit code `code`. `environment`: further variables.
     """
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "test"}
     places = {
@@ -66,7 +72,7 @@ def as_torchrun(
             {"RANK": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1"},
         ],
     }
-    return _together(start, name, arguments, [common | place for place in places[nodes]], code)
+    return _together(start, name, arguments, [environment | common | place for place in places[nodes]], code, meanwhile)
 
 
 def as_srun(start: Callable[..., CommandProcess], name: str, *arguments: str) -> None:
@@ -89,8 +95,10 @@ def _together(
     arguments: Sequence[str],
     environments: list[dict[str, str]],
     code: int = 0,
+    meanwhile: Callable[..., None] = lambda *_: None,
 ) -> list[Result]:
     started = [start(name, *arguments, **environment) for environment in environments]
+    meanwhile(*started)
     results = [process.wait() for process in started]
     assert [result.code for result in results] == [code, code], "\n".join(result.err for result in results)
     return results

@@ -12,16 +12,18 @@ import random
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import _SERVER, apart, side_by_side, tiny
+from conftest import _SERVER, CommandProcess, apart, side_by_side, tiny
 from faults import interrupted_at_the_end
 from hub_server import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 from torch import distributed
+from two_processes import TWO, as_torchrun
 
 from positron import cache
 from positron.config import DataConfig
@@ -351,6 +353,34 @@ def wait_for_an_epoch_that_cannot_be_fetched(rank: int, folder: str) -> None:
 
 def test_all_processes_end_when_the_text_cannot_be_fetched_or_one_gets_a_signal(tmp_path: Path) -> None:
     side_by_side(wait_for_an_epoch_that_cannot_be_fetched, [(rank, tmp_path.as_uri()) for rank in range(2)])
+
+
+@pytest.mark.slow
+def test_two_processes_that_wait_for_text_save_after_a_signal(
+    stories_hub: Hub,  # noqa: F811
+    start: Any,
+    run_command: Any,
+    tmp_path: Path,
+) -> None:
+    data = [s for s in TRAINING_COMMAND if s.startswith(("data", "tokenizer"))]
+    assert run_command("prepare", *data, HF_ENDPOINT=stories_hub.url).code == 0
+    shutil.rmtree(next(tmp_path.glob("outputs/data/*/raw")))
+    faults = stories_hub.faults[stories_hub.path("data/train-00005.parquet")] = ["503"] * 1000
+    log = tmp_path / "outputs/s/train.log"
+
+    def interrupt(first: CommandProcess, second: CommandProcess) -> None:
+        # once this file was asked for, only its text is missing
+        while len(faults) == 1000 or "waiting for the text of epoch" not in log.read_text().splitlines()[-1]:
+            assert first.process.is_alive()
+            time.sleep(0.01)
+        os.kill(second.process.pid, signal.SIGTERM)
+
+    environment = {"HF_ENDPOINT": stories_hub.url, "POSITRON_PATIENCE_S": "1000"}
+    as_torchrun(start, "train", *TRAINING_COMMAND, *TWO, code=143, meanwhile=interrupt, **environment)
+    facts = Run(tmp_path / "outputs/s").facts()
+    assert (facts.status, facts.error) == ("stopped", "SIGTERM")
+    assert list((tmp_path / "outputs/s/checkpoints").glob(f"step-{facts.step:06d}.ckpt"))
+    assert losses(tmp_path)[facts.step - 1 :] == losses(tmp_path)[-1:]
 
 
 @pytest.mark.slow
