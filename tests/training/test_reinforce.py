@@ -285,6 +285,15 @@ def test_the_length_of_an_answer_does_not_divide_its_loss():
     assert sum(float(objective.count(part)) for part in parts) == 2 * 4 * 3
 
 
+def test_a_limit_above_the_context_does_not_weaken_the_rewards_beside_replayed_text():
+    gradients = []
+    for limit in (8, 800):
+        objective = objective_of(replay=0.3, max_tokens=limit)  # the context has 8 tokens
+        objective.replay = _Windows()
+        gradients.append(step_gradient(objective, model_of()))
+    torch.testing.assert_close(*gradients)
+
+
 def test_answers_that_were_cut_off_can_be_left_out():
     def parts_of(objective: ReinforceObjective) -> list[Any]:
         return list(objective.examples(model_of(), objective.batch(1, 0, 1), 1, 0, 1, lambda: None))

@@ -5,11 +5,12 @@ weights, computes their rewards, and takes one step on
 
     loss = -1 / (P K L) * sum over answers i of A_i * sum over tokens t of log pi(y_it | prompt, y_i,<t)
 
-with the advantages A_i of RLOO (Ahmadian et al., arXiv:2402.14740) or Dr. GRPO (Liu et al., arXiv:2503.20783). L is the
-constant `reinforce.max_tokens`, and not the length of the answer, so that a long wrong answer is not punished less than a
-short one. The token that ends an answer is a target like the others; otherwise the model would not learn to stop. Once a token
-has decided the reward (for example, the first error of a story), the tokens after it are not targets, because the expected
-value of their gradient is 0. The reference implementation is numpy_ref/policy_gradient.py.
+with the advantages A_i of RLOO (Ahmadian et al., arXiv:2402.14740) or Dr. GRPO (Liu et al., arXiv:2503.20783). L is a
+constant, `reinforce.max_tokens` or the context length, if it is smaller. It is not the length of the answer, so that a long
+wrong answer is not punished less than a short one. The token that ends an answer is a target like the others; otherwise the
+model would not learn to stop. Once a token has decided the reward (for example, the first error of a story), the tokens after
+it are not targets, because the expected value of their gradient is 0. The reference implementation is
+numpy_ref/policy_gradient.py.
 """
 
 from __future__ import annotations
@@ -121,6 +122,8 @@ class ReinforceObjective(NextToken):
         self.micro_batch_size, self.seed, self.is_exact = micro_batch_size, seed, is_exact
         self.text, self.replay = text, replay
         self.initial = initial.eval().requires_grad_(False)
+        # the constant L; one that no answer can reach would weaken the rewards beside the replayed text
+        self.max_tokens = min(config.max_tokens, initial.config.context_length)
         self.token_bytes, self.document_start = text.token_bytes, text.document_start
         self.val_bits, self.val_bytes = text.bits, text.n_bytes
         self.val_parts = text.parts(micro_batch_size)
@@ -177,8 +180,8 @@ class ReinforceObjective(NextToken):
         - targets (B, T)
         - advantages (B,)
         - log-probabilities (B, T) of the targets when they were sampled
-        - a number () that `count` returns: in the first micro-batch of a rank, the rank's number of answers x `max_tokens`; in
-          the others, 0
+        - a number () that `count` returns: in the first micro-batch of a rank, the rank's number of answers x L; in the
+          others, 0
         - indices (N,) of the targets in the flattened rows; `loss` could find them itself, but the CPU would have to wait
 
         With `config.replay`, the last micro-batches contain pretraining text. Instead of advantages they have a constant, the
@@ -214,7 +217,7 @@ class ReinforceObjective(NextToken):
             for i in chosen
         ]
         micro_batches = self._parts(rows, model.wte.weight.device)
-        micro_batches[0][4].fill_(len(answers) * self.config.max_tokens)
+        micro_batches[0][4].fill_(len(answers) * self.max_tokens)
         return [*micro_batches, *self._replayed(step, rank, world_size, micro_batches[0][0].device)]
 
     def _replayed(self, step: int, rank: int, world_size: int, device: torch.device) -> list[Part]:
@@ -222,7 +225,7 @@ class ReinforceObjective(NextToken):
             return []
         rows = self.replay.batch(step, rank, world_size)
         answers = self.config.prompts * self.config.samples
-        weight = self.config.replay * answers * self.config.max_tokens / (self.replay.batch_size * self.replay.context)
+        weight = self.config.replay * answers * self.max_tokens / (self.replay.batch_size * self.replay.context)
         micro_batches = []
         for part in rows.split(self.micro_batch_size):
             x, y = part[:, :-1], part[:, 1:]
@@ -245,7 +248,7 @@ class ReinforceObjective(NextToken):
                 [question.ids for question in asked],
                 copies,
                 temperature=self.config.temperature,
-                max_tokens=self.config.max_tokens,
+                max_tokens=self.max_tokens,
                 stop_ids=asked[0].stop_ids,
                 seeds=seeds,
                 pause=pause,
@@ -295,8 +298,8 @@ class ReinforceObjective(NextToken):
     def count(self, part: Part) -> Tensor:
         """Return the micro-batch's contribution to the denominator of the step's loss.
 
-        The contribution of the first micro-batch of a rank is the rank's number of answers x `config.max_tokens`. The
-        contribution of every other micro-batch is 0.
+        The contribution of the first micro-batch of a rank is the rank's number of answers x L (see the docstring of this
+        file). The contribution of every other micro-batch is 0.
         """
         return part[4]
 
