@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("positron.reinforce")  # under `python -m` the module is called __main__
 
 DEFAULT_STEPS = 100  # number of steps for train.max_steps=auto without budget=
-MIN_ANSWER_TOKENS = 8  # so many tokens of the context must be free after a prompt; longer prompts are left out
+# A prompt is left out if fewer tokens of the context are free after it, unless reinforce.max_tokens is smaller.
+MIN_ANSWER_TOKENS = 8
 
 
 def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
@@ -83,7 +84,8 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         known = session.run.facts().data_fingerprint
 
         def questions_of(conversations: list[Conversation]) -> tuple[list[Question], list[Question]]:
-            return _questions(conversations, tokenizer, base.is_chat, model.config.context_length)
+            free = min(MIN_ANSWER_TOKENS, settings.max_tokens)
+            return _questions(conversations, tokenizer, base.is_chat, model.config.context_length, free)
 
         conversations = read_conversations(
             config.data, lambda former: known is not None and fingerprint_of(questions_of(former)) == known
@@ -174,14 +176,14 @@ def _replay(config: RunConfig, start: Start, tokenizer: Tokenizer) -> Windows | 
 
 
 def _questions(
-    conversations: list[Conversation], tokenizer: Tokenizer, is_chat: bool, context: int
+    conversations: list[Conversation], tokenizer: Tokenizer, is_chat: bool, context: int, free: int
 ) -> tuple[list[Question], list[Question]]:
     """Return the prompts for training and the prompts for validation.
 
     A prompt consists of the messages of a conversation before its first answer. If the base run was not fine-tuned on
     conversations (`is_chat` is False), a prompt is only the text of the last of these messages. A conversation that begins with
-    an answer has no prompt. A prompt is left out if it leaves less than 8 (MIN_ANSWER_TOKENS) of the `context` tokens for an
-    answer. Raises UserError if no prompt is left.
+    an answer has no prompt. A prompt is left out if it leaves less than `free` of the `context` tokens for an answer. Raises
+    UserError if no prompt is left.
     """
     from itertools import takewhile
 
@@ -200,14 +202,14 @@ def _questions(
             return None
         text = turns[-1].content
         ids = conversation.prompt_ids(turns, tokenizer) if is_chat else [begin, *tokenizer.encode(text)]
-        return Question(text, ids, stops) if len(ids) + MIN_ANSWER_TOKENS <= context else None
+        return Question(text, ids, stops) if len(ids) + free <= context else None
 
     train, val = usable_splits(
         conversations,
         question,
         "prompt",
         unusable=f"are empty, begin with an answer or are too long: the context has {context} tokens, and an answer needs at "
-        f"least {MIN_ANSWER_TOKENS}",
+        f"least {free}",
         remedy="give shorter prompts that begin with a message of the user, or give init_from= a run that was trained with a "
         "larger model.context_length=",
         instead="the reward shows how well they are memorised, and not how well new prompts are answered",

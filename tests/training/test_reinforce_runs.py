@@ -30,6 +30,7 @@ from positron.run.metrics import read_metrics
 from positron.sft import sft
 from positron.system.errors import Interrupted, UserError
 from positron.system.formatting import counted
+from positron.text.factory import load_tokenizer
 from positron.train import train
 
 MEASURES = ("reward", "reward_se", "pass_1", "pass_4", "truncated", "answer_tokens", "entropy", "kl", "distinct")
@@ -221,6 +222,16 @@ def test_prompts_without_room_for_an_answer_are_refused(base: Path, tmp_path: Pa
     with pytest.raises(UserError, match="all 1 prompts are empty, begin with an answer or are too long: the context "):
         reinforce(dataclasses.replace(config, data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_may_leave_as_few_tokens_as_its_longest_answer_has(base: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(Run(base / "base").tokenizer_folder)  # of characters
+    lines = [json.dumps({"instruction": "a" * 58 + letter, "output": "b"}) for letter in "bcdefghijk"]
+    (tmp_path / "long.jsonl").write_text("\n".join(lines))
+    assert len(tokenizer.encode("a" * 59)) + 1 + 4 == 64, "a prompt and four tokens fill the context"
+    config = reinforced(base, init_from=str(base / "base"), reinforce={"max_tokens": 4}, train={"max_steps": 1})
+    data = dataclasses.replace(config.data, path=str(tmp_path / "long.jsonl"))
+    assert reinforce(dataclasses.replace(config, data=data), tmp_path / "run").status == "finished"
 
 
 @pytest.fixture
