@@ -58,7 +58,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
     settings = config.preference
     assert settings is not None
     with open_session(folder, config, started) as session:
-        model, tokenizer = base_model(session)
+        model, tokenizer, began_with = base_model(session)
         known = session.run.facts().data_fingerprint
         pairs = read_pairs(config.data, lambda former: fingerprint_of(former) == known)
         usable = usable_pairs(pairs, tokenizer, model.config.context_length)
@@ -88,7 +88,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
             objective.validate_on_text(text)
 
         def prepare() -> None:
-            objective.reference = open_reference(session, plan, objective, model)
+            objective.reference = open_reference(session, plan, objective, model, began_with)
             if session.is_first_rank and not session.start.is_own:
                 _notice_untaught(base_run(config))
                 model.eval()  # without dropout, as in every validation
@@ -101,7 +101,9 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
                     f"rejected answers of {rejected:.0f} tokens on average, {bpb:.4f} bits per byte"
                 )
 
-        return train_further(session, plan, model, objective, tokenizer, callbacks, prepare=prepare)
+        return train_further(
+            session, plan, model, objective, tokenizer, callbacks, began_with=began_with, prepare=prepare
+        )
 
 
 def _notice_untaught(base: Run) -> None:

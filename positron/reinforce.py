@@ -59,7 +59,6 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
 
     from positron.data.conversations import read_conversations
     from positron.rewards import open_reward
-    from positron.run.load import load_model
     from positron.training.objective.reinforce import ReinforceObjective, RewardRule, fingerprint_of, trial_loss
     from positron.training.resolve import log_plan, make_plan
     from positron.training.resume import open_session
@@ -67,6 +66,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         and_replayed,
         base_model,
         base_run,
+        initial_model,
         record_beginning,
         refuse_changed_base,
         train_further,
@@ -79,7 +79,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
     assert config.reward is not None
     with open_session(folder, config, started) as session:
         start = session.start
-        model, tokenizer = base_model(session)
+        model, tokenizer, began_with = base_model(session)
         base = base_run(config)
         known = session.run.facts().data_fingerprint
 
@@ -92,7 +92,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         )
         questions = questions_of(conversations)
         reward = open_reward(config.reward, (question.text for question in (*questions[0], *questions[1])))
-        initial = functools.cache(lambda: load_model(base)[0])
+        initial = functools.cache(lambda: initial_model(session, model))
         trial = functools.partial(trial_loss, initial=initial, config=settings)
         plan = make_plan(config, model, session.machine, start, lambda _: DEFAULT_STEPS, trial)
         if start.step < plan.last_step:
@@ -130,7 +130,15 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
                 )
 
         return train_further(
-            session, plan, model, objective, tokenizer, callbacks, is_chat=base.is_chat, prepare=prepare
+            session,
+            plan,
+            model,
+            objective,
+            tokenizer,
+            callbacks,
+            began_with=began_with,
+            is_chat=base.is_chat,
+            prepare=prepare,
         )
 
 

@@ -59,7 +59,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
     assert config.sft is not None
     with open_session(folder, config, started) as session:
         start = session.start
-        model, tokenizer = base_model(session)
+        model, tokenizer, began_with = base_model(session)
         context = model.config.context_length
         known = session.run.facts().data_fingerprint
         conversations = read_conversations(config.data, lambda former: fingerprint_of(former) == known)
@@ -98,7 +98,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
         )
         learned = counted(objective.train.n_conversations, "conversation")
         log_plan(plan, f"{learned}{and_replayed(replay)} ({counted(plan.micro_batch_size, 'sequence')} at a time)")
-        return train_further(session, plan, model, objective, tokenizer, callbacks)
+        return train_further(session, plan, model, objective, tokenizer, callbacks, began_with=began_with)
 
 
 def _replayed_rows(ratio: float, batch_size: int) -> int:

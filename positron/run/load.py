@@ -127,13 +127,17 @@ def stored_names(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("model.").replace(COMPILED_MARK, ""): value for name, value in state_dict.items()}
 
 
-def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
-    """Load a checkpoint's weights into the model. Raises UserError if the weights or the tokenizer belong to another model."""
+def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
+    """Load a checkpoint's weights into the model, and return them as the checkpoint stores them.
+
+    Raises UserError if the weights or the tokenizer belong to another model.
+    """
     from positron.run.checkpoint import load_checkpoint
 
     saved = load_checkpoint(path)
     refuse_other_tokenizer(saved, tokenizer, path)
     load_weights(model, saved["state_dict"], path)
+    return dict(saved["state_dict"])
 
 
 def refuse_other_architecture(saved: dict[str, Any], config: GPTConfig, path: Path, config_path: Path) -> None:

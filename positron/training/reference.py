@@ -16,7 +16,7 @@ from positron.training.objective.preference import PreferenceObjective
 from positron.training.objective.reference import Reference, read_reference, write_reference
 from positron.training.resolve import Plan
 from positron.training.resume import Session
-from positron.training.tuning import base_run, hash_of_checkpoint, is_base_changed
+from positron.training.tuning import base_run, is_base_changed
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +24,21 @@ WRITE_SECONDS = 5.0  # shortest time between two writings of the results so far
 WRITE_SHARE = 0.05  # greatest share of the time that is spent on writing them, which takes long for a large vocabulary
 
 
-def open_reference(session: Session, plan: Plan, objective: PreferenceObjective, model: GPT) -> Reference:
+def open_reference(
+    session: Session, plan: Plan, objective: PreferenceObjective, model: GPT, known: str | None
+) -> Reference:
     """Return the log-probabilities of the answers under the reference model, which is the model before this training.
 
     Log-probabilities that the run folder already contains are read from it. Those that are still missing for the validation and
     for the first `plan.horizon` optimizer steps are computed and stored in the run folder. Training pairs are scored in the
     precision of the training, `plan.machine.precision`, and validation pairs without autocast.
 
-    `model`: the model to train. In a new run, it still has the weights of the reference model, and computes the missing values.
-    If values are missing in a run that continues, the reference model is loaded from the base run (init_from=). Raises
-    UserError if this base run cannot be read, or has changed since this run began. If no values are missing, the base run is
-    not read.
+    `known`: the hash of the weights of the base run with which the run began. `model`: the model to train. In a new run, it
+    still has the weights of the reference model, and computes the missing values. If values are missing in a run that
+    continues, the reference model is loaded from the base run (init_from=). Raises UserError if this base run cannot be read,
+    or has changed since this run began. If no values are missing, the base run is not read.
     """
     run, config, start = session.run, session.config, session.start
-    if start.is_own:
-        known = run.facts().reference
-    else:
-        assert start.weights is not None
-        known = hash_of_checkpoint(start.weights)
     identity, earlier = _identities(known, objective, plan)
     reference = read_reference(run.reference_path, identity, earlier)
     is_complete = not objective.missing(reference, plan.horizon)

@@ -47,12 +47,15 @@ from positron.training.resume import Session, Start, refuse_before_start, refuse
 logger = logging.getLogger(__name__)
 
 
-def base_model(session: Session) -> tuple[GPT, Tokenizer]:
-    """Return the model to train and its tokenizer.
+def base_model(session: Session) -> tuple[GPT, Tokenizer, str | None]:
+    """Return the model to train, its tokenizer, and the hash of the weights of the base run with which the run began.
 
     If the run is new, the model has the weights of the base run; otherwise the training loop restores the weights later. With
-    LoRA, low-rank matrices are added to the model. Raises UserError if the model is too large to be trained on this machine, or
-    if init_from= names another run than the recorded base run, which was not found, and this run has other weights.
+    LoRA, low-rank matrices are added to the model. The file of the weights is read only once, because the base run may still
+    LoRA, low-rank matrices are added to the model. The file of the weights is read only once, because the base run may still
+    train, and then replaces the file. The hash is None if a run of an older version did not record it. Raises UserError if the
+    model is too large to be trained on this machine, or if init_from= names another run than the recorded base run, which was
+    not found, and this run has other weights.
     """
     config, start = session.config, session.start
     assert start.tokenizer_from is not None
@@ -61,14 +64,28 @@ def base_model(session: Session) -> tuple[GPT, Tokenizer]:
     tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
     refuse_untrainable(config, session.machine, vocab_size=tokenizer.vocab_size)
     model = GPT(config.model.with_vocab(tokenizer.vocab_size))
+    began_with = session.run.facts().reference if start.is_own else None
     if start.weights is not None:
-        restore(model, tokenizer, start.weights)
+        began_with = hash_of_weights(stored_names(restore(model, tokenizer, start.weights)))
     if config.lora.rank:
         markers = [tokenizer.special_id(token) for token in (END, *MARKERS)]
         trained = markers if config.lora.markers else ()
         add_lora(model, config.lora.rank, config.seed, trained, key=f"{config.tuning_group}.lora.rank")
     model.checkpoint_activations = config.device.checkpoint_activations
-    return model, tokenizer
+    return model, tokenizer, began_with
+
+
+def initial_model(session: Session, model: GPT) -> GPT:
+    """Return the model before this training, in eval mode; call this function before the first step.
+
+    `model`: the model to train, as `base_model` returns it. In a new run, it still has the weights of the base run; otherwise
+    the base run is loaded.
+    """
+    if session.start.is_own:
+        return load_model(base_run(session.config))[0]
+    initial = GPT(model.config)
+    initial.load_state_dict(bare_names(model.state_dict()))
+    return initial.eval()
 
 
 def train_further(
@@ -79,12 +96,14 @@ def train_further(
     tokenizer: Tokenizer,
     callbacks: Sequence[Callback],
     *,
+    began_with: str | None,
     is_chat: bool = True,
     prepare: Callable[[], None] | None = None,
 ) -> Facts:
     """Train the run of the session up to the last step of the plan, and return the content of its run.json.
 
-    `is_chat`: the model learns to answer messages, so the chat template is written to the run folder. `prepare` is called in
+    `began_with`: the hash of the weights with which the run began (see `base_model`), which a new run records. `is_chat`: the
+    model learns to answer messages, so the chat template is written to the run folder. `prepare` is called in
     every process, after the files of the run are written and before the first step. If there is nothing to train, neither of
     the two happens. Raises the errors of `refuse_before_start` and `fit`.
     """
@@ -94,7 +113,6 @@ def train_further(
         if session.is_first_rank:
             run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
             if not start.is_own:
-                began_with = None if start.weights is None else hash_of_checkpoint(start.weights)
                 run.update(base_tokens=tokens_seen(base_run(config)), reference=began_with)
             run.update(base_bpb_before=None, base_bpb_after=None)  # measured for other weights, if the run is extended
             if is_chat:

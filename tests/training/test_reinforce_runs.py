@@ -25,13 +25,14 @@ from positron.evaluation.summary import show_result, without_advantages
 from positron.reinforce import reinforce
 from positron.run.checkpoint import load_checkpoint
 from positron.run.folder import Run
-from positron.run.load import load_model
+from positron.run.load import load_model, restore
 from positron.run.metrics import read_metrics
 from positron.sft import sft
 from positron.system.errors import Interrupted, UserError
 from positron.system.formatting import counted
 from positron.text.factory import load_tokenizer
 from positron.train import train
+from positron.training.tuning import hash_of_checkpoint
 
 MEASURES = ("reward", "reward_se", "pass_1", "pass_4", "truncated", "answer_tokens", "entropy", "kl", "distinct")
 
@@ -170,6 +171,27 @@ def test_a_run_does_not_continue_with_another_initial_model(base: Path, tmp_path
     (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "reference": None, "checksum": None}))
     shutil.copytree(tmp_path / "run", tmp_path / "old")  # as an older version wrote it
     assert reinforce(config, tmp_path / "old").status == "finished"
+
+
+def test_a_base_run_that_still_trains_is_read_only_once(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(base / "chat", tmp_path / "chat")
+    weights, first_weights = tmp_path / "chat" / "checkpoints" / "best.ckpt", tmp_path / "first.ckpt"
+    shutil.copy(weights, first_weights)
+
+    def read_and_replace(*arguments: Any) -> Any:
+        read = restore(*arguments)
+        weights.unlink()
+        shutil.copy(base / "base" / "checkpoints" / "best.ckpt", weights)
+        return read
+
+    monkeypatch.setattr("positron.training.tuning.restore", read_and_replace)
+    lora = LoraConfig(rank=2)
+    config = reinforced(base, init_from=str(tmp_path / "chat"), reinforce={"lora": lora}, train={"max_steps": 1})
+    facts = reinforce(config, tmp_path / "run")
+    assert facts.reference == hash_of_checkpoint(first_weights)
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["val/kl"] == pytest.approx(0, abs=1e-6)
 
 
 def test_low_rank_matrices_learn_too(base: Path, tmp_path: Path) -> None:
