@@ -137,6 +137,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
             tokenizer,
             callbacks,
             began_with=began_with,
+            replay=objective.replay,
             is_chat=base.is_chat,
             prepare=prepare,
         )

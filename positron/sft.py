@@ -98,7 +98,9 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
         )
         learned = counted(objective.train.n_conversations, "conversation")
         log_plan(plan, f"{learned}{and_replayed(replay)} ({counted(plan.micro_batch_size, 'sequence')} at a time)")
-        return train_further(session, plan, model, objective, tokenizer, callbacks, began_with=began_with)
+        return train_further(
+            session, plan, model, objective, tokenizer, callbacks, began_with=began_with, replay=replay
+        )
 
 
 def _replayed_rows(ratio: float, batch_size: int) -> int:

@@ -97,23 +97,32 @@ def train_further(
     callbacks: Sequence[Callback],
     *,
     began_with: str | None,
+    replay: Windows | None = None,
     is_chat: bool = True,
     prepare: Callable[[], None] | None = None,
 ) -> Facts:
     """Train the run of the session up to the last step of the plan, and return the content of its run.json.
 
-    `began_with`: the hash of the weights with which the run began (see `base_model`), which a new run records. `is_chat`: the
-    model learns to answer messages, so the chat template is written to the run folder. `prepare` is called in
-    every process, after the files of the run are written and before the first step. If there is nothing to train, neither of
-    the two happens. Raises the errors of `refuse_before_start` and `fit`.
+    `began_with`: the hash of the weights with which the run began (see `base_model`), which a new run records. `replay`: the
+    pretraining text that is mixed into the batches. `is_chat`: the model learns to answer messages, so the chat template is
+    written to the run folder. `prepare` is called in every process, after the files of the run are written and before the
+    first step. If there is nothing to train, neither of the two happens. Raises the errors of `refuse_before_start` and `fit`,
+    and UserError if the run continues with another pretraining text.
     """
     run, config, start = session.run, session.config, session.start
     refuse_before_start(session, last_step=plan.last_step, fingerprint=objective.fingerprint)
+    replayed = None if replay is None else f"{replay.fingerprint} {replay.starts is None} {replay.document_start}"
+    known = run.facts().replayed if start.is_own else None
+    if known not in (None, replayed):
+        raise UserError(
+            f"{run.folder} learns again from the text of its base run, but init_from={config.init_from} was trained on another "
+            "text or in another way since the run began: restore the base run from a copy, or give another name="
+        )
     if why_it_is_over(session, plan, objective) is None:
         if session.is_first_rank:
             run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
             if not start.is_own:
-                run.update(base_tokens=tokens_seen(base_run(config)), reference=began_with)
+                run.update(base_tokens=tokens_seen(base_run(config)), reference=began_with, replayed=replayed)
             run.update(base_bpb_before=None, base_bpb_after=None)  # measured for other weights, if the run is extended
             if is_chat:
                 write_json(run.chat_path, TEMPLATE)

@@ -147,6 +147,22 @@ def test_the_text_of_another_run_that_has_the_name_of_the_base_run_is_not_read(
     assert logged[-1].endswith(f"{said}validate on the answers")
 
 
+def test_a_base_run_that_was_trained_again_on_another_text_is_not_replayed(here: Path) -> None:
+    config = tuned("outputs/base", sft=SFTConfig(replay_ratio=0.2, patience=0))
+    sft(part(config), Path("outputs/s2"))
+    old = Run(Path("outputs/base"))
+    base, tokenizer = old.settings(), load_tokenizer(old.tokenizer_folder)
+    shutil.rmtree("outputs/base")
+    Path("my.txt").write_text("The dog sat on the mat, and the cat sat by the door.\n" * 300)
+    train(base, Path("outputs/base"))
+    assert load_tokenizer(old.tokenizer_folder).hash == tokenizer.hash
+    with pytest.raises(
+        UserError, match="but init_from=outputs/base was trained on another text or in another way since"
+    ):
+        sft(config, Path("outputs/s2"))
+    assert Run(Path("outputs/s2")).facts().step == 1
+
+
 @pytest.mark.parametrize("is_old", [False, True])
 def test_runs_that_name_each_other_are_an_error_wherever_their_base_is_asked_for(here: Path, is_old: bool) -> None:
     shutil.copytree("outputs/s1", "outputs/s2")
