@@ -106,8 +106,10 @@ def _compare_runs(options: argparse.Namespace, prompt: str, seed: int) -> None:
     from positron.evaluation import comparison
     from positron.evaluation.run_plots import comparison_picture
     from positron.run.folder import OUTPUTS, Run
-    from positron.system.disk import make_folder, whole_file
+    from positron.system.disk import expanded, make_folder, refuse_no_place, whole_file
 
+    if options.png:
+        refuse_no_place(expanded(options.png))
     runs = comparison.find_runs(options.runs, OUTPUTS)
     if not options.runs:
         logger.info(f"no run was named: comparing all runs in outputs/: {', '.join(run.folder.name for run in runs)}")
@@ -122,7 +124,7 @@ def _compare_runs(options: argparse.Namespace, prompt: str, seed: int) -> None:
         width = shutil.get_terminal_size().columns
         print(side_by_side([(printable(row.run), printable(row.sample)) for row in rows], width) + "\n")
     elsewhere = "give --png FILE"
-    path = Path(options.png) if options.png else make_folder(OUTPUTS, instead=elsewhere) / "compare.png"
+    path = expanded(options.png) if options.png else make_folder(OUTPUTS, instead=elsewhere) / "compare.png"
     bars = [(row.run, row.bpb, row.interval or 0.0) for row in rows]
     compared = [Run(Path(row.run)) for row in rows]
     is_same_text = comparison.are_validated_alike(compared)

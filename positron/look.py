@@ -147,9 +147,11 @@ def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
     if options.ablate:
         raise UserError("--html writes a page on which you choose the ablations yourself: leave --ablate out")
     from positron.inspection.html_file import write_html
-    from positron.system.disk import expanded
+    from positron.system.disk import expanded, refuse_no_place
 
-    written = write_html(run, prompt, expanded(options.html))
+    path = expanded(options.html)
+    refuse_no_place(path)
+    written = write_html(run, prompt, path)
     logger.info(
         f"{written.path}: {written.size:,} bytes; weights rounded to {written.bits} bits, logits differ from those of the run "
         f"by at most {written.difference:.2g}"

@@ -58,15 +58,16 @@ def main() -> None:
         from positron.evaluation.scaling_law import fit_law
         from positron.evaluation.scaling_points import read_sizes
         from positron.run.folder import OUTPUTS
-        from positron.system.disk import whole_file
+        from positron.system.disk import expanded, refuse_no_place, whole_file
 
         runs = comparison.find_runs(options.runs, OUTPUTS)
+        path = expanded(options.png) if options.png else _beside(options.runs, runs[0].folder)
+        refuse_no_place(path)
         sizes, floor = read_sizes(runs)
         n, d, bpb = ([getattr(size, name) for size in sizes] for name in ("parameters", "tokens", "bpb"))
         law = fit_law(n, d, bpb, floor)
         facts = summary(law, sizes, next_size(law, sizes, *target))
         print(json.dumps(facts, indent=2) if options.json else "\n" + "\n".join(lines(law, facts)))
-        path = Path(options.png) if options.png else _beside(options.runs, runs[0].folder)
         picture = scaling_picture(law, n, d, bpb, (facts["next"]["parameters"], facts["next"]["tokens"]))
         with whole_file(path, instead="give --png FILE") as file:
             file.write(picture)

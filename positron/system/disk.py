@@ -171,6 +171,17 @@ class _Recorder(io.BufferedIOBase):
             self.file.flush()
 
 
+def refuse_no_place(path: Path) -> None:
+    """Raise UserError if no file can be written at `path`, because its folder is missing, or because it is itself a folder.
+
+    Call this function before a long computation whose result is written to a file that the user named.
+    """
+    if not path.parent.exists():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}: create it, or give another path")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
+
+
 @contextlib.contextmanager
 def whole_file(path: Path, root: Path | None = None, *, instead: str = "give another path") -> Iterator[IO[bytes]]:
     """Open a binary file that appears at `path` when the block ends without an error, and not at all otherwise.
@@ -198,12 +209,8 @@ def whole_file(path: Path, root: Path | None = None, *, instead: str = "give ano
         rename(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not path.parent.exists():
-            raise UserError(
-                f"cannot write {path}: there is no folder {path.parent}: create it, or give another path"
-            ) from error
-        if path.is_dir():
-            raise UserError(f"cannot write {path}: it is a folder; give the name of a file") from error
+        if isinstance(error, FileNotFoundError) or path.is_dir():
+            refuse_no_place(path)
         remedy = remedy_for(error, "the existing file is unchanged" if path.exists() else instead)
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:

@@ -19,6 +19,7 @@ from conftest import Result, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from positron import compare as compare_command
 from positron import stories
 from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig
 from positron.evaluation.comparison import common_text, compare, find_runs
@@ -475,6 +476,17 @@ def test_a_folder_without_any_run_is_not_taken_for_the_name_of_one(tmp_path: Pat
     for names in ([], [str(tmp_path / "outputs")]):
         with pytest.raises(UserError, match=r"^there is no run in .*outputs: train one with "):
             find_runs(names, tmp_path / "outputs")
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("positron.evaluation.comparison.find_runs", lambda *_: pytest.fail("the runs were read"))
+    for name, says in (("nowhere/two.png", "there is no folder"), (".", "it is a folder")):
+        monkeypatch.setattr("sys.argv", ["compare", "a", "b", "--png", str(tmp_path / name)])
+        options = compare_command.arguments().parse_args()
+        with pytest.raises(UserError, match=says):
+            compare_command._compare_runs(options, "Once", 0)
 
 
 def test_compare_refuses_different_texts_but_takes_one_for_all(run_command: Callable[..., Result], runs: Path) -> None:

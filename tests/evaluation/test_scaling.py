@@ -239,6 +239,9 @@ def test_the_command_shows_the_law_of_a_sweep_and_predicts_the_next_size(tmp_pat
     assert facts["next"]["tokens"] == pytest.approx(20 * twice)
     assert facts["next"]["bpb"] == pytest.approx(0.2 + 5 * twice**-0.4, rel=1e-6)
     assert (tmp_path / "x.png").exists()
+    code, out, err = said(monkeypatch, capsys, str(folder), "--png", str(tmp_path / "nowhere" / "x.png"))
+    assert (code, out) == (2, ""), "before the runs are read"
+    assert "there is no folder" in err
 
 
 def test_a_folder_of_runs_that_cannot_be_written_is_named_with_the_option_for_the_picture(
