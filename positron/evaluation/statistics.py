@@ -63,7 +63,9 @@ def one_sided_t_test(gains: Sequence[float]) -> float:
     """
     p = paired_t_test(gains)
     assert p is not None
-    return p / 2 if statistics.fmean(gains) > 0 else 1 - p / 2 if p < 1 else 1.0
+    if len(set(gains)) == 1:
+        return 0.0 if gains[0] > 0 else 1.0
+    return p / 2 if statistics.fmean(gains) > 0 else 1 - p / 2
 
 
 @dataclass(frozen=True)

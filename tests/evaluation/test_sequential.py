@@ -58,7 +58,7 @@ def test_the_last_pair_decides():
     )
 
 
-@pytest.mark.parametrize("gains", [[0.3, 0.1, 0.2], [-0.3, 0.1, -0.2], [0.1, -0.1, 0.02]])
+@pytest.mark.parametrize("gains", [[0.3, 0.1, 0.2], [-0.3, 0.1, -0.2], [0.1, -0.1, 0.02], [0.5, -0.5, 0.25, -0.25]])
 def test_the_one_sided_p_value_is_that_of_scipy(gains):
     expected = scipy.stats.ttest_1samp(gains, 0, alternative="greater").pvalue
     assert one_sided_t_test(gains) == pytest.approx(expected, rel=1e-12)
