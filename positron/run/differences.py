@@ -30,6 +30,8 @@ _CHANGEABLE_TRAIN = {
     "save_every",
     "micro_batch_size",
     "sample_every",
+    "sample_prompt",
+    "sample_tokens",
 }
 # Where the text is; its fingerprint is compared instead.
 TEXT_LOCATION = {"data.path", "data.dir", "data.url", "data.sha256"}

@@ -192,7 +192,7 @@ def test_a_value_that_is_given_twice_is_refused(run_command, tmp_path, swept, va
 
 
 @pytest.mark.parametrize(
-    "swept", ["device.threads=1,2", "train.micro_batch_size=1,2", "device=cpu,auto", "train.max_time=1m,2m"]
+    "swept", ["device.threads=1,2", "train.sample_prompt=A,B", "device=cpu,auto", "train.max_time=1m,2m"]
 )
 def test_values_that_all_train_the_same_run_are_refused(run_command, tmp_path, swept):
     result = run_command("train", *SWEEP, swept)
