@@ -238,15 +238,24 @@ def _remark(jobs: Sequence[Job]) -> str:
     """Return a remark about scores that cannot be compared, or an empty string."""
     if len({job.measure for job in jobs if job.score is not None}) > 1:
         return "These jobs were trained by different commands, so their scores cannot be compared."
-    texts = [job.validated for job in jobs if job.validated is not None]
-    if len({each.text for each in texts}) > 1:
+    scored = [job for job in jobs if job.score is not None]
+    texts = [job.validated for job in scored if job.validated is not None]
+    have_other_texts = len({each.text for each in texts}) > 1
+    have_other_lengths = _measure(jobs) == BITS_PER_BYTE and len(set(comparable(texts))) > 1
+    if (have_other_texts or have_other_lengths) and any(job.facts.kind in TUNED for job in scored):
+        # `compare` would measure the loss on the pretraining text, and not what these jobs learn
+        return (
+            "These jobs were validated on different data, so their scores cannot be compared: train them with the same data= and "
+            "train.val_tokens=."
+        )
+    if have_other_texts:
         return (
             "These jobs were validated on different texts, so their scores cannot be compared. To score them on one text: "
             + command("compare", "RUNS", "--text", "FILE")
         )
-    if any(key.split(".")[0] == "reward" for key in swept_keys([job for job in jobs if job.score is not None])):
+    if any(key.split(".")[0] == "reward" for key in swept_keys(scored)):
         return "These jobs have different rewards (reward=), so their scores cannot be compared."
-    if _measure(jobs) != BITS_PER_BYTE or len(set(comparable(texts))) < 2:
+    if not have_other_lengths:
         return ""
     return (
         "These jobs were validated on beginnings of different length of the validation text (train.val_tokens=, which budget= "

@@ -150,6 +150,18 @@ def test_jobs_with_different_texts_are_not_compared_and_the_table_says_so(tmp_pa
     assert remark in as_text(write_sweep_report(tmp_path / "shares"))
 
 
+@pytest.mark.parametrize(("texts", "lengths"), [(("a", "b"), (900, 900)), (("a", "a"), (200, 900))])
+def test_fine_tunings_on_different_data_are_not_to_be_compared_on_a_text(
+    tmp_path: Path, texts: tuple[str, str], lengths: tuple[int, int]
+) -> None:
+    for number, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+        facts = {"kind": "sft", "data_fingerprint": text, "val/bytes": length}
+        job(tmp_path, number, [f"data.examples={number}"], 0.3, **facts)
+    said = as_text(write_sweep_report(tmp_path))
+    assert "These jobs were validated on different data" in said
+    assert "compare RUNS" not in said
+
+
 @pytest.mark.parametrize(("lengths", "says"), [((200_000, 820_000), True), ((300_000, 299_996), False)])
 def test_jobs_validated_on_beginnings_of_different_length_are_not_compared(
     tmp_path: Path, lengths: tuple[int, int], says: bool
