@@ -20,6 +20,7 @@ from positron.cli.request import compose_request
 from positron.config import RunConfig
 from positron.evaluation.research import BASE, Plan, merged, repeated
 from positron.evaluation.sequential import FIRST_ADOPTION
+from positron.run.validated import DATA_OF_TRAINING
 from positron.system.disk import is_number, read_text
 from positron.system.errors import UserError, why_not_yaml
 from positron.system.paths import fault_of_name
@@ -27,8 +28,6 @@ from positron.system.paths import fault_of_name
 PAIRS, MIN_GAIN = 10, 0.001
 _MAX_NAME = 60  # characters of a candidate's name
 _KEYS = ("base", "candidates", "pairs", "min_gain")
-# settings of the data that change training only; all others could change the validation text
-_DATA_OF_TRAINING = ("packing", "document_mask")
 _FIXED_STEPS = "positron research compares runs of a fixed number of steps"
 _LENGTH = ", and set the length by train.max_steps="
 
@@ -192,9 +191,7 @@ def _refuse_other_judgement(place: str, base: RunConfig, config: RunConfig, over
     changed = ["seed"] if config.seed != base.seed else []
     for group in ("data", "tokenizer"):
         values, known = (dataclasses.asdict(getattr(side, group)) for side in (config, base))
-        changed += [
-            f"{group}.{key}" for key in values if values[key] != known.get(key) and key not in _DATA_OF_TRAINING
-        ]
+        changed += [f"{group}.{key}" for key in values if values[key] != known.get(key) and key not in DATA_OF_TRAINING]
     if config.train.val_tokens != base.train.val_tokens:
         changed.append("train.val_tokens")
     if changed:

@@ -21,6 +21,7 @@ from positron.evaluation.sweep_report import SEED, as_text, paired_arguments, wr
 from positron.run.differences import decides_a_new_run
 from positron.run.find import find_run
 from positron.run.folder import Run
+from positron.run.validated import DATA_OF_TRAINING
 from positron.settings import from_dict, recipe_of
 from positron.system.commands import command, module_of
 from positron.system.console import say
@@ -75,6 +76,7 @@ class SweepTable(Callback):
                 raise UserError(f"each job of a sweep (-m) runs on one device: leave device.{key}= out")
         parsed = sweep_overrides(config)
         _refuse_search_over_seeds(config, {override.key_or_group for override in parsed})
+        _refuse_search_over_what_is_measured(config, {override.key_or_group for override in parsed})
         _refuse_search_for_the_worst(config)
         _refuse_repeated_values(parsed)
         _refuse_keys_without_influence(parsed)
@@ -147,6 +149,20 @@ def _refuse_search_over_seeds(config: Any, swept: set[str]) -> None:
             "a search cannot choose the seed, because the luckiest seed would win: search with a single seed=, "
             "then train the best settings without hydra/sweeper= and with several seeds, such as -m seed=0,1,2,3,4"
         )
+
+
+def _refuse_search_over_what_is_measured(config: Any, swept: set[str]) -> None:
+    """Raise UserError if a search would choose what its jobs are measured on, because the easiest measurement would win."""
+    for key in sorted(swept):
+        group, _, name = key.partition(".")
+        is_measurement = (
+            key == "train.val_tokens" or group == "reward" or (group == "data" and name not in DATA_OF_TRAINING)
+        )
+        if is_measurement and not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+            raise UserError(
+                f"a search cannot choose {key}=, because jobs with different values of it have scores that cannot be compared: "
+                "give it a single value, or leave hydra/sweeper= out to train one run for each value"
+            )
 
 
 def _refuse_search_for_the_worst(config: Any) -> None:

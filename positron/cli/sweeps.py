@@ -26,7 +26,7 @@ from positron.cli.request import Request, compose_request, read_request, typed_o
 from positron.cli.user_callbacks import make_callbacks
 from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
-from positron.evaluation.sweep_report import reported_score, write_sweep_report
+from positron.evaluation.sweep_report import remark, reported_score, sweep_jobs, write_sweep_report
 from positron.run.common_precision import with_common_precision, with_model
 from positron.run.differences import begins_alike, decides_a_new_run, differences
 from positron.run.facts import Facts
@@ -163,7 +163,26 @@ def _sweep_job(
         device = dataclasses.replace(known.device, share=share)
         return train(dataclasses.replace(known, device=device, logger=logger), folder)
 
-    return record_job(folder, overrides, job)
+    score = record_job(folder, overrides, job)
+    if not hydra.sweeper._target_.endswith("BasicSweeper"):
+        end_unfair_search(sweep)
+    return score
+
+
+def end_unfair_search(sweep: Path) -> None:
+    """End a search with exit code 2 if the scores of its jobs cannot be compared, because it would minimise them nevertheless.
+
+    `sweep` is the folder of the jobs. Their validation text is not known earlier: its length depends on the tokenizer, and
+    budget= and model=auto choose train.val_tokens. Raises SystemExit.
+    """
+    if reason := remark(sweep_jobs(sweep)):
+        print(
+            f"positron: the search in {relative_to_here(sweep)} ends, because it cannot find the best of these jobs. {reason} "
+            "To search, give another name= and a train.val_tokens= with which all jobs measure the same text: with several "
+            "tokenizers, at least the length of the whole validation text in tokens.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
 
 
 @functools.cache  # once in each worker

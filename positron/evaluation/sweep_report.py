@@ -220,7 +220,7 @@ def paired_arguments(jobs: Sequence[Job], folder: Path) -> list[str]:
         return []
     keys.remove(SEED)
     first, second = (group.members[0] for group in groups)
-    if any(key not in job.choices for job in (first, second) for key in keys) or _remark([first, second]):
+    if any(key not in job.choices for job in (first, second) for key in keys) or remark([first, second]):
         return []
     names = [f"{folder}:" + ",".join(f"{key}={job.choices[key]}" for key in keys) for job in (first, second)]
     differing = [key for key in keys if key != "experiment" and first.variant[key] != second.variant[key]]
@@ -234,8 +234,8 @@ def _measure(jobs: Sequence[Job]) -> Measure:
     return next((job.measure for job in jobs if job.score is not None), BITS_PER_BYTE)
 
 
-def _remark(jobs: Sequence[Job]) -> str:
-    """Return a remark about scores that cannot be compared, or an empty string."""
+def remark(jobs: Sequence[Job]) -> str:
+    """Return a remark that says why the scores of the jobs cannot be compared, or an empty string if they can be."""
     if len({job.measure for job in jobs if job.score is not None}) > 1:
         return "These jobs were trained by different commands, so their scores cannot be compared."
     scored = [job for job in jobs if job.score is not None]
@@ -245,8 +245,8 @@ def _remark(jobs: Sequence[Job]) -> str:
     if (have_other_texts or have_other_lengths) and any(job.facts.kind in TUNED for job in scored):
         # `compare` would measure the loss on the pretraining text, and not what these jobs learn
         return (
-            "These jobs were validated on different data, so their scores cannot be compared: train them with the same data= and "
-            "train.val_tokens=."
+            "These jobs were validated on different data, so their scores cannot be compared: train them with the same data= "
+            "and train.val_tokens=."
         )
     if have_other_texts:
         return (
@@ -271,7 +271,7 @@ def as_text(jobs: Sequence[Job]) -> str:
     had different texts, a remark says that their scores cannot be compared.
     """
     tables = [aligned(rows) for rows in (variant_table(jobs), table(jobs)) if rows]
-    return "\n\n".join(filter(None, [*tables, _remark(jobs)]))
+    return "\n\n".join(filter(None, [*tables, remark(jobs)]))
 
 
 def as_markdown(jobs: Sequence[Job], title: str) -> str:
@@ -287,7 +287,7 @@ def as_markdown(jobs: Sequence[Job], title: str) -> str:
     }
     overrides = "".join(f"- {key} = {value}\n" for key, value in shared.items())
     tables = [_as_markdown(rows) for rows in (variant_table(jobs), table(jobs)) if rows]
-    content = "\n\n".join(filter(None, [*tables, _remark(jobs)]))
+    content = "\n\n".join(filter(None, [*tables, remark(jobs)]))
     return f"# {title}\n\n{overrides}\n{content}\n\n![curves and scores](sweep.png)\n"
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from positron.run.facts import Facts
 
+# settings of the data that change training only; all others could change the validation text
+DATA_OF_TRAINING = ("packing", "document_mask")
 SAME_LENGTH = 1.01  # ratio of two lengths up to which they count as the same, because tokenizers end at different bytes
 
 

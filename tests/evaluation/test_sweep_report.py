@@ -22,8 +22,12 @@ import pytest
 import scipy.stats
 from conftest import tiny
 
-from positron.cli.sweep_callback import _refuse_search_for_the_worst, _refuse_search_over_seeds
-from positron.cli.sweeps import record_job
+from positron.cli.sweep_callback import (
+    _refuse_search_for_the_worst,
+    _refuse_search_over_seeds,
+    _refuse_search_over_what_is_measured,
+)
+from positron.cli.sweeps import end_unfair_search, record_job
 from positron.evaluation import run_plots
 from positron.evaluation.comparison import Row, _with_variants, as_table
 from positron.evaluation.seed_groups import seed_groups
@@ -331,6 +335,31 @@ def test_a_search_does_not_choose_the_seed() -> None:
     _refuse_search_over_seeds(config("hydra_plugins.optuna.OptunaSweeper"), {"optimizer.lr"})
     with pytest.raises(UserError, match="a search cannot choose the seed"):
         _refuse_search_over_seeds(config("hydra_plugins.optuna.OptunaSweeper"), {"optimizer.lr", "seed"})
+
+
+@pytest.mark.parametrize("key", ["train.val_tokens", "data", "data.val_fraction", "reward", "reward.target"])
+def test_a_search_does_not_choose_what_is_measured(key: str) -> None:
+    grid, search = (
+        SimpleNamespace(hydra=SimpleNamespace(sweeper=SimpleNamespace(_target_=name)))
+        for name in ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.optuna.OptunaSweeper")
+    )
+    _refuse_search_over_what_is_measured(grid, {key})
+    _refuse_search_over_what_is_measured(search, {"data.packing", "tokenizer", "train.max_steps"})
+    with pytest.raises(UserError, match=f"a search cannot choose {key}=, because"):
+        _refuse_search_over_what_is_measured(search, {"optimizer.lr", key})
+
+
+@pytest.mark.parametrize("lengths", [(200_000, 820_000), (300_000, 299_996)])
+def test_a_search_ends_as_soon_as_two_scores_cannot_be_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lengths: tuple[int, int]
+) -> None:
+    for number, (name, length) in enumerate(zip(("char", "spm_2k"), lengths, strict=True)):
+        end_unfair_search(tmp_path)
+        job(tmp_path, number, [f"tokenizer={name}"], 0.3, data_fingerprint="same", **{"val/bytes": length})
+    is_fair = lengths[0] > lengths[1]
+    with nullcontext() if is_fair else pytest.raises(SystemExit, match="2"):
+        end_unfair_search(tmp_path)
+    assert ("validated on beginnings of different length" in capsys.readouterr().err) != is_fair
 
 
 @pytest.mark.parametrize("direction", [None, "minimize", "Direction.minimize", "maximize", "Direction.maximize"])
