@@ -34,6 +34,14 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
     checkpoint, if model and tokenizer do not belong together (invariant 5 of docs/ARCHITECTURE.md), or if the model does not
     fit into memory.
     """
+    return load_with_weights(run, checkpoint)[:3]
+
+
+def load_with_weights(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer, Path, dict[str, Any]]:
+    """Return what `load_model` returns, and the weights as the checkpoint stores them.
+
+    The file is read only once: a run that still trains may replace it at any time.
+    """
     from positron.model.gpt import GPT
     from positron.model.memory import check_memory
     from positron.run.checkpoint import best_or_newest, load_checkpoint
@@ -50,7 +58,7 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
     check_memory(config, copies=1)
     model = GPT(config)
     load_weights(model, saved["state_dict"], path)
-    return model.eval(), tokenizer, path
+    return model.eval(), tokenizer, path, saved["state_dict"]
 
 
 def _no_checkpoint(run: Run) -> UserError:

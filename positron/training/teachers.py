@@ -10,7 +10,7 @@ from positron.run.base import pretrained_run
 from positron.run.ensemble import common_tokenizer
 from positron.run.find import named_run
 from positron.run.folder import Run
-from positron.run.load import load_model
+from positron.run.load import load_with_weights
 from positron.run.teachers import find_teachers, is_finished_student, refuse_shorter_context
 from positron.system.console import one_line
 from positron.system.disk import expanded
@@ -21,7 +21,7 @@ from positron.text.tokenizer import Tokenizer
 from positron.training.from_text import Lesson
 from positron.training.objective.distill import DistillObjective, Teachers, trial_loss
 from positron.training.resume import Session
-from positron.training.tuning import hash_of_checkpoint
+from positron.training.tuning import hash_of_stored
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +53,14 @@ def open_teachers(session: Session) -> tuple[Teachers, Tokenizer]:
         return Teachers([], hashes, []), load_tokenizer(session.run.tokenizer_folder)
     runs = find_teachers(config.distill.teachers)
     refuse_shorter_context(runs, config.model.context_length)
-    loaded = [load_model(run) for run in runs]
-    tokenizers = [(run, tokenizer) for run, (_, tokenizer, _) in zip(runs, loaded, strict=True)]
+    loaded = [load_with_weights(run) for run in runs]
+    tokenizers = [(run, tokenizer) for run, (_, tokenizer, *_) in zip(runs, loaded, strict=True)]
     if start.tokenizer_from is not None:
         tokenizers.append((start.tokenizer_from, load_tokenizer(start.tokenizer_from.tokenizer_folder)))
     tokenizer = common_tokenizer(tokenizers)
-    models = [model.requires_grad_(False).to(session.machine.device) for model, _, _ in loaded]
+    models = [model.requires_grad_(False).to(session.machine.device) for model, *_ in loaded]
     recorded = (session.run.facts().teachers or "").split() if start.is_own else []
-    hashes = [hash_of_checkpoint(path, recorded) for _, _, path in loaded]
+    hashes = [hash_of_stored(weights, recorded) for *_, weights in loaded]
     masks = [is_masked(run) for run in runs]
     for run, model in zip(runs, models, strict=True):
         facts = run.facts()

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback
@@ -66,7 +67,7 @@ def base_model(session: Session) -> tuple[GPT, Tokenizer, str | None]:
     model = GPT(config.model.with_vocab(tokenizer.vocab_size))
     began_with = session.run.facts().reference if start.is_own else None
     if start.weights is not None:
-        began_with = hash_of_weights(stored_names(restore(model, tokenizer, start.weights)))
+        began_with = hash_of_stored(restore(model, tokenizer, start.weights))
     if config.lora.rank:
         markers = [tokenizer.special_id(token) for token in (END, *MARKERS)]
         trained = markers if config.lora.markers else ()
@@ -165,13 +166,17 @@ def base_run(config: RunConfig) -> Run:
 
 
 def hash_of_checkpoint(path: Path, known: Collection[str] = ()) -> str:
-    """Return the SHA-256 hash of the weights in a checkpoint as they are stored, LoRA matrices included.
+    """Return the SHA-256 hash of the weights in a checkpoint; see `hash_of_stored`."""
+    return hash_of_stored(load_checkpoint(path)["state_dict"], known)
+
+
+def hash_of_stored(weights: dict[str, Any], known: Collection[str] = ()) -> str:
+    """Return the SHA-256 hash of the weights of a checkpoint as they are stored, LoRA matrices included.
 
     Earlier versions merged LoRA matrices into the weights first. The last bits of this product depend on the processor, so the
     hash of unchanged weights could differ on another machine. If one of the hashes `known` is the hash of the merged weights,
     it is returned.
     """
-    weights = load_checkpoint(path)["state_dict"]
     former = hash_of_weights(bare_names(weights)) if known else None
     return former if former is not None and former in known else hash_of_weights(stored_names(weights))
 

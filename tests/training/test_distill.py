@@ -38,6 +38,7 @@ from positron.training.budget.speed import SpeedMeasurement
 from positron.training.device import choose_machine
 from positron.training.objective.distill import DistillObjective, Teachers
 from positron.training.objective.reference import hash_of_weights
+from positron.training.resume import Start
 from positron.training.teachers import is_masked
 
 STEPS = 20
@@ -200,6 +201,26 @@ def test_teachers_are_neither_changed_nor_saved(place: Path, tmp_path: Path) -> 
     assert sorted(names) == sorted(model.state_dict())
     assert len(saved["optimizer_states"][0]["state"]) == len(list(model.parameters()))
     assert tokenizer.hash == load_model(Run(place / "a"))[1].hash
+
+
+def test_a_teacher_that_still_trains_is_read_only_once(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(place / "a", tmp_path / "a")
+    weights = tmp_path / "a" / "checkpoints" / "best.ckpt"
+
+    def build_and_replace(config: GPTConfig) -> GPT:
+        weights.unlink(missing_ok=True)
+        shutil.copy(place / "b" / "checkpoints" / "best.ckpt", weights)
+        return GPT(config)
+
+    config = student(tmp_path, data=tiny(place).data)
+    machine = choose_machine(config.device, config.precision)
+    session: Any = SimpleNamespace(config=config, start=Start(), run=Run(tmp_path / "run"), machine=machine)
+    monkeypatch.setattr("positron.model.gpt.GPT", build_and_replace)
+    read, _ = teachers.open_teachers(session)
+    assert read.hashes == [hash_of_weights(read.models[0].state_dict())]
+    assert not torch.equal(read.models[0].wte.weight, load_model(Run(place / "b"))[0].wte.weight)
 
 
 @pytest.mark.slow

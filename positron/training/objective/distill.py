@@ -24,7 +24,7 @@ from positron.training.objective.pretrain import PretrainObjective
 class Teachers:
     """Hold the frozen models and, for each of them, the hash of its weights and whether attention stays inside documents.
 
-    The models are in evaluation mode, on the device of the training. The hashes are those of `hash_of_checkpoint`.
+    The models are in evaluation mode, on the device of the training. The hashes are those of `hash_of_stored`.
     """
 
     models: Sequence[GPT]
