@@ -119,11 +119,12 @@ def record_start(
         "environment": known["environments"].index(surroundings),
     }
     if weights is not None:
-        with weights.open("rb") as file:
-            start["weights"] = {
-                "path": without_home(str(weights)),
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            }
+        start["weights"] = {"path": without_home(str(weights))}
+        with (
+            contextlib.suppress(FileNotFoundError),
+            weights.open("rb") as file,
+        ):  # a run that still trains may delete it
+            start["weights"]["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     write_record(RunPaths(folder).provenance_path, {**known, "starts": [*known["starts"], start]}, mask_home=False)
 
 

@@ -18,9 +18,10 @@ from conftest import PATIENCE, tiny
 from tuning import tuned
 
 from positron import reproduce
-from positron.config import SFTConfig
+from positron.config import DeviceConfig, SFTConfig
 from positron.evaluation.report import write_report
 from positron.run import provenance
+from positron.run.facts import Resolved
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import checkout, command, read_provenance, recorded_changes, start_of
@@ -318,6 +319,12 @@ def test_a_run_notes_each_start_and_no_secret(place) -> None:
     assert not start_of({"starts": [], "environments": []}, 1)
     assert str(Path.home()) not in first["command"]
     assert os.environ["PATH"] not in text
+
+
+def test_a_checkpoint_that_a_base_run_has_deleted_meanwhile_does_not_end_the_start(tmp_path: Path) -> None:
+    resolved, missing = Resolved(512, 8, 10, "cpu", "fp32", 1), tmp_path / "step-10.ckpt"
+    provenance.record_start(tmp_path, step=0, seed=1, device=DeviceConfig(), resolved=resolved, weights=missing)
+    assert start_of(read_provenance(tmp_path), 1)["weights"] == {"path": str(missing)}
 
 
 def test_the_report_tells_of_the_surroundings_that_the_run_noted(place) -> None:
