@@ -98,7 +98,7 @@ def sweep_picture(
         for floor in floors:  # an entropy far below would make the curves flat
             axes.axhline(floor, color="tab:green", linestyle="--", label=f"floor {floor:.4f}: the entropy of the text")
     if scores:
-        fit_range(upper, [y for _, points, *_ in jobs for _, y in points] + floors)
+        fit_range(upper, [y for _, points, *_ in jobs for _, y in points] + floors or scores)
         fit_range(lower, scores + floors)
     else:
         for axes in (upper, lower):

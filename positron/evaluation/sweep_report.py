@@ -6,6 +6,7 @@ change what a run learns, are one variant. Variants are ranked by their mean ove
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -326,12 +327,13 @@ def write_sweep_report(folder: Path) -> list[Job]:
         keys = [key for key in keys if key != SEED] or keys
         curves, measure = [], _measure(jobs)
         for job in sorted(jobs, key=lambda job: _place(job.number)):
-            rows = [
-                row for row in read_metrics(Run(folder / job.number).metrics_path) if row.get(measure.key) is not None
-            ]
+            rows: list[dict[str, Any]] = []
+            with contextlib.suppress(UserError):  # one damaged file must not cost the report of the other jobs
+                rows = read_metrics(Run(folder / job.number).metrics_path)
             values = [job.deciding.get(key, "") for key in keys]
             score = None if job.score is None else measure.score(job.score)
-            curves.append((values, [(row["tokens"] / 1e6, row[measure.key]) for row in rows], job.status, score))
+            curve = [(row["tokens"] / 1e6, row[measure.key]) for row in rows if row.get(measure.key) is not None]
+            curves.append((values, curve, job.status, score))
         floors = {job.facts.floor_bpb for job in jobs if job.facts.floor_bpb and measure == BITS_PER_BYTE}
         floor = floors.pop() if len(floors) == 1 else None
         with whole_file(folder / "sweep.png") as file:

@@ -286,6 +286,15 @@ def test_a_damaged_job_is_a_row_of_the_report_and_the_others_keep_theirs(
     assert "1 " in as_text(list(jobs.values()))
 
 
+def test_damaged_metrics_of_a_job_cost_only_its_curve(tmp_path: Path) -> None:
+    for number, bpb in enumerate((0.5, 0.4)):
+        job(tmp_path, number, [f"optimizer.lr={number}"], bpb)
+    for number in ("1", "0"):
+        (tmp_path / number / "metrics.jsonl").write_text("[]\n")
+        assert [each.result for each in write_sweep_report(tmp_path)] == [0.4, 0.5]
+    assert (tmp_path / "sweep.png").exists()
+
+
 def test_groups_are_ranked_by_their_mean_whatever_the_order_of_their_members() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
