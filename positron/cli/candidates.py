@@ -20,7 +20,9 @@ from positron.cli.request import compose_request
 from positron.config import RunConfig
 from positron.evaluation.research import BASE, Plan, merged, repeated
 from positron.evaluation.sequential import FIRST_ADOPTION
+from positron.run.differences import decides_a_new_run
 from positron.run.validated import DATA_OF_TRAINING
+from positron.settings import flat
 from positron.system.disk import is_number, read_text
 from positron.system.errors import UserError, why_not_yaml
 from positron.system.paths import fault_of_name
@@ -84,8 +86,18 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
         changed = _configured(place, merged(base, overrides), configure)
         if changed == config:
             raise UserError(f"{place}: base has these settings already: remove the candidate, or give other values")
+        if _learned(changed) == _learned(config):
+            raise UserError(
+                f"{place}: {' '.join(overrides)} does not change what a run learns, so its runs would be the same as those of "
+                "base: remove the candidate"
+            )
         _refuse_other_judgement(place, config, changed, overrides)
     return Plan(base, named, pairs, float(min_gain), config.seed)
+
+
+def _learned(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that decide what a run learns, as a dict from dotted key to value."""
+    return {key: value for key, value in flat(dataclasses.asdict(config)).items() if decides_a_new_run(key)}
 
 
 def _fault_of_candidate(name: Any) -> str | None:

@@ -360,6 +360,7 @@ WRONG = {
     "candidates: {x: [train.stop_at=2]}": "leave train.stop_at= out",
     "candidates: {x: [device.num_nodes=2, device.strategy=ddp]}": "on one device: leave device.num_nodes= out",
     "candidates: {x: [data.packing=documents]}": "'x': base has these settings already: remove the candidate, or give other",
+    "candidates: {x: [device.threads=2, train.sample_prompt=A]}": "threads=2 train.sample_prompt=A does not change what a",
     "pairs: 5": 'has no key "candidates"',
     "candidates: {}\n\tpairs: 5": ", line 3, begins with a tab: indent with blanks",
     "  pairs: 5": ", line 2, is indented differently from the lines before it",
