@@ -302,9 +302,16 @@ def are_validated_alike(runs: Sequence[Run]) -> bool:
 
 
 def curves(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
-    """Return {folder of the run: validation curve}; a curve is a list of (million training tokens, bits per byte)."""
+    """Return {folder of the run: validation curve}; a curve is a list of (million training tokens, bits per byte).
+
+    If the metrics of a run are damaged, this is logged, and its curve is empty: the scores do not need the metrics.
+    """
     points: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
-        rows: list[dict[str, Any]] = read_metrics(run.metrics_path)
+        rows: list[dict[str, Any]] = []
+        try:
+            rows = read_metrics(run.metrics_path)
+        except UserError as error:
+            logger.info(f"the picture has no curve of {run.folder}: {error}")
         points[str(run.folder)] = [(r["tokens"] / 1e6, r["val/bpb"]) for r in rows if r.get("val/bpb") is not None]
     return points

@@ -11,7 +11,7 @@ import pytest
 from conftest import tiny
 
 from positron.dashboard.table import Outputs
-from positron.evaluation.comparison import are_validated_alike
+from positron.evaluation.comparison import are_validated_alike, curves
 from positron.evaluation.sweep_report import as_text, sweep_jobs
 from positron.run.facts import Facts, write_record
 from positron.run.folder import Run
@@ -84,3 +84,13 @@ def test_jobs_that_failed_do_not_make_the_scores_of_the_others_incomparable(tmp_
     path = Run(tmp_path / "2").job_path
     path.write_text(json.dumps({**json.loads(path.read_text()), "failed": "no document is left"}))
     assert "cannot be compared" not in as_text(sweep_jobs(tmp_path))
+
+
+def test_damaged_metrics_cost_only_the_curve_of_their_run(tmp_path: Path, logged: list[str]) -> None:
+    rows = {"a": '{"step": 1, "tokens": 1000000, "val/bpb": 2.0}\n', "b": "[]\n"}
+    for name, text in rows.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+    names = [str(tmp_path / name) for name in rows]
+    assert curves([Run(tmp_path / name) for name in rows]) == {names[0]: [(1.0, 2.0)], names[1]: []}
+    assert logged[-1].startswith(f"the picture has no curve of {names[1]}: ")
