@@ -50,9 +50,11 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
             "name more runs, or train some of other sizes on the same text"
         )
     comparable = _refuse_different_texts([run for run, _ in finished])
-    floors = {run.facts().floor_bpb for run in comparable}
+    floors = [run.facts().floor_bpb for run in comparable]
     sizes = sorted((size for run, size in finished if run in comparable), key=lambda s: (s.parameters, s.tokens))
-    floor = floors.pop() if len(floors) == 1 else None
+    # they may differ a little, because the validation of runs with other tokenizers ends at other bytes
+    known_floors = [floor for floor in floors if floor is not None]
+    floor = min(known_floors) if len(known_floors) == len(floors) else None
     for size in sizes:
         if floor is not None and size.bpb <= floor:
             raise UserError(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from positron import scaling
 from positron.config import GPTConfig
-from positron.evaluation import scaling_points
+from positron.evaluation import comparison, scaling_points
 from positron.evaluation.run_plots import scaling_picture
 from positron.evaluation.scaling_law import fit_law, log_excess
 from positron.evaluation.statistics import t95
@@ -258,6 +258,15 @@ def test_a_folder_of_runs_that_cannot_be_written_is_named_with_the_option_for_th
     code, out, err = said(monkeypatch, capsys, str(folder))
     assert "\nprediction for " in out
     assert (code, err.endswith("scaling.png: Permission denied; give --png FILE\n")) == (2, True)
+
+
+def test_the_entropy_of_the_text_is_used_although_tokenizers_end_at_other_bytes(tmp_path: Path) -> None:
+    floors = (0.2, 0.2001, 0.2002)
+    for width, floor in zip((16, 32, 64), floors, strict=True):
+        made(tmp_path / str(width), width, 1000, 0.9, floor)
+    assert scaling_points.read_sizes(comparison.find_runs([str(tmp_path)], tmp_path))[1] == 0.2
+    made(tmp_path / "old", 48, 1000, 0.9, None)
+    assert scaling_points.read_sizes(comparison.find_runs([str(tmp_path)], tmp_path))[1] is None
 
 
 @pytest.mark.slow
