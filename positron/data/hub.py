@@ -7,21 +7,20 @@ needs no network, and it stays the same when the repository changes.
 
 from __future__ import annotations
 
-import contextvars
 import copy
 import fnmatch
+import functools
 import hashlib
 import logging
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from positron.config import DataConfig
 from positron.data.decoding import Reading
-from positron.data.hub_download import ask_hub, download
+from positron.data.hub_download import BackgroundCall, ask_hub, download
 from positron.data.rows import parquet_texts
 from positron.data.sources import WAIT, Document, is_validation
 from positron.system.commands import quoted
@@ -178,7 +177,7 @@ class HubSource:
         Raises UserError if the disk is full or a file is damaged, and Unreachable if the network fails.
         """
         self._open = []
-        prefetch: _Fetch | None = None
+        prefetch: BackgroundCall[Path] | None = None
         count = 0
         for number, file in enumerate(self.files):
             known = file["row_groups"]
@@ -194,7 +193,9 @@ class HubSource:
             groups = self._row_groups(file, path)
             self._open.append((file["name"], count + groups))
             following = self.files[number + 1 : number + 2]
-            prefetch = _Fetch(self._fetch, following[0]) if following and not self._is_full(following[0]) else None
+            prefetch = None
+            if following and not self._is_full(following[0]):
+                prefetch = BackgroundCall(functools.partial(self._fetch, following[0]))
             for group in range(groups):
                 count += 1
                 if count > skip:
@@ -277,28 +278,3 @@ class HubSource:
 def text_digest(text: str) -> bytes:
     """Return the BLAKE2b hash of a text, 16 bytes."""
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
-
-
-class _Fetch(threading.Thread):
-    """Download a file in a background thread. The program can end before the download is complete."""
-
-    def __init__(self, fetch: Callable[[dict[str, Any]], Path], file: dict[str, Any]) -> None:
-        super().__init__(daemon=True)
-        self._fetch, self._file = fetch, file
-        self._path: Path | None = None
-        self._error: BaseException | None = None
-        self._context = contextvars.copy_context()  # so that messages from the thread reach the run's log
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._path = self._context.run(self._fetch, self._file)
-        except BaseException as error:  # `result` raises it
-            self._error = error
-
-    def result(self) -> Path:
-        self.join()
-        if self._error is not None:
-            raise self._error
-        assert self._path is not None
-        return self._path

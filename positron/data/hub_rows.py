@@ -2,8 +2,9 @@
 
 The library `datasets` runs in a separate process, with its caches below `data.dir` instead of in the user's home. The process
 reports a failure of the network instead of retrying silently. It is killed if it sends nothing for 300 seconds, or for the
-number of seconds in the environment variable POSITRON_PATIENCE_S. The rows are grouped into chunks. A chunk ends as soon as it
-has about a million characters. Nothing else decides where it ends, so chunk i is the same in every call.
+number of seconds in the environment variable POSITRON_PATIENCE_S, but for at least 20 seconds. The rows are grouped into
+chunks. A chunk ends as soon as it has about a million characters. Nothing else decides where it ends, so chunk i is the same in
+every call.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from positron.system.locks import lock
 logger = logging.getLogger(__name__)
 
 CHUNK_CHARS = 1 << 20
-SILENCE_S = 20.0  # seconds without data after which a message says that Positron is waiting
+SILENCE_S = (
+    20.0  # seconds without data after which a message says that Positron is waiting; more than the child's imports take
+)
 TRAIN = "train"
 
 
@@ -159,9 +162,8 @@ class _Process:
                 self._start()
             assert self._connection is not None
             try:
-                slice_s = min(SILENCE_S, patience_s())
-                if not self._connection.poll(slice_s):
-                    self._silent_s += slice_s
+                if not self._connection.poll(SILENCE_S):
+                    self._silent_s += SILENCE_S
                     if self._silent_s >= patience_s():
                         raise ConnectionError(f"no answer within {self._silent_s:.0f} s")
                     logger.info(

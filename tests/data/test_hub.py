@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
-from conftest import _SERVER, apart
+from conftest import _SERVER, PATIENCE, FakeClock, apart
 from hub_server import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 
 from positron.config import DataConfig, TokenizerConfig
@@ -132,6 +133,41 @@ def test_without_a_network_the_hub_is_out_of_reach_after_a_bounded_wait(
     with pytest.raises(Unreachable, match="the dataset some/stories cannot be downloaded"):
         prepare(config(tmp_path), CHAR, None)
     assert any("trying again" in line for line in logged)
+
+
+def test_a_download_ends_if_the_server_accepts_connections_but_never_answers(
+    stories_hub: Hub, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The client alone would repeat its request for minutes."""
+    ended = threading.Event()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: ended.wait(PATIENCE))
+    monkeypatch.setattr(hub_download, "time", time)
+    monkeypatch.setattr(hub_download, "ANSWER_S", 0.1)
+    monkeypatch.setattr(hub_download, "PATIENCE_S", 0.2)
+    file = {"name": "data/train-00001.parquet", "size": None, "sha256": None}
+    with pytest.raises(Unreachable, match="cannot be downloaded: no answer within 0 s"):
+        hub_download.download("some/stories", "dataset", COMMIT, file, tmp_path)
+    ended.set()
+
+
+def test_a_failure_near_the_end_of_a_long_download_is_not_the_last_attempt(
+    stories_hub: Hub, tmp_path: Path, monkeypatch: Any
+) -> None:
+    real, attempts, clock = huggingface_hub.hf_hub_download, [], FakeClock()
+    monkeypatch.setattr(hub_download, "time", clock)
+
+    def slow(*arguments: Any, tqdm_class: Any, **options: Any) -> Any:
+        attempts.append(1)
+        clock.sleep(10 * hub_download.PATIENCE_S)
+        if len(attempts) == 1:
+            tqdm_class(disable=True).update(1000)
+            raise ConnectionError("the connection was reset")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", slow)
+    file = {"name": "data/train-00001.parquet", "size": None, "sha256": None}
+    path = hub_download.download("some/stories", "dataset", COMMIT, file, tmp_path)
+    assert path.read_bytes() == stories_hub.files[stories_hub.path("data/train-00001.parquet")]
 
 
 def test_downloads_of_the_same_file_take_turns(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import hub_server
 import pyarrow as pa
 import pytest
-from conftest import FakeClock
+from conftest import PATIENCE, FakeClock
 from hub_server import CHAR, Hub
 from test_hub import documents
 
@@ -169,6 +169,15 @@ def test_a_network_that_is_silent_is_waited_for_and_then_named(
         next(row_chunks(repository, "text", 0))
     assert logged[0].startswith("waiting for the rows of some/stories")
     assert "trying again" in logged[1]
+
+
+def test_rows_are_waited_for_even_without_patience_for_failures(
+    rows_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_download, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(hub_rows, "SILENCE_S", PATIENCE)
+    first, rows = next(row_chunks(Repository(chosen(tmp_path)), "text", 0))
+    assert (first, rows) == (1, TEXTS)
 
 
 @pytest.mark.slow  # the hub's client waits for 25 s by itself

@@ -15,7 +15,7 @@ from conftest import PROJECT, tiny
 from tqdm import tqdm
 
 from positron.cli import MODULES
-from positron.data.hub import _Fetch
+from positron.data.hub_download import BackgroundCall
 from positron.system.errors import UserError
 from positron.system.log import log_received, log_to_queue, run_log, screen_log
 from positron.training.resume import open_session
@@ -79,12 +79,12 @@ def test_lines_of_two_runs_in_two_threads_reach_their_own_logs(tmp_path):
 
 
 def test_lines_of_a_background_fetch_reach_the_log_of_its_run(tmp_path):
-    def fetch(file):
-        logger.info(f"fetching {file['name']}")
-        return Path(file["name"])
+    def fetch():
+        logger.info("fetching a.parquet")
+        return Path("a.parquet")
 
     with run_log(tmp_path / "train.log"):
-        assert _Fetch(fetch, {"name": "a.parquet"}).result() == Path("a.parquet")
+        assert BackgroundCall(fetch).result() == Path("a.parquet")
     assert kept(tmp_path / "train.log") == ["fetching a.parquet"]
 
 
