@@ -273,7 +273,8 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
     max_tokens = _max_tokens(body, 1, ("max_tokens", "max_completion_tokens"))
     left_out: dict[str, Any] = {}
     advice = "shorten the conversation, or give truncation=auto to drop the oldest turns"
-    if body.take("truncation", _truncation, False):
+    cuts = body.take("truncation", _truncation, False)
+    if cuts:
         advice = "shorten the last message"
         last = messages[-1:] if continues else []
         room = served.context - sum(len(served.tokenizer.encode(message.content)) for message in last)
@@ -286,6 +287,9 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
         }
         messages = read + last
     ids = _chat_ids(served, messages, continues)
+    if cuts and continues and len(ids) > served.context:  # an answer may be longer than the context
+        ids = ids[-(served.context // 2) :]  # as the decoder does when it has filled the context
+        left_out["cut_message"] = True
     _refuse_longer(ids, served, "messages", advice, "the conversation")
     max_tokens = max_tokens or max(1, served.context - len(ids))
     wants, likeliest = (

@@ -477,6 +477,17 @@ def test_dropping_the_oldest_turns_leaves_room_for_the_message_that_is_continued
     assert answer.usage.prompt_tokens + (max_tokens or 8) <= CONTEXT
 
 
+def test_an_answer_that_has_filled_the_context_is_continued_from_its_end(client):
+    """An answer may be longer than the context; the client cannot shorten it."""
+    messages: list[Any] = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "ab" * CONTEXT}]
+    extra = {"truncation": "auto", "continue_final_message": True}
+    answer = client.chat.completions.create(model="talker", messages=messages, seed=1, max_tokens=6, extra_body=extra)
+    assert answer.usage.prompt_tokens == CONTEXT // 2
+    assert answer.cut_message
+    end = TOKENIZER.encode(messages[1]["content"])[-CONTEXT // 2 :]
+    assert answer.choices[0].message.content == written(end, PRESETS["precise"], True, max_tokens=6, seed=1)[0]
+
+
 def test_text_offsets_do_not_count_the_space_that_the_tokenizer_puts_first(site):
     tokenizer = imported_pieces()
     served = dataclasses.replace(site.models.get("writer"), tokenizer=tokenizer)

@@ -62,12 +62,12 @@ export async function* events(path, body, signal) {
 export async function* answer(model, messages, { system, prefix, ...settings }, signal) {
   const common = { model: model.id, stream: true, ...settings };
   const longest = Math.min(model.max_model_len, MOST_TOKENS); // the server's default is 16 tokens for a text
+  // An answer may be longer than the context, so it is no news (`cut`) if its beginning is not read when it is continued.
   if (!model.chats) {
     const prompt = messages[messages.length - 1].content + prefix;
     const body = { max_tokens: longest, ...common, prompt, logprobs: TOP, truncation: "auto" };
     for await (const event of events("/v1/completions", body, signal)) {
       const [choice] = event.choices;
-      // an answer may be longer than the context, so it is no news if its beginning is not read when it is continued
       const leftOut = { cut: !prefix && (event.cut_prompt ?? false) };
       if (choice) yield { text: choice.text, tokens: completionTokens(choice.logprobs), finish: choice.finish_reason, leftOut };
     }
@@ -79,7 +79,7 @@ export async function* answer(model, messages, { system, prefix, ...settings }, 
   const body = { ...common, messages: all, logprobs: true, top_logprobs: TOP, truncation: "auto", ...extra };
   for await (const event of events("/v1/chat/completions", body, signal)) {
     const [choice] = event.choices;
-    const leftOut = { dropped: event.dropped_turns ?? 0, withoutSystem: event.dropped_system ?? false, cut: event.cut_message ?? false };
+    const leftOut = { dropped: event.dropped_turns ?? 0, withoutSystem: event.dropped_system ?? false, cut: !prefix && (event.cut_message ?? false) };
     if (choice) yield { text: choice.delta.content ?? "", tokens: chatTokens(choice.logprobs), finish: choice.finish_reason, leftOut };
   }
 }
