@@ -240,6 +240,18 @@ def test_an_alternative_after_parts_of_a_character_continues_after_the_character
     assert page.evaluate(join, tokens) == "aé😀中bytes:"
 
 
+def test_a_character_of_several_tokens_is_shown_at_the_last_of_them(page: Page) -> None:
+    make = """async (names) => {
+        const { reader, tokenElement } = await import('./static/chat/tokens.js');
+        const added = reader();
+        const elements = names.map((name) => tokenElement([name, -1], added(name), () => {}));
+        return elements.map((made) => [made.textContent, made.title]);
+    }"""
+    made = page.evaluate(make, ["a", "bytes:\\xc3", "bytes:\\xa9", "bytes:"])
+    assert [text for text, _ in made] == ["a", "", "é", "bytes:"]
+    assert made[1][1] == "part of a character (c3): 37 %"
+
+
 def test_an_answer_that_another_conversation_interrupts_is_kept(page: Page) -> None:
     limit(page, 4)
     send(page, "first")

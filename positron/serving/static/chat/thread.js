@@ -1,6 +1,6 @@
 // The conversation on the page: turns, each with a question and the answers of one or several models beside each other.
 
-import { Alternatives, tokenElement } from "./tokens.js";
+import { Alternatives, reader, tokenElement } from "./tokens.js";
 import { button, enable } from "./button.js";
 import { counted, el } from "../dom.js";
 
@@ -139,10 +139,13 @@ class AnswerView {
 
   // Only new tokens are appended, so that a focused or opened token stays.
   showTokens(answer) {
-    if (this.shownTokens === 0) this.text.replaceChildren(...this.beginning(answer));
+    if (this.shownTokens === 0) {
+      this.text.replaceChildren(...this.beginning(answer));
+      this.added = reader();
+    }
     answer.tokens.slice(this.shownTokens).forEach((token, k) => {
       const place = this.shownTokens + k;
-      this.text.append(tokenElement(token, (anchor) => this.thread.alternatives.open(anchor, token, (text) => this.choose(place, text))));
+      this.text.append(tokenElement(token, this.added(token[0]), (anchor) => this.thread.alternatives.open(anchor, token, (text) => this.choose(place, text))));
     });
     this.shownTokens = answer.tokens.length;
     if (!this.text.querySelector("[tabindex='0']")) this.text.querySelector(".token").tabIndex = 0;

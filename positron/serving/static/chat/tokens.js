@@ -6,23 +6,38 @@ const MOST_BITS = 8; // a surprise of as many bits or more has the strongest col
 
 const probability = (logprob) => percent(Math.exp(logprob));
 
-// Special tokens and parts of characters have no text with which the answer could continue.
-const isText = (text) => text !== "" && !/^<\|.*\|>$/.test(text) && !text.includes("\ufffd") && !text.startsWith("bytes:");
+// The server names a token that is only a part of a character by its bytes, such as bytes:\xc3.
+const BYTES = /^bytes:((?:\\x[0-9a-f]{2})+)$/;
+const encoder = new TextEncoder();
+const bytesOf = (name) => (BYTES.test(name) ? Uint8Array.from(name.match(/(?<=\\x)../g), (hex) => parseInt(hex, 16)) : encoder.encode(name));
 
-// The text of several tokens. The server names a token that is only a part of a character by its bytes, such as bytes:\xc3.
-export function textOf(tokens) {
-  const encoder = new TextEncoder();
-  const bytes = tokens.flatMap(([name]) => (/^bytes:(\\x[0-9a-f]{2})+$/.test(name) ? name.match(/(?<=\\x)../g).map((hex) => parseInt(hex, 16)) : [...encoder.encode(name)]));
-  return new TextDecoder().decode(new Uint8Array(bytes));
+// Special tokens and parts of characters have no text with which the answer could continue.
+const isText = (name) => name !== "" && !/^<\|.*\|>$/.test(name) && !name.includes("\ufffd") && !BYTES.test(name);
+
+const part = (name) => `part of a character (${name.match(/(?<=\\x)../g).join(" ")})`;
+const shown = (name) => (BYTES.test(name) ? part(name) : visible({ text: name }));
+const said = (name) => (BYTES.test(name) ? part(name) : spoken({ text: name }));
+
+// Return a function that returns what the next token adds to the text: a character belongs to the token that completes it.
+export function reader() {
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  return (name) => decoder.decode(bytesOf(name), { stream: true });
 }
 
-// A span, because a button would not wrap within the text. Tab reaches one token of an answer, arrow keys the others.
-export function tokenElement([text, logprob], open) {
+// The text of several tokens.
+export function textOf(tokens) {
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  return tokens.map(([name]) => decoder.decode(bytesOf(name), { stream: true })).join("") + decoder.decode();
+}
+
+// A span, because a button would not wrap within the text. Tab reaches one token of an answer, arrow keys the others. added: what
+// the token adds to the text.
+export function tokenElement([text, logprob], added, open) {
   const made = el("span", {
-    class: "token", role: "button", tabindex: -1, title: `${visible({ text })}: ${probability(logprob)}`,
-    "aria-label": `${spoken({ text })}, ${probability(logprob)}`, "aria-haspopup": "dialog", "aria-expanded": "false",
+    class: "token", role: "button", tabindex: -1, title: `${shown(text)}: ${probability(logprob)}`,
+    "aria-label": `${said(text)}, ${probability(logprob)}`, "aria-haspopup": "dialog", "aria-expanded": "false",
     share: Math.min(1, -logprob / Math.LN2 / MOST_BITS).toFixed(3), onclick: () => open(made),
-  }, text);
+  }, added || null);
   made.addEventListener("keydown", (event) => {
     const next = { ArrowRight: made.nextElementSibling, ArrowLeft: made.previousElementSibling }[event.key];
     if (event.key === "Enter" || event.key === " ") open(made);
@@ -55,7 +70,7 @@ export class Alternatives {
     this.close();
     this.anchor = anchor;
     anchor.ariaExpanded = "true";
-    this.title.textContent = `${visible({ text })} had ${probability(logprob)}. Select a token to continue from it:`;
+    this.title.textContent = `${shown(text)} had ${probability(logprob)}. Select a token to continue from it:`;
     const all = top.some(([other]) => other === text) ? top : [...top, [text, logprob]];
     this.list.replaceChildren(...[...all].sort((a, b) => b[1] - a[1]).map(([other, value]) => {
       const select = () => {
@@ -65,7 +80,7 @@ export class Alternatives {
       return el("li", {}, el("button", {
         type: "button", disabled: !isText(other), share: Math.exp(value).toFixed(3), onclick: select,
         "aria-current": other === text ? "true" : null,
-      }, el("span", {}, visible({ text: other })), el("span", {}, probability(value))));
+      }, el("span", {}, shown(other)), el("span", {}, probability(value))));
     }));
     anchor.parentElement.after(this.box); // so that Tab goes from the text into the list, and on to what follows the text
     this.box.hidden = false;
