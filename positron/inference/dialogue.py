@@ -176,7 +176,9 @@ class Dialogue:
         """Return the values of all settings by their names, for display."""
         name = next((name for name, sampling in PRESETS.items() if sampling == self.sampling), "your own")
         limit = "none (until the context is full)" if self.max_tokens is None else self.max_tokens
-        return {"preset": name, **dataclasses.asdict(self.sampling), "max_tokens": limit, "seed": self.seed}
+        # `none` is also what a user types to turn a setting off
+        values = {key: "none" if value is None else value for key, value in dataclasses.asdict(self.sampling).items()}
+        return {"preset": name, **values, "max_tokens": limit, "seed": self.seed}
 
     def state(self) -> dict[str, Any]:
         """Return settings and messages in a form that can be written to a JSON file and read by `restore`."""

@@ -312,6 +312,13 @@ def test_a_ctrl_c_just_after_an_answer_does_not_count(
     assert "the answer was already complete" in capsys.readouterr().err
 
 
+def test_a_setting_that_is_off_is_shown_as_it_is_typed(dialogue: Dialogue) -> None:
+    shown = dialogue.settings()
+    assert shown["top_k"] == "none"
+    dialogue.change("top_k", shown["top_k"])
+    assert dialogue.settings() == shown
+
+
 def test_settings_and_help_name_the_preset_that_holds(dialogue: Dialogue, capsys: pytest.CaptureFixture[str]) -> None:
     from positron.chat import arguments
     from positron.generate import arguments as options_of_generate
