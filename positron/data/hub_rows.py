@@ -34,9 +34,8 @@ from positron.system.locks import lock
 logger = logging.getLogger(__name__)
 
 CHUNK_CHARS = 1 << 20
-SILENCE_S = (
-    20.0  # seconds without data after which a message says that Positron is waiting; more than the child's imports take
-)
+# seconds without data after which a message says that Positron is waiting; more than the child's imports take
+SILENCE_S = 20.0
 TRAIN = "train"
 
 
