@@ -520,7 +520,7 @@ def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     for path, said in (
         ("/dev/null", "not a regular file"),
         (str(tmp_path / "broken.txt"), "a link to a missing file"),
-        (str(tmp_path / ("x" * 300)), "File name too long"),
+        (str(tmp_path / ("x" * 300)), "is a text, not the path of a file"),
         (str(tmp_path), "contains no file.*broken.txt"),
     ):
         with pytest.raises(UserError, match=said):

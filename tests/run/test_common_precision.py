@@ -102,6 +102,7 @@ def test_later_runs_have_the_precision_of_the_first(tmp_path: Path, monkeypatch:
                 sweep=SimpleNamespace(dir=tmp_path / "s"),
                 job=SimpleNamespace(num=number),
                 launcher=SimpleNamespace(_target_="BasicLauncher"),
+                sweeper=SimpleNamespace(_target_="BasicSweeper"),
             )
             request = compose_request("train", [*overrides, "name=s"])
             _sweep_job(hydra, overrides, request, configure, train)

@@ -304,7 +304,7 @@ def test_an_edited_run_json_is_told_and_not_continued(
 @pytest.mark.parametrize("prompt", ["a\nimport os", "\x1b]0;title\x07", "a\r2026-01-01 00:00:00 forged"])
 def test_text_from_a_run_folder_cannot_forge_lines_of_its_log(tmp_path: Path, run: Run, prompt: str) -> None:
     config = json.loads((run.folder / "config.json").read_text())
-    edit(run.folder / "config.json", train={**config["train"], "sample_prompt": prompt})
+    edit(run.folder / "config.json", data={**config["data"], "field": prompt})
     with pytest.raises(UserError):
         train(settings(tmp_path / "outputs"), run.folder)
     lines = (run.folder / "train.log").read_bytes().decode().split("\n")[:-1]
