@@ -105,7 +105,7 @@ def sweep_jobs(folder: Path) -> list[Job]:
             run = Run(path.parent)
             outcome, facts = read_outcome(path), run.facts()
             score = None if outcome.failed else reported_score(run, facts)
-            validated = None if score is None else validation_text(facts, _config(run))
+            validated = None if score is None else validation_text(facts, _config(run), measure_of(facts.kind))
         except UserError as error:  # one damaged file must not cost the report of the other jobs
             jobs.append(Job(number, {}, "unknown", None, Facts(), str(error)))
             continue

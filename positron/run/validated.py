@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from positron.run.facts import Facts
+from positron.run.measure import BITS_PER_BYTE, Measure
 
 # settings of the data that change training only; all others could change the validation text
 DATA_OF_TRAINING = ("packing", "document_mask")
@@ -28,14 +29,18 @@ class ValidationText:
     limit: str  # identifies the settings that decide the length
 
 
-def validation_text(facts: Facts, config: dict[str, Any]) -> ValidationText:
-    """Return the text on which a run is validated.
+def validation_text(facts: Facts, config: dict[str, Any], measure: Measure = BITS_PER_BYTE) -> ValidationText:
+    """Return the text on which a run is validated with `measure`.
 
     `facts` is the content of the run's run.json. `config` holds its settings as nested dicts; groups and keys that are missing
-    or damaged count as unknown.
+    or damaged count as unknown. The accuracy of `prefer` and the reward of `reinforce` are measured on pairs and prompts. Only
+    the bits per byte of these runs are measured on the pretraining text, which the base run decides.
     """
     data, train = (group if isinstance(group := config.get(name), dict) else {} for name in ("data", "train"))
-    text = [facts.data_fingerprint or data, data.get("seed"), data.get("val_fraction"), facts.validated_on]
+    text = [facts.data_fingerprint or data, data.get("seed"), data.get("val_fraction")]
+    if measure != BITS_PER_BYTE:
+        return ValidationText(_identity(text), None, "")
+    text.append(facts.validated_on)
     limit = [train.get("val_tokens"), config.get("tokenizer")]
     return ValidationText(_identity(text), facts.val_bytes, _identity(limit))
 

@@ -78,6 +78,26 @@ def test_the_sweep_the_dashboard_pruning_and_compare_agree(tmp_path: Path, are_s
     assert are_validated_alike([Run(tmp_path / "0"), Run(tmp_path / "1")]) == are_same
 
 
+def test_the_accuracy_of_jobs_on_different_base_runs_can_be_compared(tmp_path: Path) -> None:
+    """The text of the base run decides only the bits per byte, which does not rank jobs of `prefer` and `reinforce`."""
+    for number, base in enumerate(("stories", "shakespeare")):
+        make_job(tmp_path, number, 3000 + 900 * number)
+        run = Run(tmp_path / str(number))
+        facts = {
+            "kind": "preference",
+            "status": "finished",
+            "data_fingerprint": "pairs",
+            "val/bytes": 3000 + 900 * number,
+        }
+        write_record(run.facts_path, {**facts, "validated_on": base})
+        run.metrics_path.write_text(
+            json.dumps({"step": 3, "tokens": 9, "val/bpb": 0.3, "preference/accuracy": 0.9}) + "\n"
+        )
+    assert "cannot be compared" not in as_text(sweep_jobs(tmp_path))
+    assert finished_curves(tmp_path, tmp_path / "0") == [{3: -0.9}]
+    assert not are_validated_alike([Run(tmp_path / "0"), Run(tmp_path / "1")])
+
+
 def test_jobs_that_failed_do_not_make_the_scores_of_the_others_incomparable(tmp_path: Path) -> None:
     for number, share in enumerate((0.1, 0.1, 0.2)):
         make_job(tmp_path, number, 3000, data__val_fraction=share, optimizer__lr=number + 1)

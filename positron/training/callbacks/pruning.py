@@ -32,7 +32,8 @@ def finished_curves(sweep: Path, own_folder: Path) -> list[dict[int, float]]:
     """
     curves = []
     own, facts = Run(own_folder).config(), Run(own_folder).facts()
-    validated, measure = validation_text(facts, own), measure_of(facts.kind)
+    measure = measure_of(facts.kind)
+    validated = validation_text(facts, own, measure)
     for run in map(Run, numbered_folders(sweep)):
         if not run.job_path.exists():
             continue
@@ -43,7 +44,7 @@ def finished_curves(sweep: Path, own_folder: Path) -> list[dict[int, float]]:
             config = run.config()
             if any(config.get(key) != own.get(key) for key in ("seed", "reward")):
                 continue
-            if not are_comparable(validation_text(facts, config), validated):
+            if not are_comparable(validation_text(facts, config, measure), validated):
                 continue
             curves.append(measure.curve(read_metrics(run.metrics_path)))
     return curves
