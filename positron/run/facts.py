@@ -122,9 +122,7 @@ class Facts:
     base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")
     teachers: str | None = _fact(_TEXT)  # SHA-256 of the weights of each teacher of a distillation, separated by blanks
     reference: str | None = _fact(_TEXT)  # SHA-256 of the weights of the base run with which this run began
-    replayed: str | None = _fact(
-        _TEXT
-    )  # identifies the pretraining text that is mixed into the batches of a fine-tuning
+    replayed: str | None = _fact(_TEXT)  # identifies the pretraining text in the batches of a fine-tuning
     imported: str | None = _fact(_TEXT)  # the path or repository from which the model was imported
     # size and modification time of the files from which the model was imported (`files_of` in interop/names.py)
     imported_files: dict[str, Any] | None = dataclasses.field(default=None, metadata={"type": _GROUP, "key": None})

@@ -120,10 +120,8 @@ def record_start(
     }
     if weights is not None:
         start["weights"] = {"path": without_home(str(weights))}
-        with (
-            contextlib.suppress(FileNotFoundError),
-            weights.open("rb") as file,
-        ):  # a run that still trains may delete it
+        # a run that still trains may delete the file
+        with contextlib.suppress(FileNotFoundError), weights.open("rb") as file:
             start["weights"]["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     write_record(RunPaths(folder).provenance_path, {**known, "starts": [*known["starts"], start]}, mask_home=False)
 

@@ -60,9 +60,8 @@ class CommandParser(argparse.ArgumentParser):
         advice = f"did you mean --{similar[0]}?" if similar else f"{self.prog} --help lists all options"
         word = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
         positional = {action.dest for action in self._get_positional_actions()}
-        if (
-            word[5:] if word.startswith("--no-") else f"no-{word[2:]}"
-        ) in options:  # the similar option is the opposite
+        opposite = word[5:] if word.startswith("--no-") else f"no-{word[2:]}"
+        if opposite in options:  # the similar option
             advice = f"leave {word} out, because it is the default"
         if (name := _NAME_OF.get(word)) in options:
             advice = f"did you mean --{name}?"
