@@ -53,7 +53,6 @@ def base_model(session: Session) -> tuple[GPT, Tokenizer, str | None]:
 
     If the run is new, the model has the weights of the base run; otherwise the training loop restores the weights later. With
     LoRA, low-rank matrices are added to the model. The file of the weights is read only once, because the base run may still
-    LoRA, low-rank matrices are added to the model. The file of the weights is read only once, because the base run may still
     train, and then replaces the file. The hash is None if a run of an older version did not record it. Raises UserError if the
     model is too large to be trained on this machine, or if init_from= names another run than the recorded base run, which was
     not found, and this run has other weights.
