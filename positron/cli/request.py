@@ -138,6 +138,11 @@ def _place_of(key: str, given: Mapping[str, str]) -> str | None:
     return None
 
 
+def is_search(hydra: Any) -> bool:
+    """Tell whether a sweep is a search, such as Optuna's, and not a grid, from the `hydra` section of a configuration."""
+    return not hydra.sweeper._target_.endswith("BasicSweeper")
+
+
 def typed_overrides(hydra: Any) -> list[str]:
     """Return the overrides of the command line as they were typed, from the `hydra` section of a configuration."""
     from omegaconf import OmegaConf

@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from positron.cli.hydra_app import hydra_errors_as_ours
 from positron.cli.overrides import quoted
 from positron.cli.preflight import check_files, check_name, check_packages
-from positron.cli.request import read_request, typed_overrides
+from positron.cli.request import is_search, read_request, typed_overrides
 from positron.config import DataConfig, LoggerConfig
 from positron.evaluation.summary import next_words
 from positron.evaluation.sweep_report import SEED, as_text, paired_arguments, write_sweep_report
@@ -131,7 +131,7 @@ def count_jobs(config: Any, parsed: list[Any]) -> int | None:
     `parsed` are the overrides with several values. Raises UserError if a grid contains an `interval()`, which has no list of
     values.
     """
-    if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+    if is_search(config.hydra):
         return None
     for override in parsed:
         if not override.is_discrete_sweep():
@@ -144,7 +144,7 @@ def count_jobs(config: Any, parsed: list[Any]) -> int | None:
 
 def _refuse_search_over_seeds(config: Any, swept: set[str]) -> None:
     """Raise UserError if a search would choose the seed, because the search would choose the luckiest seed."""
-    if SEED in swept and not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+    if SEED in swept and is_search(config.hydra):
         raise UserError(
             "a search cannot choose the seed, because the luckiest seed would win: search with a single seed=, "
             "then train the best settings without hydra/sweeper= and with several seeds, such as -m seed=0,1,2,3,4"
@@ -158,7 +158,7 @@ def _refuse_search_over_what_is_measured(config: Any, swept: set[str]) -> None:
         is_measurement = (
             key == "train.val_tokens" or group == "reward" or (group == "data" and name not in DATA_OF_TRAINING)
         )
-        if is_measurement and not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+        if is_measurement and is_search(config.hydra):
             raise UserError(
                 f"a search cannot choose {key}=, because jobs with different values of it have scores that cannot be compared: "
                 "give it a single value, or leave hydra/sweeper= out to train one run for each value"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron.cli.overrides import given_keys
 from positron.cli.preflight import with_source
-from positron.cli.request import Request, compose_request, read_request, typed_overrides
+from positron.cli.request import Request, compose_request, is_search, read_request, typed_overrides
 from positron.cli.user_callbacks import make_callbacks
 from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
@@ -164,7 +164,7 @@ def _sweep_job(
         return train(dataclasses.replace(known, device=device, logger=logger), folder)
 
     score = record_job(folder, overrides, job)
-    if not hydra.sweeper._target_.endswith("BasicSweeper"):
+    if is_search(hydra):
         end_unfair_search(sweep)
     return score
 
