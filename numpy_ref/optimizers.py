@@ -36,6 +36,14 @@ The factor 0.2 sqrt(max(rows, columns)) makes both steps equally large (arXiv:25
 Each weight therefore moves by up to about the learning rate in a step, whatever the scale of its gradient. Only matrices decay:
 pulling the scale of a norm towards 0 is not a regularisation.
 
+Averaging (Polyak and Juditsky 1992; arXiv:1803.05407): while the learning rate is above 0, the weights move around a good
+place in random directions, and their mean is nearer to it. With a time constant of tau steps, the mean m follows the weights w
+in the last 4 tau steps of a training:
+
+    m <- m + max(1 / tau, 1 / n) (w - m)        n = 1, 2, ... counts the steps of the mean
+
+For n <= tau, m is the plain mean of n weights, and afterwards an exponential one.
+
 Clipping (arXiv:1211.5063): if the norm of all gradients together exceeds max_norm, all are multiplied by max_norm / norm. The
 direction stays the same, and one bad batch cannot ruin the weights.
 
@@ -270,6 +278,20 @@ def lr_at(
         case _:
             assert_never(kind)
     return peak * step / warmup_steps if step <= warmup_steps else peak * (1 - (1 - final_ratio) * decayed)
+
+
+def average_step(means: Params, params: Params, step: int, *, horizon: int, share: float) -> None:
+    """Add the weights after a step, counted from 1, to their running mean, in place.
+
+    `means` is empty before the mean begins. `horizon` is the number of the last step, and `share` the time constant as a share
+    of the horizon. With 0 there is never a mean.
+    """
+    tau = share * horizon
+    n = step - max(1, horizon - round(4 * tau)) + 1
+    if not share or n < 1:
+        return
+    for name, w in params.items():
+        means[name] = w.copy() if name not in means else means[name] + min(1, max(1 / tau, 1 / n)) * (w - means[name])
 
 
 def _progress(step: int, begin: int, end: int) -> float:

@@ -531,6 +531,8 @@ class ScheduleConfig:
     warmup_steps: CountOrZero = 100  # steps during which the learning rate rises from 0 to its peak
     decay_share: Share = 0.4  # for trapezoid: share of the steps during which the rate falls
     final_ratio: Ratio | None = None  # last learning rate, as a multiple of the peak; null: 0 for trapezoid, else 0.1
+    # time constant, as a share of the steps, of the mean of the last weights that validation and checkpoints use; 0: none
+    average_share: Ratio = 0.0
 
     def __post_init__(self) -> None:
         if self.final_ratio is None:  # so that a run records the number

@@ -84,6 +84,7 @@ RECIPES = {
     "linear": Recipe("train", "schedule=linear optimizer.weight_decay=0.3 seed=1"),
     "constant": Recipe("train", "schedule=constant optimizer.betas=[0.8,0.99]"),
     "trapezoid": Recipe("train", "schedule=trapezoid optimizer=muon"),
+    "mean": Recipe("train", "schedule=linear schedule.average_share=0.15", stop_at=6),
     "muon_embeddings": Recipe("train", "optimizer=muon_embeddings model.tie_embeddings=false"),
     "bf16": Recipe("train", "precision=bf16 model.context_length=64 model.position=rope model.norm=rmsnorm"),
     "monitors": Recipe("train", "monitor=all"),

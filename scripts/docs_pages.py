@@ -82,6 +82,7 @@ UNITS = {
     "schedule.warmup_steps": "steps",
     "schedule.decay_share": "share of the steps",
     "schedule.final_ratio": "multiple of lr",
+    "schedule.average_share": "share of the steps",
     "train.max_steps": "steps",
     "train.stop_at": "step",
     "train.max_time": "time: seconds, 90s, 10m, 2h",

@@ -26,6 +26,7 @@ _OTHER_NAMES = {
     "sft.epochs": "epochs num_epochs num_train_epochs n_epochs epoch",
     "optimizer.lr": "lr learning_rate max_lr base_lr peak_lr learningrate matrix_lr",
     "schedule.final_ratio": "min_lr final_lr_frac final_lr min_learning_rate lr_min lr_decay_ratio",
+    "schedule.average_share": "ema ema_decay use_ema ema_weights swa swa_lrs weight_averaging",
     "schedule.warmup_steps": "warmup warmup_iters lr_warmup_steps warmup_ratio num_warmup_steps lr_warmup_fraction",
     "schedule": "lr_scheduler lr_scheduler_type decay_lr lr_schedule scheduler lr_decay_iters lr_decay_style",
     "train.batch_tokens": "batch_size total_batch_size global_batch_size train_batch_size bs batchsize "
@@ -157,6 +158,7 @@ _REASON_OF_RECIPE = {recipe: _by_name(names_of) for recipe, names_of in _WITHOUT
 _NOTES = {
     "train.batch_tokens": "tokens per optimizer step: the batch size times the context length",
     "schedule.final_ratio": "the last learning rate as a multiple of the peak, optimizer.lr",
+    "schedule.average_share": "the time constant of a mean of the weights, as a share of the steps",
     "train.val_tokens": "the number of tokens used for validation",
     "sft.epochs": f"read by {command('sft')} only; for pretraining, give the number of optimizer steps as train.max_steps=",
     "optimizer.betas": "both numbers as a list, such as [0.9,0.95]",

@@ -40,7 +40,8 @@ def check_memory(
 ) -> None:
     """Raise UserError if the memory of this machine is too small for `copies` floats per parameter of the model.
 
-    `copies`: 4 for training (TRAINING_COPIES), 1 for training with LoRA, 2 for an import, 1 for a model that is only used.
+    `copies`: 4 for training (TRAINING_COPIES), 5 for training that keeps a mean of the weights, 1 for training with LoRA, 2 for
+    an import, 1 for a model that is only used.
     `device`: the number of processes and their strategy. With fsdp, the processes divide the `copies` floats among themselves.
     Otherwise each process holds all of them, and in training DDP's copy of the gradients, too. Each process creates the whole
     weights in main memory; with an accelerator other than "cpu", main memory holds nothing else. With "cuda", the smallest GPU

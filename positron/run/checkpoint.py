@@ -19,6 +19,9 @@ from positron.system.errors import UserError
 logger = logging.getLogger(__name__)
 
 BEST = "best.ckpt"
+WITHOUT_MEAN = (
+    "weights_without_mean"  # the weights with which a training continues whose state_dict is a mean of weights
+)
 _REMEDY = "use another checkpoint, or restore this one from a copy"
 _NAME = re.compile(r"step-(\d{1,12})\.ckpt")
 _NEEDED: dict[str, type] = {
@@ -68,7 +71,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
     fault = _fault_of_contents(checkpoint, _NEEDED)
     if fault:
         raise UserError(f"{path} is not a complete checkpoint of a Positron run: {fault}; {_REMEDY}")
-    fault = _fault_of_contents(checkpoint, _NEEDED_TO_CONTINUE) if to_continue else None
+    fault = _fault_of_contents(checkpoint, _NEEDED_TO_CONTINUE) or _fault_of_mean(checkpoint) if to_continue else None
     if fault:
         raise UserError(
             f"training cannot be continued from {path}: {fault}; use another checkpoint, or give init_from=RUN instead of "
@@ -95,6 +98,16 @@ def _fault_of_contents(checkpoint: Any, needed: dict[str, type]) -> str | None:
             return one_line(f"its state_dict contains {name}, which is not a dense tensor", 200)
     if checkpoint["global_step"] < 0 or checkpoint["bad_steps"] < 0:
         return "its global_step or bad_steps is negative"
+    return None
+
+
+def _fault_of_mean(checkpoint: dict[str, Any]) -> str | None:
+    weights, means = checkpoint.get(WITHOUT_MEAN, {}), checkpoint["state_dict"]
+    if not isinstance(weights, dict):
+        return f"its {WITHOUT_MEAN} is a {type(weights).__name__}, not a dict"
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor) or name not in means or value.shape != means[name].shape:
+            return one_line(f"its {WITHOUT_MEAN} contains {name}, which does not fit its state_dict", 200)
     return None
 
 

@@ -22,6 +22,8 @@ from torch.distributed.fsdp import FSDPModule
 from positron.config import OptimizerConfig, ScheduleConfig
 from positron.model.gpt import GPT
 from positron.model.kernels.torch_private import loss_scale, skip_step_if
+from positron.run.checkpoint import WITHOUT_MEAN
+from positron.training.averaging import WeightAverage
 from positron.training.objective.base import Objective, Part
 from positron.training.optim.groups import build_optimizer, clip_gradients, set_lr
 from positron.training.optim.schedule import lr_at
@@ -74,6 +76,7 @@ class TrainingModule(L.LightningModule):
         self.model, self.objective = model, objective
         self.register_buffer("token_bytes", torch.from_numpy(objective.token_bytes).float(), persistent=False)
         self.optimizer_config, self.schedule, self.horizon = optimizer, schedule, horizon
+        self.average = WeightAverage(self, share=schedule.average_share, horizon=horizon)
         self.grad_clip, self.max_bad_steps = grad_clip, max_bad_steps
         self.seed, self.identity = seed, identity
         self.metrics: dict[str, float] = {}
@@ -96,7 +99,8 @@ class TrainingModule(L.LightningModule):
         return build_optimizer(self.model.named_parameters(), self.optimizer_config, fused=fused, bf16=is_bf16)
 
     def on_train_start(self) -> None:
-        """Move the counters of bad steps to the device. In a bad step, the loss or the gradient was NaN or infinite."""
+        """Move the mean of the weights and the counters of bad steps (loss or gradient NaN or infinite) to the device."""
+        self.average.place()
         self.bad_in_a_row = self.longest_bad_streak = self.bad_in_a_row.to(self.device)
         self.bad_steps = self.bad_steps.to(self.device)
 
@@ -122,6 +126,7 @@ class TrainingModule(L.LightningModule):
         self.metrics = self.objective.step_metrics()
         self.updating = True
         optimizer.step()
+        self.average.update(step)
         self.updating = False
         optimizer.zero_grad(set_to_none=True)
 
@@ -187,18 +192,22 @@ class TrainingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the counts of bad steps, the tokenizer's hash, the architecture and the objective's state to the checkpoint.
 
-        A bad step is one whose loss or gradient is not finite.
+        A bad step is one whose loss or gradient is not finite. If there is a mean of the weights, it becomes the `state_dict`,
+        which all programs read, and the weights with which the training continues are added.
         """
+        if weights := self.average.in_checkpoint(checkpoint["state_dict"]):
+            checkpoint[WITHOUT_MEAN] = weights
         counters = {"bad_steps": int(self.bad_steps), "bad_in_a_row": int(self.bad_in_a_row)}
         checkpoint |= {**counters, **self.identity}
         if state := self.objective.state(checkpoint["global_step"]):
             checkpoint["objective"] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the objective's state and the counts of bad steps, so that restarts do not hide a divergence.
+        """Restore the objective's state, the mean of the weights, and the counts of bad steps.
 
-        A bad step is one whose loss or gradient is not finite.
+        A bad step is one whose loss or gradient is not finite. Because they are restored, restarts do not hide a divergence.
         """
+        self.average.restore(checkpoint["state_dict"], checkpoint.get(WITHOUT_MEAN, {}), checkpoint["global_step"])
         self.objective.restore(checkpoint.get("objective", {}))
         self.bad_steps = torch.tensor(checkpoint["bad_steps"])
         self.bad_in_a_row = torch.tensor(checkpoint.get("bad_in_a_row", 0))  # missing in runs from before 2026-11

@@ -118,7 +118,8 @@ def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Se
 
 def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) -> None:
     """Raise UserError if training the model needs more memory than this machine has, by an estimate."""
-    gpt, copies = config.model.with_vocab(vocab_size), 1 if config.lora.rank else TRAINING_COPIES
+    gpt, has_mean = config.model.with_vocab(vocab_size), config.schedule.average_share > 0
+    copies = 1 if config.lora.rank else TRAINING_COPIES + has_mean
     is_new = config.init_from is None  # otherwise the model of another run decides its size
     check_memory(gpt, copies=copies, accelerator=machine.accelerator, device=config.device, is_new=is_new)
 

@@ -32,6 +32,7 @@ from positron.config import Activation, GPTConfig, Norm, OptimizerConfig, Positi
 from positron.inference import sampling
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
+from positron.training.averaging import WeightAverage
 from positron.training.optim.groups import build_optimizer, clip_gradients, set_lr
 from positron.training.optim.schedule import lr_at
 
@@ -271,6 +272,23 @@ def test_parity_of_learning_rates(kind: str, step: int, horizon: int, warmup: in
     schedule = ScheduleConfig(kind=kind, warmup_steps=warmup, final_ratio=final)
     wanted = lr_at(step, horizon, peak=0.3, schedule=schedule)
     assert theirs.lr_at(step, horizon, peak=0.3, kind=kind, warmup_steps=warmup, final_ratio=final) == wanted
+
+
+@settings(max_examples=30, deadline=None)
+@given(horizon=st.integers(1, 60), share=st.sampled_from([0.0, 0.01, 0.1, 0.25, 1.0]), seed=st.integers(0, 9))
+def test_parity_of_the_mean_of_the_weights_after_each_step(horizon: int, share: float, seed: int) -> None:
+    layer, rng = torch.nn.Linear(3, 2).double(), np.random.default_rng(seed)
+    means: dict[str, np.ndarray] = {}
+    average = WeightAverage(layer, share=share, horizon=horizon)
+    for step in range(1, horizon + 1):
+        values = {name: rng.standard_normal(p.shape) for name, p in layer.named_parameters()}
+        layer.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()})
+        average.update(step)
+        theirs.average_step(means, values, step, horizon=horizon, share=share)
+        assert average.means.keys() == means.keys()
+        for name, mean in means.items():
+            np.testing.assert_allclose(average.means[name].numpy(), mean, rtol=1e-12, atol=1e-12)
+    assert bool(means) == (share > 0)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

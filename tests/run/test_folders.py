@@ -271,6 +271,17 @@ def test_a_checkpoint_with_the_right_checksum_and_the_wrong_contents_is_one_line
             load_checkpoint(path, to_continue=True)
 
 
+@pytest.mark.parametrize(
+    "weights", [3, {"model.wte.weight": 3}, {"model.wte.weight": torch.zeros(1)}, {"model.other": torch.zeros(1)}]
+)
+def test_a_checkpoint_whose_weights_do_not_fit_their_mean_is_not_continued(run: Run, weights: object) -> None:
+    path = run.checkpoint_folder / "step-000020.ckpt"
+    torch.save(torch.load(path, weights_only=True) | {"weights_without_mean": weights}, path)
+    load_checkpoint(path)
+    with pytest.raises(UserError, match=r"cannot be continued from .*weights_without_mean"):
+        load_checkpoint(path, to_continue=True)
+
+
 def test_a_checkpoint_with_code_in_it_is_refused_without_advice_to_run_it(run: Run) -> None:
     path = run.checkpoint_folder / "best.ckpt"
     path.unlink()

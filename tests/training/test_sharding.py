@@ -31,7 +31,7 @@ from positron.training.sharding import FullyShardedStrategy, shard, whole_model
 SETTINGS = (
     *("model=debug", *FAST, "device=cpu", "train.micro_batch_size=3", "train.max_steps=6", "train.save_every=3"),
     *("train.val_every=3", "train.sample_every=3", "train.keep_history=3", "train.log_every=1", "train.grad_clip=0.3"),
-    *("schedule.warmup_steps=0", "optimizer.lr=3e-3"),
+    *("schedule.warmup_steps=0", "optimizer.lr=3e-3", "schedule.average_share=0.3"),
 )
 SHARDED = ("device.devices=2", "device.strategy=fsdp")
 # fewer rows than processes, rows that 8 does not divide, tied and untied heads, biases
@@ -47,6 +47,10 @@ def moments(folder):
     return [value for values in state["state"].values() for value in values.values()]
 
 
+def without_mean(folder):
+    return load_checkpoint(checkpoints(folder / "checkpoints")[-1])["weights_without_mean"]
+
+
 def assert_close(other, one, optimizer):
     """Compare metrics, weights and moments, whose rounding differs, because two processes add in another order.
 
@@ -57,6 +61,7 @@ def assert_close(other, one, optimizer):
     share = {"adamw": 0.002, "muon": 0.05}[optimizer]
     assert_same_trace(other, one)
     torch.testing.assert_close(weights(other), weights(one), rtol=0, atol=share * change)
+    torch.testing.assert_close(without_mean(other), without_mean(one), rtol=0, atol=share * change)
     torch.testing.assert_close(moments(other), moments(one), rtol=0, atol=2e-4)
 
 

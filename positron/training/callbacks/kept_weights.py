@@ -53,8 +53,9 @@ class WeightHistory(L.Callback):
             self._write(trainer, module)
 
     def _write(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        weights = bare_names(
-            {name: value.detach().cpu() for name, value in whole_state(module.model.state_dict()).items()}
-        )
-        if trainer.is_global_zero:
-            write_kept_weights(self.folder, trainer.global_step, weights)
+        with module.average.in_use():
+            weights = bare_names(
+                {name: value.detach().cpu() for name, value in whole_state(module.model.state_dict()).items()}
+            )
+            if trainer.is_global_zero:
+                write_kept_weights(self.folder, trainer.global_step, weights)

@@ -51,9 +51,12 @@ class Samples(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Generate and record a sample if the step is a multiple of `every` or the last one."""
+        if trainer.global_step % self.every == 0 or trainer.should_stop:
+            with module.average.in_use():
+                self._sample(trainer, module)
+
+    def _sample(self, trainer: L.Trainer, module: TrainingModule) -> None:
         step = trainer.global_step
-        if step % self.every and not trainer.should_stop:
-            return
         model = whole_model(module.model)  # all processes must call it
         if not trainer.is_global_zero:
             return

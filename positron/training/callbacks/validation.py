@@ -61,12 +61,14 @@ class Validation(L.Callback):
         """Score the validation text and add the result to the metrics, if the model is to be validated after this step."""
         if trainer.global_step % self.every and not trainer.should_stop:
             return
-        score = validate(trainer, module, self.objective.validation(trainer.global_rank, trainer.world_size))
+        with module.average.in_use():
+            score = validate(trainer, module, self.objective.validation(trainer.global_rank, trainer.world_size))
+            measured = measures(trainer, module)
         module.metrics |= {"val/loss": score.loss, "val/bpb": score.bpb, "val/perplexity": score.perplexity}
         if trainer.is_global_zero and not self._is_noted:
             self.note_length(score.bytes)
             self._is_noted = True
-        module.metrics |= measures(trainer, module)
+        module.metrics |= measured
         floor_bits = self.objective.val_bits
         # `floor_bits` belongs to `val_bytes`; a story that was cut after them adds bytes to the score, and only raises the loss
         n_bytes = self.objective.val_bytes
