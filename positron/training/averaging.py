@@ -16,6 +16,7 @@ For n <= tau this is the plain mean of n weights, and afterwards an exponential 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from positron.training.sharded_tensors import shard_like, whole
+
+logger = logging.getLogger(__name__)
 
 SPAN = 4  # the mean begins this number of time constants before the end; older weights would count for e^-4, 2 %
 
@@ -47,6 +50,7 @@ class WeightAverage:
         weights = self._weights()
         if not self.means:
             self.means = {name: weight.detach().clone() for name, weight in weights.items()}
+            logger.info(f"from step {step:,} on, validation, samples and checkpoints use a mean of the last weights")
             return
         share = min(1.0, max(1 / self.time_constant, 1 / (step - self.begin + 1)))
         for name, mean in self.means.items():

@@ -82,6 +82,7 @@ def test_checkpoints_history_and_validation_use_the_mean(averaged):
     assert 40 in history
     for name, value in history[40].items():
         torch.testing.assert_close(value, newest["state_dict"][f"model.{name}"], rtol=0, atol=0)
+    assert "from step 24 on, validation, samples and checkpoints use a mean" in Run(folder).log_path.read_text()
     assert read_metrics(folder / "metrics.jsonl")[-1]["val/loss"] == pytest.approx(averaged[1].loss_of_mean, rel=1e-6)
 
 

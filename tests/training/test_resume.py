@@ -35,6 +35,7 @@ def command(name: str, *more: str) -> tuple[str, ...]:
         "model.dropout=0.1",
         "optimizer.lr=3e-3",
         "schedule.warmup_steps=5",
+        "schedule.average_share=0.1",
         *more,
     )
 
