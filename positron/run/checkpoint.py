@@ -19,9 +19,8 @@ from positron.system.errors import UserError
 logger = logging.getLogger(__name__)
 
 BEST = "best.ckpt"
-WITHOUT_MEAN = (
-    "weights_without_mean"  # the weights with which a training continues whose state_dict is a mean of weights
-)
+# the weights with which a training continues, in a checkpoint whose state_dict is a mean of weights
+WITHOUT_MEAN = "weights_without_mean"
 _REMEDY = "use another checkpoint, or restore this one from a copy"
 _NAME = re.compile(r"step-(\d{1,12})\.ckpt")
 _NEEDED: dict[str, type] = {
