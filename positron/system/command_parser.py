@@ -61,7 +61,7 @@ class CommandParser(argparse.ArgumentParser):
         word = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
         positional = {action.dest for action in self._get_positional_actions()}
         opposite = word[5:] if word.startswith("--no-") else f"no-{word[2:]}"
-        if opposite in options:  # the similar option
+        if opposite in options:  # the user typed the --no- form of an option, or the other way round
             advice = f"leave {word} out, because it is the default"
         if (name := _NAME_OF.get(word)) in options:
             advice = f"did you mean --{name}?"

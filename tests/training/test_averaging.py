@@ -107,11 +107,10 @@ def test_a_run_stopped_before_or_after_the_mean_began_continues_bit_for_bit(aver
     rows = [trace(folder) for folder in (tmp_path / "run", averaged[0])]
     rows[0] = [row if row[0] != stop else rows[1][stop - 1] for row in rows[0]]  # a stop validates additionally
     assert rows[0] == rows[1]
-    a, b = weights(tmp_path / "run"), weights(averaged[0])
-    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert same_weights(tmp_path / "run", averaged[0])
 
 
-def test_a_longer_run_continues_from_the_weights_and_not_from_the_mean(averaged, tmp_path):
+def test_a_longer_run_continues_from_the_weights_and_not_from_the_mean(tmp_path):
     """With 400 steps, the mean begins at step 240, so the mean of the shorter run is dropped."""
     for name, share in (("mean", SHARE), ("plain", 0.0)):
         config = tiny(tmp_path, schedule__average_share=share)
