@@ -19,6 +19,7 @@ from positron.run.metrics import read_metrics
 from positron.train import train
 from positron.training.averaging import WeightAverage
 from positron.training.callbacks.validation import validate
+from positron.training.monitors.tokens import TokenLosses
 
 SHARE = 0.1  # of 40 steps: a time constant of 4 steps, and a mean that begins at step 24
 
@@ -97,6 +98,21 @@ def test_the_mean_does_not_change_the_training(averaged, tmp_path):
     losses = [[row[:5] for row in trace(folder)] for folder in (tmp_path / "plain", averaged[0])]
     assert losses[0] == losses[1]
     assert trace(tmp_path / "plain")[-1][5] != trace(averaged[0])[-1][5]
+
+
+def test_the_monitors_on_fixed_windows_use_the_mean(averaged, tmp_path, monkeypatch):
+    seen, measure = {}, TokenLosses.measure
+
+    def recorded(self, model, probe, documents):
+        seen.update({name: p.detach().clone() for name, p in model.named_parameters()})
+        return measure(self, model, probe, documents)
+
+    monkeypatch.setattr(TokenLosses, "measure", recorded)
+    train(tiny(tmp_path, schedule__average_share=SHARE, monitor__every=40, monitor__tokens=True), tmp_path / "run")
+    saved = bare_names(weights(averaged[0]))
+    assert seen.keys() == saved.keys()
+    assert all(torch.equal(seen[name], value) for name, value in saved.items())
+    assert same_weights(tmp_path / "run", averaged[0])
 
 
 @pytest.mark.parametrize("stop", [10, 24, 30])

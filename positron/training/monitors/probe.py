@@ -72,7 +72,8 @@ class Monitor(L.Callback):
 class ProbeMonitor(Monitor, ABC):
     """Serve as the base class of monitors that run the model on the probe and measure its activations or losses.
 
-    The probe is a few fixed validation windows. The model runs without dropout and in the precision of the training.
+    The probe is a few fixed validation windows. The model runs as in validation: without dropout, with the mean of the weights
+    if there is one, and in the precision of the training.
     """
 
     def __init__(self, every: int, probe: Probe) -> None:
@@ -85,7 +86,7 @@ class ProbeMonitor(Monitor, ABC):
             return
         probe = self.probe.to(module.device)
         module.eval()
-        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+        with torch.no_grad(), trainer.precision_plugin.val_step_context(), module.average.in_use():
             module.metrics |= self.measure(module.model, probe, module.objective.documents(probe.x))
         module.train()
 
