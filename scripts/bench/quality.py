@@ -156,7 +156,7 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
     import torch
 
     from positron.model.gpt import GPT
-    from positron.training.averaging import WeightAverage
+    from positron.training.averaging import SPAN, WeightAverage
     from positron.training.device import choose_machine
     from positron.training.eager_step import add_gradient, update
     from positron.training.optim.groups import build_optimizer, set_lr
@@ -166,7 +166,8 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
     optimizer = build_optimizer(model.named_parameters(), recipe.optimizer, fused=True)
     machine = choose_machine(DeviceConfig("cpu"), PrecisionConfig())
     horizon = int(recipe.train.max_steps)  # length of the schedule; the elapsed time decides the position in it
-    average = WeightAverage(model, share=recipe.schedule.average_share, horizon=horizon)
+    share = recipe.schedule.average_share
+    average = WeightAverage(model, share=0.0, horizon=horizon)  # no mean yet
 
     def nats(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with machine.autocast(), average.in_use():
@@ -181,7 +182,10 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
         set_lr(optimizer.param_groups, lr)
         add_gradient(model, rows, machine)
         update(model, optimizer, recipe.train.grad_clip)
-        average.update(place)
+        if share and not average.means and clock.progress >= 1 - SPAN * share:
+            # only now can the number of steps be estimated
+            average = WeightAverage(model, share=share, horizon=round(step / clock.progress))
+        average.update(step)
         if clock.step_done(rows[:, 1:].numel()):
             return
 
