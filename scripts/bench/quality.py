@@ -22,6 +22,7 @@ not trained again, so name all recipes that you compare in one command.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import multiprocessing
@@ -143,7 +144,7 @@ def work(name: str, settings: dict[str, Any], pipe: PipeEnd) -> None:
         return Budget(settings["seconds"], pipe, score)
 
     recipes: dict[str, Callable[..., None]] = {
-        "ours": train_ours,
+        "ours": functools.partial(train_ours, document_start=end if recipe.data.document_mask else None),
         "nanochat": train_nanochat,
         "HF Trainer": train_hugging_face,
     }
@@ -151,11 +152,24 @@ def work(name: str, settings: dict[str, Any], pipe: PipeEnd) -> None:
     train(name, recipe, tokenizer.vocab_size, batches(), budget, settings["seed"])
 
 
-def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any], budget: Any, seed: int) -> None:
-    """Train with the model, optimizer, schedule and batch of `conf/experiment/ten_minutes.yaml`."""
+def train_ours(
+    name: str,
+    recipe: RunConfig,
+    vocab: int,
+    batches: Iterator[Any],
+    budget: Any,
+    seed: int,
+    *,
+    document_start: int | None,
+) -> None:
+    """Train with the model, optimizer, schedule and batch of `conf/experiment/ten_minutes.yaml`.
+
+    Tokens attend only to their own document, which begins with the id `document_start`. If it is None, they attend to all
+    earlier tokens of the window.
+    """
     import torch
 
-    from positron.model.gpt import GPT
+    from positron.model.gpt import GPT, document_numbers
     from positron.training.averaging import SPAN, WeightAverage
     from positron.training.device import choose_machine
     from positron.training.eager_step import add_gradient, update
@@ -169,10 +183,13 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
     share = recipe.schedule.average_share
     average = WeightAverage(model, share=0.0, horizon=horizon)  # no mean yet
 
+    def loss(model: GPT, part: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        total: torch.Tensor = model(*part, document_numbers(part[0], document_start))
+        return total
+
     def nats(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with machine.autocast(), average.in_use():
-            total: torch.Tensor = model(x, y)
-        return total
+            return loss(model, (x, y))
 
     clock: Budget = budget(nats)
     clock.start()
@@ -180,7 +197,7 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
         place = max(min(step, recipe.schedule.warmup_steps), round(clock.progress * horizon))
         lr = lr_at(place, horizon, peak=recipe.optimizer.lr, schedule=recipe.schedule)
         set_lr(optimizer.param_groups, lr)
-        add_gradient(model, rows, machine)
+        add_gradient(model, rows, machine, loss)
         update(model, optimizer, recipe.train.grad_clip)
         if share and not average.means and clock.progress >= 1 - SPAN * share:
             # only now can the number of steps be estimated
