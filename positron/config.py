@@ -323,6 +323,8 @@ class DataConfig:
     packing: Packing = "documents"
     # each token attends only to tokens of its own document, and positions are counted from the beginning of the document
     document_mask: bool = False
+    # tokens of a training window, which holds several documents; at least model.context_length, also if it is null
+    window_tokens: Count | None = None
     dir: str = "outputs/data"  # folder for prepared corpora (token files)
 
     def __post_init__(self) -> None:
@@ -358,6 +360,19 @@ class DataConfig:
                 assert_never(self.source)
         if self.tokens_per_epoch is not None:
             self._check_stream()
+        if self.window_tokens is not None and not self.document_mask:
+            raise UserError(
+                "data.window_tokens= needs data.document_mask=true, because a token cannot attend to a whole window that is "
+                "longer than the context: give data.document_mask=true, or data.window_tokens=null"
+            )
+
+    def window_of(self, context: int) -> int:
+        """Return the number of tokens of a training window for a model that reads `context` tokens."""
+        return max(context, self.window_tokens or 0)
+
+    def window_key(self, context: int) -> str:
+        """Return the key of the setting that decides `window_of`."""
+        return "data.window_tokens" if self.window_of(context) > context else "model.context_length"
 
     def _check_repo(self) -> None:
         if not self.repo or self.repo.count("/") != 1:
@@ -953,6 +968,16 @@ class RunConfig:
             needs_strategy = self.device.shards_weights and self.device.processes > 1
             remedy = "give device.strategy=ddp" if needs_strategy else f"leave device.{key} out"
             raise UserError(f"device.{key} is not supported by {command(eager)}: {remedy}")
+
+    @property
+    def window_tokens(self) -> int:
+        """Return the number of tokens of a training window of text."""
+        return self.data.window_of(self.model.context_length)
+
+    @property
+    def window_key(self) -> str:
+        """Return the key of the setting that decides `window_tokens`."""
+        return self.data.window_key(self.model.context_length)
 
     @property
     def _needing_whole_weights(self) -> dict[str, PreferenceConfig | ReinforceConfig | DistillConfig | None]:

@@ -76,6 +76,7 @@ RECIPES = {
     "plain": Recipe("train", ""),
     "dropout": Recipe("train", "model.dropout=0.1 train.micro_batch_size=4"),
     "document_mask": Recipe("train", "data.document_mask=true train.micro_batch_size=4"),
+    "long_windows": Recipe("train", "data.document_mask=true data.window_tokens=256 train.micro_batch_size=1"),
     "windows": Recipe("train", "data.packing=windows"),
     "sliding_window": Recipe("train", "model.window=8"),
     "modern": Recipe("train", MODERN),

@@ -65,6 +65,7 @@ UNITS = {
     "data.tokens_per_epoch": "tokens: 10000000 or 10M",
     "data.size_mb": "MB (10⁶ bytes)",
     "data.examples": "requests, or pairs",
+    "data.window_tokens": "tokens",
     "data.seed": "",
     "data.val_fraction": "share, 0 to 1",
     "device.devices": "devices",

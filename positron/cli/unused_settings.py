@@ -233,7 +233,7 @@ def _text_by_url(values: Mapping[str, Any], given: Mapping[str, str], recipe: Re
 def _pretraining_data(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
     if recipe in COMMANDS_FROM_TEXT:
         return
-    for key in ("packing", "document_mask", "dir"):
+    for key in ("packing", "document_mask", "window_tokens", "dir"):
         if f"data.{key}" in given:
             remark = " (sft.packing=true packs conversations)" if (key, recipe) == ("packing", "sft") else ""
             readers = " and ".join(map(command, COMMANDS_FROM_TEXT))

@@ -52,7 +52,7 @@ class StreamWindows:
         self.n_windows = self.stream.size // context
         if self.n_windows < 1:
             raise UserError(
-                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than model.context_length={context}: "
+                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than a window of {context} tokens: "
                 "give a larger number, such as data.tokens_per_epoch=10M"
             )
         if batch_size > self.n_windows:  # a batch may lie in two epochs, but not in three

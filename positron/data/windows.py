@@ -45,9 +45,9 @@ class Windows:
     B is `batch_size` and T is `context`. In each row, the inputs are all ids except the last, and the targets are all ids
     except the first. `end_id` is the id of `<|endoftext|>`, with which each document begins. If `end_id` is given, windows
     begin where a document begins if possible, and may overlap. If it is None, the text is cut into consecutive windows. Tokens
-    at the end of the text that do not fill a window are not used. Raises UserError if the text is shorter than one window; in
-    this message, `label` names the text, and a smaller data.val_fraction= is advised if `val_tokens` more tokens, which the
-    validation text can give, are enough.
+    at the end of the text that do not fill a window are not used. Raises UserError if the text is shorter than one window. In
+    this message, `label` names the text, and `key` is the setting that gives `context`. A smaller data.val_fraction= is advised
+    if `val_tokens` more tokens, which the validation text can give, are enough.
 
     `document_start` is kept for the users of the windows: the id that begins a document, if a token attends only to tokens of
     its own document, otherwise None.
@@ -62,6 +62,7 @@ class Windows:
         seed: int,
         end_id: int | None = None,
         label: str = "the training text",
+        key: str = "model.context_length",
         val_tokens: int = 0,
         document_start: int | None = None,
     ) -> None:
@@ -73,13 +74,13 @@ class Windows:
             if tokens.n_tokens + val_tokens > context:
                 remedies.append("a smaller data.val_fraction=")
             if tokens.n_tokens > MIN_ADVISED_CONTEXT:
-                remedies.append(f"model.context_length={tokens.n_tokens - 1} or less")
+                remedies.append(f"{key}={tokens.n_tokens - 1} or less")
             remedy = ", or ".join(remedies)
             if tokens.n_bytes > MAX_BYTES_PER_TOKEN * tokens.n_tokens:
                 mean = f"{tokens.n_bytes // tokens.n_tokens:,} bytes"
                 remedy = f"use tokenizer=char or tokenizer=spm_4k, because a token now has {mean} on average"
             raise UserError(
-                f"{label} has {counted(tokens.n_tokens, 'token')}, but model.context_length={context} "
+                f"{label} has {counted(tokens.n_tokens, 'token')}, but {key}={context} "
                 f"needs at least {context + 1:,}: {remedy}"
             )
         self.starts: np.ndarray | None = None

@@ -99,6 +99,12 @@ def positions_in_documents(documents: Tensor) -> Tensor:
     return position - torch.where(begins, position, 0).cummax(dim=1).values
 
 
+def cut_documents(documents: Tensor, limit: int) -> Tensor:
+    """Cut documents of more than `limit` tokens into pieces of `limit` tokens: numbers (B, T) of documents -> of pieces."""
+    positions = positions_in_documents(documents)
+    return documents + ((positions > 0) & (positions % limit == 0)).cumsum(dim=1)
+
+
 def document_mask(documents: Tensor, window: int | None) -> Tensor:
     """Return a mask (B, 1, T, T) that is True where a query (row) may attend to a key (column).
 
@@ -132,7 +138,9 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv_head, self.d_head = config.n_head, config.kv_heads, config.d_head
         self.qk_norm, self.qk_scale, self.eps = config.qk_norm, config.qk_scale, config.norm_eps
-        self.dropout, self.window = config.dropout, config.window
+        self.dropout = config.dropout
+        # a row with documents may be longer than the context
+        self.window = min(config.window or config.context_length, config.context_length)
         self.q = nn.Linear(config.d_model, self.n_head * self.d_head, bias=config.bias)
         self.k = nn.Linear(config.d_model, self.n_kv_head * self.d_head, bias=config.bias)
         self.v = nn.Linear(config.d_model, self.n_kv_head * self.d_head, bias=config.bias)
@@ -300,7 +308,8 @@ class GPT(nn.Module):
 
         `documents` (B, T): document numbers, which never decrease along a row. If they are given, attention stays within each
         document, and the positions of each document begin at 0, so that a document gets the same result as if it were alone in
-        the row. Raises ValueError if T exceeds the context length.
+        the row. T may then exceed the context length, and longer documents are read in pieces of this length. Raises ValueError
+        if T exceeds the context length and `documents` is None.
         """
         x, rope, mask = self.embed(idx, documents)
         x = self.drop(x)
@@ -322,7 +331,9 @@ class GPT(nn.Module):
         """
         T = idx.shape[1]
         if self.config.context_length < T:
-            raise ValueError(f"{T} tokens do not fit the context length {self.config.context_length}")
+            if documents is None:
+                raise ValueError(f"{T} tokens do not fit the context length {self.config.context_length}")
+            documents = cut_documents(documents, self.config.context_length)
         x = self.wte(idx)
         if self.config.smear:  # a single layer can then find the token after an earlier occurrence of this token
             x = x + self.smear * previous_embeddings(x, documents)

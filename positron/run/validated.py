@@ -16,7 +16,7 @@ from positron.run.facts import Facts
 from positron.run.measure import BITS_PER_BYTE, Measure
 
 # settings of the data that change training only; all others could change the validation text
-DATA_OF_TRAINING = ("packing", "document_mask")
+DATA_OF_TRAINING = ("packing", "document_mask", "window_tokens")
 SAME_LENGTH = 1.01  # ratio of two lengths up to which they count as the same, because tokenizers end at different bytes
 
 

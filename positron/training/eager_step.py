@@ -31,7 +31,7 @@ def add_gradient(
     On a CPU the rows are processed in micro-batches that fit the CPU's cache. `loss_of` returns the sum of the losses of a
     micro-batch, as `Objective.loss` does.
     """
-    micro = max(1, CPU_MICRO_TOKENS // model.config.context_length) if machine.accelerator == "cpu" else len(rows)
+    micro = max(1, CPU_MICRO_TOKENS // rows[0, 1:].numel()) if machine.accelerator == "cpu" else len(rows)
     for part in rows.split(micro):
         with machine.autocast():
             loss = loss_of(model, (part[:, :-1], part[:, 1:])) / rows[:, 1:].numel()

@@ -339,7 +339,7 @@ def _callbacks(
     run, config, train = session.run, session.config, session.config.train
     speed = SpeedFacts(
         flops_per_token=plan.gpt.flops_per_token(),
-        peak=MatmulPeak(plan.gpt, plan.machine, plan.micro_batch_size, plan.world_size),
+        peak=MatmulPeak(plan.gpt, plan.machine, plan.micro_tokens, plan.world_size),
     )
     monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights)
     intervals = {train.log_every, train.save_every, *(monitor.every for monitor in monitors)}

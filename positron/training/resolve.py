@@ -56,6 +56,11 @@ class Plan:
     horizon: int  # optimizer steps of the whole run
     last_step: int  # the step at which this process stops; less than `horizon` if train.stop_at= says so
 
+    @property
+    def micro_tokens(self) -> int:
+        """Return the number of tokens per forward pass of one device."""
+        return self.micro_batch_size * self.batch_tokens // self.batch_size
+
     def resolved(self) -> Resolved:
         """Return the values of the settings that can be `auto`, such as the batch size, for the record in run.json."""
         return Resolved(
@@ -104,9 +109,10 @@ def make_plan(
         train.batch_tokens, None if known is None else known.batch_tokens, default_batch_tokens(gpt, machine)
     )
     world = config.device.processes
-    batch_size = max(1, target_tokens // gpt.context_length)
+    window = config.window_tokens
+    batch_size = max(1, target_tokens // window)
     if batch_size % world:
-        remedy = f"give train.batch_tokens={-(-batch_size // world) * world * gpt.context_length}"
+        remedy = f"give train.batch_tokens={-(-batch_size // world) * world * window}"
         if start.is_own:  # a run keeps its batch
             remedy = (
                 f"continue this run on a number of devices that divides {batch_size}, or {remedy} and another name="
@@ -114,25 +120,26 @@ def make_plan(
         raise UserError(
             f"a batch of {counted(batch_size, 'sequence')} cannot be divided equally among {world} devices: {remedy}"
         )
-    batch_tokens = batch_size * gpt.context_length
+    batch_tokens = batch_size * window
     if train.batch_tokens != "auto" and target_tokens < batch_tokens:
         logger.warning(
-            f"train.batch_tokens={target_tokens} is less than a sequence of {gpt.context_length} tokens "
-            "(model.context_length=): each step trains on one sequence"
+            f"train.batch_tokens={target_tokens} is less than a sequence of {window} tokens ({config.window_key}=): each step "
+            "trains on one sequence"
         )
     enough = auto_steps(batch_size) if auto_steps else -(-USUAL_TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
     horizon = settle(train.max_steps, None if known is None else known.max_steps, enough)
     trial_loss = trial_loss or functools.partial(next_token_loss, is_masked=config.data.document_mask)
-    rows, try_step = batch_size // world, functools.partial(_try_step, model, machine, trial_loss, world)
+    rows, try_step = batch_size // world, functools.partial(_try_step, model, machine, trial_loss, world, window)
+    shape = dataclasses.replace(gpt, context_length=window, window=gpt.window or gpt.context_length)
     if known is None or train.micro_batch_size != "auto":
-        micro = choose_micro_batch(gpt, machine, rows, train.micro_batch_size, try_step)
+        micro = choose_micro_batch(shape, machine, rows, train.micro_batch_size, try_step)
     elif known.accelerator != machine.accelerator:
-        micro = choose_micro_batch(gpt, machine, rows, known.micro_batch_size, try_step)
+        micro = choose_micro_batch(shape, machine, rows, known.micro_batch_size, try_step)
     else:
         micro = min(known.micro_batch_size, rows)  # it has fitted before; the estimate of its memory may be too high
     last_step = min(horizon, train.stop_at or horizon)
     if config.precision.dtype == "auto" and known is None and world == 1:
-        machine, reason = faster_precision(model, machine, micro)
+        machine, reason = faster_precision(model, machine, micro * (window // gpt.context_length))
         if reason:
             logger.info(reason)
     return Plan(machine, gpt, world, batch_size, batch_tokens, micro, horizon, last_step)
@@ -230,8 +237,8 @@ def next_token_loss(model: GPT, idx: Tensor, *, is_masked: bool) -> Tensor:
     return total
 
 
-def _try_step(model: GPT, machine: Machine, trial_loss: TrialLoss, world_size: int, rows: int) -> None:
-    """Run the forward and backward pass of `rows` sequences. Raises torch's error if they do not fit the memory.
+def _try_step(model: GPT, machine: Machine, trial_loss: TrialLoss, world_size: int, window: int, rows: int) -> None:
+    """Run the forward and backward pass of `rows` rows of `window` tokens. Raises torch's error if they do not fit the memory.
 
     The memory also holds two numbers in fp32 for each weight that is trained, as large as the moments of AdamW, which do not
     exist yet, and with several processes (`world_size`) a third one, as large as DDP's copy of the gradients. The gradients
@@ -241,7 +248,7 @@ def _try_step(model: GPT, machine: Machine, trial_loss: TrialLoss, world_size: i
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     numbers = (2 if world_size == 1 else 3) * sum(parameter.numel() for parameter in trained)
     reserved = torch.empty(numbers, dtype=torch.float32, device=machine.device)
-    idx = torch.zeros(rows, model.config.context_length, dtype=torch.int64, device=machine.device)
+    idx = torch.zeros(rows, window, dtype=torch.int64, device=machine.device)
     try:
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)

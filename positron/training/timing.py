@@ -28,15 +28,14 @@ class MatmulPeak:
     for 0.05 s, and the highest rate is kept.
     """
 
-    def __init__(self, gpt: GPTConfig, machine: Machine, micro_batch_size: int, world_size: int) -> None:
+    def __init__(self, gpt: GPTConfig, machine: Machine, micro_tokens: int, world_size: int) -> None:
         self.machine, self.world_size = machine, world_size
         self.flops = 0.0
-        rows = micro_batch_size * gpt.context_length
-        logits = max(1, min(rows, CHUNK_VALUES // gpt.vocab_size))
+        logits = max(1, min(micro_tokens, CHUNK_VALUES // gpt.vocab_size))
         width, ff = gpt.d_model, gpt.ff_width
         self._shapes: list[Shape] = [
-            (rows, width, ff),
-            (rows, ff, width),
+            (micro_tokens, width, ff),
+            (micro_tokens, ff, width),
             (logits, width, gpt.vocab_size),
             (1024, 1024, 1024),
         ]

@@ -122,12 +122,16 @@ def work(name: str, settings: dict[str, Any], pipe: PipeEnd) -> None:
     tokenizer, folder = prepare(from_dict(DataConfig, settings["data"]), VOCABULARY, None)
     end = tokenizer.special_id(END_OF_TEXT)
     assert recipe.train.batch_tokens != "auto"
-    of_ours = recipe.model.context_length, int(recipe.train.batch_tokens) // recipe.model.context_length
+    of_ours = recipe.model.context_length, int(recipe.train.batch_tokens) // recipe.window_tokens
     context, rows = PEERS.get(name, of_ours)
     at_documents = name == "nanochat" or (name == "ours" and recipe.data.packing == "documents")
     files = TokenFiles(folder, "train", tokenizer)
     windows = Windows(
-        files, context=context, batch_size=rows, seed=settings["seed"], end_id=end if at_documents else None
+        files,
+        context=recipe.window_tokens if name == "ours" else context,
+        batch_size=rows,
+        seed=settings["seed"],
+        end_id=end if at_documents else None,
     )
     validation = TokenFiles(folder, "val", tokenizer)
     # every model reads the whole text, in windows as long as its context

@@ -215,3 +215,29 @@ def test_a_document_gets_the_same_logits_packed_and_alone(position, n_kv_head, s
     wanted = torch.nn.functional.cross_entropy(packed.flatten(0, 1), targets.flatten(), reduction="sum")
     torch.testing.assert_close(model(idx, targets, documents), wanted)
     assert not torch.allclose(packed, model(idx))
+
+
+@pytest.mark.parametrize("position", get_args(Position))
+@pytest.mark.parametrize(("smear", "window"), [(False, None), (True, 6), (True, 100)])
+def test_rows_longer_than_the_context_hold_documents_and_pieces_of_long_ones(position, smear, window):
+    """The last document has 300 tokens, which a model with a context of 140 reads as pieces of 140, 140 and 20 tokens."""
+    sizes = {"context_length": 140, "d_model": 32, "n_layer": 1, "n_head": 4, "n_kv_head": 2}
+    config = GPTConfig(vocab_size=50, position=position, window=window, smear=smear, **sizes)
+    model = GPT(config, seed=3).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(4))
+    lengths, pieces = [70, 140, 30, 300], [70, 140, 30, 140, 140, 20]
+    idx = torch.randint(0, 50, (1, 540), generator=torch.Generator().manual_seed(0))
+    packed = model(idx, documents=torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None])
+    assert packed.requires_grad  # so attention is computed in blocks of queries, which skip the keys of earlier pieces
+    place = 0
+    for size in pieces:
+        alone = model(idx[:, place : place + size])
+        torch.testing.assert_close(packed[:, place : place + size], alone, rtol=1e-12, atol=1e-12)
+        place += size
+
+
+def test_rows_longer_than_the_context_need_documents():
+    model = GPT(GPTConfig(vocab_size=50, context_length=8, d_model=32, n_layer=1, n_head=4))
+    with pytest.raises(ValueError, match="9 tokens do not fit the context length 8"):
+        model(torch.zeros(1, 9, dtype=torch.int64))

@@ -406,7 +406,7 @@ def test_the_peak_of_matrix_products_is_measured_on_the_own_device(monkeypatch):
 
     monkeypatch.setattr("positron.training.timing.matmul_flops", matmul_flops)
     gpt = GPTConfig(vocab_size=64, context_length=16, d_model=16, n_layer=1, n_head=2)
-    peak = MatmulPeak(gpt, Machine("cuda", "fp32", "", local_rank=3), 4, 4)
+    peak = MatmulPeak(gpt, Machine("cuda", "fp32", "", local_rank=3), 4 * gpt.context_length, 4)
     assert measured == [torch.device("cuda", 3)]
     assert peak.flops == 4e12
 

@@ -27,7 +27,7 @@ GPT_CONFIG = tiny(Path()).model.with_vocab(50)
 def test_the_peak_is_the_best_of_several_looks_and_never_below_the_step_itself(monkeypatch) -> None:
     rates = iter([100.0, 30.0, 20.0, 170.0, 10.0])  # another program runs during most of them
     monkeypatch.setattr(timing, "matmul_flops", lambda *_, **__: next(rates))
-    peak = MatmulPeak(GPT_CONFIG, Machine("cpu", "fp32", ""), 4, world_size=2)
+    peak = MatmulPeak(GPT_CONFIG, Machine("cpu", "fp32", ""), 4 * GPT_CONFIG.context_length, world_size=2)
     assert peak.flops == 200.0
     peak.look()
     assert peak.flops == 340.0
@@ -52,7 +52,7 @@ def test_a_checkpoint_without_a_number_of_tokens_is_that_of_full_steps() -> None
 def test_a_gpu_is_measured_once_before_training_fills_its_memory(monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(timing, "matmul_flops", lambda *_, **__: calls.append(1) or 5.0)
-    peak = MatmulPeak(GPT_CONFIG, Machine("cuda", "bf16", ""), 4, world_size=1)
+    peak = MatmulPeak(GPT_CONFIG, Machine("cuda", "bf16", ""), 4 * GPT_CONFIG.context_length, world_size=1)
     peak.look()
     assert len(calls) == 1
 
@@ -60,7 +60,7 @@ def test_a_gpu_is_measured_once_before_training_fills_its_memory(monkeypatch) ->
 def test_the_peak_is_measured_with_the_models_own_shapes(monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(timing, "matmul_flops", lambda *_, shapes, **__: asked.append(shapes) or 1.0)
-    MatmulPeak(GPT_CONFIG, Machine("cpu", "fp32", ""), 4, world_size=1)
+    MatmulPeak(GPT_CONFIG, Machine("cpu", "fp32", ""), 4 * GPT_CONFIG.context_length, world_size=1)
     rows = 4 * GPT_CONFIG.context_length
     assert (rows, GPT_CONFIG.d_model, GPT_CONFIG.ff_width) in asked[0]
     assert (rows, GPT_CONFIG.d_model, GPT_CONFIG.vocab_size) in asked[0]

@@ -365,6 +365,26 @@ def test_documents_kept_apart_learn_and_are_validated_so(tmp_path, whole):
     assert facts.val_bpb == pytest.approx(mixed.val_bpb, rel=0.1)
 
 
+def test_windows_longer_than_the_context_change_the_training_and_not_the_validation(tmp_path):
+    """Windows of 160 tokens for a context of 32: three of them are a batch of 480 tokens. Validation windows stay."""
+    config = tiny(tmp_path, data__document_mask=True, data__window_tokens=160, train__micro_batch_size="auto")
+    train(config, tmp_path / "whole")
+    run, apart = Run(tmp_path / "whole"), tiny(tmp_path, data__document_mask=True)
+    assert (run.resolved().batch_tokens, run.resolved().micro_batch_size) == (480, 3)
+    train(apart, tmp_path / "apart")
+    assert run.facts().val_bpb == pytest.approx(Run(tmp_path / "apart").facts().val_bpb, rel=0.1)
+    assert run.facts().val_bytes == Run(tmp_path / "apart").facts().val_bytes
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=15)), tmp_path / "stopped")
+    train(config, tmp_path / "stopped")
+    assert trace(tmp_path / "stopped")[15:] == trace(tmp_path / "whole")[15:]
+
+
+def test_long_windows_need_attention_inside_documents(tmp_path):
+    with pytest.raises(UserError, match=r"data\.window_tokens= needs data\.document_mask=true"):
+        tiny(tmp_path, data__window_tokens=160)
+    assert tiny(tmp_path, data__document_mask=True, data__window_tokens=16).window_tokens == 32  # the context
+
+
 def test_extending_a_run_whose_settings_changed_is_refused_and_changes_nothing(tmp_path):
     config = tiny(tmp_path, train__max_steps=4)
     train(config, tmp_path / "run")

@@ -74,6 +74,12 @@ def test_with_the_mask_of_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert micro_batch_of(train, tiny(tmp_path, data__document_mask=True), tmp_path / "run") == FITS
 
 
+def test_with_windows_longer_than_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_run_out(monkeypatch, gpt, "document_mask", lambda documents, window: documents.numel() // 64)
+    config = tiny(tmp_path, data__document_mask=True, data__window_tokens=64)
+    assert micro_batch_of(train, config, tmp_path / "run") == FITS
+
+
 @pytest.mark.slow
 def test_of_fine_tuning_with_the_mask_of_the_base_run(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch

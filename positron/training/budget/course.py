@@ -57,16 +57,16 @@ def course_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, tex
     the run reads. This number depends on the speed in tokens per second, which in turn depends on the batch size. Therefore all
     three are computed in a loop of four iterations.
     """
-    batch, context = REFERENCE_BATCH, config.model.context_length
+    batch, window = REFERENCE_BATCH, config.window_tokens
     given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
     dropout, is_set = config.model.dropout, config.model.dropout > 0 or "model.dropout" in asked.given
     tokens, readable = 0.0, 0.0
     for _ in range(4):
-        batch = batch if given == "auto" else max(1, given // context) * context
+        batch = batch if given == "auto" else max(1, given // window) * window
         readable = seconds * speed.tokens_per_s(batch)
         if not is_set:
             dropout = DROPOUT if readable >= DROPOUT_PASSES * text_tokens else 0.0
             readable = readable / DROPOUT_TIME if dropout else readable
         tokens = min(readable, (MAX_PASSES_WITH_DROPOUT if dropout else MAX_PASSES) * text_tokens)
-        batch = batch_for_tokens(tokens, context) if given == "auto" else batch
+        batch = batch_for_tokens(tokens, window) if given == "auto" else batch
     return Course(batch, tokens, dropout, reads_all=tokens < readable)

@@ -58,14 +58,14 @@ class SpeedMeasurement:
 
         When the `with` block ends, the objective is closed, which ends a download of the text.
         """
-        context = self.config.model.context_length
+        window = self.config.window_tokens
         data = self.objective(
             self.config.data,
             self.folder,
             self.tokenizer,
-            context=context,
-            batch_size=max(1, STEP_TOKENS // context) * self.multiple,
-            micro_batch_size=max(1, CPU_MICRO_TOKENS // context),
+            context=self.config.model.context_length,
+            batch_size=max(1, STEP_TOKENS // window) * self.multiple,
+            micro_batch_size=max(1, CPU_MICRO_TOKENS // window),
             seed=self.config.seed,
             val_tokens=1,  # nothing is validated
         )

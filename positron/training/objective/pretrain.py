@@ -58,25 +58,27 @@ class PretrainObjective(NextToken):
     ) -> None:
         """Open the prepared text in `folder`.
 
-        `context`: tokens per window. `batch_size`: windows per optimizer step, on all ranks together. `micro_batch_size`:
-        windows per forward pass of one rank. `val_tokens`: largest number of tokens to validate on. Raises UserError if the
-        training text or the validation text is too short.
+        `context`: tokens per window, unless `config` gives longer windows for training. `batch_size`: training windows per
+        optimizer step, on all ranks together. `micro_batch_size`: windows per forward pass of one rank. `val_tokens`: largest
+        number of tokens to validate on. Raises UserError if the training text or the validation text is too short.
         """
         end_id = tokenizer.special_id(END_OF_TEXT)
         self.tokenizer = tokenizer
+        window = config.window_of(context)
         self.train: Windows | StreamWindows
         if config.tokens_per_epoch is not None:
-            self.train = StreamWindows(config, folder, context=context, batch_size=batch_size, seed=seed)
+            self.train = StreamWindows(config, folder, context=window, batch_size=batch_size, seed=seed)
             self.val = TokenFiles(folder / "validation", "val", tokenizer)
         else:
             self.val = TokenFiles(folder, "val", tokenizer)
             text = config.path or config.url
             self.train = Windows(
                 TokenFiles(folder, "train", tokenizer),
-                context=context,
+                context=window,
                 batch_size=batch_size,
                 seed=seed,
                 end_id=windows_start_after(config.packing, end_id),
+                key=config.window_key(context),
                 label="the training text" + (f" ({one_line(text)})" if text else ""),
                 val_tokens=self.val.n_tokens - 3,  # one character and the two special tokens remain in it
             )
