@@ -315,11 +315,12 @@ def import_model(
 def _checked(callbacks: Iterable[Any]) -> list[Callback]:
     """Return the user's callbacks as a list.
 
-    Raises UserError for anything but objects of lightning.Callback, and for callbacks that do not work (see `refuse_unusable`).
+    Raises UserError for anything but objects of lightning.Callback, and for callbacks that do not work (see `refuse_unusable`
+    and `refuse_equal_keys`).
     """
     from lightning import Callback
 
-    from positron.cli.user_callbacks import refuse_unusable
+    from positron.cli.user_callbacks import refuse_equal_keys, refuse_unusable
 
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
         raise UserError(
@@ -338,6 +339,7 @@ def _checked(callbacks: Iterable[Any]) -> list[Callback]:
                 "from lightning.Callback"
             )
         refuse_unusable(type(callback), f"callbacks=: {type(callback).__name__}")
+    refuse_equal_keys(listed)
     return listed
 
 

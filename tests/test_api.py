@@ -60,6 +60,11 @@ class Norm(L.Callback):
         module.metrics["norm/embeddings"] = module.model.wte.weight.norm().item()
 
 
+class Stateful(L.Callback):
+    def state_dict(self):
+        return {}
+
+
 class WithoutKind(PretrainObjective):
     pass
 
@@ -462,6 +467,7 @@ def test_a_thread_can_train():
             r"takes a list of callbacks, not an object of type Norm: give callbacks=\[MyCallback\(\)\]",
         ),
         ({"callbacks": None}, "takes a list of callbacks, not an object of type NoneType"),
+        ({"callbacks": [Stateful(), Stateful()]}, "two callbacks with a state_dict have the same state_key, Stateful"),
         ({"callbacks": [Norm]}, r"takes objects, not the class Norm: give callbacks=\[Norm\(\)\]"),
         (
             {"callbacks": [Timer(), EarlyStopping("x")]},

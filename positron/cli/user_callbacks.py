@@ -6,7 +6,7 @@ folder of another person cannot make this program import code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from positron.system.errors import UserError
@@ -32,10 +32,11 @@ def make_callbacks(entries: Mapping[str, Any] | None) -> list[Callback]:
                 f"{key} needs a class: give {key}._target_=my_module.MyCallback, and {key}.NAME=VALUE for each argument"
             )
         callbacks.append(_make(key, entry["_target_"], {k: v for k, v in entry.items() if k != "_target_"}))
+    refuse_equal_keys(callbacks)
     return callbacks
 
 
-_AVERAGES = "the averaged weights would be saved in place of those that were validated; leave it out"
+_AVERAGES = "Positron keeps a mean of the last weights itself; set schedule.average_share="
 # Lightning's callbacks that would do nothing, raise an error, or change the training so that it could not continue exactly
 _UNUSABLE = {
     "Checkpoint": "Positron saves checkpoints itself; set train.save_every= and train.keep_last=",
@@ -76,6 +77,19 @@ def refuse_unusable(cls: type[Callback], label: str) -> None:
         raise UserError(
             f"{label} would do nothing, because Positron never calls {own[0]}: put its code into on_train_batch_end"
         )
+
+
+def refuse_equal_keys(callbacks: Iterable[Callback]) -> None:
+    """Raise UserError if a checkpoint would store the states of two callbacks under the same key."""
+    from lightning import Callback
+
+    keys = [each.state_key for each in callbacks if type(each).state_dict is not Callback.state_dict]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(
+                f"two callbacks with a state_dict have the same state_key, {key}, so a checkpoint could hold only one of their "
+                "states: give their class a property state_key that returns a different text for each of them"
+            )
 
 
 def _make(key: str, target: str, arguments: dict[str, Any]) -> Callback:

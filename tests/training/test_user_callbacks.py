@@ -16,7 +16,7 @@ from conftest import tiny
 from lightning.pytorch import callbacks
 from traces import same, trace
 
-from positron.cli.user_callbacks import _NEVER_CALLED, refuse_unusable
+from positron.cli.user_callbacks import _NEVER_CALLED, refuse_equal_keys, refuse_unusable
 from positron.run.checkpoint import checkpoints, load_checkpoint
 from positron.run.metrics import read_metrics
 from positron.system.errors import UserError
@@ -179,6 +179,20 @@ def test_a_callback_that_would_never_be_called_is_refused() -> None:
         UserError, match="its class would do nothing, because Positron never calls on_validation_end: put"
     ):
         refuse_unusable(OnlyAfterValidation, "its class")
+
+
+class KeyOfItsState(Remembers):
+    @property
+    def state_key(self) -> str:
+        return f"remembers {self.state}"
+
+
+def test_two_callbacks_whose_states_a_checkpoint_could_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"same state_key, Remembers, so .*: give their class a property state_key"):
+        refuse_equal_keys([Remembers(1), L.Callback(), Remembers(2)])
+    apart = [Remembers(1), KeyOfItsState(2), KeyOfItsState(3), callbacks.LambdaCallback(), callbacks.LambdaCallback()]
+    refuse_equal_keys(apart)
+    train(tiny(tmp_path, train__max_steps=2), tmp_path / "run", apart)
 
 
 def test_the_accepted_callbacks_of_lightning_work_and_a_run_with_them_continues_exactly(tmp_path: Path) -> None:
