@@ -975,11 +975,6 @@ class RunConfig:
         return self.data.window_of(self.model.context_length)
 
     @property
-    def window_key(self) -> str:
-        """Return the key of the setting that decides `window_tokens`."""
-        return self.data.window_key(self.model.context_length)
-
-    @property
     def _needing_whole_weights(self) -> dict[str, PreferenceConfig | ReinforceConfig | DistillConfig | None]:
         """Return the settings of the commands that cannot train a compiled or sharded model, such as {"prefer": ..., ...}.
 

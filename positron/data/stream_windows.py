@@ -41,23 +41,23 @@ class StreamWindows:
     """Make training batches (B, T + 1) of a streamed corpus, as `Windows` does for token files of a fixed text.
 
     A batch at the border of two epochs has windows of both. `folder`: the folder that `open_stream` returned. Raises UserError
-    if an epoch is shorter than one window of `context` tokens, or than a batch.
+    if an epoch is shorter than one window of `window` tokens, or than a batch.
     """
 
-    def __init__(self, config: DataConfig, folder: Path, *, context: int, batch_size: int, seed: int) -> None:
+    def __init__(self, config: DataConfig, folder: Path, *, window: int, batch_size: int, seed: int) -> None:
         # absolute, because a callback may change the current folder before the next epochs are written
         located = dataclasses.replace(config, dir=str(expanded(config.dir).absolute()))
         self.stream = Stream(located, folder.absolute() / "tokenizer")
-        self.context, self.batch_size, self.seed = context, batch_size, seed
-        self.n_windows = self.stream.size // context
+        self.window, self.batch_size, self.seed = window, batch_size, seed
+        self.n_windows = self.stream.size // window
         if self.n_windows < 1:
             raise UserError(
-                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than a window of {context} tokens: "
+                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than a window of {window} tokens: "
                 "give a larger number, such as data.tokens_per_epoch=10M"
             )
         if batch_size > self.n_windows:  # a batch may lie in two epochs, but not in three
             raise UserError(
-                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than the {batch_size * context:,} tokens of a step: "
+                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than the {batch_size * window:,} tokens of a step: "
                 "give a larger number, such as data.tokens_per_epoch=10M, or a smaller train.batch_tokens="
             )
         self._files: dict[int, TokenFiles] = {}
@@ -100,8 +100,8 @@ class StreamWindows:
         files = {epoch: self._open(epoch, world_size, interruption) for epoch in range(first, int(epochs[-1]) + 1)}
         self._files = files
         rows = [
-            files[int(epoch)].read(int(window) * self.context, self.context + 1)
-            for epoch, window in zip(epochs[own_part], windows[own_part], strict=True)
+            files[int(epoch)].read(int(number) * self.window, self.window + 1)
+            for epoch, number in zip(epochs[own_part], windows[own_part], strict=True)
         ]
         return torch.from_numpy(np.stack(rows))
 

@@ -122,14 +122,18 @@ def make_plan(
         )
     batch_tokens = batch_size * window
     if train.batch_tokens != "auto" and target_tokens < batch_tokens:
+        key = config.data.window_key(gpt.context_length)
         logger.warning(
-            f"train.batch_tokens={target_tokens} is less than a sequence of {window} tokens ({config.window_key}=): each step "
-            "trains on one sequence"
+            f"train.batch_tokens={target_tokens} is less than a sequence of {window} tokens ({key}=): each step trains on one "
+            "sequence"
         )
     enough = auto_steps(batch_size) if auto_steps else -(-USUAL_TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
     horizon = settle(train.max_steps, None if known is None else known.max_steps, enough)
     trial_loss = trial_loss or functools.partial(next_token_loss, is_masked=config.data.document_mask)
-    rows, try_step = batch_size // world, functools.partial(_try_step, model, machine, trial_loss, world, window)
+    rows = batch_size // world
+    try_step = functools.partial(
+        _try_step, model=model, machine=machine, trial_loss=trial_loss, world_size=world, window=window
+    )
     shape = dataclasses.replace(gpt, context_length=window, window=gpt.window or gpt.context_length)
     if known is None or train.micro_batch_size != "auto":
         micro = choose_micro_batch(shape, machine, rows, train.micro_batch_size, try_step)
@@ -237,7 +241,7 @@ def next_token_loss(model: GPT, idx: Tensor, *, is_masked: bool) -> Tensor:
     return total
 
 
-def _try_step(model: GPT, machine: Machine, trial_loss: TrialLoss, world_size: int, window: int, rows: int) -> None:
+def _try_step(rows: int, *, model: GPT, machine: Machine, trial_loss: TrialLoss, world_size: int, window: int) -> None:
     """Run the forward and backward pass of `rows` rows of `window` tokens. Raises torch's error if they do not fit the memory.
 
     The memory also holds two numbers in fp32 for each weight that is trained, as large as the moments of AdamW, which do not

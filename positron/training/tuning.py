@@ -264,7 +264,7 @@ def replayed_text(
     end_id = windows_start_after(base.settings().data.packing, tokenizer.special_id(END_OF_TEXT))
     return Windows(
         files,
-        context=context,
+        window=context,
         batch_size=rows,
         seed=config.seed,
         end_id=end_id,

@@ -107,7 +107,7 @@ def serve(folder: Path) -> None:
     began = time.perf_counter()
     files = TokenFiles(folder, "train", tokenizer)
     opened = time.perf_counter()
-    batch = Windows(files, context=512, batch_size=32, seed=0).batch(1_000_000)
+    batch = Windows(files, window=512, batch_size=32, seed=0).batch(1_000_000)
     served = time.perf_counter()
     memory = ((peak_memory() or 0) - before) / 1e6
     print(
@@ -130,7 +130,7 @@ def share_of_a_step(root: Path) -> None:
     config = GPTConfig(vocab_size=16_000, context_length=256, d_model=384, n_layer=6, n_head=6)
     windows = Windows(
         TokenFiles(folder, "train", tokenizer),
-        context=256,
+        window=256,
         batch_size=16,
         seed=0,
         end_id=tokenizer.special_id("<|endoftext|>"),

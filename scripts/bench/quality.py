@@ -128,7 +128,7 @@ def work(name: str, settings: dict[str, Any], pipe: PipeEnd) -> None:
     files = TokenFiles(folder, "train", tokenizer)
     windows = Windows(
         files,
-        context=recipe.window_tokens if name == "ours" else context,
+        window=recipe.window_tokens if name == "ours" else context,
         batch_size=rows,
         seed=settings["seed"],
         end_id=end if at_documents else None,

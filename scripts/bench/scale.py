@@ -209,7 +209,7 @@ def serve(point: Point, threads: int, folder: Path, rank: int, pipe: PipeEnd) ->
 
     def opened() -> Windows:
         files = TokenFiles(folder, "train", tokenizer)
-        return Windows(files, context=DATA_CONTEXT, batch_size=DATA_BATCH, seed=0)
+        return Windows(files, window=DATA_CONTEXT, batch_size=DATA_BATCH, seed=0)
 
     steps = iter(np.random.default_rng(0).integers(1, 10**6, size=10**6).tolist())
     opened().batch(1)  # the first call also loads code and allocates buffers

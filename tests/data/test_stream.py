@@ -124,7 +124,7 @@ def test_epochs_that_a_running_training_needs_are_not_evicted(
 ) -> None:
     monkeypatch.setattr(stream, "MAX_EPOCHS", 2)
     made = opened(tmp_path)
-    windows = StreamWindows(made.config, made.folder, context=100, batch_size=4, seed=0)
+    windows = StreamWindows(made.config, made.folder, window=100, batch_size=4, seed=0)
     windows.batch(1)
     for epoch in (3, 4, 5):
         made.make(epoch)
@@ -142,7 +142,7 @@ def test_a_training_finds_its_epochs_after_the_current_folder_has_changed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     made = opened(Path("data"))
-    windows = StreamWindows(made.config, made.folder, context=100, batch_size=4, seed=0)
+    windows = StreamWindows(made.config, made.folder, window=100, batch_size=4, seed=0)
     monkeypatch.chdir(tmp_path.parent)
     assert windows.stream.has(0)
     assert windows.tokens.n_tokens == EPOCH + 1
@@ -168,7 +168,7 @@ def test_the_note_of_a_running_training_names_its_epoch_and_goes_with_it(
     tmp_path: Path,
 ) -> None:
     made = opened(tmp_path)
-    windows = StreamWindows(made.config, made.folder, context=100, batch_size=4, seed=0)
+    windows = StreamWindows(made.config, made.folder, window=100, batch_size=4, seed=0)
     windows.batch(1)
     (note,) = made.folder.glob("users/*")
     assert made._users() == {0}
@@ -198,7 +198,7 @@ def test_trainings_with_the_same_process_id_do_not_wait_for_each_other(
     monkeypatch.setattr(stream_windows, "lock", lock_at_once)
     monkeypatch.setattr(stream_windows, "_Filler", mock.Mock())
     made = opened(tmp_path)
-    trainings = [StreamWindows(made.config, made.folder, context=100, batch_size=4, seed=0) for _ in range(2)]
+    trainings = [StreamWindows(made.config, made.folder, window=100, batch_size=4, seed=0) for _ in range(2)]
     for windows in trainings:
         windows.batch(1)
     assert len(list(made.folder.glob("users/*"))) == 2
@@ -240,7 +240,7 @@ def test_a_far_step_serves_each_window_of_its_epoch_once_on_any_number_of_device
     tmp_path: Path,
 ) -> None:
     made = opened(tmp_path)
-    windows = StreamWindows(made.config, made.folder, context=100, batch_size=8, seed=3)
+    windows = StreamWindows(made.config, made.folder, window=100, batch_size=8, seed=3)
     wanted = [tuple(tokens_of(made, 0)[i : i + 101]) for i in range(0, EPOCH, 100)]
     served = [tuple(row.tolist()) for step in (1, 2, 3, 4) for row in windows.batch(step)][: EPOCH // 100]
     assert sorted(served) == sorted(wanted)
@@ -480,5 +480,5 @@ def test_files_without_text_for_training_end_the_call(stories_hub: Hub, tmp_path
 def test_a_step_longer_than_an_epoch_is_refused(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
     made = opened(tmp_path)
     with pytest.raises(UserError, match=r"data\.tokens_per_epoch=3000 is less than the 3,100 tokens of a step"):
-        StreamWindows(made.config, made.folder, context=100, batch_size=31, seed=0)
-    assert StreamWindows(made.config, made.folder, context=100, batch_size=30, seed=0).n_windows == 30
+        StreamWindows(made.config, made.folder, window=100, batch_size=31, seed=0)
+    assert StreamWindows(made.config, made.folder, window=100, batch_size=30, seed=0).n_windows == 30

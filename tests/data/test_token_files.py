@@ -266,7 +266,7 @@ def test_an_epoch_is_the_corpus_once_also_when_stopped_and_resumed_otherwise(
             return ids[start : start + length]
 
     size = batch * 6  # sequences; 1, 2 and 3 devices can share it
-    windows = Windows(Files(), context=context, batch_size=size, seed=seed)
+    windows = Windows(Files(), window=context, batch_size=size, seed=seed)
     steps = -(-2 * windows.n_windows // size)
 
     def served(first, last, world):
@@ -292,7 +292,7 @@ def test_windows_are_those_of_their_step_in_whatever_order_steps_are_asked_for(n
         def read(self, start, length):
             return np.arange(start, start + length)
 
-    windows = Windows(Files(), context=1, batch_size=batch, seed=3)
+    windows = Windows(Files(), window=1, batch_size=batch, seed=3)
     for step in steps:
         expected = [
             permute(np.array([k % n]), n, 3 * 1_000_003 + k // n)[0] for k in range((step - 1) * batch, step * batch)
@@ -311,7 +311,7 @@ def test_ranks_share_the_rows_of_one_batch(batch, world, step):
         def read(self, start, length):
             return ids[start : start + length]
 
-    windows = Windows(Files(), context=7, batch_size=batch * world, seed=3)
+    windows = Windows(Files(), window=7, batch_size=batch * world, seed=3)
     whole = windows.batch(step)
     assert whole.shape == (batch * world, 8)
     assert torch.equal(torch.cat([windows.batch(step, rank, world) for rank in range(world)]), whole)
@@ -322,7 +322,7 @@ def test_windows_that_start_at_documents_cover_the_corpus_and_cut_no_beginning(t
     tokenizer, folder, _ = prepared(tmp_path)
     files = TokenFiles(folder, "train", tokenizer)
     end = tokenizer.special_id(END_OF_TEXT)
-    windows = Windows(files, context=context, batch_size=4, seed=0, end_id=end)
+    windows = Windows(files, window=context, batch_size=4, seed=0, end_id=end)
     ids = files.read(0, files.n_tokens)
     seen = np.zeros(files.n_tokens, dtype=bool)
     for start in windows.starts:

@@ -450,7 +450,8 @@ def test_the_trial_of_a_step_leaves_memory_for_moments_gradients_and_ddp_s_copy_
     monkeypatch.setattr(model, "forward", counted)
     monkeypatch.setattr(torch, "empty", recorded)
     loss = functools.partial(resolve.next_token_loss, is_masked=False)
-    resolve._try_step(model, Machine("cpu", "fp32", ""), loss, processes, model.config.context_length, 2)
+    machine, window = Machine("cpu", "fp32", ""), model.config.context_length
+    resolve._try_step(2, model=model, machine=machine, trial_loss=loss, world_size=processes, window=window)
     assert not any(reference() is not None for reference in held)
     assert all(parameter.grad is None for parameter in model.parameters())
 

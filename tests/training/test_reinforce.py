@@ -242,7 +242,7 @@ def test_the_end_token_is_a_target_and_the_prompt_is_not():
 class _Windows:
     """Four windows of a text, of two targets each."""
 
-    batch_size, context, document_start = 4, 2, None
+    batch_size, window, document_start = 4, 2, None
 
     def batch(self, step: int, rank: int, world_size: int) -> torch.Tensor:
         return torch.tensor([[A, B, A], [B, B, A], [A, A, A], [B, A, B]]).chunk(world_size)[rank]

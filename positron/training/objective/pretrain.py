@@ -67,14 +67,14 @@ class PretrainObjective(NextToken):
         window = config.window_of(context)
         self.train: Windows | StreamWindows
         if config.tokens_per_epoch is not None:
-            self.train = StreamWindows(config, folder, context=window, batch_size=batch_size, seed=seed)
+            self.train = StreamWindows(config, folder, window=window, batch_size=batch_size, seed=seed)
             self.val = TokenFiles(folder / "validation", "val", tokenizer)
         else:
             self.val = TokenFiles(folder, "val", tokenizer)
             text = config.path or config.url
             self.train = Windows(
                 TokenFiles(folder, "train", tokenizer),
-                context=window,
+                window=window,
                 batch_size=batch_size,
                 seed=seed,
                 end_id=windows_start_after(config.packing, end_id),

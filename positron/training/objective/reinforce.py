@@ -225,7 +225,7 @@ class ReinforceObjective(NextToken):
             return []
         rows = self.replay.batch(step, rank, world_size)
         answers = self.config.prompts * self.config.samples
-        weight = self.config.replay * answers * self.max_tokens / (self.replay.batch_size * self.replay.context)
+        weight = self.config.replay * answers * self.max_tokens / (self.replay.batch_size * self.replay.window)
         micro_batches = []
         for part in rows.split(self.micro_batch_size):
             x, y = part[:, :-1], part[:, 1:]
