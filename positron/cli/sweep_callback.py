@@ -156,7 +156,9 @@ def _refuse_search_over_what_is_measured(config: Any, swept: set[str]) -> None:
     for key in sorted(swept):
         group, _, name = key.partition(".")
         is_measurement = (
-            key == "train.val_tokens" or group == "reward" or (group == "data" and name not in DATA_OF_TRAINING)
+            key in ("train.val_tokens", "reinforce.val_prompts")
+            or group == "reward"
+            or (group == "data" and name not in DATA_OF_TRAINING)
         )
         if is_measurement and is_search(config.hydra):
             raise UserError(

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,8 +247,8 @@ def remark(jobs: Sequence[Job]) -> str:
     if (have_other_texts or have_other_lengths) and any(job.facts.kind in TUNED for job in scored):
         # `compare` would measure the loss on the pretraining text, and not what these jobs learn
         return (
-            "These jobs were validated on different data, so their scores cannot be compared: train them with the same data= "
-            "and train.val_tokens=."
+            "These jobs were validated on different data, so their scores cannot be compared: train them with the same data=, "
+            "train.val_tokens= and reinforce.val_prompts=."
         )
     if have_other_texts:
         return (
@@ -334,8 +335,9 @@ def write_sweep_report(folder: Path) -> list[Job]:
             score = None if job.score is None else measure.score(job.score)
             curve = [(row["tokens"] / 1e6, row[measure.key]) for row in rows if row.get(measure.key) is not None]
             curves.append((values, curve, job.status, score))
-        floors = {job.facts.floor_bpb for job in jobs if job.facts.floor_bpb and measure == BITS_PER_BYTE}
-        floor = floors.pop() if len(floors) == 1 else None
+        floors = [job.facts.floor_bpb for job in jobs if job.facts.floor_bpb and measure == BITS_PER_BYTE]
+        # tokenizers end the validation text at slightly different bytes, so comparable jobs may have slightly different floors
+        floor = statistics.fmean(floors) if floors and not remark(jobs) else None
         with whole_file(folder / "sweep.png") as file:
             file.write(sweep_picture(keys, curves, floor, folder.name, measure.title.removeprefix("val ")))
     return jobs

@@ -34,11 +34,14 @@ def validation_text(facts: Facts, config: dict[str, Any], measure: Measure = BIT
 
     `facts` is the content of the run's run.json. `config` holds its settings as nested dicts; groups and keys that are missing
     or damaged count as unknown. The accuracy of `prefer` and the reward of `reinforce` are measured on pairs and prompts. Only
-    the bits per byte of these runs are measured on the pretraining text, which the base run decides.
+    the bits per byte of these runs are measured on the pretraining text, which the base run decides. Two runs of `reinforce`
+    with another number of prompts answer different prompts.
     """
-    data, train = (group if isinstance(group := config.get(name), dict) else {} for name in ("data", "train"))
+    groups = (config.get(name) for name in ("data", "train", "reinforce"))
+    data, train, reinforce = (group if isinstance(group, dict) else {} for group in groups)
     text = [facts.data_fingerprint or data, data.get("seed"), data.get("val_fraction")]
     if measure != BITS_PER_BYTE:
+        text.append(reinforce.get("val_prompts"))
         return ValidationText(_identity(text), None, "")
     text.append(facts.validated_on)
     limit = [train.get("val_tokens"), config.get("tokenizer")]

@@ -166,6 +166,19 @@ def test_fine_tunings_on_different_data_are_not_to_be_compared_on_a_text(
     assert "compare RUNS" not in said
 
 
+@pytest.mark.parametrize(("lengths", "floor"), [((300_000, 299_996), 0.21745), ((200_000, 820_000), None)])
+def test_the_picture_shows_the_floor_of_the_jobs_that_can_be_compared(
+    tmp_path: Path, lengths: tuple[int, int], floor: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures: list[Any] = []
+    monkeypatch.setattr("positron.evaluation.sweep_report.sweep_picture", lambda *of: pictures.append(of) or b"")
+    for number, (name, length) in enumerate(zip(("char", "spm_2k"), lengths, strict=True)):
+        facts = {"data_fingerprint": "same", "val/bytes": length, "floor_bpb": 0.2174 + number / 10_000}
+        job(tmp_path, number, [f"tokenizer={name}"], 0.3, **facts)
+    write_sweep_report(tmp_path)
+    assert pictures[0][2] == (floor and pytest.approx(floor))
+
+
 @pytest.mark.parametrize(("lengths", "says"), [((200_000, 820_000), True), ((300_000, 299_996), False)])
 def test_jobs_validated_on_beginnings_of_different_length_are_not_compared(
     tmp_path: Path, lengths: tuple[int, int], says: bool
@@ -346,7 +359,9 @@ def test_a_search_does_not_choose_the_seed() -> None:
         _refuse_search_over_seeds(config("hydra_plugins.optuna.OptunaSweeper"), {"optimizer.lr", "seed"})
 
 
-@pytest.mark.parametrize("key", ["train.val_tokens", "data", "data.val_fraction", "reward", "reward.target"])
+@pytest.mark.parametrize(
+    "key", ["train.val_tokens", "data", "data.val_fraction", "reward", "reward.target", "reinforce.val_prompts"]
+)
 def test_a_search_does_not_choose_what_is_measured(key: str) -> None:
     grid, search = (
         SimpleNamespace(hydra=SimpleNamespace(sweeper=SimpleNamespace(_target_=name)))

@@ -15,6 +15,7 @@ from positron.evaluation.comparison import are_validated_alike, curves
 from positron.evaluation.sweep_report import as_text, sweep_jobs
 from positron.run.facts import Facts, write_record
 from positron.run.folder import Run
+from positron.run.measure import measure_of
 from positron.run.validated import comparable, validation_text
 from positron.training.callbacks.pruning import finished_curves
 
@@ -96,6 +97,15 @@ def test_the_accuracy_of_jobs_on_different_base_runs_can_be_compared(tmp_path: P
     assert "cannot be compared" not in as_text(sweep_jobs(tmp_path))
     assert finished_curves(tmp_path, tmp_path / "0") == [{3: -0.9}]
     assert not are_validated_alike([Run(tmp_path / "0"), Run(tmp_path / "1")])
+
+
+def test_rewards_for_different_numbers_of_prompts_are_not_compared() -> None:
+    def asked(**settings: int) -> Any:
+        config = {"data": {}, "reinforce": settings}
+        return validation_text(Facts(kind="reinforce", data_fingerprint="prompts"), config, measure_of("reinforce"))
+
+    assert asked(val_prompts=32, val_samples=4) == asked(val_prompts=32, val_samples=8)
+    assert asked(val_prompts=32) != asked(val_prompts=64)
 
 
 def test_jobs_that_failed_do_not_make_the_scores_of_the_others_incomparable(tmp_path: Path) -> None:
