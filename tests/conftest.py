@@ -111,6 +111,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(cores, 4) if cores > 1 else 0
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes after their argument, because packed bytes may hold the time, and all workers must collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what `-m` does not name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that open a page in a browser: each takes seconds, and together they take two minutes."""
