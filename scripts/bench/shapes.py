@@ -14,6 +14,5 @@ QUICKSTART = GPTConfig(
     activation="relu2",
     qk_norm=True,
     smear=True,
-    tie_embeddings=False,
     vocab_size=4000,
 )  # model=quickstart with tokenizer=spm_4k

@@ -43,7 +43,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "smear": {**RMS, "smear": True},
     "odd_sizes": {**RMS, "d_model": 36, "n_head": 6, "n_kv_head": 3, "d_ff": 50, "smear": True, "window": 7},
     "d_ff": {"d_ff": 24, "activation": "gelu"},
-    "quickstart": {**RMS, "activation": "relu2", "qk_norm": True, "smear": True, "tie_embeddings": False},
+    "quickstart": {**RMS, "activation": "relu2", "qk_norm": True, "smear": True},
 }
 FIELDS = {"norm": Norm, "position": Position, "activation": Activation}
 VALUES = [(field, value) for field, kind in FIELDS.items() for value in get_args(kind)]
