@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
+import yaml
+
+from positron.cli.hydra_app import conf_folder
 from positron.config import GPTConfig
 
-QUICKSTART = GPTConfig(
-    context_length=288,
-    d_model=256,
-    n_layer=2,
-    n_head=4,
-    norm="rmsnorm",
-    position="rope",
-    activation="relu2",
-    qk_norm=True,
-    smear=True,
-    vocab_size=4000,
-)  # model=quickstart with tokenizer=spm_4k
+_QUICKSTART = (conf_folder() / "model" / "quickstart.yaml").read_text(encoding="utf-8")
+QUICKSTART = GPTConfig(vocab_size=4000, **yaml.safe_load(_QUICKSTART))  # model=quickstart with tokenizer=spm_4k
